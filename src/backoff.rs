@@ -1,0 +1,27 @@
+//! Pauses between attempts: doubling, bounded, with jitter so that a fleet does not come back in step.
+
+use std::time::Duration;
+
+/// Doubles from 50 ms to 1 s.
+#[derive(Debug)]
+pub struct Backoff {
+    next: Duration,
+}
+
+const FIRST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(1);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { next: FIRST }
+    }
+}
+
+impl Backoff {
+    /// The next pause: between half and the whole of it.
+    pub fn pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(LONGEST);
+        pause.mul_f64(rand::random_range(0.5..=1.0))
+    }
+}

@@ -1,0 +1,4 @@
+//! What senders use.
+/// A client.
+#[derive(Clone, Debug)]
+pub struct Client {}

@@ -1,0 +1,72 @@
+//! The only place that reads the time, so that tests can hold it and nothing else trusts this machine's clock by
+//! accident. Durations come from [`Instant`]s; wall-clock time is for what crosses the wire.
+
+use std::time::Duration;
+
+pub use jiff::Timestamp;
+pub use tokio::time::Instant;
+
+/// The wall clock, as UTC.
+pub fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+/// The monotonic clock that timers use.
+pub fn instant() -> Instant {
+    Instant::now()
+}
+
+/// Seconds since the epoch, as events and `unacked_index` carry them.
+pub fn epoch_seconds(at: Timestamp) -> f64 {
+    at.as_microsecond() as f64 / 1e6
+}
+
+/// How long until `at`; zero when it has passed.
+pub fn until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
+}
+
+/// ISO-8601 with microseconds and offset, as Python's `datetime.isoformat()` writes an aware UTC time.
+pub fn iso(at: Timestamp) -> String {
+    at.to_zoned(jiff::tz::TimeZone::UTC)
+        .strftime("%Y-%m-%dT%H:%M:%S.%6f+00:00")
+        .to_string()
+}
+
+/// Reads what Celery's `maybe_iso8601` reads: any offset; a naive time is UTC.
+///
+/// # Errors
+/// The text is no ISO-8601 date and time.
+pub fn parse_iso(text: &str) -> Result<Timestamp, jiff::Error> {
+    match text.parse::<Timestamp>() {
+        Ok(at) => Ok(at),
+        Err(error) => match text.parse::<jiff::civil::DateTime>() {
+            Ok(naive) => naive
+                .to_zoned(jiff::tz::TimeZone::UTC)
+                .map(|zoned| zoned.timestamp()),
+            Err(_) => Err(error),
+        },
+    }
+}
+
+/// Hours *west* of UTC of the local time zone, DST included: the `utcoffset` of events
+/// (`celery.utils.time.utcoffset`).
+pub fn utc_offset_hours_west() -> f64 {
+    let offset = jiff::Zoned::now().offset().seconds();
+    // `0.0 - x` rather than `-x`: UTC is `0.0` on the wire, not `-0.0`.
+    0.0 - f64::from(offset) / 3600.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_naive_time_is_utc_and_any_offset_is_read() {
+        let aware = parse_iso("2026-11-22T15:48:06.190423+00:00").unwrap();
+        assert_eq!(parse_iso("2026-11-22T15:48:06.190423").unwrap(), aware);
+        assert_eq!(parse_iso("2026-11-22T17:48:06.190423+02:00").unwrap(), aware);
+        assert_eq!(iso(aware), "2026-11-22T15:48:06.190423+00:00");
+        assert!(parse_iso("garbage").is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! What can go wrong between us and a Redis, by what the caller does about it.
+
+use redis::{ErrorKind, RedisError, ServerError};
+
+/// Trouble with a Redis.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The URL is wrong. The text says how.
+    #[error("{0}")]
+    Url(String),
+    /// It may go away: the connection is being made again, or the server is busy with itself.
+    #[error("{0}")]
+    Transient(String),
+    /// Redis refused, and will refuse again.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Replies that mean "not now" or "not me": wait, and ask again on a new connection.
+const TRANSIENT: [&str; 14] = [
+    "LOADING", "READONLY", "UNBLOCKED", "MASTERDOWN", "BUSY", "OOM", "NOAUTH", "WRONGPASS", "NOSCRIPT", "MISCONF",
+    "CLUSTERDOWN", "TRYAGAIN", "EXECABORT", "NOREPLICAS",
+];
+/// Those of them that say that this connection itself is no good.
+const RECONNECT: [&str; 5] = ["READONLY", "UNBLOCKED", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
+
+impl Error {
+    /// Whether trying again later can help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Transient(_))
+    }
+
+    pub(super) fn from_redis(error: &RedisError, url: &str) -> Self {
+        if is_broken(error) {
+            return Self::Transient(format!("lost the connection to Redis at {url}: {error}"));
+        }
+        match error.code() {
+            Some(code) if is_transient_code(code) => Self::Transient(format!("Redis at {url} says: {error}")),
+            _ if error.to_string().contains("max number of clients") => {
+                Self::Transient(format!("Redis at {url} has no room for another client: {error}"))
+            }
+            _ => Self::Refused(format!("Redis at {url} refused: {error}")),
+        }
+    }
+
+    pub(super) fn from_server(error: &ServerError, url: &str) -> Self {
+        if is_transient_code(error.code()) {
+            Self::Transient(format!("Redis at {url} says: {error}"))
+        } else {
+            Self::Refused(format!("Redis at {url} refused: {error}"))
+        }
+    }
+
+    /// The one line for a person whose worker cannot start.
+    pub(super) fn unreachable(error: &RedisError, url: &str) -> Self {
+        let hint = match error.code() {
+            Some("NOAUTH" | "WRONGPASS") => "check the user and password in the URL",
+            Some("LOADING") => "it is loading its data; try again in a moment",
+            _ if matches!(error.kind(), ErrorKind::AuthenticationFailed) => "check the user and password in the URL",
+            _ => "is it running? start it with `redis-server`, or name another one with --broker",
+        };
+        let reason = if error.is_timeout() { "no answer within the time limit".to_owned() } else { error.to_string() };
+        Self::Transient(format!("cannot reach Redis at {url}: {reason}; {hint}"))
+    }
+}
+
+pub(super) fn is_transient_code(code: &str) -> bool {
+    TRANSIENT.contains(&code)
+}
+
+/// Whether a reply of that code means that another connection is needed.
+pub(super) fn needs_reconnect(code: &str) -> bool {
+    RECONNECT.contains(&code)
+}
+
+/// Whether the connection is gone, or must be taken for gone.
+pub(super) fn is_broken(error: &RedisError) -> bool {
+    error.is_io_error()
+        || error.is_timeout()
+        || error.is_connection_dropped()
+        || error.is_unrecoverable_error()
+        || matches!(error.kind(), ErrorKind::Parse | ErrorKind::Io)
+}

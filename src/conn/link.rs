@@ -1,0 +1,397 @@
+//! A connection that comes back by itself.
+//!
+//! A supervisor owns the making of connections; everybody else uses the one that stands. Every command has a deadline
+//! and an idle connection is asked for a sign of life, so that a half-open one is found within seconds.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, PushInfo, PushKind, Script, Value};
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::{info, warn};
+
+use super::error::{is_broken, needs_reconnect};
+use super::{Endpoint, Error};
+use crate::backoff::Backoff;
+use crate::clock;
+
+/// Time limits of a link.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// For making a connection.
+    pub connect_timeout: Duration,
+    /// For the answer to a command or pipeline.
+    pub response_timeout: Duration,
+    /// An idle connection is asked for a sign of life this often.
+    pub health_check: Duration,
+}
+
+impl Default for LinkOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(1),
+            response_timeout: Duration::from_secs(5),
+            health_check: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A message that came by pub/sub: channel and payload.
+pub type Push = (String, Vec<u8>);
+
+/// Pub/sub messages that wait to be read; beyond them the newest are dropped, so that a flood cannot fill the memory.
+const PUSHES: usize = 4096;
+
+/// One connection to a Redis, made again when it breaks. Clones share it.
+#[derive(Clone)]
+pub struct Link {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    endpoint: Endpoint,
+    options: LinkOptions,
+    client: Client,
+    /// The connection that stands, with its number; `None` while there is none.
+    current: watch::Sender<Option<(u64, MultiplexedConnection)>>,
+    used: AtomicU64,
+    setup: Mutex<Setup>,
+    woken: Arc<Notify>,
+    pushes: mpsc::Sender<Push>,
+    unread: Mutex<Option<mpsc::Receiver<Push>>>,
+    dropped: AtomicBool,
+}
+
+/// What a new connection is told.
+#[derive(Clone, Default)]
+struct Setup {
+    scripts: Vec<Script>,
+    tracked: Vec<String>,
+    patterns: Vec<String>,
+}
+
+impl Link {
+    /// Connects, once.
+    ///
+    /// # Errors
+    /// The server cannot be reached; the text says which and what to do.
+    pub async fn connect(endpoint: &Endpoint, options: LinkOptions) -> Result<Self, Error> {
+        let client = endpoint.client()?;
+        let (pushes, unread) = mpsc::channel(PUSHES);
+        let shared = Arc::new(Shared {
+            endpoint: endpoint.clone(),
+            options,
+            client,
+            current: watch::Sender::new(None),
+            used: AtomicU64::new(0),
+            setup: Mutex::default(),
+            woken: Arc::new(Notify::new()),
+            pushes,
+            unread: Mutex::new(Some(unread)),
+            dropped: AtomicBool::new(false),
+        });
+        let connection = shared
+            .open()
+            .await
+            .map_err(|error| Error::unreachable(&error, &shared.endpoint.to_string()))?;
+        shared.current.send_replace(Some((1, connection)));
+        tokio::spawn(supervise(Arc::downgrade(&shared)));
+        Ok(Self { shared })
+    }
+
+    /// Where it goes.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.shared.endpoint
+    }
+
+    /// Whether both are the same connection, so that one pipeline can carry the commands of both.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// The number of the connection that stands; 0 while there is none.
+    pub fn epoch(&self) -> u64 {
+        self.shared.current.borrow().as_ref().map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// Waits until there is a connection; at least a moment, so that a caller that tries again does not spin.
+    pub async fn ready(&self) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Fails only when the sender is gone, which `self` holds.
+        let _ = self.shared.current.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Runs one command.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.add_command(command.clone());
+        let value = self.pipeline(&pipe).await?.pop().unwrap_or(Value::Nil);
+        let refused = |error: &dyn std::fmt::Display| Error::Refused(format!("unexpected answer of Redis: {error}"));
+        if let Value::ServerError(error) = &value {
+            return Err(Error::from_server(error, &self.shared.endpoint.to_string()));
+        }
+        T::from_redis_value(value).map_err(|error| refused(&error))
+    }
+
+    /// Runs many commands. Errors of single commands come back as [`Value::ServerError`] in their place, unless they
+    /// concern the server as a whole.
+    ///
+    /// # Errors
+    /// The connection broke (some of the commands may have run), or the server answers none of them now.
+    pub async fn pipeline(&self, pipe: &Pipeline) -> Result<Vec<Value>, Error> {
+        match self.attempt(pipe).await {
+            // The scripts are gone from the server's cache: load them again, once.
+            Err(Error::Transient(text)) if text.contains("NOSCRIPT") => {
+                self.load_scripts().await?;
+                self.attempt(pipe).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn attempt(&self, pipe: &Pipeline) -> Result<Vec<Value>, Error> {
+        let url = || self.shared.endpoint.to_string();
+        let current = self.shared.current.borrow().clone();
+        let Some((epoch, mut connection)) = current else {
+            return Err(Error::Transient(format!("not connected to Redis at {}", url())));
+        };
+        self.shared.used.fetch_add(1, Ordering::Relaxed);
+        match connection.req_packed_commands(pipe, 0, pipe.len()).await {
+            Ok(values) => {
+                for value in &values {
+                    if let Value::ServerError(error) = value {
+                        if needs_reconnect(error.code()) {
+                            self.shared.broken(epoch, &error.to_string());
+                        }
+                        let error = Error::from_server(error, &url());
+                        if error.is_transient() {
+                            return Err(error);
+                        }
+                    }
+                }
+                Ok(values)
+            }
+            Err(error) => {
+                if is_broken(&error) || error.code().is_some_and(needs_reconnect) {
+                    self.shared.broken(epoch, &error.to_string());
+                }
+                Err(Error::from_redis(&error, &url()))
+            }
+        }
+    }
+
+    /// Makes scripts known, on this and every later connection.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses scripts.
+    pub async fn register(&self, scripts: impl IntoIterator<Item = Script>) -> Result<(), Error> {
+        self.shared.setup().scripts.extend(scripts);
+        self.load_scripts().await
+    }
+
+    async fn load_scripts(&self) -> Result<(), Error> {
+        let mut pipe = Pipeline::new();
+        for script in &self.shared.setup().scripts {
+            pipe.load_script(script);
+        }
+        if pipe.is_empty() {
+            return Ok(());
+        }
+        for value in self.attempt(&pipe).await? {
+            if let Value::ServerError(error) = value {
+                return Err(Error::from_server(&error, &self.shared.endpoint.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for news of changed keys that begin with one of `prefixes` (`CLIENT TRACKING … BCAST`): each wakes
+    /// [`woken`](Self::woken). Whether the server can do that; if not, callers have to look by themselves.
+    pub async fn track(&self, prefixes: &[String]) -> bool {
+        self.shared.setup().tracked = prefixes.to_vec();
+        self.query::<Value>(&tracking(prefixes)).await.is_ok()
+    }
+
+    /// Waits for news of a tracked key, or of a new connection, after which anything may have changed.
+    pub async fn woken(&self) {
+        self.shared.woken.notified().await;
+    }
+
+    /// Subscribes to patterns, on this and every later connection; messages come to [`pushes`](Self::pushes).
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn subscribe(&self, patterns: &[String]) -> Result<(), Error> {
+        self.shared.setup().patterns.extend_from_slice(patterns);
+        let current = self.shared.current.borrow().clone();
+        if let Some((_, mut connection)) = current {
+            for pattern in patterns {
+                let subscribed = connection.psubscribe(pattern).await;
+                subscribed.map_err(|error| Error::from_redis(&error, &self.shared.endpoint.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a subscription.
+    pub async fn unsubscribe(&self, pattern: &str) {
+        self.shared.setup().patterns.retain(|known| known != pattern);
+        let current = self.shared.current.borrow().clone();
+        if let Some((_, mut connection)) = current {
+            // A connection that is gone has no subscriptions left.
+            let _ = connection.punsubscribe(pattern).await;
+        }
+    }
+
+    /// The pub/sub messages of this link; there is one reader, so the second call gives an empty channel.
+    pub fn pushes(&self) -> mpsc::Receiver<Push> {
+        let unread = self.shared.unread.lock().ok().and_then(|mut unread| unread.take());
+        unread.unwrap_or_else(|| mpsc::channel(1).1)
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Link").field(&self.shared.endpoint).finish()
+    }
+}
+
+impl Shared {
+    /// What new connections are told. A panic while it was held cannot leave it half-written: it is only extended.
+    fn setup(&self) -> std::sync::MutexGuard<'_, Setup> {
+        self.setup.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    async fn open(self: &Arc<Self>) -> redis::RedisResult<MultiplexedConnection> {
+        let weak = Arc::downgrade(self);
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.options.connect_timeout))
+            .set_response_timeout(Some(self.options.response_timeout))
+            .set_push_sender(move |push: PushInfo| -> Result<(), redis::aio::SendError> {
+                if let Some(shared) = weak.upgrade() {
+                    shared.on_push(push);
+                }
+                Ok(())
+            });
+        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let setup = self.setup().clone();
+        let mut pipe = Pipeline::new();
+        for script in &setup.scripts {
+            pipe.load_script(script);
+        }
+        if !setup.tracked.is_empty() {
+            pipe.add_command(tracking(&setup.tracked));
+        }
+        if !pipe.is_empty() {
+            // A server that is loading refuses these: the connection is not ready, so try again.
+            for value in connection.req_packed_commands(&pipe, 0, pipe.len()).await? {
+                if let Value::ServerError(error) = value {
+                    return Err(error.into());
+                }
+            }
+        }
+        for pattern in &setup.patterns {
+            connection.psubscribe(pattern).await?;
+        }
+        redis::cmd("PING").exec_async(&mut connection).await?;
+        Ok(connection)
+    }
+
+    fn on_push(&self, push: PushInfo) {
+        match push.kind {
+            PushKind::Invalidate => self.woken.notify_one(),
+            PushKind::Message | PushKind::PMessage => {
+                let mut parts = push.data.into_iter().rev();
+                let (Some(payload), Some(channel)) = (parts.next(), parts.next()) else { return };
+                if let (Ok(channel), Value::BulkString(payload)) = (String::from_redis_value(channel), payload)
+                    && self.pushes.try_send((channel, payload)).is_err()
+                    && !self.dropped.swap(true, Ordering::Relaxed)
+                {
+                    warn!("pub/sub messages come faster than they can be handled; some are dropped");
+                }
+            }
+            PushKind::Disconnection => {
+                let epoch = self.current.borrow().as_ref().map(|(epoch, _)| *epoch);
+                if let Some(epoch) = epoch {
+                    self.broken(epoch, "the server closed the connection");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes a connection for gone, if it still is the current one.
+    fn broken(&self, epoch: u64, why: &str) {
+        let gone = self.current.send_if_modified(|current| {
+            let ours = current.as_ref().is_some_and(|(number, _)| *number == epoch);
+            if ours {
+                *current = None;
+            }
+            ours
+        });
+        if gone {
+            warn!("lost the connection to Redis at {}: {why}; reconnecting", self.endpoint);
+        }
+    }
+}
+
+fn tracking(prefixes: &[String]) -> Cmd {
+    let mut command = redis::cmd("CLIENT");
+    command.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
+    for prefix in prefixes {
+        command.arg("PREFIX").arg(prefix);
+    }
+    command
+}
+
+/// Makes connections as long as somebody holds the link.
+async fn supervise(shared: Weak<Shared>) {
+    let mut epoch = 1;
+    loop {
+        let Some(strong) = shared.upgrade() else { return };
+        let pause = strong.options.health_check;
+        let standing = strong.current.borrow().clone();
+        match standing {
+            Some((epoch, mut connection)) => {
+                let mut changes = strong.current.subscribe();
+                let used = strong.used.load(Ordering::Relaxed);
+                let weak = Arc::downgrade(&strong);
+                drop(strong);
+                // Wake up at once when the connection is taken for gone, else look after it now and then.
+                let broke = tokio::time::timeout(pause, changes.wait_for(Option::is_none)).await.is_ok();
+                drop(changes);
+                let Some(strong) = weak.upgrade() else { return };
+                if !broke && strong.used.load(Ordering::Relaxed) == used
+                    && let Err(error) = redis::cmd("PING").exec_async(&mut connection).await
+                    && is_broken(&error)
+                {
+                    strong.broken(epoch, "no sign of life");
+                }
+            }
+            None => {
+                let since = clock::instant();
+                let mut backoff = Backoff::default();
+                let weak = Arc::downgrade(&strong);
+                drop(strong);
+                loop {
+                    let Some(strong) = weak.upgrade() else { return };
+                    if let Ok(connection) = strong.open().await {
+                        epoch += 1;
+                        strong.current.send_replace(Some((epoch, connection)));
+                        let gone = clock::instant().saturating_duration_since(since);
+                        info!("connected to Redis at {} again after {:.1} s", strong.endpoint, gone.as_secs_f64());
+                        strong.woken.notify_one();
+                        break;
+                    }
+                    drop(strong);
+                    tokio::time::sleep(backoff.pause()).await;
+                }
+            }
+        }
+    }
+}

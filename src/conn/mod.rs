@@ -1,0 +1,9 @@
+//! Redis connections: where a Redis is ([`Endpoint`]) and a connection to it that comes back by itself ([`Link`]).
+
+mod endpoint;
+mod error;
+mod link;
+
+pub use endpoint::Endpoint;
+pub use error::Error;
+pub use link::{Link, LinkOptions, Push};

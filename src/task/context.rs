@@ -1,0 +1,201 @@
+//! What a run knows about itself, and what it may tell the world while it runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use crate::client::Client;
+use crate::clock::Instant;
+use crate::wire::State;
+
+/// The facts of one run.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    /// Task id.
+    pub id: Arc<str>,
+    /// Task name.
+    pub name: Arc<str>,
+    /// The worker's node name.
+    pub hostname: Arc<str>,
+    /// Retries so far.
+    pub retries: u32,
+    /// First task of the workflow.
+    pub root_id: Option<String>,
+    /// The task that sent this one.
+    pub parent_id: Option<String>,
+    /// The group it belongs to.
+    pub group: Option<String>,
+    /// The message was delivered before.
+    pub redelivered: bool,
+    /// When the hard time limit ends the run.
+    pub deadline: Option<Instant>,
+}
+
+/// What a run says while it runs. The worker turns it into result records and stream entries.
+#[derive(Debug)]
+pub enum Note {
+    /// A state with its meta data, for the result record.
+    State(Arc<str>, State, Box<RawValue>),
+    /// An entry of the token stream.
+    Stream(Arc<str>, Box<RawValue>),
+}
+
+/// Where notes go.
+pub type Notes = mpsc::Sender<Note>;
+
+/// Given to every run.
+#[derive(Clone)]
+pub struct Context {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    details: Details,
+    cancel: CancellationToken,
+    soft: CancellationToken,
+    watches_soft: AtomicBool,
+    notes: Notes,
+    dropped: AtomicU64,
+    client: Option<Client>,
+}
+
+impl Context {
+    /// A context whose notes go to `notes`. The worker makes one for each run; a test of a task makes its own.
+    pub fn new(details: Details, notes: Notes, client: Option<Client>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                details,
+                cancel: CancellationToken::new(),
+                soft: CancellationToken::new(),
+                watches_soft: AtomicBool::new(false),
+                notes,
+                dropped: AtomicU64::new(0),
+                client,
+            }),
+        }
+    }
+
+    /// The task's id.
+    pub fn id(&self) -> &str {
+        &self.inner.details.id
+    }
+
+    /// The task's name.
+    pub fn name(&self) -> &str {
+        &self.inner.details.name
+    }
+
+    /// How often it was retried.
+    pub fn retries(&self) -> u32 {
+        self.inner.details.retries
+    }
+
+    /// All facts of the run.
+    pub fn details(&self) -> &Details {
+        &self.inner.details
+    }
+
+    /// When the hard time limit ends the run.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.inner.details.deadline
+    }
+
+    /// The time left before the hard limit.
+    pub fn time_left(&self) -> Option<Duration> {
+        let deadline = self.deadline()?;
+        Some(deadline.saturating_duration_since(crate::clock::instant()))
+    }
+
+    /// Completes when the run is to end: revoked, over its hard limit, or the worker stops cold. An async run need
+    /// not watch it, since its future is dropped; a blocking one should, between two pieces of work.
+    pub async fn cancelled(&self) {
+        self.inner.cancel.cancelled().await;
+    }
+
+    /// Whether the run is to end; see [`cancelled`](Self::cancelled).
+    pub fn is_cancelled(&self) -> bool {
+        self.inner.cancel.is_cancelled()
+    }
+
+    /// Completes at the soft time limit. A run that has called this is not ended at the soft limit but at the hard
+    /// one: catching `SoftTimeLimitExceeded`, in Python's terms.
+    pub async fn soft_limit(&self) {
+        self.inner.watches_soft.store(true, Ordering::Release);
+        self.inner.soft.cancelled().await;
+    }
+
+    /// Stores a state of the task's own, such as `PROGRESS`, with meta data (`Task.update_state`). Waits while the
+    /// worker's outgoing queue is full.
+    ///
+    /// # Errors
+    /// `meta` cannot be serialized.
+    pub async fn update_state(&self, state: &str, meta: &impl Serialize) -> Result<(), Failure> {
+        let meta = serde_json::value::to_raw_value(meta)?;
+        let note = Note::State(self.inner.details.id.clone(), State::parse(state), meta);
+        // A closed channel is a worker that is gone: the run is about to be dropped.
+        let _ = self.inner.notes.send(note).await;
+        Ok(())
+    }
+
+    /// Appends an entry to the task's token stream. Never waits: while Redis cannot be reached, entries beyond the
+    /// worker's bounded queue are left out of the stream (the result is whole).
+    pub fn stream(&self, entry: &impl Serialize) {
+        let Ok(entry) = serde_json::value::to_raw_value(entry) else {
+            return;
+        };
+        let note = Note::Stream(self.inner.details.id.clone(), entry);
+        if self.inner.notes.try_send(note).is_err() {
+            self.inner.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many stream entries were left out.
+    pub fn stream_dropped(&self) -> u64 {
+        self.inner.dropped.load(Ordering::Relaxed)
+    }
+
+    /// A client for sub-tasks; `None` outside a worker.
+    pub fn client(&self) -> Option<&Client> {
+        self.inner.client.as_ref()
+    }
+
+    pub(crate) fn cancel(&self) {
+        self.inner.cancel.cancel();
+    }
+
+    /// Tells the run of its soft limit; whether it watches for it.
+    pub(crate) fn reach_soft_limit(&self) -> bool {
+        self.inner.soft.cancel();
+        self.inner.watches_soft.load(Ordering::Acquire)
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Context").field(&self.inner.details).finish()
+    }
+}
+
+/// A stream entry that is only text, for tasks that have nothing else to say.
+impl Context {
+    /// Streams a piece of text as a `token` entry.
+    pub fn stream_text(&self, text: &str) {
+        self.stream(&serde_json::json!({"type": "token", "text": text, "attempt": 0}));
+    }
+
+    /// Reports progress as Python tasks do: state `PROGRESS` with `current` and `total`.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub async fn progress(&self, current: u64, total: u64) -> Result<(), Failure> {
+        let meta: Value = serde_json::json!({"current": current, "total": total});
+        self.update_state("PROGRESS", &meta).await
+    }
+}

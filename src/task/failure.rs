@@ -1,0 +1,69 @@
+//! How a task says that it did not succeed: a decision, not only an error.
+
+use std::error::Error;
+use std::time::Duration;
+
+use crate::wire::Exception;
+
+/// What the worker does with a run that gave no result.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Failure {
+    /// The task failed; `get()` raises this exception.
+    Fail(Exception),
+    /// Try again later, at most `max_retries` times (`Task.retry`).
+    Retry {
+        /// Pause; `None` takes the task's `default_retry_delay`.
+        after: Option<Duration>,
+        /// Why; raised when no retry is left.
+        cause: Option<Exception>,
+    },
+    /// Refuse the message (`celery.exceptions.Reject`).
+    Reject {
+        /// Put it back at the end of its queue.
+        requeue: bool,
+        /// Why.
+        reason: String,
+    },
+    /// Store nothing; the message is done with (`celery.exceptions.Ignore`).
+    Ignore,
+}
+
+impl Failure {
+    /// Fails as Python's `ValueError`.
+    pub fn value_error(message: impl Into<String>) -> Self {
+        Self::Fail(Exception::value_error(message))
+    }
+
+    /// Fails as Python's `TypeError`.
+    pub fn type_error(message: impl Into<String>) -> Self {
+        Self::Fail(Exception::type_error(message))
+    }
+
+    /// Tries again after a pause.
+    pub fn retry_after(after: Duration, cause: Exception) -> Self {
+        Self::Retry {
+            after: Some(after),
+            cause: Some(cause),
+        }
+    }
+}
+
+impl From<Exception> for Failure {
+    fn from(exception: Exception) -> Self {
+        Self::Fail(exception)
+    }
+}
+
+/// Any Rust error fails the task as `RuntimeError`, with the whole chain of causes in its text, so that `?` works.
+impl<E: Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        Self::Fail(Exception::runtime_error(text))
+    }
+}

@@ -1,0 +1,147 @@
+//! Policy of a task. Names and defaults are those of `celery.app.task.Task`.
+
+use std::time::Duration;
+
+/// What a worker does around a task. Start from [`Options::DEFAULT`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Acknowledge after the run rather than before it: a task whose worker died runs again.
+    pub acks_late: bool,
+    /// With late acks: a failed task is acknowledged. `false` drops it without acknowledgement (Celery's word for
+    /// "reject without requeue").
+    pub acks_on_failure: bool,
+    /// With late acks: a task ended by its hard time limit is acknowledged. `false` puts it back.
+    pub acks_on_timeout: bool,
+    /// How often it may be retried; `None` is without end.
+    pub max_retries: Option<u32>,
+    /// Pause before a retry that names none.
+    pub default_retry_delay: Duration,
+    /// Retry on every [`Failure::Fail`](super::Failure::Fail) as `autoretry_for = (Exception,)` does.
+    pub autoretry: bool,
+    /// With `autoretry`: pauses grow as `backoff × 2^retries`; `None` uses `default_retry_delay`.
+    pub retry_backoff: Option<Duration>,
+    /// Longest pause of `retry_backoff`.
+    pub retry_backoff_max: Duration,
+    /// Take a random share of the pause.
+    pub retry_jitter: bool,
+    /// At most so many starts per second in this worker.
+    pub rate_limit: Option<RateLimit>,
+    /// After this a run is ended: `TimeLimitExceeded`.
+    pub time_limit: Option<Duration>,
+    /// After this a run is ended as `SoftTimeLimitExceeded`, unless it watches
+    /// [`Context::soft_limit`](super::Context::soft_limit) and ends by itself before the hard limit.
+    pub soft_time_limit: Option<Duration>,
+    /// Store no result.
+    pub ignore_result: bool,
+    /// Store failures even if results are ignored.
+    pub store_errors_even_if_ignored: bool,
+    /// Store the state STARTED.
+    pub track_started: bool,
+    /// Send task events.
+    pub send_events: bool,
+    /// Run on a thread of its own, for code that blocks. Such a run cannot be interrupted.
+    pub blocking: bool,
+    /// The run writes to the token stream; the worker ends the stream when the run is over.
+    pub streams: bool,
+}
+
+impl Options {
+    /// Celery's defaults.
+    pub const DEFAULT: Self = Self {
+        acks_late: false,
+        acks_on_failure: true,
+        acks_on_timeout: true,
+        max_retries: Some(3),
+        default_retry_delay: Duration::from_secs(180),
+        autoretry: false,
+        retry_backoff: None,
+        retry_backoff_max: Duration::from_secs(600),
+        retry_jitter: true,
+        rate_limit: None,
+        time_limit: None,
+        soft_time_limit: None,
+        ignore_result: false,
+        store_errors_even_if_ignored: false,
+        track_started: false,
+        send_events: true,
+        blocking: false,
+        streams: false,
+    };
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// Starts per second, read from Celery's strings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RateLimit {
+    per_second: f64,
+    /// How it was written, for `inspect registered`.
+    count: f64,
+    unit: char,
+}
+
+impl RateLimit {
+    /// Reads `10`, `10/s`, `100/m`, `1000/h`; `0` and an empty text are no limit (`celery.utils.time.rate`).
+    ///
+    /// # Errors
+    /// A text for people: what was wrong with it.
+    pub fn parse(text: &str) -> Result<Option<Self>, String> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let (count, unit) = text.split_once('/').unwrap_or((text, "s"));
+        let count: f64 = count
+            .trim()
+            .parse()
+            .map_err(|_| format!("could not convert string to float: {count:?}"))?;
+        let seconds = match unit.trim() {
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            other => return Err(format!("unknown unit {other:?}: use s, m or h")),
+        };
+        if !count.is_finite() || count < 0.0 {
+            return Err(format!("{count} is no rate"));
+        }
+        Ok((count > 0.0).then_some(Self {
+            per_second: count / seconds,
+            count,
+            unit: unit.trim().chars().next().unwrap_or('s'),
+        }))
+    }
+
+    /// The pause between two starts.
+    pub fn interval(self) -> Duration {
+        Duration::try_from_secs_f64(1.0 / self.per_second).unwrap_or(Duration::MAX)
+    }
+}
+
+impl std::fmt::Display for RateLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.count, self.unit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p_105_rate_limits_are_read_as_celery_reads_them() {
+        let interval = |text| RateLimit::parse(text).unwrap().map(RateLimit::interval);
+        assert_eq!(interval("10"), Some(Duration::from_millis(100)));
+        assert_eq!(interval("10/s"), Some(Duration::from_millis(100)));
+        assert_eq!(interval("2/m"), Some(Duration::from_secs(30)));
+        assert_eq!(interval("1/h"), Some(Duration::from_secs(3600)));
+        assert_eq!(interval("0"), None);
+        assert_eq!(RateLimit::parse("2/m").unwrap().unwrap().to_string(), "2/m");
+        for bad in ["x", "1/d", "-1", "nan", "1/"] {
+            assert!(RateLimit::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

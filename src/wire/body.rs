@@ -1,0 +1,165 @@
+//! The body of a task message: `[args, kwargs, embed]`, kept as JSON text and cut at its joints only.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::message::DecodeError;
+use super::{Signature, json};
+
+/// A decoded body. The three parts are slices of one text, so that a body is held once however large it is.
+#[derive(Debug)]
+pub struct Body {
+    text: String,
+    args: Range<usize>,
+    kwargs: Range<usize>,
+    embed: Option<Range<usize>>,
+}
+
+/// Positional and keyword arguments, as values.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Arguments {
+    /// Positional.
+    pub args: Vec<Value>,
+    /// By name.
+    pub kwargs: Map<String, Value>,
+}
+
+/// The third part of a body: what follows the task.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub struct Embed {
+    /// `link`.
+    #[serde(default)]
+    pub callbacks: Option<Vec<Signature>>,
+    /// `link_error`.
+    #[serde(default)]
+    pub errbacks: Option<Vec<Signature>>,
+    /// The rest of a chain, reversed: the next step is the last element (trap T14).
+    #[serde(default)]
+    pub chain: Option<Vec<Signature>>,
+    /// The body of the chord this task counts for.
+    #[serde(default)]
+    pub chord: Option<Signature>,
+}
+
+impl Body {
+    /// Cuts the text of a protocol 2 body.
+    ///
+    /// # Errors
+    /// The text is not `[list, object, object or null]`.
+    pub fn parse(text: String) -> Result<Self, DecodeError> {
+        let text = match json::finite(&text) {
+            std::borrow::Cow::Owned(finite) if serde_json::from_str::<&RawValue>(&text).is_err() => finite,
+            _ => text,
+        };
+        let parts: Vec<&RawValue> = serde_json::from_str(&text)
+            .map_err(|error| DecodeError::Body(format!("the body is not [args, kwargs, embed]: {error}")))?;
+        let [args, kwargs, embed] = parts[..] else {
+            return Err(DecodeError::Body(format!(
+                "the body has {} parts instead of [args, kwargs, embed]",
+                parts.len()
+            )));
+        };
+        if !args.get().starts_with('[') {
+            return Err(DecodeError::Body("args is not a list".into()));
+        }
+        if !kwargs.get().starts_with('{') {
+            return Err(DecodeError::Body("kwargs is not an object".into()));
+        }
+        let embed = match embed.get() {
+            "null" => None,
+            text if text.starts_with('{') => Some(embed),
+            _ => return Err(DecodeError::Body("embed is neither an object nor null".into())),
+        };
+        // Each part is a slice of `text`, so the distance of the pointers is its place.
+        let start = text.as_ptr() as usize;
+        let place = |part: &str| {
+            let at = part.as_ptr() as usize - start;
+            at..at + part.len()
+        };
+        let (args, kwargs) = (place(args.get()), place(kwargs.get()));
+        let embed = embed.map(|embed| place(embed.get()));
+        Ok(Self {
+            text,
+            args,
+            kwargs,
+            embed,
+        })
+    }
+
+    /// Positional arguments, JSON text of a list.
+    pub fn args(&self) -> &str {
+        &self.text[self.args.clone()]
+    }
+
+    /// Keyword arguments, JSON text of an object.
+    pub fn kwargs(&self) -> &str {
+        &self.text[self.kwargs.clone()]
+    }
+
+    /// The arguments as values.
+    ///
+    /// # Errors
+    /// A number or string in them is not JSON.
+    pub fn arguments(&self) -> Result<Arguments, serde_json::Error> {
+        Ok(Arguments {
+            args: serde_json::from_str(self.args())?,
+            kwargs: serde_json::from_str(self.kwargs())?,
+        })
+    }
+
+    /// What follows the task.
+    ///
+    /// # Errors
+    /// A callback, errback, chain step or chord is not a signature.
+    pub fn embed(&self) -> Result<Embed, DecodeError> {
+        match &self.embed {
+            None => Ok(Embed::default()),
+            Some(place) => read_embed(&self.text[place.clone()]),
+        }
+    }
+}
+
+fn read_embed<T: DeserializeOwned>(text: &str) -> Result<T, DecodeError> {
+    serde_json::from_str(text)
+        .map_err(|error| DecodeError::Body(format!("embed is not of Celery's shape: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p_053_the_minimal_body_is_cut_in_three() {
+        let body = Body::parse(r#"[[1, "a,]"], {"k": {}}, {}]"#.into()).unwrap();
+        assert_eq!(body.args(), r#"[1, "a,]"]"#);
+        assert_eq!(body.kwargs(), r#"{"k": {}}"#);
+        assert_eq!(body.embed().unwrap(), Embed::default());
+        assert!(Body::parse("[[], {}, null]".into()).unwrap().embed().unwrap().chain.is_none());
+    }
+
+    #[test]
+    fn p_073_a_body_of_another_shape_is_an_error() {
+        for text in [
+            "null",
+            "[[], {}]",
+            "[[], {}, {}, {}]",
+            "[{}, {}, {}]",
+            "[[], [], {}]",
+            "[[], {}, 3]",
+            "not json",
+            "",
+        ] {
+            assert!(Body::parse(text.into()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn p_015_a_body_with_nan_is_read() {
+        let body = Body::parse("[[NaN, 1], {}, {}]".into()).unwrap();
+        assert_eq!(body.args(), "[null, 1]");
+    }
+}

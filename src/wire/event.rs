@@ -1,0 +1,151 @@
+//! Events (`celery.events`): what Flower and `celery events` show.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::envelope::wrap;
+
+/// The fields of one event, by type. Names and order are Celery's (protocol 6.3, 6.4).
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum EventKind {
+    /// `worker-online`, `worker-heartbeat`, `worker-offline`.
+    Worker {
+        /// Seconds between heartbeats.
+        freq: f64,
+        /// Tasks running now.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        active: Option<usize>,
+        /// Tasks started since the worker did.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        processed: Option<u64>,
+        /// Over 1, 5 and 15 minutes.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        loadavg: Option<[f64; 3]>,
+        /// Name of the software.
+        sw_ident: &'static str,
+        /// Its version.
+        sw_ver: &'static str,
+        /// Operating system.
+        sw_sys: &'static str,
+    },
+    /// `task-received`.
+    Received {
+        /// Task id.
+        uuid: String,
+        /// Shown name.
+        name: String,
+        /// `argsrepr`.
+        args: Option<String>,
+        /// `kwargsrepr`.
+        kwargs: Option<String>,
+        /// First task of the workflow.
+        root_id: Option<String>,
+        /// The task that sent it.
+        parent_id: Option<String>,
+        /// Retries so far.
+        retries: u32,
+        /// ISO time.
+        eta: Option<String>,
+        /// ISO time.
+        expires: Option<String>,
+    },
+    /// `task-started`.
+    Started {
+        /// Task id.
+        uuid: String,
+    },
+    /// `task-succeeded`.
+    Succeeded {
+        /// Task id.
+        uuid: String,
+        /// Repr of the result.
+        result: String,
+        /// Seconds.
+        runtime: f64,
+    },
+    /// `task-failed` and `task-retried`.
+    Failed {
+        /// Task id.
+        uuid: String,
+        /// Repr of the exception.
+        exception: String,
+        /// Text; absent for an unregistered task.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        traceback: Option<String>,
+    },
+    /// `task-rejected`.
+    Rejected {
+        /// Task id.
+        uuid: String,
+        /// Whether it went back to the queue.
+        requeue: bool,
+    },
+    /// `task-revoked`.
+    Revoked {
+        /// Task id.
+        uuid: String,
+        /// It was running.
+        terminated: bool,
+        /// Signal number asked for.
+        signum: Option<i32>,
+        /// It was too late.
+        expired: bool,
+    },
+}
+
+/// One event, with what every event has (P-162).
+#[derive(Clone, Debug, Serialize)]
+pub struct Event {
+    /// The sender's node name.
+    pub hostname: std::sync::Arc<str>,
+    /// Hours west of UTC.
+    pub utcoffset: f64,
+    /// Process id.
+    pub pid: u32,
+    /// Lamport clock.
+    pub clock: u64,
+    /// The specific fields.
+    #[serde(flatten)]
+    pub kind: EventKind,
+    /// Seconds since the epoch.
+    pub timestamp: f64,
+    /// `task-received`, …
+    #[serde(rename = "type")]
+    pub name: &'static str,
+}
+
+/// A batch of events in one message.
+pub struct Events;
+
+impl Events {
+    /// The envelope of one worker event, and its routing key.
+    ///
+    /// # Errors
+    /// Never in practice: events hold numbers and text only.
+    pub fn worker(event: &Event, exchange: &str) -> Result<(String, Vec<u8>), serde_json::Error> {
+        let routing_key = event.name.replace('-', ".");
+        let payload = wrap(Sender { hostname: &event.hostname }, event, exchange, &routing_key, false)?;
+        Ok((routing_key, payload))
+    }
+
+    /// The envelope of several task events, an array on the routing key `task.multi` (P-161). Events come already
+    /// serialized, because they are made one by one and sent together.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn tasks(
+        events: &[Box<RawValue>],
+        hostname: &str,
+        exchange: &str,
+    ) -> Result<(String, Vec<u8>), serde_json::Error> {
+        let routing_key = "task.multi".to_owned();
+        let payload = wrap(Sender { hostname }, events, exchange, &routing_key, false)?;
+        Ok((routing_key, payload))
+    }
+}
+
+#[derive(Serialize)]
+struct Sender<'a> {
+    hostname: &'a str,
+}

@@ -1,0 +1,211 @@
+//! From the bytes of a queue element to a task message, with every way in which they can be wrong.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+
+use super::{Body, Envelope, Headers, Limits, Properties, decompress};
+
+/// A task message that can be given to its task.
+#[derive(Debug)]
+pub struct Message {
+    /// What Celery says about the task.
+    pub headers: Headers,
+    /// How the message travelled.
+    pub properties: Properties,
+    /// Its arguments and what follows it.
+    pub body: Body,
+}
+
+/// Why bytes are no task message. The text is for the log line and the dead-letter entry.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DecodeError {
+    /// The element is not an envelope.
+    #[error("not a message: {0}")]
+    Envelope(String),
+    /// It is an envelope, but not of a task.
+    #[error("not a task message: {0}")]
+    NotATask(String),
+    /// Its content type is not accepted.
+    #[error(
+        "refusing content type {0:?}: only application/json is accepted; set task_serializer = 'json' in the sender"
+    )]
+    ContentType(String),
+    /// The body cannot be decoded.
+    #[error("cannot decode the body: {0}")]
+    Body(String),
+    /// A part is larger than allowed.
+    #[error("the {what} is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// Which part.
+        what: &'static str,
+        /// In bytes.
+        limit: usize,
+    },
+}
+
+/// A message as far as it could be read: what went wrong, and who it was for, so that the sender can be told.
+#[derive(Debug)]
+pub struct Undecodable {
+    /// What was wrong.
+    pub error: DecodeError,
+    /// The headers, when they could be read.
+    pub headers: Option<Box<Headers>>,
+}
+
+impl From<DecodeError> for Undecodable {
+    fn from(error: DecodeError) -> Self {
+        Self {
+            error,
+            headers: None,
+        }
+    }
+}
+
+/// Decodes a queue element.
+///
+/// # Errors
+/// See [`DecodeError`]; when the headers were sound they come back with the error.
+pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
+    let envelope = envelope(raw)?;
+    let headers = headers(&envelope, limits)?;
+    let properties = envelope.properties.unwrap_or_default();
+    match body(
+        envelope.body.unwrap_or_default(),
+        envelope.content_type.as_deref(),
+        &headers,
+        &properties,
+        limits,
+    ) {
+        Ok(body) => Ok(Message {
+            headers,
+            properties,
+            body,
+        }),
+        Err(error) => Err(Undecodable {
+            error,
+            headers: Some(Box::new(headers)),
+        }),
+    }
+}
+
+fn envelope(raw: &[u8]) -> Result<Envelope<'_>, DecodeError> {
+    let text = std::str::from_utf8(raw)
+        .map_err(|error| DecodeError::Envelope(format!("not UTF-8: {error}")))?;
+    serde_json::from_str(text).map_err(|error| DecodeError::Envelope(error.to_string()))
+}
+
+fn headers(envelope: &Envelope<'_>, limits: &Limits) -> Result<Headers, DecodeError> {
+    let text = envelope.headers.map_or("{}", |headers| headers.get());
+    let headers: Headers = match text {
+        "null" => Headers::default(),
+        text => super::json::parse(text).map_err(|error| DecodeError::NotATask(error.to_string()))?,
+    };
+    if headers.task.is_empty() {
+        return Err(DecodeError::NotATask(
+            "it has no header `task` (protocol 1 messages are not supported)".into(),
+        ));
+    }
+    if headers.id.is_empty() {
+        return Err(DecodeError::NotATask("it has no header `id`".into()));
+    }
+    if headers.id.len() > limits.name || headers.task.len() > limits.name {
+        return Err(DecodeError::TooLarge {
+            what: "task id or name",
+            limit: limits.name,
+        });
+    }
+    Ok(headers)
+}
+
+fn body(
+    encoded: Cow<'_, str>,
+    content_type: Option<&str>,
+    headers: &Headers,
+    properties: &Properties,
+    limits: &Limits,
+) -> Result<Body, DecodeError> {
+    // The allow-list comes before anything touches the body: a pickle is never even unpacked.
+    match content_type {
+        Some("application/json") => {}
+        other => return Err(DecodeError::ContentType(other.unwrap_or("none").to_owned())),
+    }
+    let bytes = match properties.body_encoding.as_deref() {
+        Some("base64") => {
+            if encoded.len() / 4 * 3 > limits.body.saturating_add(4) {
+                return Err(too_large(limits));
+            }
+            base64::engine::general_purpose::STANDARD
+                .decode(encoded.as_bytes())
+                .map_err(|error| DecodeError::Body(format!("invalid base64: {error}")))?
+        }
+        None | Some("utf-8") => encoded.into_owned().into_bytes(),
+        Some(other) => {
+            return Err(DecodeError::Body(format!(
+                "body_encoding {other:?} is neither base64 nor utf-8"
+            )));
+        }
+    };
+    let bytes = match &headers.compression {
+        Some(method) => decompress(method, &bytes, limits.body)?,
+        None => bytes,
+    };
+    if bytes.len() > limits.body {
+        return Err(too_large(limits));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|error| DecodeError::Body(format!("not UTF-8: {}", error.utf8_error())))?;
+    Body::parse(text)
+}
+
+fn too_large(limits: &Limits) -> DecodeError {
+    DecodeError::TooLarge {
+        what: "body",
+        limit: limits.body,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"{"body": "[[2, 3], {}, {}]", "content-type": "application/json",
+        "headers": {"task": "proj.add", "id": "1"}, "properties": {}}"#;
+
+    #[test]
+    fn p_012_p_013_a_plain_and_a_base64_body_decode() {
+        let plain = decode(MINIMAL.as_bytes(), &Limits::default()).unwrap();
+        assert_eq!(plain.headers.task, "proj.add");
+        assert_eq!(plain.body.args(), "[2, 3]");
+        let encoded = MINIMAL
+            .replace("[[2, 3], {}, {}]", "W1syLCAzXSwge30sIHt9XQ==")
+            .replace(r#""properties": {}"#, r#""properties": {"body_encoding": "base64"}"#);
+        let message = decode(encoded.as_bytes(), &Limits::default()).unwrap();
+        assert_eq!(message.body.args(), "[2, 3]");
+    }
+
+    #[test]
+    fn p_065_a_pickle_is_refused_by_name() {
+        let pickle = MINIMAL.replace("application/json", "application/x-python-serialize");
+        let refused = decode(pickle.as_bytes(), &Limits::default()).unwrap_err();
+        assert!(refused.error.to_string().contains("x-python-serialize"));
+        assert_eq!(refused.headers.unwrap().id, "1");
+    }
+
+    #[test]
+    fn p_073_a_message_without_id_or_task_is_refused() {
+        for broken in [
+            MINIMAL.replace(r#", "id": "1""#, ""),
+            MINIMAL.replace(r#""task": "proj.add", "#, ""),
+            MINIMAL.replace("proj.add", &"x".repeat(300)),
+            "[]".to_owned(),
+            "{}".to_owned(),
+            "null".to_owned(),
+            "{\"headers\": []}".to_owned(),
+            "[".repeat(100_000),
+        ] {
+            assert!(decode(broken.as_bytes(), &Limits::default()).is_err());
+        }
+        assert!(decode(b"\xff\xfe", &Limits::default()).is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! What Celery puts on the wire, as types. No I/O, no time, no Redis.
+//!
+//! An *envelope* is what lies in a queue (kombu); decoded it is a *message* (Celery's task protocol 2). What is only
+//! passed on (arguments, callbacks) stays JSON text, so that it leaves as it came.
+
+mod body;
+mod compression;
+mod envelope;
+mod event;
+mod exception;
+mod headers;
+pub mod json;
+mod limits;
+mod message;
+pub mod pidbox;
+mod record;
+mod repr;
+mod retry;
+mod signature;
+mod state;
+
+pub use body::{Arguments, Body, Embed};
+pub use compression::decompress;
+pub use envelope::{DeliveryInfo, Envelope, Properties};
+pub use event::{Event, EventKind, Events};
+pub use exception::{Exception, python_modules};
+pub use headers::{Headers, TimeLimit};
+pub use limits::Limits;
+pub use message::{DecodeError, Message, Undecodable, decode};
+pub use record::Record;
+pub(crate) use repr::repr_args;
+pub use repr::{repr, repr_bounded};
+pub use retry::{backoff, retry_envelope};
+pub use signature::Signature;
+pub use state::State;

@@ -1,0 +1,165 @@
+//! Remote control requests and replies (`kombu.pidbox`).
+
+use base64::Engine as _;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::envelope::wrap;
+use super::{Envelope, json};
+
+/// A request, as `celery inspect`, `celery control` and Flower broadcast it.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub struct Request {
+    /// Command.
+    pub method: String,
+    /// Its keyword arguments.
+    #[serde(default)]
+    pub arguments: Option<Map<String, Value>>,
+    /// Node names; empty is everybody.
+    #[serde(default)]
+    pub destination: Option<Vec<String>>,
+    /// With `matcher`: which node names.
+    #[serde(default)]
+    pub pattern: Option<String>,
+    /// `glob` or `pcre`.
+    #[serde(default)]
+    pub matcher: Option<String>,
+    /// Names the conversation; absent in a cast.
+    #[serde(default)]
+    pub ticket: Option<String>,
+    /// Where the reply goes; absent in a cast.
+    #[serde(default)]
+    pub reply_to: Option<ReplyTo>,
+}
+
+/// The address of a reply.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+pub struct ReplyTo {
+    /// `reply.celery.pidbox`.
+    pub exchange: String,
+    /// The client's id.
+    pub routing_key: String,
+}
+
+/// Decodes the payload of the pidbox channel.
+///
+/// # Errors
+/// A text for the log: what was wrong with the request.
+pub fn decode(payload: &[u8]) -> Result<Request, String> {
+    let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
+    let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let body = envelope.body.ok_or("no body")?;
+    let properties = envelope.properties.unwrap_or_default();
+    if properties.body_encoding.as_deref() == Some("base64") {
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(body.as_bytes())
+            .map_err(|error| error.to_string())?;
+        let text = String::from_utf8(bytes).map_err(|error| error.to_string())?;
+        json::parse(&text).map_err(|error| error.to_string())
+    } else {
+        json::parse(&body).map_err(|error| error.to_string())
+    }
+}
+
+/// The envelope of a reply: an object with exactly one key, the node name (P-175).
+///
+/// # Errors
+/// `value` cannot be serialized.
+pub fn encode_reply(
+    reply_to: &ReplyTo,
+    ticket: Option<&str>,
+    clock: u64,
+    hostname: &str,
+    value: &Value,
+) -> Result<Vec<u8>, serde_json::Error> {
+    let mut headers = Map::new();
+    headers.insert("ticket".into(), ticket.into());
+    headers.insert("clock".into(), clock.into());
+    let mut body = Map::new();
+    body.insert(hostname.to_owned(), value.clone());
+    wrap(headers, &body, &reply_to.exchange, &reply_to.routing_key, false)
+}
+
+/// The envelope of a request without reply.
+///
+/// # Errors
+/// Never in practice.
+pub fn encode_cast(method: &str, arguments: &Value, destination: Option<&[String]>, exchange: &str) -> Result<Vec<u8>, serde_json::Error> {
+    let body = serde_json::json!({
+        "method": method, "arguments": arguments, "destination": destination, "pattern": null, "matcher": null,
+    });
+    wrap(serde_json::json!({"clock": 1, "expires": 0}), &body, exchange, "", true)
+}
+
+impl Request {
+    /// Whether a node of that name has to act (P-173).
+    pub fn is_for(&self, hostname: &str) -> bool {
+        match (&self.destination, &self.pattern, &self.matcher) {
+            (Some(names), _, _) if !names.is_empty() => names.iter().any(|name| name == hostname),
+            (_, Some(pattern), Some(matcher)) if matcher == "glob" => glob(pattern, hostname),
+            (_, Some(pattern), Some(_)) => {
+                // Python anchors the expression at the start only; literal prefixes and `.*` are what people write.
+                prefix_expression(pattern, hostname)
+            }
+            _ => true,
+        }
+    }
+}
+
+/// Shell-style match of the whole text (`fnmatch`): `*`, `?`; linear in both, never exponential.
+fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut p, mut t, mut star) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(&char) if char == '?' || char == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            _ => match star {
+                Some((at, from)) => {
+                    p = at + 1;
+                    t = from + 1;
+                    star = Some((at, from + 1));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|char| *char == '*')
+}
+
+fn prefix_expression(pattern: &str, text: &str) -> bool {
+    let mut simple = pattern.trim_start_matches('^').replace(".*", "*");
+    match simple.strip_suffix('$') {
+        Some(exact) => simple = exact.to_owned(),
+        None => simple.push('*'),
+    }
+    glob(&simple.replace("\\.", "."), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p_173_destination_pattern_and_matcher_select_nodes() {
+        let mut request = Request::default();
+        assert!(request.is_for("w1@host"));
+        request.destination = Some(vec![]);
+        assert!(request.is_for("w1@host"));
+        request.destination = Some(vec!["w2@host".into()]);
+        assert!(!request.is_for("w1@host"));
+        request.destination = None;
+        request.matcher = Some("glob".into());
+        request.pattern = Some("w?@*".into());
+        assert!(request.is_for("w1@host") && !request.is_for("x1@host"));
+        request.matcher = Some("pcre".into());
+        request.pattern = Some("w1".into());
+        assert!(request.is_for("w1@host") && !request.is_for("aw1@host"));
+    }
+}

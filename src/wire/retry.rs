@@ -1,0 +1,89 @@
+//! The message of a retry (`celery.app.task.Task.signature_from_request`): the same message, told to wait.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::Message;
+use crate::clock::{self, Timestamp};
+
+/// The envelope that runs `message` again at `eta`.
+///
+/// Everything the worker does not know travels on: unknown headers, unknown properties, the body as it came.
+///
+/// # Errors
+/// `raw` is not the envelope that `message` was decoded from.
+pub fn retry_envelope(raw: &[u8], message: &Message, eta: Timestamp, origin: &str) -> Result<Vec<u8>, serde_json::Error> {
+    let mut envelope: Map<String, Value> = serde_json::from_slice(raw)?;
+    let mut headers = object(envelope.remove("headers"));
+    headers.insert("retries".into(), (message.headers.retries + 1).into());
+    headers.insert("eta".into(), clock::iso(eta).into());
+    // Celery: a retried task is its own parent when it had none (P-088).
+    let parent = message.headers.parent_id.as_deref().unwrap_or(&message.headers.id);
+    headers.insert("parent_id".into(), parent.into());
+    headers.insert("root_id".into(), message.headers.root().into());
+    headers.remove("redelivered");
+    headers.remove("x-orchestra-deliveries");
+    envelope.insert("headers".into(), headers.into());
+
+    let mut properties = object(envelope.remove("properties"));
+    properties.insert("delivery_tag".into(), uuid::Uuid::new_v4().to_string().into());
+    properties.insert("origin".into(), origin.into());
+    let mut info = object(properties.remove("delivery_info"));
+    info.remove("redelivered");
+    properties.insert("delivery_info".into(), info.into());
+    envelope.insert("properties".into(), properties.into());
+    serde_json::to_vec(&envelope)
+}
+
+/// Celery's pause before an automatic retry (`celery.utils.time.get_exponential_backoff_interval`): `factor × 2^retries`
+/// up to `max`, and with jitter a random whole number of seconds up to that.
+pub fn backoff(factor: Duration, retries: u32, max: Duration, jitter: bool) -> Duration {
+    let factor = factor.as_secs().max(1);
+    let pause = factor.saturating_mul(1_u64.checked_shl(retries).unwrap_or(u64::MAX)).min(max.as_secs());
+    let pause = if jitter { rand::random_range(0..=pause) } else { pause };
+    Duration::from_secs(pause)
+}
+
+fn object(value: Option<Value>) -> Map<String, Value> {
+    match value {
+        Some(Value::Object(map)) => map,
+        _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Limits, decode};
+
+    #[test]
+    fn p_087_p_088_a_retry_is_the_same_message_with_one_more_retry() {
+        let raw = br#"{"body": "[[1], {}, {}]", "content-type": "application/json", "more": 1,
+            "headers": {"task": "t", "id": "1", "x-mine": [1], "redelivered": true},
+            "properties": {"priority": 3, "delivery_tag": "old", "delivery_info": {"exchange": "", "routing_key": "q", "redelivered": true}}}"#;
+        let message = decode(raw, &Limits::default()).unwrap();
+        let eta = clock::parse_iso("2026-11-22T15:51:04.161433+00:00").unwrap();
+        let again = retry_envelope(raw, &message, eta, "gen1@h").unwrap();
+        let value: Value = serde_json::from_slice(&again).unwrap();
+        assert_eq!(value["headers"]["retries"], 1);
+        assert_eq!(value["headers"]["eta"], "2026-11-22T15:51:04.161433+00:00");
+        assert_eq!(value["headers"]["parent_id"], "1");
+        assert_eq!(value["headers"]["x-mine"][0], 1);
+        assert_eq!(value["properties"]["priority"], 3);
+        assert_eq!(value["properties"]["origin"], "gen1@h");
+        assert_ne!(value["properties"]["delivery_tag"], "old");
+        assert_eq!(value["more"], 1);
+        assert!(value["headers"].get("redelivered").is_none());
+        assert!(value["properties"]["delivery_info"].get("redelivered").is_none());
+    }
+
+    #[test]
+    fn p_091_backoff_doubles_up_to_its_maximum() {
+        let pause = |retries| backoff(Duration::from_secs(2), retries, Duration::from_secs(600), false).as_secs();
+        assert_eq!([0, 1, 2, 8, 9, 200].map(pause), [2, 4, 8, 512, 600, 600]);
+        for _ in 0..100 {
+            assert!(backoff(Duration::from_secs(2), 3, Duration::from_secs(600), true).as_secs() <= 16);
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! The loop that owns the state of a worker. Everything else sends it values; each arm of its select is one
+//! synchronous call, and what must be awaited (Redis, tasks) waits elsewhere.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tracing::{error, info, warn};
+
+use super::control::Order;
+use super::effects::Scribe;
+use super::events::Events;
+use super::fetcher::Fetched;
+use super::keeper::Keeper;
+use super::pool::{Ended, Pool};
+use super::rate_limit::RateLimits;
+use super::request::{Delivery, Effect, Input, Request, RunId, State};
+use super::revoke::Revoked;
+use super::stop::{Exit, Phase};
+use super::strategy::{self, Refusal};
+use super::timers::Timers;
+use super::writer::{Out, Outbox};
+use super::Options;
+use crate::broker::{self, Broker, Tag};
+use crate::client::Client;
+use crate::clock::{self, Instant, Timestamp};
+use crate::task::{Context, Details, Note, Notes, Registry};
+
+/// Names a request in this worker. Task ids are no use for that: a message may be delivered twice.
+pub(crate) type Key = u64;
+
+/// How many inputs of one kind are taken before the others get their turn.
+const TURN: usize = 256;
+
+/// A request with its state.
+pub(crate) struct Active {
+    pub request: Arc<Request>,
+    pub state: State,
+    pub context: Option<Context>,
+    pub started: Option<Timestamp>,
+    pub eta: Option<Timestamp>,
+    /// It has its place in the rate limit's bucket, and starts when that comes up.
+    pub has_place: bool,
+}
+
+/// What the loop listens to.
+pub(crate) struct Inputs {
+    pub fetched: mpsc::Receiver<Fetched>,
+    pub ends: mpsc::UnboundedReceiver<Ended>,
+    pub orders: mpsc::Receiver<Order>,
+    pub lost: mpsc::UnboundedReceiver<Vec<Tag>>,
+    pub notes: mpsc::Receiver<Note>,
+    pub stop: watch::Receiver<Phase>,
+}
+
+/// The state of a worker.
+pub(crate) struct Consumer {
+    pub options: Options,
+    pub registry: Registry,
+    pub broker: Broker,
+    pub client: Client,
+    pub pool: Pool,
+    pub events: Events,
+    pub scribe: Scribe,
+    pub outbox: Outbox,
+    pub active: HashMap<Key, Active>,
+    pub by_id: HashMap<Arc<str>, Key>,
+    pub reserved: VecDeque<Key>,
+    pub timers: Timers,
+    pub rate_limits: RateLimits,
+    pub revoked: Revoked,
+    pub totals: HashMap<Arc<str>, u64>,
+    pub processed: u64,
+    pub running: usize,
+    pub born: Instant,
+    pub credit: Arc<Semaphore>,
+    pub prefetch: usize,
+    pub queues: watch::Sender<Vec<Arc<str>>>,
+    pub held: mpsc::Sender<Vec<Tag>>,
+    pub notes: Notes,
+    pub shutdown: super::Stop,
+    pub(super) next_key: Key,
+    pub(super) phase: Phase,
+    pub(super) drained: bool,
+    pub(super) out: Vec<Out>,
+    pub(super) effects: Vec<Effect>,
+    pub(super) streams: HashMap<Arc<str>, Vec<Bytes>>,
+}
+
+impl Consumer {
+    /// Runs until everything has stopped.
+    pub(crate) async fn run(mut self, mut inputs: Inputs) -> Exit {
+        let mut heartbeat = every(self.options.heartbeat.unwrap_or(Duration::from_secs(3600)));
+        let mut lease = every(Keeper::pause(self.options.broker_options.visibility_timeout));
+        let (mut fetched, mut ends) = (Vec::with_capacity(TURN), Vec::with_capacity(TURN));
+        self.worker_event("worker-online");
+        self.send();
+        loop {
+            let due = self.timers.next();
+            tokio::select! {
+                count = inputs.fetched.recv_many(&mut fetched, TURN), if !self.drained => match count {
+                    0 => self.drained = true,
+                    _ => fetched.drain(..).for_each(|fetched| self.on_fetched(fetched)),
+                },
+                _ = inputs.ends.recv_many(&mut ends, TURN) => {
+                    // What a run said comes before how it ended.
+                    while let Ok(note) = inputs.notes.try_recv() {
+                        self.on_note(note);
+                    }
+                    ends.drain(..).for_each(|ended| self.on_ended(ended));
+                }
+                Some(note) = inputs.notes.recv() => self.on_note(note),
+                Some(order) = inputs.orders.recv() => self.on_order(order),
+                Some(lost) = inputs.lost.recv() => self.on_lost(&lost),
+                () = sleep_until(due) => self.on_due(),
+                _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
+                _ = lease.tick() => self.on_lease(),
+                Ok(()) = inputs.stop.changed() => {
+                    let phase = *inputs.stop.borrow_and_update();
+                    self.on_stop(phase);
+                }
+            }
+            self.start_reserved();
+            self.send();
+            if self.phase != Phase::Run && self.drained && self.active.is_empty() {
+                break;
+            }
+        }
+        self.say_goodbye().await
+    }
+
+    /// Everything is accounted for; what was decided still has to reach Redis.
+    async fn say_goodbye(self) -> Exit {
+        let patience = if self.phase == Phase::Cold { Duration::from_secs(2) } else { Duration::from_secs(10) };
+        if tokio::time::timeout(patience, self.outbox.flushed()).await.is_err() {
+            warn!(
+                "Redis cannot be reached: {} writes are lost; messages that were not acknowledged run again elsewhere",
+                self.outbox.backlog()
+            );
+        }
+        if self.phase == Phase::Cold { Exit::Cold } else { Exit::Warm }
+    }
+
+    fn on_fetched(&mut self, fetched: Fetched) {
+        let (delivery, raw) = match fetched {
+            Fetched::Message { delivery, raw } => (delivery, raw),
+            Fetched::Dead { queue, reason } => {
+                error!(queue.name = %queue, "a message in queue {queue:?} was moved to {queue}.dead: {reason}");
+                return;
+            }
+        };
+        match strategy::receive(raw.clone(), &self.registry, &self.options) {
+            Ok(request) => {
+                let key = self.insert(request, delivery);
+                let input = if self.phase == Phase::Run {
+                    Input::Received { revoked: self.is_revoked(key) }
+                } else {
+                    Input::Stop { cold: false }
+                };
+                self.step(key, input);
+            }
+            Err(refusal) => self.refuse(delivery, raw, *refusal),
+        }
+    }
+
+    fn insert(&mut self, request: Request, delivery: Delivery) -> Key {
+        self.next_key += 1;
+        let key = self.next_key;
+        self.by_id.insert(request.id.clone(), key);
+        self.active.insert(
+            key,
+            Active {
+                request: Arc::new(request),
+                state: State::Received { delivery },
+                context: None,
+                started: None,
+                eta: None,
+                has_place: false,
+            },
+        );
+        key
+    }
+
+    fn refuse(&mut self, delivery: Delivery, raw: Bytes, refusal: Refusal) {
+        let queue = delivery.queue.clone();
+        error!(queue.name = %queue, "a message in queue {queue:?} was refused: {}", refusal.reason);
+        if let Some((headers, exception)) = &refusal.failure {
+            self.out.extend(self.scribe.refusal(headers, exception));
+            self.out.extend(self.events.refused(&headers.id, exception).map(Out::Event));
+        }
+        self.out.push(Out::Broker(if refusal.bury {
+            broker::Write::Dead {
+                tag: delivery.tag,
+                queue,
+                raw,
+                reason: refusal.reason,
+                worker: self.options.hostname.clone(),
+            }
+        } else {
+            broker::Write::Ack(delivery.tag)
+        }));
+    }
+
+    fn on_ended(&mut self, ended: Ended) {
+        self.running -= 1;
+        if let Some(outcome) = ended.outcome {
+            let input = Input::Ended { run: ended.run, outcome, runtime: ended.runtime };
+            self.step(ended.key, input);
+        }
+    }
+
+    fn on_note(&mut self, note: Note) {
+        match note {
+            Note::State(id, state, meta) => {
+                // A run that was given up must not overwrite what was decided about it.
+                let Some(active) = self.by_id.get(&id).and_then(|key| self.active.get(key)) else { return };
+                let headers = &active.request.message.headers;
+                if matches!(active.state, State::Running { .. }) && !active.request.policy.ignore_result {
+                    self.out.extend(self.scribe.custom(&id, state, &meta, Some(headers)));
+                }
+            }
+            Note::Stream(id, entry) => {
+                let entry = Bytes::from(String::from(Box::<str>::from(entry)));
+                self.streams.entry(id).or_default().push(entry);
+            }
+        }
+    }
+
+    fn on_lost(&mut self, tags: &[Tag]) {
+        let lost: Vec<Key> = self
+            .active
+            .iter()
+            .filter(|(_, active)| active.state.tag().is_some_and(|tag| tags.contains(tag)))
+            .map(|(key, _)| *key)
+            .collect();
+        if !lost.is_empty() {
+            warn!("{} message(s) were given to another worker while this one could not reach Redis", lost.len());
+        }
+        for key in lost {
+            self.step(key, Input::LeaseLost);
+        }
+    }
+
+    fn on_due(&mut self) {
+        let now = clock::instant();
+        for _ in 0..TURN {
+            let Some(key) = self.timers.pop_due(now) else { break };
+            let eta = self.active.get(&key).and_then(|active| active.eta);
+            if let Some(eta) = eta.filter(|eta| *eta > clock::now()) {
+                self.wait(key, eta);
+                continue;
+            }
+            let revoked = self.is_revoked(key);
+            self.step(key, Input::Due { revoked });
+        }
+    }
+
+    fn on_lease(&mut self) {
+        let tags: Vec<Tag> = self.active.values().filter_map(|active| active.state.tag().cloned()).collect();
+        if !tags.is_empty() {
+            // A keeper that is still busy with the last round keeps these in its next one.
+            let _ = self.held.try_send(tags);
+        }
+    }
+
+    fn on_stop(&mut self, phase: Phase) {
+        if phase <= self.phase {
+            return;
+        }
+        if self.phase == Phase::Run {
+            // First of all, so that monitors do not send work this way (P-167).
+            self.worker_event("worker-offline");
+        }
+        self.phase = phase;
+        let keys: Vec<Key> = self.active.keys().copied().collect();
+        for key in keys {
+            self.step(key, Input::Stop { cold: phase == Phase::Cold });
+        }
+        match phase {
+            Phase::Cold => warn!("cold stop: running tasks were cancelled and given back"),
+            _ => info!("warm stop: waiting for {} running task(s)", self.active.len()),
+        }
+    }
+
+    /// Gives one input to one request, and does what follows.
+    pub(crate) fn step(&mut self, key: Key, input: Input) {
+        let Some(active) = self.active.get_mut(&key) else { return };
+        let state = std::mem::replace(&mut active.state, State::Done);
+        let mut effects = std::mem::take(&mut self.effects);
+        active.state = state.step(input, &active.request, clock::now(), &mut effects);
+        let done = active.state.is_done();
+        let request = active.request.clone();
+        let context = if done { active.context.take() } else { active.context.clone() };
+        if done {
+            self.active.remove(&key);
+            if self.by_id.get(&request.id) == Some(&key) {
+                self.by_id.remove(&request.id);
+            }
+            self.flush_stream(&request.id);
+        }
+        self.scribe.write(&mut effects, &request, &mut self.events, &mut self.out);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Cancel(_) => {
+                    if let Some(context) = &context {
+                        context.cancel();
+                    }
+                }
+                Effect::WaitForEta(eta) => self.wait(key, eta),
+                Effect::Enqueue => self.reserved.push_back(key),
+                // `start` makes the run itself; everything else has been written.
+                _ => {}
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn wait(&mut self, key: Key, eta: Timestamp) {
+        if let Some(active) = self.active.get_mut(&key) {
+            active.eta = Some(eta);
+        }
+        let pause = clock::until(eta, clock::now());
+        // An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
+        let at = clock::instant() + pause.min(Duration::from_secs(86_400));
+        self.timers.set(at, key);
+    }
+
+    /// Starts what waits, as long as there are places.
+    fn start_reserved(&mut self) {
+        while let Some(&key) = self.reserved.front() {
+            let Some(active) = self.active.get(&key) else {
+                self.reserved.pop_front();
+                continue;
+            };
+            let request = active.request.clone();
+            let Some(slot) = self.pool.slot() else { return };
+            self.reserved.pop_front();
+            let now = clock::instant();
+            // The task's own limit as it stands now, not as it stood when the message came: it can be changed.
+            let limit = self.registry.get(&request.entry.name).and_then(|entry| entry.options.rate_limit);
+            if let Some(limit) = limit
+                && !self.active.get(&key).is_some_and(|active| active.has_place)
+                && let Some(at) = self.rate_limits.place(&request.entry.name, limit, now)
+            {
+                self.hold_for_rate(key, at);
+                continue;
+            }
+            self.start(key, &request, slot, now);
+        }
+    }
+
+    fn hold_for_rate(&mut self, key: Key, at: Instant) {
+        if let Some(active) = self.active.get_mut(&key) {
+            active.has_place = true;
+        }
+        self.step(key, Input::RateLimited);
+        self.timers.set(at, key);
+    }
+
+    fn start(&mut self, key: Key, request: &Arc<Request>, slot: tokio::sync::OwnedSemaphorePermit, now: Instant) {
+        let run: RunId = key;
+        let (hard, _) = request.limits();
+        let headers = &request.message.headers;
+        let context = Context::new(
+            Details {
+                id: request.id.clone(),
+                name: request.entry.name.clone(),
+                hostname: self.scribe.hostname.clone(),
+                retries: headers.retries,
+                root_id: headers.root_id.clone(),
+                parent_id: headers.parent_id.clone(),
+                group: headers.group.clone(),
+                redelivered: headers.redelivered || request.message.properties.redelivered(),
+                deadline: hard.and_then(|limit| now.checked_add(limit)),
+            },
+            self.notes.clone(),
+            Some(self.client.clone()),
+        );
+        if let Some(active) = self.active.get_mut(&key) {
+            active.context = Some(context.clone());
+            active.started = Some(clock::now());
+        }
+        let revoked = self.revoked.contains(&request.id);
+        self.step(key, Input::Slot { run, since: now, revoked });
+        if self.active.contains_key(&key) {
+            self.processed += 1;
+            self.running += 1;
+            *self.totals.entry(request.entry.name.clone()).or_default() += 1;
+            self.pool.run(key, run, request.clone(), context, slot, now);
+        }
+    }
+
+    pub(crate) fn worker_event(&mut self, name: &'static str) {
+        let counts = (self.running, self.processed);
+        self.out.extend(self.events.worker(name, Some(counts)).map(Out::Broker));
+    }
+
+    fn is_revoked(&self, key: Key) -> bool {
+        self.active.get(&key).is_some_and(|active| self.revoked.contains(&active.request.id))
+    }
+
+    /// Streamed entries of a run go out before its end does.
+    fn flush_stream(&mut self, id: &Arc<str>) {
+        if let Some(entries) = self.streams.remove(id) {
+            self.out.push(Out::Backend(crate::backend::Write::Stream { id: id.clone(), entries }));
+        }
+    }
+
+    fn send(&mut self) {
+        for (id, entries) in self.streams.drain() {
+            self.out.push(Out::Backend(crate::backend::Write::Stream { id, entries }));
+        }
+        self.outbox.send(std::mem::take(&mut self.out));
+    }
+}
+
+fn every(pause: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval_at(clock::instant() + pause, pause);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,216 @@
+//! From what was decided to what is written: records, envelopes, events. No Redis here, only what is to be said.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tracing::{error, info, warn};
+
+use super::Options;
+use super::events::{Events, result_repr};
+use super::request::{Content, Delivery, Effect, End, Happening, Request};
+use super::writer::Out;
+use crate::wire::{self, Exception, Headers, Record, State as Stored};
+use crate::{backend, broker, clock};
+
+/// Turns effects into writes.
+pub(crate) struct Scribe {
+    pub hostname: Arc<str>,
+    pub stores_results: bool,
+    pub result_extended: bool,
+    pub origin: String,
+}
+
+impl Scribe {
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            hostname: options.hostname.as_str().into(),
+            stores_results: options.backend.is_some(),
+            result_extended: options.result_extended,
+            origin: format!("gen{}@{}", std::process::id(), gethostname::gethostname().to_string_lossy()),
+        }
+    }
+
+    /// Appends the writes of what leaves the worker; what concerns the loop itself is left in `effects`.
+    pub(crate) fn write(&self, effects: &mut Vec<Effect>, request: &Request, events: &mut Events, out: &mut Vec<Out>) {
+        let mut shown = None;
+        let mut local = Vec::new();
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Ack(delivery) => out.push(Out::Broker(broker::Write::Ack(delivery.tag))),
+                Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
+                // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
+                Effect::Forget(_) => {}
+                Effect::Retry(eta) => out.extend(self.retry(request, eta)),
+                Effect::Store(state, content) => {
+                    if let Content::Value(value) = &content
+                        && events.tasks_enabled()
+                    {
+                        // The event comes after the record, which takes the value away.
+                        shown = Some(result_repr(value.get()));
+                    }
+                    out.extend(self.store(&state, content, request));
+                }
+                Effect::Emit(happening) => {
+                    log(&happening, request);
+                    out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
+                }
+                Effect::EndStream(state) => out.extend(self.end_stream(&request.id, &state)),
+                Effect::WaitForEta(_) | Effect::Enqueue | Effect::Start(_) | Effect::Cancel(_) => local.push(effect),
+            }
+        }
+        effects.append(&mut local);
+    }
+
+    /// The record of a task that never became a request.
+    pub(crate) fn refusal(&self, headers: &Headers, exception: &Exception) -> Option<Out> {
+        let record = Record::new(&headers.id, &Stored::Failure, exception, clock::iso(clock::now()))
+            .family(headers.group.as_deref(), headers.parent_id.as_deref());
+        self.encode(&headers.id.as_str().into(), Stored::Failure, &record)
+    }
+
+    /// REVOKED for a task that nobody has seen yet (P-100).
+    pub(crate) fn revoked(&self, id: &str) -> Option<Out> {
+        let exception = Exception::celery("TaskRevokedError", "revoked");
+        let record = Record::new(id, &Stored::Revoked, &exception, clock::iso(clock::now())).children(None);
+        self.encode(&id.into(), Stored::Revoked, &record)
+    }
+
+    /// A state that the task itself reports.
+    pub(crate) fn custom(&self, id: &Arc<str>, state: Stored, meta: &impl Serialize, headers: Option<&Headers>) -> Option<Out> {
+        let mut record = Record::new(id, &state, meta, clock::iso(clock::now()));
+        if let Some(headers) = headers {
+            record = record.family(headers.group.as_deref(), headers.parent_id.as_deref());
+        }
+        self.encode(id, state.clone(), &record)
+    }
+
+    fn store(&self, state: &Stored, content: Content, request: &Request) -> Option<Out> {
+        let headers = &request.message.headers;
+        let extended = self.result_extended.then(|| self.extended(request));
+        let date = clock::iso(clock::now());
+        let (group, parent) = (headers.group.as_deref(), headers.parent_id.as_deref());
+        match content {
+            Content::Value(_) if request.policy.ignore_result => None,
+            Content::Value(value) => {
+                let record = Record::new(&request.id, state, &*value, date)
+                    .family(group, parent)
+                    .extended(extended.as_ref());
+                self.encode(&request.id, state.clone(), &record)
+            }
+            Content::Exception(exception) => {
+                let traceback = (*state != Stored::Revoked).then(|| exception.traceback_text());
+                let record = Record::new(&request.id, state, &exception, date)
+                    .traceback(traceback.as_deref())
+                    .family(group, parent)
+                    .extended(extended.as_ref());
+                self.encode(&request.id, state.clone(), &record)
+            }
+            Content::Started => {
+                let meta = json!({"pid": std::process::id(), "hostname": self.hostname});
+                let record = Record::new(&request.id, state, &meta, date).family(group, parent);
+                self.encode(&request.id, state.clone(), &record)
+            }
+        }
+    }
+
+    fn encode<R: Serialize>(&self, id: &Arc<str>, state: Stored, record: &Record<'_, R>) -> Option<Out> {
+        if !self.stores_results {
+            return None;
+        }
+        match serde_json::to_vec(record) {
+            Ok(record) => Some(Out::Backend(backend::Write::Store {
+                id: id.clone(),
+                status: state,
+                record: record.into(),
+            })),
+            Err(error) => {
+                error!(task.id = %id, %error, "the result cannot be encoded");
+                None
+            }
+        }
+    }
+
+    fn extended(&self, request: &Request) -> Map<String, Value> {
+        let arguments = request.message.body.arguments().unwrap_or_default();
+        let headers = &request.message.headers;
+        let mut fields = Map::new();
+        fields.insert("name".into(), headers.task.clone().into());
+        fields.insert("args".into(), arguments.args.into());
+        fields.insert("kwargs".into(), arguments.kwargs.into());
+        fields.insert("worker".into(), (*self.hostname).into());
+        fields.insert("retries".into(), headers.retries.into());
+        fields.insert("queue".into(), request.message.properties.routing_key().into());
+        if let Some(stamped) = &headers.stamped_headers {
+            fields.insert("stamped_headers".into(), json!(stamped));
+            fields.extend(headers.stamps.clone().unwrap_or_default());
+        }
+        fields
+    }
+
+    fn retry(&self, request: &Request, eta: clock::Timestamp) -> Option<Out> {
+        let message = &request.message;
+        match wire::retry_envelope(&request.raw, message, eta, &self.origin) {
+            Ok(envelope) => Some(Out::Broker(broker::Write::Publish {
+                exchange: message.properties.exchange().to_owned(),
+                routing_key: message.properties.routing_key().unwrap_or("celery").to_owned(),
+                priority: message.properties.priority(),
+                envelope: envelope.into(),
+            })),
+            Err(error) => {
+                error!(task.id = %request.id, %error, "the retry cannot be published");
+                None
+            }
+        }
+    }
+
+    fn end_stream(&self, id: &Arc<str>, state: &Stored) -> Option<Out> {
+        let entry = json!({"type": "end", "state": state.as_str()}).to_string();
+        self.stores_results.then(|| {
+            Out::Backend(backend::Write::Stream {
+                id: id.clone(),
+                entries: vec![Bytes::from(entry)],
+            })
+        })
+    }
+}
+
+fn requeue(delivery: Delivery, end: End, request: &Request) -> broker::Write {
+    broker::Write::Requeue {
+        tag: delivery.tag,
+        to: match end {
+            End::Back => broker::End::Head,
+            End::Front => broker::End::Tail,
+        },
+        raw: request.raw.clone(),
+        queue: delivery.queue,
+        priority: request.message.properties.priority(),
+    }
+}
+
+/// Celery's log lines (protocol 3.1).
+fn log(happening: &Happening, request: &Request) {
+    let (name, id) = (&*request.entry.name, &*request.id);
+    let attempt = request.message.headers.retries;
+    match happening {
+        Happening::Received => info!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] received"),
+        Happening::Started => {}
+        Happening::Succeeded { runtime } => {
+            info!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] succeeded in {}s", runtime.as_secs_f64());
+        }
+        Happening::Failed(exception) => {
+            error!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] failed: {}", exception.repr());
+        }
+        Happening::Retried(exception) => {
+            info!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] retry: {}", exception.repr());
+        }
+        Happening::Rejected { requeue } => {
+            warn!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] reject requeue={requeue}");
+        }
+        Happening::Revoked { terminated, expired, .. } => {
+            let why = if *terminated { "terminated" } else if *expired { "expired" } else { "revoked" };
+            info!(task.id = id, task.name = name, run.attempt = attempt, "Discarding revoked task: {name}[{id}] ({why})");
+        }
+    }
+}

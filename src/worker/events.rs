@@ -1,0 +1,199 @@
+//! Makes events: the Lamport clock, the common fields, and what each happening tells.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
+use tracing::debug;
+
+use super::facts;
+use super::request::{Happening, Request};
+use crate::broker;
+use crate::clock;
+use crate::wire::{self, Event, EventKind, Events as Envelopes};
+
+/// `sw_ident`: what Flower shows as the worker's software.
+pub(crate) const IDENT: &str = "orchestra";
+/// `sw_ver`.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The event dispatcher of a worker.
+pub(crate) struct Events {
+    hostname: Arc<str>,
+    exchange: String,
+    clock: u64,
+    utc_offset: f64,
+    freq: Option<f64>,
+    tasks: bool,
+    /// Started with `-E`: Celery's filter is then empty, so that events cannot be switched off (trap T39).
+    always: bool,
+}
+
+impl Events {
+    pub(crate) fn new(hostname: Arc<str>, exchange: String, freq: Option<f64>, always: bool) -> Self {
+        Self {
+            hostname,
+            exchange,
+            clock: 0,
+            utc_offset: clock::utc_offset_hours_west(),
+            freq,
+            tasks: always,
+            always,
+        }
+    }
+
+    /// The Lamport clock.
+    pub(crate) fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// Something happened that is not an event of ours: a remote control request (protocol 7.1).
+    pub(crate) fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Somebody else's clock was seen.
+    pub(crate) fn adjust(&mut self, other: u64) {
+        // A clock far in the future would overflow later, and orders nothing.
+        if other < u64::MAX / 2 {
+            self.clock = self.clock.max(other) + 1;
+        }
+    }
+
+    /// Whether task events are sent.
+    pub(crate) fn tasks_enabled(&self) -> bool {
+        self.tasks
+    }
+
+    /// Switches task events on; false when they were on.
+    pub(crate) fn enable_tasks(&mut self) -> bool {
+        !std::mem::replace(&mut self.tasks, true)
+    }
+
+    /// Switches task events off; false when they were off, or cannot be.
+    pub(crate) fn disable_tasks(&mut self) -> bool {
+        !self.always && std::mem::replace(&mut self.tasks, false)
+    }
+
+    /// A task event, serialized; `None` when nobody wants it.
+    pub(crate) fn task(&mut self, happening: &Happening, request: &Request, result: Option<String>) -> Option<Box<RawValue>> {
+        if !self.tasks || !request.policy.send_events {
+            return None;
+        }
+        let (name, kind) = describe(happening, request, result);
+        self.encode(name, kind)
+    }
+
+    /// The `task-failed` of a message that never became a request (an unregistered task).
+    pub(crate) fn refused(&mut self, id: &str, exception: &wire::Exception) -> Option<Box<RawValue>> {
+        if !self.tasks {
+            return None;
+        }
+        let (uuid, exception) = (id.to_owned(), exception.repr());
+        self.encode("task-failed", EventKind::Failed { uuid, exception, traceback: None })
+    }
+
+    /// A worker event as a broadcast; `None` without heartbeats (P-169). `counts` are the running and the processed
+    /// tasks; the answer to the remote command `heartbeat` leaves them out.
+    pub(crate) fn worker(&mut self, name: &'static str, counts: Option<(usize, u64)>) -> Option<broker::Write> {
+        let freq = if counts.is_some() { self.freq? } else { 5.0 };
+        // Daylight saving time begins and ends while a worker runs.
+        self.utc_offset = clock::utc_offset_hours_west();
+        let event = self.event(
+            name,
+            EventKind::Worker {
+                freq,
+                active: counts.map(|(active, _)| active),
+                processed: counts.map(|(_, processed)| processed),
+                loadavg: counts.is_some().then(facts::load_average),
+                sw_ident: IDENT,
+                sw_ver: VERSION,
+                sw_sys: facts::system(),
+            },
+        );
+        let (routing_key, payload) = Envelopes::worker(&event, &self.exchange).ok()?;
+        Some(broker::Write::Broadcast {
+            exchange: self.exchange.clone(),
+            routing_key,
+            payload: payload.into(),
+        })
+    }
+
+    fn encode(&mut self, name: &'static str, kind: EventKind) -> Option<Box<RawValue>> {
+        let event = self.event(name, kind);
+        to_raw_value(&event).inspect_err(|error| debug!(%error, "an event cannot be encoded")).ok()
+    }
+
+    fn event(&mut self, name: &'static str, kind: EventKind) -> Event {
+        Event {
+            hostname: self.hostname.clone(),
+            utcoffset: self.utc_offset,
+            pid: std::process::id(),
+            clock: self.tick(),
+            kind,
+            timestamp: clock::epoch_seconds(clock::now()),
+            name,
+        }
+    }
+}
+
+fn describe(happening: &Happening, request: &Request, result: Option<String>) -> (&'static str, EventKind) {
+    let headers = &request.message.headers;
+    let uuid = headers.id.clone();
+    match happening {
+        Happening::Received => (
+            "task-received",
+            EventKind::Received {
+                uuid,
+                name: headers.shown_name().to_owned(),
+                args: headers.argsrepr.clone(),
+                kwargs: headers.kwargsrepr.clone(),
+                root_id: headers.root_id.clone(),
+                parent_id: headers.parent_id.clone(),
+                retries: headers.retries,
+                eta: headers.eta.clone(),
+                expires: headers.expires.clone(),
+            },
+        ),
+        Happening::Started => ("task-started", EventKind::Started { uuid }),
+        Happening::Succeeded { runtime } => (
+            "task-succeeded",
+            EventKind::Succeeded {
+                uuid,
+                result: result.unwrap_or_else(|| "None".to_owned()),
+                runtime: runtime.as_secs_f64(),
+            },
+        ),
+        Happening::Failed(exception) => ("task-failed", failed(uuid, exception)),
+        Happening::Retried(exception) => ("task-retried", failed(uuid, exception)),
+        Happening::Rejected { requeue } => ("task-rejected", EventKind::Rejected { uuid, requeue: *requeue }),
+        Happening::Revoked { terminated, signum, expired } => (
+            "task-revoked",
+            EventKind::Revoked {
+                uuid,
+                terminated: *terminated,
+                signum: *signum,
+                expired: *expired,
+            },
+        ),
+    }
+}
+
+fn failed(uuid: String, exception: &wire::Exception) -> EventKind {
+    EventKind::Failed {
+        uuid,
+        exception: exception.repr(),
+        traceback: Some(exception.traceback_text()),
+    }
+}
+
+/// The result as Python would show it. A large one is not parsed only to be cut.
+pub(crate) fn result_repr(text: &str) -> String {
+    const PARSED: usize = 64 << 10;
+    if text.len() > PARSED {
+        let cut = (0..=1000).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        return format!("{}...", &text[..cut]);
+    }
+    serde_json::from_str::<Value>(text).map_or_else(|_| text.to_owned(), |value| wire::repr_bounded(&value))
+}

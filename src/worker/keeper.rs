@@ -1,0 +1,74 @@
+//! Keeps leases: what we hold stays ours however long it takes, and what the dead held comes back.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::broker::{Broker, Tag};
+
+/// Tags in one script call.
+const BATCH: usize = 1000;
+
+/// The service that keeps leases. It is told what is held by the consumer loop, and tells it what was lost.
+pub(crate) struct Keeper {
+    pub broker: Broker,
+    /// Everything held, each time the leases are due.
+    pub held: mpsc::Receiver<Vec<Tag>>,
+    pub lost: mpsc::UnboundedSender<Vec<Tag>>,
+    /// Pause between two looks for messages whose holder is gone.
+    pub sweep: Duration,
+}
+
+impl Keeper {
+    /// How often leases are kept fresh: three times within the visibility timeout, and often enough that a server
+    /// whose clock jumps does not matter.
+    pub(crate) fn pause(visibility_timeout: Duration) -> Duration {
+        (visibility_timeout / 3).clamp(Duration::from_millis(200), Duration::from_secs(60))
+    }
+
+    /// How often to look for overdue messages.
+    pub(crate) fn sweep_pause(visibility_timeout: Duration) -> Duration {
+        (visibility_timeout / 6).clamp(Duration::from_millis(500), Duration::from_secs(10))
+    }
+
+    /// Runs until the consumer loop is gone.
+    pub(crate) async fn run(mut self) {
+        let mut sweep = tokio::time::interval(self.sweep);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                held = self.held.recv() => match held {
+                    Some(tags) => self.extend(&tags).await,
+                    None => return,
+                },
+                _ = sweep.tick() => self.restore().await,
+            }
+        }
+    }
+
+    async fn extend(&self, tags: &[Tag]) {
+        let mut lost = Vec::new();
+        for tags in tags.chunks(BATCH) {
+            // A broker that cannot be reached is waited for by the next round; the lease may run out meanwhile, and
+            // that is what it is for.
+            let Ok(ours) = self.broker.extend(tags).await else { return };
+            lost.extend(tags.iter().zip(ours).filter(|(_, ours)| !ours).map(|(tag, _)| tag.clone()));
+        }
+        if !lost.is_empty() {
+            let _ = self.lost.send(lost);
+        }
+    }
+
+    async fn restore(&self) {
+        match self.broker.restore_overdue().await {
+            Ok(restored) if restored.requeued + restored.dead > 0 => info!(
+                "restored {} message(s) whose worker is gone; {} went to the dead-letter list",
+                restored.requeued, restored.dead
+            ),
+            Ok(_) => {}
+            Err(error) if error.is_transient() => {}
+            Err(error) => warn!(%error, "overdue messages cannot be restored"),
+        }
+    }
+}

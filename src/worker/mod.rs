@@ -1,0 +1,34 @@
+//! The runtime: fetches deliveries, runs them, and makes what follows happen.
+//!
+//! ```text
+//! fetcher ─▶ strategy ─▶ request ─▶ consumer loop ─▶ pool ─▶ tracer ─▶ outcome ─┐
+//!                                        ▲                                      │
+//!        writer ◀─ effects ◀─ request.step(input) ◀─────────────────────────────┘
+//! ```
+//!
+//! One loop ([`consumer`]) owns all state. Fetching, running, writing and keeping leases happen in services around it
+//! and reach it as inputs; what it decides leaves it as effects. [`request`] alone decides what happens to a task.
+
+mod consumer;
+mod control;
+mod effects;
+mod events;
+mod facts;
+mod fetcher;
+mod keeper;
+mod options;
+mod pool;
+mod rate_limit;
+mod request;
+mod revoke;
+mod services;
+mod start;
+mod stop;
+mod strategy;
+mod timers;
+mod tracer;
+mod writer;
+
+pub use options::{Options, TaskDefaults};
+pub use start::{Error, Worker};
+pub use stop::{Exit, Stop};

@@ -1,0 +1,113 @@
+//! Settings of a worker. Names follow Celery's (`worker_…`, `task_…`).
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::conn::Endpoint;
+use crate::task;
+use crate::wire::Limits;
+use crate::{backend, broker};
+
+/// Everything a worker is told at start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Node name, `celery@host`. Unique in the cluster.
+    pub hostname: String,
+    /// How many tasks run at once.
+    pub concurrency: usize,
+    /// Messages held per place to run; 0 is without bound.
+    pub prefetch_multiplier: u32,
+    /// Queues to consume.
+    pub queues: Vec<String>,
+    /// Send task events from the start (`-E`); without it Flower switches them on.
+    pub task_events: bool,
+    /// Pause between heartbeats; `None` sends no worker events at all.
+    pub heartbeat: Option<Duration>,
+    /// Hard limit of tasks that have none of their own.
+    pub time_limit: Option<Duration>,
+    /// Soft limit of tasks that have none of their own.
+    pub soft_time_limit: Option<Duration>,
+    /// Policy that overrides what tasks say.
+    pub task_defaults: TaskDefaults,
+    /// Store name, arguments, worker and queue with each result.
+    pub result_extended: bool,
+    /// Listen to `celery inspect` and `celery control`.
+    pub remote_control: bool,
+    /// Exchange of events.
+    pub event_exchange: String,
+    /// Name of the control exchange without `.pidbox`.
+    pub control_exchange: String,
+    /// Settings shown by `inspect conf`; secrets are masked already.
+    pub conf: Map<String, Value>,
+    /// Where the broker is.
+    pub broker: Endpoint,
+    /// How the broker is used.
+    pub broker_options: broker::Options,
+    /// Where results go; `None` stores none.
+    pub backend: Option<Endpoint>,
+    /// How results are stored.
+    pub backend_options: backend::Options,
+    /// Bounds on messages.
+    pub limits: Limits,
+}
+
+/// Policy for all tasks, from settings such as `task_acks_late`; `None` leaves it to the task.
+#[derive(Clone, Debug, Default)]
+pub struct TaskDefaults {
+    /// `task_acks_late`.
+    pub acks_late: Option<bool>,
+    /// `task_acks_on_failure_or_timeout`.
+    pub acks_on_failure_or_timeout: Option<bool>,
+    /// `task_track_started`.
+    pub track_started: Option<bool>,
+    /// `task_ignore_result`.
+    pub ignore_result: Option<bool>,
+    /// `task_store_errors_even_if_ignored`.
+    pub store_errors_even_if_ignored: Option<bool>,
+}
+
+impl Options {
+    /// Celery's defaults, for a worker of that name on that broker; results go to the same Redis.
+    pub fn new(hostname: impl Into<String>, broker: Endpoint) -> Self {
+        Self {
+            hostname: hostname.into(),
+            concurrency: std::thread::available_parallelism().map_or(1, Into::into),
+            prefetch_multiplier: 4,
+            queues: vec!["celery".into()],
+            task_events: false,
+            heartbeat: Some(Duration::from_secs(2)),
+            time_limit: None,
+            soft_time_limit: None,
+            task_defaults: TaskDefaults::default(),
+            result_extended: false,
+            remote_control: true,
+            event_exchange: "celeryev".into(),
+            control_exchange: "celery".into(),
+            conf: Map::new(),
+            backend: Some(broker.clone()),
+            broker,
+            broker_options: broker::Options::default(),
+            backend_options: backend::Options::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// The policy of a task in this worker: the task's own, with what the settings override.
+    pub(crate) fn policy(&self, own: &task::Options) -> task::Options {
+        let mut policy = own.clone();
+        let defaults = &self.task_defaults;
+        // A task that asks for late acks keeps them: settings fill in, they do not take away.
+        policy.acks_late |= defaults.acks_late.unwrap_or(false);
+        policy.track_started |= defaults.track_started.unwrap_or(false);
+        policy.ignore_result |= defaults.ignore_result.unwrap_or(false);
+        policy.store_errors_even_if_ignored |= defaults.store_errors_even_if_ignored.unwrap_or(false);
+        if let Some(acks) = defaults.acks_on_failure_or_timeout {
+            policy.acks_on_failure &= acks;
+            policy.acks_on_timeout &= acks;
+        }
+        policy.time_limit = policy.time_limit.or(self.time_limit);
+        policy.soft_time_limit = policy.soft_time_limit.or(self.soft_time_limit);
+        policy
+    }
+}

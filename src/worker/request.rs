@@ -1,0 +1,455 @@
+//! The life of a task in this worker, and the only place that decides what happens to it.
+//!
+//! [`State::step`] is pure: from a state and an input it makes the next state and appends effects. It reads no clock,
+//! knows no Redis and awaits nothing. The delivery moves by value through the states into exactly one
+//! [`Effect::Ack`], [`Effect::Requeue`] or [`Effect::Forget`], so that it cannot be spent twice. The order of the
+//! effects is the guarantee: a retry is published and a result stored before a late ack; an early ack comes before the
+//! start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::broker::Tag;
+use crate::clock::{Instant, Timestamp};
+use crate::task::{self, Entry, Failure};
+use crate::wire::{self, Exception, Message, State as Stored, python_modules};
+
+/// A claim on a message in `unacked`, with its share of the prefetch count, which comes back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub tag: Tag,
+    pub queue: Arc<str>,
+    pub credit: Option<OwnedSemaphorePermit>,
+}
+
+/// A task that this worker has accepted: all that does not change while it lives.
+pub(crate) struct Request {
+    pub id: Arc<str>,
+    pub entry: Entry,
+    pub policy: task::Options,
+    pub message: Message,
+    /// The envelope as it came: what goes back to the queue or into a retry.
+    pub raw: Bytes,
+    pub eta: Option<Timestamp>,
+    pub expires: Option<Timestamp>,
+}
+
+/// Names one start of a request, so that what an abandoned run says later is not taken for the answer.
+pub(crate) type RunId = u64;
+
+/// Why a request waits for a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    Eta,
+    RateLimit,
+}
+
+/// Where a request is.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// Just accepted.
+    Received { delivery: Delivery },
+    /// Waiting for a time.
+    Held { delivery: Delivery, why: Hold },
+    /// Waiting for a place to run.
+    Reserved { delivery: Delivery },
+    /// Running; without a delivery when it was acknowledged early, or when the lease was lost.
+    Running {
+        unacked: Option<Delivery>,
+        run: RunId,
+        since: Instant,
+    },
+    /// Over.
+    Done,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Success(Box<RawValue>),
+    Failed(Failure),
+    /// Ended by the hard time limit.
+    HardLimit(Duration),
+    /// Ended by the soft time limit.
+    SoftLimit(Duration),
+    /// The task's code panicked.
+    Panicked(String),
+}
+
+/// What can happen to a request.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// It was accepted.
+    Received { revoked: bool },
+    /// The time it waited for has come.
+    Due { revoked: bool },
+    /// Its task type may not start yet.
+    RateLimited,
+    /// There is a place to run.
+    Slot { run: RunId, since: Instant, revoked: bool },
+    /// Its run ended.
+    Ended { run: RunId, outcome: Outcome, runtime: Duration },
+    /// Somebody revoked it; with `terminate`, running or not.
+    Revoked { terminate: Option<i32> },
+    /// The worker stops.
+    Stop { cold: bool },
+    /// Somebody else took its message while we could not be reached.
+    LeaseLost,
+}
+
+/// Which end of the queue a message goes back to (trap T5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Behind everything that waits: `Reject(requeue=True)`.
+    Back,
+    /// Delivered next: what was held and never ran.
+    Front,
+}
+
+/// What follows a step, in this order.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    /// Wait for the request's ETA.
+    WaitForEta(Timestamp),
+    /// Wait for a place to run.
+    Enqueue,
+    /// Run it.
+    Start(RunId),
+    /// End the run.
+    Cancel(RunId),
+    /// The message is done with.
+    Ack(Delivery),
+    /// The message goes back to its queue.
+    Requeue(Delivery, End),
+    /// The message is somebody else's now.
+    Forget(Delivery),
+    /// Run it again at that time: a new message.
+    Retry(Timestamp),
+    /// Store a state.
+    Store(Stored, Content),
+    /// Tell the monitors.
+    Emit(Happening),
+    /// End the token stream.
+    EndStream(Stored),
+}
+
+/// What a stored state carries.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// The return value.
+    Value(Box<RawValue>),
+    /// The exception.
+    Exception(Exception),
+    /// STARTED: who runs it.
+    Started,
+}
+
+/// What an event tells.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    Received,
+    Started,
+    Succeeded { runtime: Duration },
+    Failed(Exception),
+    Retried(Exception),
+    Rejected { requeue: bool },
+    Revoked { terminated: bool, signum: Option<i32>, expired: bool },
+}
+
+impl State {
+    /// The next state; what follows is appended to `effects`.
+    pub(crate) fn step(self, input: Input, request: &Request, now: Timestamp, effects: &mut Vec<Effect>) -> Self {
+        match (self, input) {
+            (Self::Received { delivery }, Input::Received { revoked }) => {
+                if let Some(done) = request.discard(revoked, now) {
+                    return done.apply(delivery, request, effects);
+                }
+                effects.push(Effect::Emit(Happening::Received));
+                match request.eta {
+                    Some(eta) if eta > now => {
+                        effects.push(Effect::WaitForEta(eta));
+                        // A held message does not use up the prefetch count (P-095).
+                        let delivery = Delivery { credit: None, ..delivery };
+                        Self::Held { delivery, why: Hold::Eta }
+                    }
+                    _ => {
+                        effects.push(Effect::Enqueue);
+                        Self::Reserved { delivery }
+                    }
+                }
+            }
+            (Self::Held { delivery, .. }, Input::Due { revoked }) => match request.discard(revoked, now) {
+                Some(done) => done.apply(delivery, request, effects),
+                None => {
+                    effects.push(Effect::Enqueue);
+                    Self::Reserved { delivery }
+                }
+            },
+            (Self::Reserved { delivery }, Input::RateLimited) => Self::Held { delivery, why: Hold::RateLimit },
+            (Self::Reserved { delivery }, Input::Slot { run, since, revoked }) => {
+                if let Some(done) = request.discard(revoked, now) {
+                    return done.apply(delivery, request, effects);
+                }
+                let unacked = if request.policy.acks_late {
+                    Some(delivery)
+                } else {
+                    effects.push(Effect::Ack(delivery));
+                    None
+                };
+                effects.push(Effect::Emit(Happening::Started));
+                if request.policy.track_started && !request.policy.ignore_result {
+                    effects.push(Effect::Store(Stored::Started, Content::Started));
+                }
+                effects.push(Effect::Start(run));
+                Self::Running { unacked, run, since }
+            }
+            (Self::Running { unacked, run, .. }, Input::Ended { run: ended, outcome, runtime }) if run == ended => {
+                request.end(unacked, outcome, runtime, now, effects);
+                Self::Done
+            }
+            (Self::Running { unacked, run, .. }, Input::Revoked { terminate: Some(signum) }) => {
+                effects.push(Effect::Cancel(run));
+                let done = Discard::Terminated(signum);
+                done.settle(unacked, request, effects)
+            }
+            (
+                Self::Received { delivery } | Self::Held { delivery, .. } | Self::Reserved { delivery },
+                Input::Revoked { .. },
+            ) => Discard::Revoked.apply(delivery, request, effects),
+            (
+                Self::Received { delivery } | Self::Held { delivery, .. } | Self::Reserved { delivery },
+                Input::Stop { .. },
+            ) => {
+                effects.push(Effect::Requeue(delivery, End::Front));
+                Self::Done
+            }
+            (Self::Running { unacked, run, .. }, Input::Stop { cold: true }) => {
+                effects.push(Effect::Cancel(run));
+                match unacked {
+                    // Cancelled first: while the message is in `unacked` nobody else can take it.
+                    Some(delivery) => effects.push(Effect::Requeue(delivery, End::Front)),
+                    None => {
+                        let cause = Exception::celery("Retry", "cancelled by Celery");
+                        request.store(Stored::Retry, cause, effects);
+                    }
+                }
+                request.end_stream(Stored::Retry, effects);
+                Self::Done
+            }
+            (
+                Self::Received { delivery } | Self::Held { delivery, .. } | Self::Reserved { delivery },
+                Input::LeaseLost,
+            ) => {
+                effects.push(Effect::Forget(delivery));
+                Self::Done
+            }
+            (Self::Running { unacked, run, since }, Input::LeaseLost) => {
+                // It runs to its end: whoever is first stores the result, and SUCCESS stays.
+                effects.extend(unacked.map(Effect::Forget));
+                Self::Running { unacked: None, run, since }
+            }
+            // Late or out of place: an end of an abandoned run, a timer of a request that is gone.
+            (state, _) => state,
+        }
+    }
+
+    /// The tag of the message, while it is ours.
+    pub(crate) fn tag(&self) -> Option<&Tag> {
+        match self {
+            Self::Received { delivery } | Self::Held { delivery, .. } | Self::Reserved { delivery } => {
+                Some(&delivery.tag)
+            }
+            Self::Running { unacked, .. } => unacked.as_ref().map(|delivery| &delivery.tag),
+            Self::Done => None,
+        }
+    }
+
+    /// Whether it still has something to do.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
+}
+
+/// Why a request ends without an answer of its own.
+enum Discard {
+    Expired,
+    Revoked,
+    Terminated(i32),
+}
+
+impl Discard {
+    fn apply(self, delivery: Delivery, request: &Request, effects: &mut Vec<Effect>) -> State {
+        self.settle(Some(delivery), request, effects)
+    }
+
+    /// REVOKED with its reason, then the event, then the message is done with.
+    fn settle(self, delivery: Option<Delivery>, request: &Request, effects: &mut Vec<Effect>) -> State {
+        let (reason, terminated, signum, expired) = match self {
+            Self::Expired => ("expired", false, None, true),
+            Self::Revoked => ("revoked", false, None, false),
+            Self::Terminated(signum) => ("terminated", true, Some(signum), false),
+        };
+        request.store(Stored::Revoked, Exception::celery("TaskRevokedError", reason), effects);
+        request.end_stream(Stored::Revoked, effects);
+        effects.extend(delivery.map(Effect::Ack));
+        effects.push(Effect::Emit(Happening::Revoked { terminated, signum, expired }));
+        State::Done
+    }
+}
+
+impl Request {
+    /// The task's hard and soft limit: the message's own come first (P-093).
+    pub(crate) fn limits(&self) -> (Option<Duration>, Option<Duration>) {
+        let own = self.message.headers.timelimit;
+        (own.hard.or(self.policy.time_limit), own.soft.or(self.policy.soft_time_limit))
+    }
+
+    fn discard(&self, revoked: bool, now: Timestamp) -> Option<Discard> {
+        if self.expires.is_some_and(|expires| now > expires) {
+            Some(Discard::Expired)
+        } else {
+            revoked.then_some(Discard::Revoked)
+        }
+    }
+
+    fn end(
+        &self,
+        unacked: Option<Delivery>,
+        outcome: Outcome,
+        runtime: Duration,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
+        match outcome {
+            Outcome::Success(value) => {
+                effects.push(Effect::Store(Stored::Success, Content::Value(value)));
+                self.end_stream(Stored::Success, effects);
+                effects.extend(unacked.map(Effect::Ack));
+                effects.push(Effect::Emit(Happening::Succeeded { runtime }));
+            }
+            Outcome::Failed(Failure::Fail(exception)) if self.policy.autoretry => {
+                let pause = self.policy.retry_backoff.map(|factor| {
+                    let retries = self.message.headers.retries;
+                    wire::backoff(factor, retries, self.policy.retry_backoff_max, self.policy.retry_jitter)
+                });
+                self.retry(unacked, pause, Some(exception), now, effects);
+            }
+            Outcome::Failed(Failure::Fail(exception)) => self.fail(unacked, exception, effects),
+            Outcome::Failed(Failure::Retry { after, cause }) => self.retry(unacked, after, cause, now, effects),
+            Outcome::Failed(Failure::Reject { requeue: true, .. }) => {
+                // Acknowledged early there is nothing left to put back, as in Celery.
+                if let Some(delivery) = unacked {
+                    effects.push(Effect::Requeue(delivery, End::Back));
+                    effects.push(Effect::Emit(Happening::Rejected { requeue: true }));
+                }
+            }
+            Outcome::Failed(Failure::Reject { requeue: false, reason }) => {
+                let mut exception = Exception::celery("Reject", reason);
+                exception.args.push(Value::Bool(false));
+                self.store(Stored::Failure, exception.clone(), effects);
+                self.end_stream(Stored::Failure, effects);
+                effects.extend(unacked.map(Effect::Ack));
+                effects.push(Effect::Emit(Happening::Failed(exception)));
+                effects.push(Effect::Emit(Happening::Rejected { requeue: false }));
+            }
+            Outcome::Failed(Failure::Ignore) => {
+                self.end_stream(Stored::Success, effects);
+                effects.extend(unacked.map(Effect::Ack));
+            }
+            Outcome::Panicked(message) => {
+                let exception = Exception::runtime_error(format!("the task panicked: {message}"));
+                self.fail(unacked, exception, effects);
+            }
+            Outcome::SoftLimit(_) => {
+                let mut exception = Exception::new(python_modules::BILLIARD, "SoftTimeLimitExceeded", "");
+                exception.args.clear();
+                self.fail(unacked, exception, effects);
+            }
+            Outcome::HardLimit(limit) => {
+                let mut exception = Exception::new(python_modules::BILLIARD, "TimeLimitExceeded", "");
+                exception.args = vec![seconds(limit)];
+                if self.policy.acks_on_timeout {
+                    return self.fail(unacked, exception, effects);
+                }
+                self.store(Stored::Failure, exception.clone(), effects);
+                self.end_stream(Stored::Failure, effects);
+                effects.extend(unacked.map(|delivery| Effect::Requeue(delivery, End::Back)));
+                effects.push(Effect::Emit(Happening::Failed(exception)));
+            }
+        }
+    }
+
+    fn fail(&self, unacked: Option<Delivery>, exception: Exception, effects: &mut Vec<Effect>) {
+        self.store(Stored::Failure, exception.clone(), effects);
+        self.end_stream(Stored::Failure, effects);
+        let dropped = unacked.is_some() && !self.policy.acks_on_failure;
+        effects.extend(unacked.map(Effect::Ack));
+        effects.push(Effect::Emit(Happening::Failed(exception)));
+        if dropped {
+            // Celery rejects without requeue, which on Redis is the same removal; the event tells them apart (T20).
+            effects.push(Effect::Emit(Happening::Rejected { requeue: false }));
+        }
+    }
+
+    fn retry(
+        &self,
+        unacked: Option<Delivery>,
+        after: Option<Duration>,
+        cause: Option<Exception>,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
+        let headers = &self.message.headers;
+        if self.policy.max_retries.is_some_and(|max| headers.retries >= max) {
+            let exception = cause.unwrap_or_else(|| {
+                Exception::celery(
+                    "MaxRetriesExceededError",
+                    format!("Can't retry {}[{}] any more", headers.task, headers.id),
+                )
+            });
+            return self.fail(unacked, exception, effects);
+        }
+        let pause = after.unwrap_or(self.policy.default_retry_delay);
+        let eta = jiff::SignedDuration::try_from(pause)
+            .ok()
+            .and_then(|pause| now.checked_add(pause).ok())
+            .unwrap_or(Timestamp::MAX);
+        let cause = cause.unwrap_or_else(|| {
+            Exception::celery("Retry", format!("Retry in {}s", pause.as_secs_f64()))
+        });
+        // The next message exists before this one is done with: a crash in between runs it twice, never not at all.
+        effects.push(Effect::Retry(eta));
+        if !self.policy.ignore_result {
+            effects.push(Effect::Store(Stored::Retry, Content::Exception(cause.clone())));
+        }
+        self.end_stream(Stored::Retry, effects);
+        effects.extend(unacked.map(Effect::Ack));
+        effects.push(Effect::Emit(Happening::Retried(cause)));
+    }
+
+    fn store(&self, state: Stored, exception: Exception, effects: &mut Vec<Effect>) {
+        if !self.policy.ignore_result || self.policy.store_errors_even_if_ignored {
+            effects.push(Effect::Store(state, Content::Exception(exception)));
+        }
+    }
+
+    fn end_stream(&self, state: Stored, effects: &mut Vec<Effect>) {
+        if self.policy.streams {
+            effects.push(Effect::EndStream(state));
+        }
+    }
+}
+
+/// Seconds as Python writes them in `TimeLimitExceeded(…)`: whole ones without a point.
+fn seconds(limit: Duration) -> Value {
+    if limit.subsec_nanos() == 0 {
+        limit.as_secs().into()
+    } else {
+        limit.as_secs_f64().into()
+    }
+}

@@ -1,0 +1,46 @@
+//! The only place that spawns. Each background service says what its death means.
+
+use std::future::Future;
+
+use tokio::task::JoinHandle;
+use tracing::error;
+
+/// What runs beside the consumer loop.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ServiceKind {
+    /// Takes messages. Its death ends the worker.
+    Fetcher,
+    /// Sends what was decided. Its death ends the worker.
+    Writer,
+    /// Keeps leases and restores what the dead held. Its death ends the worker.
+    Keeper,
+    /// Reads remote control requests. Its death ends the worker.
+    Control,
+    /// Turns notes of runs into writes. Its death ends the worker.
+    Notes,
+}
+
+/// Starts a service. A panic in it is a bug; it is logged with the service's name, and the channel it held closes,
+/// which the consumer loop takes as the end of the worker (what is unacked is safe in Redis).
+pub(crate) fn spawn(kind: ServiceKind, service: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    let handle = tokio::spawn(service);
+    tokio::spawn(async move {
+        if let Err(failure) = handle.await
+            && failure.is_panic()
+        {
+            error!(service = ?kind, "a service of the worker failed; this is a bug in orchestra, please report it");
+        }
+    })
+}
+
+/// Starts the run of a task. It reports to the consumer loop in every case, panics included, so nobody waits for the
+/// handle.
+pub(crate) fn spawn_run(run: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(run);
+}
+
+/// Runs a future on a thread of its own, for tasks that block.
+pub(crate) fn spawn_blocking<T: Send + 'static>(run: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || runtime.block_on(run))
+}

@@ -1,0 +1,166 @@
+//! Puts a worker together: connections, declarations, services, and the loop between them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use super::consumer::{Consumer, Inputs};
+use super::control::{self, Order};
+use super::effects::Scribe;
+use super::events::Events;
+use super::fetcher::Fetcher;
+use super::keeper::Keeper;
+use super::pool::Pool;
+use super::rate_limit::RateLimits;
+use super::revoke::Revoked;
+use super::services::{ServiceKind, spawn};
+use super::stop::{Exit, Phase, Stop};
+use super::timers::Timers;
+use super::writer::Writer;
+use super::Options;
+use crate::backend::Backend;
+use crate::broker::Broker;
+use crate::client::Client;
+use crate::clock;
+use crate::conn::{self, Link};
+use crate::task::Registry;
+
+/// Notes of runs that wait for the consumer loop; beyond them stream entries are left out and `update_state` waits.
+const NOTES: usize = 8192;
+/// Control requests that wait.
+const ORDERS: usize = 256;
+/// Messages between fetcher and loop.
+const FETCHED: usize = 1024;
+
+/// A worker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis cannot be used.
+    #[error(transparent)]
+    Connection(#[from] conn::Error),
+    /// The broker refused.
+    #[error(transparent)]
+    Broker(#[from] crate::broker::Error),
+    /// An option makes no sense.
+    #[error("{0}")]
+    Option(String),
+}
+
+/// A worker that is connected and has not started to consume.
+pub struct Worker {
+    options: Options,
+    registry: Registry,
+    broker: Broker,
+    backend: Option<Backend>,
+}
+
+impl Worker {
+    /// Connects and declares the queues.
+    ///
+    /// # Errors
+    /// Redis cannot be reached or refuses, or an option makes no sense.
+    pub async fn connect(options: Options, registry: Registry) -> Result<Self, Error> {
+        if options.concurrency == 0 {
+            return Err(Error::Option("concurrency must be at least 1".into()));
+        }
+        if options.queues.is_empty() {
+            return Err(Error::Option("there is no queue to consume".into()));
+        }
+        let broker = Broker::connect(&options.broker, options.broker_options.clone()).await?;
+        let backend = match &options.backend {
+            None => None,
+            Some(endpoint) if endpoint.is_same_server_and_db(&options.broker) => {
+                Some(Backend::new(broker.writer().clone(), options.backend_options.clone()))
+            }
+            Some(endpoint) => {
+                let link = Link::connect(endpoint, conn::LinkOptions::default()).await?;
+                Some(Backend::new(link, options.backend_options.clone()))
+            }
+        };
+        let queues: Vec<Arc<str>> = options.queues.iter().map(|queue| queue.as_str().into()).collect();
+        broker.declare(&queues).await?;
+        Ok(Self { options, registry, broker, backend })
+    }
+
+    /// Consumes until it is stopped, then returns how it ended.
+    pub async fn run(self, stop: Stop) -> Exit {
+        let Self { options, registry, broker, backend } = self;
+        let hostname: Arc<str> = options.hostname.as_str().into();
+        let (outbox, writer) = Writer::new(broker.clone(), backend.clone(), hostname.clone(), options.event_exchange.clone());
+        let writing = spawn(ServiceKind::Writer, writer.run());
+
+        let prefetch = match options.prefetch_multiplier as usize {
+            0 => Semaphore::MAX_PERMITS >> 4,
+            multiplier => options.concurrency.saturating_mul(multiplier),
+        };
+        let credit = Arc::new(Semaphore::new(prefetch));
+        let (queues, queues_seen) = watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
+        let (fetched_to, fetched) = mpsc::channel(FETCHED);
+        spawn(
+            ServiceKind::Fetcher,
+            Fetcher {
+                broker: broker.clone(),
+                credit: credit.clone(),
+                queues: queues_seen,
+                stop: stop.phases(),
+                outbox: outbox.clone(),
+                to: fetched_to,
+            }
+            .run(),
+        );
+
+        let (held, held_seen) = mpsc::channel(1);
+        let (lost_to, lost) = mpsc::unbounded_channel();
+        let sweep = Keeper::sweep_pause(options.broker_options.visibility_timeout);
+        spawn(ServiceKind::Keeper, Keeper { broker: broker.clone(), held: held_seen, lost: lost_to, sweep }.run());
+
+        let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
+        if options.remote_control {
+            let messages = broker.subscribe_control(&options.control_exchange, &options.hostname).await;
+            spawn(ServiceKind::Control, control::listen(messages, options.hostname.clone(), orders_to));
+        }
+
+        let (notes, notes_seen) = mpsc::channel(NOTES);
+        let (pool, ends) = Pool::new(options.concurrency);
+        let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
+        let inputs = Inputs { fetched, ends, orders, lost, notes: notes_seen, stop: stop.phases() };
+        let client = Client::new(broker.clone(), backend);
+        let consumer = Consumer {
+            scribe: Scribe::new(&options),
+            events: Events::new(hostname, options.event_exchange.clone(), freq, options.task_events),
+            options,
+            registry,
+            client,
+            pool,
+            outbox,
+            active: HashMap::new(),
+            by_id: HashMap::new(),
+            reserved: VecDeque::new(),
+            timers: Timers::default(),
+            rate_limits: RateLimits::default(),
+            revoked: Revoked::default(),
+            totals: HashMap::new(),
+            processed: 0,
+            running: 0,
+            born: clock::instant(),
+            credit,
+            prefetch,
+            queues,
+            held,
+            notes,
+            shutdown: stop.clone(),
+            next_key: 0,
+            phase: Phase::Run,
+            drained: false,
+            out: Vec::new(),
+            effects: Vec::new(),
+            streams: HashMap::new(),
+            broker: broker.clone(),
+        };
+        let exit = consumer.run(inputs).await;
+        broker.unsubscribe_control().await;
+        writing.abort();
+        exit
+    }
+}

@@ -1,0 +1,63 @@
+//! The two stops: no new work, then no more work.
+
+use tokio::sync::watch;
+
+/// How far a stop has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Run,
+    Warm,
+    Cold,
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything that ran has ended; what waited went back to its queue.
+    Warm,
+    /// What ran was cancelled and went back to its queue.
+    Cold,
+}
+
+/// Stops a worker from outside; clones stop the same worker.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    phase: watch::Sender<Phase>,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Stop {
+    /// Nothing is stopped yet.
+    pub fn new() -> Self {
+        Self {
+            phase: watch::Sender::new(Phase::Run),
+        }
+    }
+
+    /// Finish what runs, give back what waits.
+    pub fn warm(&self) {
+        self.raise(Phase::Warm);
+    }
+
+    /// Cancel what runs, give back everything.
+    pub fn cold(&self) {
+        self.raise(Phase::Cold);
+    }
+
+    pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    fn raise(&self, to: Phase) {
+        self.phase.send_if_modified(|phase| {
+            let higher = to > *phase;
+            *phase = (*phase).max(to);
+            higher
+        });
+    }
+}

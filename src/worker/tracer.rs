@@ -1,0 +1,85 @@
+//! Runs one task to its outcome: binds its arguments, watches its limits, and turns a panic into that task's failure
+//! (`celery.app.trace`).
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+
+use super::request::{Outcome, Request};
+use super::services::spawn_blocking;
+use crate::task::{Context, Failure, Run};
+
+/// Runs the task. When `context` is cancelled the run is dropped where it stands, which closes what it holds, and the
+/// answer is `None`.
+pub(crate) async fn trace(request: Arc<Request>, context: Context) -> Option<Outcome> {
+    let (hard, soft) = request.limits();
+    // Binding runs code of the task's author (`Deserialize`), so it is inside the guard as well.
+    let start = std::panic::catch_unwind(AssertUnwindSafe(|| request.entry.start(&request.message.body, context.clone())));
+    let run = match start {
+        Ok(Ok(run)) => run,
+        Ok(Err(failure)) => return Some(Outcome::Failed(failure)),
+        Err(panic) => return Some(Outcome::Panicked(panic_text(&*panic))),
+    };
+    let mut run = if request.policy.blocking {
+        let handle = spawn_blocking(run);
+        Box::pin(async move {
+            match handle.await {
+                Ok(result) => result,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => Err(Failure::Ignore),
+            }
+        }) as Run
+    } else {
+        run
+    };
+    let mut guarded = AssertUnwindSafe(&mut run).catch_unwind();
+    let ended = tokio::select! {
+        // A result that is there wins over a limit that passed in the same moment.
+        biased;
+        ended = &mut guarded => ended,
+        () = context.cancelled() => return None,
+        limit = soft_limit(soft, &context) => return Some(Outcome::SoftLimit(limit)),
+        limit = hard_limit(hard) => {
+            context.cancel();
+            return Some(Outcome::HardLimit(limit));
+        }
+    };
+    Some(match ended {
+        Ok(Ok(value)) => Outcome::Success(value),
+        Ok(Err(failure)) => Outcome::Failed(failure),
+        Err(panic) => Outcome::Panicked(panic_text(&*panic)),
+    })
+}
+
+async fn hard_limit(limit: Option<Duration>) -> Duration {
+    match limit {
+        Some(limit) => {
+            tokio::time::sleep(limit).await;
+            limit
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Completes when the run is to be ended by its soft limit: not for a run that watches the limit itself.
+async fn soft_limit(limit: Option<Duration>, context: &Context) -> Duration {
+    if let Some(limit) = limit {
+        tokio::time::sleep(limit).await;
+        if !context.reach_soft_limit() {
+            context.cancel();
+            return limit;
+        }
+    }
+    std::future::pending().await
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a message".to_owned())
+}

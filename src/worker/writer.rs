@@ -1,0 +1,187 @@
+//! Sends what was decided: everything that waits leaves in one pipeline per server, as soon as the last one is
+//! answered. There is no timer that would add latency.
+//!
+//! Order within a flush: what follows (retries), then results and streams, then acks and events. A crash between two
+//! of them repeats work; it never loses any. While Redis cannot be reached the batch waits and is sent again: every
+//! write but a publish is idempotent.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use redis::Pipeline;
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use crate::backend::{self, Backend};
+use crate::broker::{self, Broker};
+use crate::conn::Link;
+use crate::wire::Events as Envelopes;
+
+/// Largest number of writes in one flush: bounds how long one pipeline occupies Redis.
+const BATCH: usize = 1024;
+
+/// One thing to send.
+#[derive(Debug)]
+pub(crate) enum Out {
+    Broker(broker::Write),
+    Backend(backend::Write),
+    /// A task event; all of a flush go in one message.
+    Event(Box<RawValue>),
+    /// Answered when everything before it has been sent.
+    Flushed(oneshot::Sender<()>),
+}
+
+/// Where the consumer loop puts what is to be sent.
+#[derive(Clone)]
+pub(crate) struct Outbox {
+    queue: mpsc::UnboundedSender<Vec<Out>>,
+    backlog: Arc<AtomicUsize>,
+}
+
+/// The service that sends.
+pub(crate) struct Writer {
+    queue: mpsc::UnboundedReceiver<Vec<Out>>,
+    backlog: Arc<AtomicUsize>,
+    broker: Broker,
+    backend: Option<Backend>,
+    hostname: Arc<str>,
+    event_exchange: String,
+}
+
+impl Outbox {
+    /// Hands over writes, in order. The queue is bounded by the fetcher, which takes no more messages while
+    /// [`backlog`](Self::backlog) is high.
+    pub(crate) fn send(&self, writes: Vec<Out>) {
+        if !writes.is_empty() {
+            self.backlog.fetch_add(writes.len(), Ordering::Relaxed);
+            // A writer that is gone ends the worker; nobody reads the answer then.
+            let _ = self.queue.send(writes);
+        }
+    }
+
+    /// Writes that have not been sent yet.
+    pub(crate) fn backlog(&self) -> usize {
+        self.backlog.load(Ordering::Relaxed)
+    }
+
+    /// Waits until everything handed over so far has been sent.
+    pub(crate) async fn flushed(&self) {
+        let (done, wait) = oneshot::channel();
+        self.send(vec![Out::Flushed(done)]);
+        let _ = wait.await;
+    }
+}
+
+/// Writes of one flush, by the phase they belong to.
+#[derive(Default)]
+struct Batch {
+    publishes: Vec<broker::Write>,
+    results: Vec<backend::Write>,
+    acks: Vec<broker::Write>,
+    events: Vec<Box<RawValue>>,
+    flushed: Vec<oneshot::Sender<()>>,
+    size: usize,
+}
+
+impl Batch {
+    fn add(&mut self, writes: Vec<Out>) {
+        self.size += writes.len();
+        for write in writes {
+            match write {
+                Out::Broker(write @ broker::Write::Publish { .. }) => self.publishes.push(write),
+                Out::Broker(write) => self.acks.push(write),
+                Out::Backend(write) => self.results.push(write),
+                Out::Event(event) => self.events.push(event),
+                Out::Flushed(done) => self.flushed.push(done),
+            }
+        }
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(broker: Broker, backend: Option<Backend>, hostname: Arc<str>, event_exchange: String) -> (Outbox, Self) {
+        let (sender, queue) = mpsc::unbounded_channel();
+        let backlog = Arc::new(AtomicUsize::new(0));
+        let outbox = Outbox { queue: sender, backlog: backlog.clone() };
+        let writer = Self { queue, backlog, broker, backend, hostname, event_exchange };
+        (outbox, writer)
+    }
+
+    /// Runs until every outbox is gone and everything has been sent.
+    pub(crate) async fn run(mut self) {
+        while let Some(writes) = self.queue.recv().await {
+            let mut batch = Batch::default();
+            batch.add(writes);
+            while batch.size < BATCH {
+                match self.queue.try_recv() {
+                    Ok(writes) => batch.add(writes),
+                    Err(_) => break,
+                }
+            }
+            self.flush(&mut batch).await;
+            self.backlog.fetch_sub(batch.size, Ordering::Relaxed);
+            for done in batch.flushed {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    async fn flush(&self, batch: &mut Batch) {
+        if !batch.events.is_empty() {
+            match Envelopes::tasks(&batch.events, &self.hostname, &self.event_exchange) {
+                Ok((routing_key, payload)) => batch.acks.push(broker::Write::Broadcast {
+                    exchange: self.event_exchange.clone(),
+                    routing_key,
+                    payload: payload.into(),
+                }),
+                Err(error) => warn!(%error, "task events cannot be encoded"),
+            }
+        }
+        let mut broker_pipe = Pipeline::new();
+        self.broker.append(&mut broker_pipe, &batch.publishes);
+        match &self.backend {
+            Some(backend) if !batch.results.is_empty() => {
+                if backend.link().is_same(self.broker.writer()) {
+                    backend.append(&mut broker_pipe, &batch.results);
+                } else {
+                    // Another server: what follows must stand before the result, and the result before the ack.
+                    if !batch.publishes.is_empty() {
+                        insist(self.broker.writer(), &broker_pipe).await;
+                        broker_pipe = Pipeline::new();
+                    }
+                    let mut backend_pipe = Pipeline::new();
+                    backend.append(&mut backend_pipe, &batch.results);
+                    insist(backend.link(), &backend_pipe).await;
+                }
+            }
+            _ => {}
+        }
+        self.broker.append(&mut broker_pipe, &batch.acks);
+        insist(self.broker.writer(), &broker_pipe).await;
+    }
+}
+
+/// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out.
+async fn insist(link: &Link, pipe: &Pipeline) {
+    if pipe.is_empty() {
+        return;
+    }
+    loop {
+        match link.pipeline(pipe).await {
+            Ok(replies) => {
+                for reply in replies {
+                    if let redis::Value::ServerError(error) = reply {
+                        error!(%error, "Redis refused a write");
+                    }
+                }
+                return;
+            }
+            Err(error) if error.is_transient() => link.ready().await,
+            Err(error) => {
+                error!(%error, "a batch of writes was refused");
+                return;
+            }
+        }
+    }
+}
