@@ -26,6 +26,12 @@ pub fn until(at: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
 }
 
+/// That long after a time; at the end of time when it is further away than can be counted.
+pub fn after(at: Timestamp, pause: Duration) -> Timestamp {
+    let pause = jiff::SignedDuration::try_from(pause).unwrap_or(jiff::SignedDuration::MAX);
+    at.checked_add(pause).unwrap_or(Timestamp::MAX)
+}
+
 /// ISO-8601 with microseconds and offset, as Python's `datetime.isoformat()` writes an aware UTC time.
 pub fn iso(at: Timestamp) -> String {
     at.to_zoned(jiff::tz::TimeZone::UTC)

@@ -1,4 +1,68 @@
-//! What senders use.
-/// A client.
+//! What senders use: send tasks, wait for their results, ask and tell workers.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use orchestra::client::{Call, Client};
+//!
+//! # async fn example() -> Result<(), orchestra::client::Error> {
+//! let client = Client::connect("redis://localhost:6379/0").await?;
+//! let pending = client.send(Call::new("math.add").arg(2).arg(3)).await?;
+//! let sum: i64 = pending.get(Duration::from_secs(10)).await?;
+//! # Ok(()) }
+//! ```
+
+mod call;
+mod control;
+mod error;
+mod results;
+mod send;
+
+pub use call::Call;
+pub use error::Error;
+pub use results::Pending;
+
+use std::sync::Arc;
+
+use crate::backend::{self, Backend};
+use crate::broker::{self, Broker};
+use crate::conn::{Endpoint, Link, LinkOptions};
+use results::Results;
+
+/// A producer. Clones share its connections.
 #[derive(Clone, Debug)]
-pub struct Client {}
+pub struct Client {
+    broker: Broker,
+    backend: Option<Backend>,
+    results: Arc<Results>,
+}
+
+impl Client {
+    /// Connects to a broker that is the result backend as well.
+    ///
+    /// # Errors
+    /// The URL is wrong, or the server cannot be reached.
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        Self::connect_to(url, Some(url)).await
+    }
+
+    /// Connects to a broker and, if results are wanted, to a result backend.
+    ///
+    /// # Errors
+    /// A URL is wrong, or a server cannot be reached.
+    pub async fn connect_to(broker: &str, backend: Option<&str>) -> Result<Self, Error> {
+        let broker = Broker::connect(&Endpoint::parse(broker)?, broker::Options::default()).await?;
+        let backend = match backend {
+            None => None,
+            Some(url) => {
+                let link = Link::connect(&Endpoint::parse(url)?, LinkOptions::default()).await?;
+                Some(Backend::new(link, backend::Options::default()).await?)
+            }
+        };
+        Ok(Self::new(broker, backend))
+    }
+
+    /// A client on connections that exist already.
+    pub fn new(broker: Broker, backend: Option<Backend>) -> Self {
+        Self { broker, backend, results: Arc::default() }
+    }
+}

@@ -3,6 +3,7 @@
 //! A supervisor owns the making of connections; everybody else uses the one that stands. Every command has a deadline
 //! and an idle connection is asked for a sign of life, so that a half-open one is found within seconds.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -70,6 +71,7 @@ struct Setup {
     scripts: Vec<Script>,
     tracked: Vec<String>,
     patterns: Vec<String>,
+    channels: HashSet<String>,
 }
 
 impl Link {
@@ -248,6 +250,30 @@ impl Link {
         }
     }
 
+    /// Subscribes to one channel, on this and every later connection.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn subscribe_to(&self, channel: &str) -> Result<(), Error> {
+        self.shared.setup().channels.insert(channel.to_owned());
+        let current = self.shared.current.borrow().clone();
+        if let Some((_, mut connection)) = current {
+            let subscribed = connection.subscribe(channel).await;
+            subscribed.map_err(|error| Error::from_redis(&error, &self.shared.endpoint.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Ends a subscription to one channel.
+    pub async fn unsubscribe_from(&self, channel: &str) {
+        self.shared.setup().channels.remove(channel);
+        let current = self.shared.current.borrow().clone();
+        if let Some((_, mut connection)) = current {
+            // A connection that is gone has no subscriptions left.
+            let _ = connection.unsubscribe(channel).await;
+        }
+    }
+
     /// The pub/sub messages of this link; there is one reader, so the second call gives an empty channel.
     pub fn pushes(&self) -> mpsc::Receiver<Push> {
         let unread = self.shared.unread.lock().ok().and_then(|mut unread| unread.take());
@@ -297,6 +323,9 @@ impl Shared {
         }
         for pattern in &setup.patterns {
             connection.psubscribe(pattern).await?;
+        }
+        for channel in &setup.channels {
+            connection.subscribe(channel).await?;
         }
         redis::cmd("PING").exec_async(&mut connection).await?;
         Ok(connection)

@@ -112,6 +112,14 @@ pub(crate) struct Outgoing<'a, H: Serialize> {
     pub properties: OutgoingProperties<'a>,
 }
 
+impl<H: Serialize> Outgoing<'_, H> {
+    /// A body as it goes into an envelope: JSON in base64.
+    pub(crate) fn encode<B: Serialize + ?Sized>(body: &B) -> Result<String, serde_json::Error> {
+        use base64::Engine as _;
+        Ok(base64::engine::general_purpose::STANDARD.encode(serde_json::to_vec(body)?))
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct OutgoingProperties<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,10 +152,8 @@ pub(crate) fn wrap<H: Serialize, B: Serialize + ?Sized>(
     routing_key: &str,
     persistent: bool,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    use base64::Engine as _;
-    let body = base64::engine::general_purpose::STANDARD.encode(serde_json::to_vec(body)?);
     serde_json::to_vec(&Outgoing {
-        body,
+        body: Outgoing::<H>::encode(body)?,
         content_encoding: "utf-8",
         content_type: "application/json",
         headers,

@@ -48,17 +48,7 @@ pub struct ReplyTo {
 pub fn decode(payload: &[u8]) -> Result<Request, String> {
     let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
     let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let body = envelope.body.ok_or("no body")?;
-    let properties = envelope.properties.unwrap_or_default();
-    if properties.body_encoding.as_deref() == Some("base64") {
-        let bytes = base64::engine::general_purpose::STANDARD
-            .decode(body.as_bytes())
-            .map_err(|error| error.to_string())?;
-        let text = String::from_utf8(bytes).map_err(|error| error.to_string())?;
-        json::parse(&text).map_err(|error| error.to_string())
-    } else {
-        json::parse(&body).map_err(|error| error.to_string())
-    }
+    body(envelope)
 }
 
 /// The envelope of a reply: an object with exactly one key, the node name (P-175).
@@ -80,15 +70,50 @@ pub fn encode_reply(
     wrap(headers, &body, &reply_to.exchange, &reply_to.routing_key, false)
 }
 
-/// The envelope of a request without reply.
+/// The envelope of a request; `reply` is the sender's id and the ticket of the conversation.
 ///
 /// # Errors
 /// Never in practice.
-pub fn encode_cast(method: &str, arguments: &Value, destination: Option<&[String]>, exchange: &str) -> Result<Vec<u8>, serde_json::Error> {
-    let body = serde_json::json!({
+pub fn encode_request(
+    method: &str,
+    arguments: &Value,
+    destination: Option<&[String]>,
+    reply: Option<(&str, &str)>,
+) -> Result<Vec<u8>, serde_json::Error> {
+    let mut body = serde_json::json!({
         "method": method, "arguments": arguments, "destination": destination, "pattern": null, "matcher": null,
     });
-    wrap(serde_json::json!({"clock": 1, "expires": 0}), &body, exchange, "", true)
+    if let Some((oid, ticket)) = reply {
+        body["ticket"] = ticket.into();
+        body["reply_to"] = serde_json::json!({"exchange": "reply.celery.pidbox", "routing_key": oid});
+    }
+    wrap(serde_json::json!({"clock": 1, "expires": 0}), &body, "celery.pidbox", "", true)
+}
+
+/// Decodes a reply: its ticket, and the answers by node name.
+///
+/// # Errors
+/// A text for the log.
+pub fn decode_reply(payload: &[u8]) -> Result<(Option<String>, Map<String, Value>), String> {
+    let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
+    let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let headers: Map<String, Value> = envelope.headers.and_then(|raw| json::parse(raw.get()).ok()).unwrap_or_default();
+    let ticket = headers.get("ticket").and_then(Value::as_str).map(str::to_owned);
+    Ok((ticket, body(envelope)?))
+}
+
+fn body<T: serde::de::DeserializeOwned>(envelope: Envelope<'_>) -> Result<T, String> {
+    let body = envelope.body.ok_or("no body")?;
+    let properties = envelope.properties.unwrap_or_default();
+    if properties.body_encoding.as_deref() == Some("base64") {
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(body.as_bytes())
+            .map_err(|error| error.to_string())?;
+        let text = String::from_utf8(bytes).map_err(|error| error.to_string())?;
+        json::parse(&text).map_err(|error| error.to_string())
+    } else {
+        json::parse(&body).map_err(|error| error.to_string())
+    }
 }
 
 impl Request {

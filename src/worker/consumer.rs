@@ -196,7 +196,6 @@ impl Consumer {
                 queue,
                 raw,
                 reason: refusal.reason,
-                worker: self.options.hostname.clone(),
             }
         } else {
             broker::Write::Ack(delivery.tag)

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::broker::Tag;
-use crate::clock::{Instant, Timestamp};
+use crate::clock::{self, Instant, Timestamp};
 use crate::task::{self, Entry, Failure};
 use crate::wire::{self, Exception, Message, State as Stored, python_modules};
 
@@ -415,10 +415,7 @@ impl Request {
             return self.fail(unacked, exception, effects);
         }
         let pause = after.unwrap_or(self.policy.default_retry_delay);
-        let eta = jiff::SignedDuration::try_from(pause)
-            .ok()
-            .and_then(|pause| now.checked_add(pause).ok())
-            .unwrap_or(Timestamp::MAX);
+        let eta = clock::after(now, pause);
         let cause = cause.unwrap_or_else(|| {
             Exception::celery("Retry", format!("Retry in {}s", pause.as_secs_f64()))
         });

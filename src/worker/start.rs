@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
+use tracing::warn;
 
 use super::consumer::{Consumer, Inputs};
 use super::control::{self, Order};
@@ -38,10 +40,7 @@ const FETCHED: usize = 1024;
 pub enum Error {
     /// Redis cannot be used.
     #[error(transparent)]
-    Connection(#[from] conn::Error),
-    /// The broker refused.
-    #[error(transparent)]
-    Broker(#[from] crate::broker::Error),
+    Redis(#[from] conn::Error),
     /// An option makes no sense.
     #[error("{0}")]
     Option(String),
@@ -71,11 +70,11 @@ impl Worker {
         let backend = match &options.backend {
             None => None,
             Some(endpoint) if endpoint.is_same_server_and_db(&options.broker) => {
-                Some(Backend::new(broker.writer().clone(), options.backend_options.clone()))
+                Some(Backend::new(broker.writer().clone(), options.backend_options.clone()).await?)
             }
             Some(endpoint) => {
                 let link = Link::connect(endpoint, conn::LinkOptions::default()).await?;
-                Some(Backend::new(link, options.backend_options.clone()))
+                Some(Backend::new(link, options.backend_options.clone()).await?)
             }
         };
         let queues: Vec<Arc<str>> = options.queues.iter().map(|queue| queue.as_str().into()).collect();
@@ -117,8 +116,13 @@ impl Worker {
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         if options.remote_control {
-            let messages = broker.subscribe_control(&options.control_exchange, &options.hostname).await;
-            spawn(ServiceKind::Control, control::listen(messages, options.hostname.clone(), orders_to));
+            match broker.subscribe_control(&options.control_exchange, &options.hostname).await {
+                Ok(messages) => {
+                    spawn(ServiceKind::Control, control::listen(messages, options.hostname.clone(), orders_to));
+                }
+                // Tasks matter more than remote control: an ACL may allow the one and not the other.
+                Err(error) => warn!("no remote control: {error}"),
+            }
         }
 
         let (notes, notes_seen) = mpsc::channel(NOTES);
@@ -158,8 +162,10 @@ impl Worker {
             streams: HashMap::new(),
             broker: broker.clone(),
         };
+        let (exchange, node) = (consumer.options.control_exchange.clone(), consumer.options.hostname.clone());
         let exit = consumer.run(inputs).await;
-        broker.unsubscribe_control().await;
+        // Bounded: a Redis that is gone must not keep the worker from ending.
+        let _ = tokio::time::timeout(Duration::from_secs(1), broker.unsubscribe_control(&exchange, &node)).await;
         writing.abort();
         exit
     }

@@ -1,0 +1,81 @@
+//! Results in Redis (`celery.backends.redis`), and the token streams of running tasks.
+
+mod read;
+mod write;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::Script;
+
+use crate::conn::Link;
+
+pub use crate::conn::Error;
+pub use read::StreamEntry;
+pub use write::Write;
+
+/// How results are kept. Names are Celery's.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a result is kept; `None` is for ever.
+    pub result_expires: Option<Duration>,
+    /// How long a failure is kept, if not as long as a result.
+    pub result_failure_expires: Option<Duration>,
+    /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.` (trap T26).
+    pub global_keyprefix: String,
+    /// How long a token stream is kept after its last entry.
+    pub stream_expires: Duration,
+    /// About how many entries of a token stream are kept.
+    pub stream_length: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            result_expires: Some(Duration::from_secs(86_400)),
+            result_failure_expires: None,
+            global_keyprefix: String::new(),
+            stream_expires: Duration::from_secs(3600),
+            stream_length: 10_000,
+        }
+    }
+}
+
+/// A result backend. Clones share its connection.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    link: Link,
+    options: Arc<Options>,
+    prefix: String,
+    store: Arc<Script>,
+}
+
+impl Backend {
+    /// A backend on a connection, which may be the broker's own.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses scripts.
+    pub async fn new(link: Link, options: Options) -> Result<Self, Error> {
+        let store = Script::new(include_str!("scripts/store.lua"));
+        link.register([store.clone()]).await?;
+        let prefix = match options.global_keyprefix.as_str() {
+            "" => String::new(),
+            prefix if prefix.ends_with([':', '_', '-', '.']) => prefix.to_owned(),
+            prefix => format!("{prefix}_"),
+        };
+        Ok(Self { link, options: Arc::new(options), prefix, store: Arc::new(store) })
+    }
+
+    /// Its connection.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    fn result_key(&self, id: &str) -> String {
+        format!("{}celery-task-meta-{id}", self.prefix)
+    }
+
+    fn stream_key(&self, id: &str) -> String {
+        format!("{}orchestra:stream:{id}", self.prefix)
+    }
+}

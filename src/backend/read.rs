@@ -1,0 +1,65 @@
+//! What clients read: results, and token streams.
+
+use std::time::Duration;
+
+use redis::{Value, cmd};
+use serde_json::value::RawValue;
+
+use super::{Backend, Error};
+
+/// An entry of a token stream.
+#[derive(Debug)]
+pub struct StreamEntry {
+    /// Its place; the next read begins behind it.
+    pub id: String,
+    /// JSON object.
+    pub entry: Box<RawValue>,
+}
+
+impl Backend {
+    /// The record of a task, JSON; `None` while nothing is stored.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn get(&self, id: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.link.query(cmd("GET").arg(self.result_key(id))).await
+    }
+
+    /// Removes the record and the stream of a task.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn forget(&self, id: &str) -> Result<(), Error> {
+        self.link.query(cmd("DEL").arg(self.result_key(id)).arg(self.stream_key(id))).await
+    }
+
+    /// The channel on which the record of a task is announced.
+    pub fn channel(&self, id: &str) -> String {
+        self.result_key(id)
+    }
+
+    /// Entries of a token stream behind `after` (`"0"` is from its beginning). Does not wait.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn stream(&self, id: &str, after: &str, count: usize) -> Result<Vec<StreamEntry>, Error> {
+        let mut command = cmd("XRANGE");
+        command.arg(self.stream_key(id)).arg(format!("({after}")).arg("+").arg("COUNT").arg(count);
+        let entries: Vec<(String, Vec<(String, String)>)> = self.link.query(&command).await?;
+        Ok(entries
+            .into_iter()
+            .filter_map(|(id, fields)| {
+                let (_, text) = fields.into_iter().find(|(name, _)| name == "e")?;
+                Some(StreamEntry { id, entry: RawValue::from_string(text).ok()? })
+            })
+            .collect())
+    }
+
+    /// Sets how long the record of a task is kept from now.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn expire(&self, id: &str, ttl: Duration) -> Result<(), Error> {
+        self.link.query::<Value>(cmd("EXPIRE").arg(self.result_key(id)).arg(ttl.as_secs())).await.map(drop)
+    }
+}

@@ -1,0 +1,79 @@
+//! What is stored, many at a time, in one pipeline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::Pipeline;
+
+use super::Backend;
+use crate::wire::State;
+
+/// Records in one script call: bounds how long it occupies Redis.
+const BATCH: usize = 128;
+
+/// One change. Each may be repeated after a lost reply: a record overwrites itself. Stream entries are then there
+/// twice.
+#[derive(Debug)]
+pub enum Write {
+    /// The state of a task.
+    Store {
+        /// Task id.
+        id: Arc<str>,
+        /// Its state.
+        status: State,
+        /// The record, JSON.
+        record: Bytes,
+    },
+    /// Entries of a token stream.
+    Stream {
+        /// Task id.
+        id: Arc<str>,
+        /// JSON objects.
+        entries: Vec<Bytes>,
+    },
+}
+
+impl Backend {
+    /// Appends the commands of `writes`, in order; neighbouring records become one script call.
+    pub fn append(&self, pipe: &mut Pipeline, writes: &[Write]) {
+        let mut records: Vec<(&str, &State, &Bytes)> = Vec::new();
+        for write in writes {
+            match write {
+                Write::Store { id, status, record } => records.push((id, status, record)),
+                Write::Stream { id, entries } => {
+                    self.append_records(pipe, &mut records);
+                    self.append_stream(pipe, id, entries);
+                }
+            }
+        }
+        self.append_records(pipe, &mut records);
+    }
+
+    fn append_records(&self, pipe: &mut Pipeline, records: &mut Vec<(&str, &State, &Bytes)>) {
+        for batch in records.chunks(BATCH) {
+            let mut call = self.store.prepare_invoke();
+            for (id, status, record) in batch {
+                let expires = match status {
+                    State::Failure => self.options.result_failure_expires.or(self.options.result_expires),
+                    _ => self.options.result_expires,
+                };
+                call.key(self.result_key(id)).arg(expires.map_or(0, |ttl| ttl.as_secs().max(1))).arg(&record[..]);
+            }
+            pipe.invoke_script(&call);
+        }
+        records.clear();
+    }
+
+    fn append_stream(&self, pipe: &mut Pipeline, id: &str, entries: &[Bytes]) {
+        let key = self.stream_key(id);
+        for entry in entries {
+            let mut command = redis::cmd("XADD");
+            command.arg(&key).arg("MAXLEN").arg("~").arg(self.options.stream_length);
+            command.arg("*").arg("e").arg(&entry[..]);
+            pipe.add_command(command);
+        }
+        let ttl = self.options.stream_expires.max(Duration::from_secs(1)).as_secs();
+        pipe.expire(&key, i64::try_from(ttl).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,157 @@
+//! Taking messages.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use redis::{Pipeline, Value};
+use uuid::Uuid;
+
+use super::{Broker, Error, QueueOrder, Tag};
+
+/// Names one attempt to take messages. Asked again with the same name, after a lost reply, the broker gives what that
+/// reply carried.
+#[derive(Clone, Debug)]
+pub struct ClaimId {
+    prefix: String,
+    asked: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl ClaimId {
+    /// A new name.
+    #[expect(clippy::new_without_default, reason = "each is different from every other")]
+    pub fn new() -> Self {
+        Self {
+            prefix: format!("{}.", Uuid::new_v4().simple()),
+            asked: Arc::default(),
+        }
+    }
+}
+
+/// A message that is ours now.
+#[derive(Debug)]
+pub struct Claimed {
+    /// Its field in `unacked`.
+    pub tag: Tag,
+    /// Where it was.
+    pub queue: Arc<str>,
+    /// The list element, exactly.
+    pub raw: Bytes,
+}
+
+/// An element that is no message; it is in the dead-letter list `<queue>.dead` now.
+#[derive(Debug)]
+pub struct Dead {
+    /// Where it was.
+    pub queue: Arc<str>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a claim brought.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// Messages, in order.
+    pub messages: Vec<Claimed>,
+    /// Elements that are none.
+    pub dead: Vec<Dead>,
+}
+
+impl Broker {
+    /// Takes up to `count` messages from `queues`: higher priorities first, queues in their order.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses. Messages may have been taken: ask again with the same `id`.
+    pub async fn claim(&self, id: &ClaimId, queues: &[Arc<str>], count: usize) -> Result<Claims, Error> {
+        if queues.is_empty() || count == 0 {
+            return Ok(Claims::default());
+        }
+        let again = id.asked.swap(true, Ordering::Relaxed);
+        let order = self.order(queues);
+        let keys = self.keys.all(order.iter().map(|index| (*index, &*queues[*index])));
+        let mut call = self.scripts.claim.prepare_invoke();
+        call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
+        call.arg(&id.prefix).arg(count).arg(u8::from(again));
+        call.arg(self.options.max_message_bytes).arg(self.options.dead_limit);
+        for (key, index) in &keys {
+            call.key(key).arg(&*queues[*index]);
+        }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.invoke_script(&call);
+        let reply = self.main.pipeline(&pipe).await?.pop();
+        let claims = read(reply, &keys, queues)?;
+        if let Some(last) = claims.messages.last() {
+            self.rotate(queues, &last.queue);
+        }
+        Ok(claims)
+    }
+
+    /// Indices of the queues in the order in which they are looked at (P-007, P-008).
+    fn order(&self, queues: &[Arc<str>]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..queues.len()).collect();
+        match self.options.queue_order_strategy {
+            QueueOrder::Priority => {}
+            QueueOrder::Sorted => order.sort_by(|a, b| queues[*a].cmp(&queues[*b])),
+            QueueOrder::RoundRobin => order.rotate_left(self.turn.load(Ordering::Relaxed) % queues.len()),
+        }
+        order
+    }
+
+    /// The queue that gave a message comes last next time; idle looks rotate nothing.
+    fn rotate(&self, queues: &[Arc<str>], gave: &Arc<str>) {
+        if let Some(at) = queues.iter().position(|queue| queue == gave) {
+            self.turn.store(at + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps leases fresh: for each tag whether it is still ours.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn extend(&self, tags: &[Tag]) -> Result<Vec<bool>, Error> {
+        let mut call = self.scripts.extend.prepare_invoke();
+        call.key(self.keys.name("unacked_index"));
+        for tag in tags {
+            call.arg(&*tag.0);
+        }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.invoke_script(&call);
+        match self.main.pipeline(&pipe).await?.pop() {
+            Some(Value::Array(ours)) => Ok(ours.into_iter().map(|ours| ours == Value::Int(1)).collect()),
+            other => Err(unexpected(other.as_ref())),
+        }
+    }
+}
+
+fn read(reply: Option<Value>, keys: &[(String, usize)], queues: &[Arc<str>]) -> Result<Claims, Error> {
+    let parts = match reply {
+        Some(Value::Array(parts)) => parts,
+        other => return Err(unexpected(other.as_ref())),
+    };
+    let mut claims = Claims::default();
+    let mut parts = parts.into_iter();
+    while let (Some(tag), Some(key), Some(body)) = (parts.next(), parts.next(), parts.next()) {
+        let (Value::BulkString(tag), Value::Int(key), Value::BulkString(body)) = (tag, key, body) else {
+            return Err(unexpected(None));
+        };
+        let queue = usize::try_from(key).ok().and_then(|key| keys.get(key.checked_sub(1)?));
+        let Some(queue) = queue.map(|(_, index)| queues[*index].clone()) else {
+            return Err(unexpected(None));
+        };
+        if tag.is_empty() {
+            let reason = String::from_utf8_lossy(&body).into_owned();
+            claims.dead.push(Dead { queue, reason });
+        } else {
+            let tag = Tag(String::from_utf8_lossy(&tag).into());
+            claims.messages.push(Claimed { tag, queue, raw: Bytes::from(body) });
+        }
+    }
+    Ok(claims)
+}
+
+pub(super) fn unexpected(value: Option<&Value>) -> Error {
+    match value {
+        Some(Value::ServerError(error)) => Error::Refused(format!("Redis refused: {error}")),
+        _ => Error::Refused("Redis answered a script in a way it cannot".into()),
+    }
+}

@@ -1,0 +1,96 @@
+//! The names of kombu's keys and channels (protocol 1.3, 1.10, 1.18).
+
+use super::Options;
+
+/// Between the parts of a binding and before a priority step.
+pub(super) const SEP: &str = "\x06\x16";
+
+/// Names keys as the options say.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    prefix: String,
+    sep: String,
+    steps: Vec<u8>,
+    db: i64,
+}
+
+impl Keys {
+    pub(super) fn new(options: &Options, db: i64) -> Self {
+        let mut steps = options.priority_steps.clone();
+        steps.sort_unstable();
+        steps.dedup();
+        if steps.is_empty() {
+            steps.push(0);
+        }
+        Self { prefix: options.global_keyprefix.clone(), sep: options.sep.clone(), steps, db }
+    }
+
+    /// With the global prefix.
+    pub(super) fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The list of a queue for a priority: the largest step that is not above it (P-003).
+    pub(super) fn queue(&self, queue: &str, priority: u8) -> String {
+        let step = self.steps.iter().rev().find(|step| **step <= priority).or(self.steps.first());
+        self.step(queue, step.copied().unwrap_or(0))
+    }
+
+    /// All lists of all queues, in the order in which they are looked at: priority before queue (P-004). With each
+    /// comes the index of its queue.
+    pub(super) fn all<'a>(&self, queues: impl Iterator<Item = (usize, &'a str)> + Clone) -> Vec<(String, usize)> {
+        self.steps
+            .iter()
+            .flat_map(|step| queues.clone().map(move |(index, queue)| (self.step(queue, *step), index)))
+            .collect()
+    }
+
+    fn step(&self, queue: &str, step: u8) -> String {
+        match step {
+            0 => self.name(queue),
+            step => format!("{}{queue}{}{step}", self.prefix, self.sep),
+        }
+    }
+
+    pub(super) fn bindings(&self, exchange: &str) -> String {
+        format!("{}_kombu.binding.{exchange}", self.prefix)
+    }
+
+    pub(super) fn permanent_bindings(&self, exchange: &str) -> String {
+        format!("{}_kombu.binding_permanent.{exchange}", self.prefix)
+    }
+
+    pub(super) fn deadlines(&self) -> String {
+        self.name("_kombu.binding_deadlines")
+    }
+
+    /// The channel of a fanout exchange.
+    pub(super) fn channel(&self, exchange: &str, routing_key: &str) -> String {
+        let channel = format!("{}/{}.{exchange}", self.prefix, self.db);
+        if routing_key.is_empty() { channel } else { format!("{channel}/{routing_key}") }
+    }
+}
+
+/// The member of a binding set: routing key, pattern, queue; all three always there (P-011).
+pub(super) fn binding(routing_key: &str, queue: &str) -> String {
+    format!("{routing_key}{SEP}{SEP}{queue}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p_002_p_003_p_004_queue_keys() {
+        let keys = Keys::new(&Options::default(), 0);
+        assert_eq!(keys.queue("q", 0), "q");
+        assert_eq!(keys.queue("q", 2), "q");
+        assert_eq!(keys.queue("q", 5), "q\x06\x163");
+        assert_eq!(keys.queue("q", 9), "q\x06\x169");
+        let all = keys.all([(0, "a"), (1, "b")].into_iter());
+        let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).take(3).collect();
+        assert_eq!(names, ["a", "b", "a\x06\x163"]);
+        assert_eq!(keys.channel("celeryev", "worker.online"), "/0.celeryev/worker.online");
+        assert_eq!(keys.channel("celery.pidbox", ""), "/0.celery.pidbox");
+    }
+}

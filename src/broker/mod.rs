@@ -1,0 +1,264 @@
+//! Messages in and out of Redis, in kombu's layout (`kombu.transport.redis`), so that Python producers and Python
+//! workers share queues with us and rescue what we held.
+//!
+//! A message is always in exactly one place: a queue list, or `unacked`. Every change of place is one script. Waiting
+//! takes nothing: the server tells when a queue key changes.
+
+mod claim;
+mod keys;
+mod restore;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use redis::{Pipeline, Script};
+use tokio::sync::mpsc;
+
+use crate::conn::{Endpoint, Link, LinkOptions, Push};
+use keys::{Keys, binding};
+
+pub use crate::conn::Error;
+pub use claim::{ClaimId, Claimed, Claims, Dead};
+pub use restore::{Restored, mark_redelivered};
+pub use write::{End, Write};
+
+/// How the broker is used. Names are those of Celery's `broker_transport_options`.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A message held for longer than this without a sign of life goes back to its queue. Whole seconds.
+    pub visibility_timeout: Duration,
+    /// Priorities that have a list of their own.
+    pub priority_steps: Vec<u8>,
+    /// Between queue name and priority step.
+    pub sep: String,
+    /// In front of every key and channel.
+    pub global_keyprefix: String,
+    /// Which queue is looked at first.
+    pub queue_order_strategy: QueueOrder,
+    /// Largest message that is taken, in bytes; larger ones go to the dead-letter list.
+    pub max_message_bytes: usize,
+    /// Longest dead-letter list.
+    pub dead_limit: usize,
+    /// A message that comes back more often than this goes to the dead-letter list.
+    pub max_deliveries: u32,
+    /// Time limits of connections.
+    pub link: LinkOptions,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            visibility_timeout: Duration::from_secs(3600),
+            priority_steps: vec![0, 3, 6, 9],
+            sep: keys::SEP.to_owned(),
+            global_keyprefix: String::new(),
+            queue_order_strategy: QueueOrder::RoundRobin,
+            max_message_bytes: 64 << 20,
+            dead_limit: 10_000,
+            max_deliveries: 5,
+            link: LinkOptions::default(),
+        }
+    }
+}
+
+/// Which queue is looked at first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QueueOrder {
+    /// A queue that gave a message moves to the end.
+    #[default]
+    RoundRobin,
+    /// As given.
+    Priority,
+    /// By name.
+    Sorted,
+}
+
+/// The field of a held message in `unacked`. Chosen by us, so that a claim can be asked about again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tag(pub(crate) Arc<str>);
+
+/// A broker. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    main: Link,
+    writer: Link,
+    options: Arc<Options>,
+    keys: Keys,
+    scripts: Arc<Scripts>,
+    turn: Arc<AtomicUsize>,
+    tracked: Arc<std::sync::atomic::AtomicBool>,
+}
+
+/// Compiled in, loaded on every connection.
+#[derive(Debug)]
+struct Scripts {
+    claim: Script,
+    extend: Script,
+    requeue: Script,
+    bury: Script,
+    overdue: Script,
+    restore: Script,
+    reply: Script,
+    bind: Script,
+}
+
+impl Scripts {
+    fn new() -> Self {
+        Self {
+            claim: Script::new(include_str!("scripts/claim.lua")),
+            extend: Script::new(include_str!("scripts/extend.lua")),
+            requeue: Script::new(include_str!("scripts/requeue.lua")),
+            bury: Script::new(include_str!("scripts/bury.lua")),
+            overdue: Script::new(include_str!("scripts/overdue.lua")),
+            restore: Script::new(include_str!("scripts/restore.lua")),
+            reply: Script::new(include_str!("scripts/reply.lua")),
+            bind: Script::new(include_str!("scripts/bind.lua")),
+        }
+    }
+}
+
+impl Broker {
+    /// Connects: one connection to take messages and hear news on, one to write on.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn connect(endpoint: &Endpoint, options: Options) -> Result<Self, Error> {
+        let main = Link::connect(endpoint, options.link.clone()).await?;
+        let writer = Link::connect(endpoint, options.link.clone()).await?;
+        let scripts = Scripts::new();
+        main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone)).await?;
+        writer.register([&scripts.requeue, &scripts.bury, &scripts.reply, &scripts.bind].map(Clone::clone)).await?;
+        Ok(Self {
+            keys: Keys::new(&options, endpoint.db()),
+            main,
+            writer,
+            options: Arc::new(options),
+            scripts: Arc::new(scripts),
+            turn: Arc::default(),
+            tracked: Arc::default(),
+        })
+    }
+
+    /// The connection that writes go through.
+    pub fn writer(&self) -> &Link {
+        &self.writer
+    }
+
+    /// How it is used.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Waits until messages can be taken again.
+    pub async fn ready(&self) {
+        self.main.ready().await;
+    }
+
+    /// Declares queues as kombu does: each is bound to the direct exchange of its own name, in both tables (trap T9);
+    /// and asks for news of them.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn declare(&self, queues: &[Arc<str>]) -> Result<(), Error> {
+        let mut pipe = Pipeline::new();
+        for queue in queues {
+            self.append_declare(&mut pipe, queue);
+        }
+        self.writer.pipeline(&pipe).await?;
+        self.watch(queues).await;
+        Ok(())
+    }
+
+    /// Asks for news of queues. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more
+    /// often instead.
+    pub async fn watch(&self, queues: &[Arc<str>]) {
+        let mut prefixes: Vec<String> = queues.iter().map(|queue| self.keys.name(queue)).collect();
+        prefixes.sort();
+        // Redis refuses overlapping prefixes; the shorter one covers the longer.
+        prefixes.dedup_by(|longer, shorter| longer.starts_with(shorter.as_str()));
+        let tracked = self.main.track(&prefixes).await;
+        self.tracked.store(tracked, std::sync::atomic::Ordering::Relaxed);
+        if !tracked {
+            tracing::warn!("Redis does not offer CLIENT TRACKING to this user: queues are looked at every 100 ms instead");
+        }
+    }
+
+    /// Waits for news of a queue, `longest` at most. Nothing is taken by waiting.
+    pub async fn wait(&self, longest: Duration) {
+        let tracked = self.tracked.load(std::sync::atomic::Ordering::Relaxed);
+        let longest = if tracked { longest } else { Duration::from_millis(100) };
+        let _ = tokio::time::timeout(longest, self.main.woken()).await;
+    }
+
+    /// Listens to remote control, as the node of that name.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn subscribe_control(&self, exchange: &str, node: &str) -> Result<mpsc::Receiver<Push>, Error> {
+        let exchange = format!("{exchange}.pidbox");
+        let member = binding("", &format!("{node}.{exchange}"));
+        let mut call = self.scripts.bind.prepare_invoke();
+        call.key(self.keys.bindings(&exchange)).key(self.keys.deadlines());
+        // kombu: max(2 × x-expires, one hour); the control queue expires after 10 s.
+        call.arg(member).arg(&exchange).arg(3_600_000);
+        let mut pipe = Pipeline::new();
+        pipe.invoke_script(&call);
+        self.writer.pipeline(&pipe).await?;
+        self.main.subscribe(&[self.keys.channel(&exchange, "")]).await?;
+        Ok(self.main.pushes())
+    }
+
+    /// Ends what [`subscribe_control`](Self::subscribe_control) began.
+    pub async fn unsubscribe_control(&self, exchange: &str, node: &str) {
+        let exchange = format!("{exchange}.pidbox");
+        self.main.unsubscribe(&self.keys.channel(&exchange, "")).await;
+        let mut pipe = Pipeline::new();
+        let member = binding("", &format!("{node}.{exchange}"));
+        pipe.srem(self.keys.bindings(&exchange), member);
+        // What is left behind expires.
+        let _ = self.writer.pipeline(&pipe).await;
+    }
+
+    /// Makes a place for answers to remote control requests.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn bind_replies(&self, oid: &str) -> Result<(), Error> {
+        let exchange = "reply.celery.pidbox";
+        let mut call = self.scripts.bind.prepare_invoke();
+        call.key(self.keys.bindings(exchange)).key(self.keys.deadlines());
+        call.arg(binding(oid, &format!("{oid}.{exchange}"))).arg(exchange).arg(3_600_000);
+        let mut pipe = Pipeline::new();
+        pipe.invoke_script(&call);
+        self.writer.pipeline(&pipe).await.map(drop)
+    }
+
+    /// The answers that have come.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn take_replies(&self, oid: &str) -> Result<Vec<Vec<u8>>, Error> {
+        let key = self.keys.name(&format!("{oid}.reply.celery.pidbox"));
+        let replies: Option<Vec<Vec<u8>>> = self.writer.query(redis::cmd("RPOP").arg(key).arg(100)).await?;
+        Ok(replies.unwrap_or_default())
+    }
+
+    /// Removes the place for answers.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn unbind_replies(&self, oid: &str) -> Result<(), Error> {
+        let (exchange, queue) = ("reply.celery.pidbox", format!("{oid}.reply.celery.pidbox"));
+        let mut pipe = Pipeline::new();
+        pipe.srem(self.keys.bindings(exchange), binding(oid, &queue)).del(self.keys.name(&queue));
+        self.writer.pipeline(&pipe).await.map(drop)
+    }
+
+    fn append_declare(&self, pipe: &mut Pipeline, queue: &str) {
+        let member = binding(queue, queue);
+        pipe.sadd(self.keys.bindings(queue), &member);
+        pipe.sadd(self.keys.permanent_bindings(queue), &member);
+    }
+}

@@ -1,0 +1,237 @@
+//! Messages whose holder is gone: found, marked as redelivered, put back (`kombu.transport.redis.QoS.restore_visible`).
+//!
+//! No mutex: what is moved must be unchanged and overdue at the moment of the move, so any number of workers may look.
+
+use base64::Engine as _;
+use redis::{Pipeline, Value};
+use serde_json::value::RawValue;
+use serde_json::json;
+
+use super::claim::unexpected;
+use super::{Broker, Error};
+use crate::clock;
+
+/// Messages looked at in one go.
+const BATCH: usize = 100;
+
+/// The header that counts how often a message was given back because its holder was gone.
+const DELIVERIES: &str = "x-orchestra-deliveries";
+
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Back in their queues.
+    pub requeued: usize,
+    /// In a dead-letter list: beyond repair, or given back too often.
+    pub dead: usize,
+}
+
+/// The parts of a value of `unacked`: kombu's `[envelope, exchange, routing_key]`, with the envelope as text.
+type Held<'a> = (&'a RawValue, String, String);
+
+impl Broker {
+    /// Puts back messages that nobody has kept fresh within the visibility timeout.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn restore_overdue(&self) -> Result<Restored, Error> {
+        let timeout = self.options.visibility_timeout.as_secs_f64();
+        let mut call = self.scripts.overdue.prepare_invoke();
+        call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index")).arg(timeout).arg(BATCH);
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.invoke_script(&call);
+        let found = match self.main.pipeline(&pipe).await?.pop() {
+            Some(Value::Array(found)) => found,
+            other => return Err(unexpected(other.as_ref())),
+        };
+        let mut restored = Restored::default();
+        let mut found = found.into_iter();
+        while let (Some(Value::BulkString(tag)), Some(Value::BulkString(value))) = (found.next(), found.next()) {
+            let (keys, push, dead) = self.destination(&value).await?;
+            let mut call = self.scripts.restore.prepare_invoke();
+            call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
+            for key in &keys {
+                call.key(key);
+            }
+            call.arg(&tag[..]).arg(&value[..]).arg(timeout).arg(&push[..]);
+            let mut pipe = Pipeline::with_capacity(1);
+            pipe.invoke_script(&call);
+            if self.main.pipeline(&pipe).await?.pop() == Some(Value::Int(1)) {
+                if dead {
+                    restored.dead += 1;
+                } else {
+                    restored.requeued += 1;
+                }
+            }
+        }
+        Ok(restored)
+    }
+
+    /// Where a held message goes: the lists, what to push, and whether that is a dead-letter list.
+    async fn destination(&self, value: &[u8]) -> Result<(Vec<String>, Vec<u8>, bool), Error> {
+        let fallback = "celery".to_owned();
+        let held = std::str::from_utf8(value).ok().and_then(|text| serde_json::from_str::<Held<'_>>(text).ok());
+        let Some((envelope, exchange, routing_key)) = held else {
+            let letter = self.letter(value, &fallback, "an entry of unacked that is no message");
+            return Ok((vec![self.dead_key(&fallback)], letter, true));
+        };
+        let marked = redelivered(envelope);
+        let deliveries = marked.as_ref().map_or(0, |(_, _, deliveries)| *deliveries);
+        let queues = self.route(&exchange, &routing_key).await?;
+        let Some((marked, priority, _)) = marked.filter(|_| deliveries <= self.options.max_deliveries) else {
+            let reason = if deliveries > self.options.max_deliveries {
+                format!("delivered {deliveries} times without an end: each worker that took it was gone before it was done")
+            } else {
+                "an entry of unacked that cannot be marked as redelivered".to_owned()
+            };
+            let letter = self.letter(envelope.get().as_bytes(), &routing_key, &reason);
+            return Ok((vec![self.dead_key(&routing_key)], letter, true));
+        };
+        let keys = queues.iter().map(|queue| self.keys.queue(queue, priority)).collect();
+        Ok((keys, marked, false))
+    }
+
+    /// The queues behind an exchange and a routing key (`kombu.transport.virtual.Channel._lookup`).
+    async fn route(&self, exchange: &str, routing_key: &str) -> Result<Vec<String>, Error> {
+        if exchange.is_empty() {
+            return Ok(vec![routing_key.to_owned()]);
+        }
+        let members: Vec<String> = self.main.query(redis::cmd("SMEMBERS").arg(self.keys.bindings(exchange))).await?;
+        let mut queues: Vec<String> = members
+            .iter()
+            .filter_map(|member| {
+                let mut parts = member.split(super::keys::SEP);
+                let (bound, _, queue) = (parts.next()?, parts.next()?, parts.next()?);
+                (bound == routing_key).then(|| queue.to_owned())
+            })
+            .collect();
+        if queues.is_empty() {
+            // Better in the list of its routing key, where somebody can find it, than nowhere.
+            queues.push(routing_key.to_owned());
+        }
+        Ok(queues)
+    }
+
+    pub(super) fn dead_key(&self, queue: &str) -> String {
+        self.keys.name(&format!("{queue}.dead"))
+    }
+
+    /// A dead letter: the bytes and what is known about them.
+    pub(super) fn letter(&self, raw: &[u8], queue: &str, reason: &str) -> Vec<u8> {
+        json!({
+            "raw": base64::engine::general_purpose::STANDARD.encode(raw),
+            "reason": reason,
+            "queue": queue,
+            "time": clock::iso(clock::now()),
+        })
+        .to_string()
+        .into_bytes()
+    }
+}
+
+/// The envelope with `redelivered` set in both places (trap T43), every other byte of its values kept. `None` when it
+/// is no envelope.
+pub fn mark_redelivered(envelope: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(envelope).ok()?;
+    let raw: &RawValue = serde_json::from_str(text).ok()?;
+    mark(raw, false).map(|(marked, _, _)| marked)
+}
+
+fn redelivered(envelope: &RawValue) -> Option<(Vec<u8>, u8, u32)> {
+    mark(envelope, true)
+}
+
+/// An object whose values stay text: numbers keep their digits, strings their escapes.
+type Members = Vec<(String, Box<RawValue>)>;
+
+/// The marked envelope, its priority, and how often its holder was gone.
+fn mark(envelope: &RawValue, count: bool) -> Option<(Vec<u8>, u8, u32)> {
+    let mut envelope = members(envelope.get())?;
+    let mut headers = take(&mut envelope, "headers").and_then(|headers| members(headers.get())).unwrap_or_default();
+    let mut properties = take(&mut envelope, "properties").and_then(|raw| members(raw.get())).unwrap_or_default();
+    let mut info = take(&mut properties, "delivery_info").and_then(|raw| members(raw.get())).unwrap_or_default();
+    let priority = properties.iter().find(|(name, _)| name == "priority").map(|(_, value)| value.get().to_owned());
+    let priority = priority.and_then(|text| text.parse::<f64>().ok()).map_or(0, |number| number.clamp(0.0, 9.0) as u8);
+
+    let mut deliveries = take(&mut headers, DELIVERIES).and_then(|raw| raw.get().parse().ok()).unwrap_or(1_u32);
+    if count {
+        deliveries = deliveries.saturating_add(1);
+        headers.push((DELIVERIES.to_owned(), raw(deliveries.to_string())?));
+    }
+    take(&mut headers, "redelivered");
+    headers.push(("redelivered".to_owned(), raw("true".to_owned())?));
+    take(&mut info, "redelivered");
+    info.push(("redelivered".to_owned(), raw("true".to_owned())?));
+    properties.push(("delivery_info".to_owned(), raw(object(&info)?)?));
+    envelope.push(("headers".to_owned(), raw(object(&headers)?)?));
+    envelope.push(("properties".to_owned(), raw(object(&properties)?)?));
+    Some((object(&envelope)?.into_bytes(), priority, deliveries))
+}
+
+fn members(text: &str) -> Option<Members> {
+    struct Visit;
+    impl<'de> serde::de::Visitor<'de> for Visit {
+        type Value = Members;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+            let mut members = Members::new();
+            while let Some(member) = map.next_entry()? {
+                members.push(member);
+            }
+            Ok(members)
+        }
+    }
+    serde::Deserializer::deserialize_map(&mut serde_json::Deserializer::from_str(text), Visit).ok()
+}
+
+fn take(members: &mut Members, name: &str) -> Option<Box<RawValue>> {
+    let at = members.iter().position(|(known, _)| known == name)?;
+    Some(members.remove(at).1)
+}
+
+fn raw(text: String) -> Option<Box<RawValue>> {
+    RawValue::from_string(text).ok()
+}
+
+fn object(members: &Members) -> Option<String> {
+    let mut out = String::from("{");
+    for (at, (name, value)) in members.iter().enumerate() {
+        if at > 0 {
+            out.push_str(", ");
+        }
+        out.push_str(&serde_json::to_string(name).ok()?);
+        out.push_str(": ");
+        out.push_str(value.get());
+    }
+    out.push('}');
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p_039_redelivered_is_set_in_both_places_and_nothing_else_changes() {
+        let envelope = r#"{"body": "W10=", "n": 12345678901234567890123, "headers": {"id": "\u00e9", "f": 1.10},
+            "properties": {"delivery_tag": "t", "priority": 6, "delivery_info": {"exchange": "", "routing_key": "q"}}}"#;
+        let marked = String::from_utf8(mark_redelivered(envelope.as_bytes()).unwrap()).unwrap();
+        assert!(marked.contains("12345678901234567890123") && marked.contains("1.10") && marked.contains("\\u00e9"));
+        let value: serde_json::Value = serde_json::from_str(&marked.replace("12345678901234567890123", "1")).unwrap();
+        assert_eq!(value["headers"]["redelivered"], true);
+        assert_eq!(value["properties"]["delivery_info"]["redelivered"], true);
+        assert_eq!(value["properties"]["delivery_tag"], "t");
+        assert!(mark_redelivered(b"[]").is_none());
+    }
+
+    #[test]
+    fn deliveries_are_counted_and_the_priority_is_read() {
+        let raw = RawValue::from_string(r#"{"headers": {}, "properties": {"priority": 6}}"#.into()).unwrap();
+        let (marked, priority, deliveries) = redelivered(&raw).unwrap();
+        assert_eq!((priority, deliveries), (6, 2));
+        let again = RawValue::from_string(String::from_utf8(marked).unwrap()).unwrap();
+        assert_eq!(redelivered(&again).unwrap().2, 3);
+    }
+}

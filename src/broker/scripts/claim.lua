@@ -1,0 +1,62 @@
+-- Takes messages from queues and writes them down as unacknowledged, in one step: there is no instant at which a
+-- message is in neither place (kombu's BRPOP and HSET have one).
+-- KEYS  1 unacked, 2 unacked_index, 3.. queue keys in the order to look at
+-- ARGV  1 tag prefix, chosen by the caller, 2 how many, 3 "1" when a reply to this prefix may have been lost,
+--       4 largest message in bytes, 5 dead-letter list length, 6.. routing key of each queue key
+-- RETURNS a flat list: for a message tag, index of its key, the message; for an element that is no message "",
+--       index of its key, why. No cjson here: it would change large numbers and fail on deep nesting after the pop.
+local found, out = 0, {}
+local count, again = tonumber(ARGV[2]), ARGV[3] == '1'
+if again then
+  for n = 1, count do
+    local held = redis.call('HGET', KEYS[1], ARGV[1] .. n)
+    if held then
+      -- '[' message ',"","' queue '"]': give back the message and the queue it was spliced with
+      for i = 3, #KEYS do
+        local tail = ',"","' .. ARGV[i + 3] .. '"]'
+        if string.sub(held, -string.len(tail)) == tail then
+          out[#out + 1] = ARGV[1] .. n
+          out[#out + 1] = i - 2
+          out[#out + 1] = string.sub(held, 2, -string.len(tail) - 1)
+          break
+        end
+      end
+    end
+  end
+  if #out > 0 then return out end
+end
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
+for i = 3, #KEYS do
+  while found < count do
+    local message = redis.pcall('RPOP', KEYS[i])
+    if type(message) ~= 'string' then
+      if type(message) == 'table' and message.err then
+        out[#out + 1] = ''
+        out[#out + 1] = i - 2
+        out[#out + 1] = 'the key of this queue holds no list: ' .. message.err
+      end
+      break
+    end
+    found = found + 1
+    local size = string.len(message)
+    if size > tonumber(ARGV[4]) or string.sub(message, 1, 1) ~= '{' or string.sub(message, -1) ~= '}' then
+      local why = 'not a message: it is no JSON object'
+      if size > tonumber(ARGV[4]) then why = 'the message is larger than the limit of ' .. ARGV[4] .. ' bytes' end
+      redis.call('LPUSH', ARGV[i + 3] .. '.dead', message)
+      redis.call('LTRIM', ARGV[i + 3] .. '.dead', 0, tonumber(ARGV[5]) - 1)
+      out[#out + 1] = ''
+      out[#out + 1] = i - 2
+      out[#out + 1] = why
+    else
+      local tag = ARGV[1] .. found
+      redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"","' .. ARGV[i + 3] .. '"]')
+      redis.call('ZADD', KEYS[2], now, tag)
+      out[#out + 1] = tag
+      out[#out + 1] = i - 2
+      out[#out + 1] = message
+    end
+  end
+  if found >= count then break end
+end
+return out

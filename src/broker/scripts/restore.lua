@@ -1,0 +1,17 @@
+-- Moves an overdue message back to its queues, unless somebody was quicker: it must be unchanged and still overdue.
+-- KEYS  1 unacked, 2 unacked_index, 3.. queue keys
+-- ARGV  1 tag, 2 the value that was seen, 3 visibility timeout in seconds, 4 what to push
+-- RETURNS 1 when it was moved
+if ARGV[2] == '' then
+  -- an index without a message: nothing to restore
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  return 0
+end
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
+local time = redis.call('TIME')
+if score and tonumber(score) > time[1] - tonumber(ARGV[3]) then return 0 end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+for i = 3, #KEYS do redis.call('RPUSH', KEYS[i], ARGV[4]) end
+return 1

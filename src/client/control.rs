@@ -1,0 +1,76 @@
+//! Asking and telling workers (`celery.app.control`, `kombu.pidbox`).
+
+use std::time::Duration;
+
+use redis::Pipeline;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::{Client, Error};
+use crate::broker::Write;
+use crate::clock;
+use crate::wire::pidbox;
+
+const EXCHANGE: &str = "celery.pidbox";
+
+impl Client {
+    /// Tells workers something and does not wait for answers; `None` tells all of them.
+    ///
+    /// # Errors
+    /// Redis cannot be reached.
+    pub async fn cast(&self, method: &str, arguments: &Value, destination: Option<&[String]>) -> Result<(), Error> {
+        let payload = pidbox::encode_request(method, arguments, destination, None)?;
+        self.broadcast(payload).await
+    }
+
+    /// Asks workers something: the answers by node name, those that came within `timeout`, or as soon as all of
+    /// `destination` have answered.
+    ///
+    /// # Errors
+    /// Redis cannot be reached.
+    pub async fn inspect(
+        &self,
+        method: &str,
+        arguments: &Value,
+        destination: Option<&[String]>,
+        timeout: Duration,
+    ) -> Result<Map<String, Value>, Error> {
+        let (oid, ticket) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
+        self.broker.bind_replies(&oid).await?;
+        let payload = pidbox::encode_request(method, arguments, destination, Some((&oid, &ticket)))?;
+        let asked = self.broadcast(payload).await;
+        let (mut answers, end) = (Map::new(), clock::instant() + timeout);
+        while asked.is_ok() && clock::instant() < end {
+            for payload in self.broker.take_replies(&oid).await? {
+                if let Ok((theirs, answer)) = pidbox::decode_reply(&payload)
+                    && theirs.is_none_or(|theirs| theirs == ticket)
+                {
+                    answers.extend(answer);
+                }
+            }
+            if destination.is_some_and(|nodes| nodes.len() <= answers.len()) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.broker.unbind_replies(&oid).await?;
+        asked.map(|()| answers)
+    }
+
+    async fn broadcast(&self, payload: Vec<u8>) -> Result<(), Error> {
+        let mut pipe = Pipeline::new();
+        let broadcast = Write::Broadcast { exchange: EXCHANGE.into(), routing_key: String::new(), payload: payload.into() };
+        self.broker.append(&mut pipe, &[broadcast]);
+        self.broker.writer().pipeline(&pipe).await?;
+        Ok(())
+    }
+
+    /// The names of all workers that answer within `timeout`.
+    ///
+    /// # Errors
+    /// Redis cannot be reached.
+    pub async fn workers(&self, timeout: Duration) -> Result<Vec<String>, Error> {
+        let answers = self.inspect("ping", &json!({}), None, timeout).await?;
+        Ok(answers.keys().cloned().collect())
+    }
+}

@@ -1,0 +1,47 @@
+//! What a sender may have to deal with.
+
+use crate::wire::Exception;
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis cannot be used.
+    #[error(transparent)]
+    Redis(#[from] crate::conn::Error),
+    /// An argument or the result is not of the wanted shape.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// The task failed.
+    #[error("the task failed: {exception}")]
+    Failed {
+        /// As Python would raise it.
+        exception: Exception,
+        /// Text for people.
+        traceback: Option<String>,
+    },
+    /// The task was revoked, or expired.
+    #[error("the task was revoked: {0}")]
+    Revoked(String),
+    /// It took longer than the caller wanted to wait; it may still end.
+    #[error("no result of task {id} within {seconds} s")]
+    Timeout {
+        /// Task id.
+        id: String,
+        /// What was waited.
+        seconds: f64,
+    },
+    /// The client has no result backend.
+    #[error("this client has no result backend; give one to Client::connect_to")]
+    NoBackend,
+}
+
+impl Error {
+    /// Whether trying again can help.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Redis(error) => error.is_transient(),
+            Self::Timeout { .. } => true,
+            _ => false,
+        }
+    }
+}

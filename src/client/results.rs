@@ -1,0 +1,212 @@
+//! Waiting for results, as Celery's clients do: told by pub/sub, not by asking again and again (protocol 5.7).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::{Notify, OnceCell};
+use uuid::Uuid;
+
+use super::{Client, Error};
+use crate::backend::{Backend, StreamEntry};
+use crate::clock;
+use crate::conn::Link;
+use crate::wire::{Exception, State, json};
+
+/// Asked again at the latest after this, in case the news got lost with its connection.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What the clones of a client share.
+#[derive(Debug)]
+pub(super) struct Results {
+    oid: String,
+    origin: String,
+    declared: Mutex<HashSet<String>>,
+    waiting: Arc<Mutex<HashMap<String, Arc<Notify>>>>,
+    listening: OnceCell<Link>,
+}
+
+impl Default for Results {
+    fn default() -> Self {
+        let host = gethostname::gethostname();
+        Self {
+            oid: Uuid::new_v4().to_string(),
+            origin: format!("gen{}@{}", std::process::id(), host.to_string_lossy()),
+            declared: Mutex::default(),
+            waiting: Arc::default(),
+            listening: OnceCell::new(),
+        }
+    }
+}
+
+impl Results {
+    pub(super) fn oid(&self) -> &str {
+        &self.oid
+    }
+
+    pub(super) fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Whether this is the first time that the queue is used: kombu declares it then.
+    pub(super) fn declare(&self, queue: &str) -> bool {
+        let mut declared = lock(&self.declared);
+        !declared.contains(queue) && declared.insert(queue.to_owned())
+    }
+
+    /// The connection that hears of results; made when the first result is waited for.
+    async fn listening(&self, backend: &Backend) -> Result<&Link, Error> {
+        let link = self.listening.get_or_try_init(|| async {
+            let link = Link::connect(backend.link().endpoint(), crate::conn::LinkOptions::default()).await?;
+            let (mut pushes, waiting) = (link.pushes(), self.waiting.clone());
+            tokio::spawn(async move {
+                while let Some((channel, _)) = pushes.recv().await {
+                    if let Some(notify) = lock(&waiting).get(&channel) {
+                        notify.notify_waiters();
+                    }
+                }
+            });
+            Ok::<_, crate::conn::Error>(link)
+        });
+        Ok(link.await?)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic in between leaves a map that is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A task that was sent.
+#[derive(Clone, Debug)]
+pub struct Pending {
+    client: Client,
+    id: String,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    status: String,
+    #[serde(default)]
+    result: Option<Box<RawValue>>,
+    #[serde(default)]
+    traceback: Option<String>,
+}
+
+impl Client {
+    /// The result of a task by its id.
+    pub fn result(&self, id: impl Into<String>) -> Pending {
+        Pending { client: self.clone(), id: id.into() }
+    }
+}
+
+impl Pending {
+    /// The task's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The state as stored.
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or the record is not JSON.
+    pub async fn state(&self) -> Result<State, Error> {
+        Ok(self.stored().await?.map_or(State::Pending, |stored| State::parse(&stored.status)))
+    }
+
+    /// Waits for the task to end and gives its result.
+    ///
+    /// # Errors
+    /// The task failed or was revoked, the time is up, or Redis cannot be reached.
+    pub async fn get<T: DeserializeOwned>(&self, timeout: Duration) -> Result<T, Error> {
+        let waited = tokio::time::timeout(timeout, self.ready()).await;
+        let stored = waited.map_err(|_| Error::Timeout { id: self.id.clone(), seconds: timeout.as_secs_f64() })??;
+        let result = stored.result.as_ref().map_or("null", |result| result.get());
+        match State::parse(&stored.status) {
+            State::Success => Ok(json::parse(result)?),
+            State::Revoked => Err(Error::Revoked(exception(result).message())),
+            _ => Err(Error::Failed { exception: exception(result), traceback: stored.traceback }),
+        }
+    }
+
+    /// Removes the result.
+    ///
+    /// # Errors
+    /// Redis cannot be reached.
+    pub async fn forget(&self) -> Result<(), Error> {
+        Ok(self.backend()?.forget(&self.id).await?)
+    }
+
+    /// Tells all workers not to run the task, and with `terminate` to end it if it runs.
+    ///
+    /// # Errors
+    /// Redis cannot be reached.
+    pub async fn revoke(&self, terminate: bool) -> Result<(), Error> {
+        let arguments = serde_json::json!({"task_id": self.id, "terminate": terminate, "signal": "SIGTERM"});
+        self.client.cast("revoke", &arguments, None).await
+    }
+
+    /// Entries of the task's token stream behind `after` (`"0"` from its beginning). Does not wait.
+    ///
+    /// # Errors
+    /// Redis cannot be reached.
+    pub async fn stream(&self, after: &str) -> Result<Vec<StreamEntry>, Error> {
+        Ok(self.backend()?.stream(&self.id, after, 1000).await?)
+    }
+
+    fn backend(&self) -> Result<&Backend, Error> {
+        self.client.backend.as_ref().ok_or(Error::NoBackend)
+    }
+
+    async fn stored(&self) -> Result<Option<Stored>, Error> {
+        match self.backend()?.get(&self.id).await? {
+            None => Ok(None),
+            Some(record) => Ok(Some(json::parse(&String::from_utf8_lossy(&record))?)),
+        }
+    }
+
+    async fn ready(&self) -> Result<Stored, Error> {
+        let backend = self.backend()?;
+        let link = self.client.results.listening(backend).await?;
+        let channel = backend.channel(&self.id);
+        let notify = lock(&self.client.results.waiting).entry(channel.clone()).or_default().clone();
+        // Subscribed before the first look: a result that comes in between is not missed.
+        let subscribed = link.subscribe_to(&channel).await;
+        let ended = async {
+            subscribed?;
+            loop {
+                let news = notify.notified();
+                if let Some(stored) = self.stored().await?.filter(|stored| State::parse(&stored.status).is_ready()) {
+                    return Ok(stored);
+                }
+                let _ = tokio::time::timeout_at(clock::instant() + AGAIN, news).await;
+            }
+        }
+        .await;
+        let last = {
+            let mut waiting = lock(&self.client.results.waiting);
+            // Ours and the map's: nobody else waits for it.
+            let last = Arc::strong_count(&notify) <= 2;
+            if last {
+                waiting.remove(&channel);
+            }
+            last
+        };
+        if last {
+            link.unsubscribe_from(&channel).await;
+        }
+        ended
+    }
+}
+
+/// The exception of a record; whatever is stored there, something is shown.
+fn exception(result: &str) -> Exception {
+    serde_json::from_str(result).unwrap_or_else(|_| {
+        let value = json::parse::<Value>(result).unwrap_or_default();
+        Exception::builtin("Exception", crate::wire::repr_bounded(&value))
+    })
+}
