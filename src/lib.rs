@@ -1,11 +1,19 @@
 //! A distributed, Celery-compatible worker for AI work.
 #![forbid(unsafe_code)]
+#[cfg(feature = "ai")]
+pub mod ai;
 pub mod backend;
 pub mod backoff;
 pub mod broker;
 pub mod client;
+#[cfg(feature = "server")]
+pub mod cli;
 pub mod clock;
+#[cfg(feature = "server")]
+pub mod config;
 pub mod conn;
 pub mod task;
+#[cfg(feature = "ai")]
+mod text;
 pub mod wire;
 pub mod worker;

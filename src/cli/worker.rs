@@ -1,0 +1,260 @@
+//! `orchestra-worker`: Celery's own command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser};
+use serde_json::json;
+
+use super::nodename;
+use super::signals::Signals;
+use crate::config::Settings;
+use crate::task::{RegisterError, Registry};
+use crate::worker::{self, Stop, Worker};
+
+/// Executes Celery tasks: those written in Rust, and AI tasks described in files.
+#[derive(Debug, Parser)]
+#[command(name = "orchestra-worker", version, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// Redis URL of the broker [default: redis://127.0.0.1:6379/0]
+    #[arg(short = 'b', long, value_name = "URL")]
+    broker: Option<String>,
+    /// Redis URL of the result backend [default: the broker]
+    #[arg(long, value_name = "URL")]
+    result_backend: Option<String>,
+    /// Queues to consume, separated by commas [default: celery]
+    #[arg(short = 'Q', long, value_name = "QUEUES", value_delimiter = ',')]
+    queues: Option<Vec<String>>,
+    /// Queues of the default set not to consume
+    #[arg(short = 'X', long, value_name = "QUEUES", value_delimiter = ',')]
+    exclude_queues: Vec<String>,
+    /// Node name; %h host, %n its first part, %d its domain [default: celery@%h]
+    #[arg(short = 'n', long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// How many tasks run at once [default: number of CPUs]
+    #[arg(short = 'c', long, value_name = "N")]
+    concurrency: Option<usize>,
+    /// DEBUG, INFO, WARNING, ERROR or CRITICAL
+    #[arg(short = 'l', long, value_name = "LEVEL")]
+    loglevel: Option<String>,
+    /// Write the log to a file instead of stderr
+    #[arg(short = 'f', long, value_name = "FILE")]
+    logfile: Option<PathBuf>,
+    /// Send task events from the start
+    #[arg(short = 'E', long, action = ArgAction::SetTrue)]
+    task_events: bool,
+    /// Messages held per place to run; 0 is without bound [default: 4]
+    #[arg(long, value_name = "N")]
+    prefetch_multiplier: Option<u32>,
+    /// Hard time limit of tasks that have none, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    time_limit: Option<f64>,
+    /// Soft time limit of tasks that have none, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    soft_time_limit: Option<f64>,
+    /// Seconds between heartbeats [default: 2]
+    #[arg(long, value_name = "SECONDS")]
+    heartbeat_interval: Option<f64>,
+    /// Send no worker events
+    #[arg(long)]
+    without_heartbeat: bool,
+    /// Accepted for compatibility: this worker does not gossip
+    #[arg(long)]
+    without_gossip: bool,
+    /// Accepted for compatibility: this worker answers its neighbours and asks none
+    #[arg(long)]
+    without_mingle: bool,
+    /// Accepted for compatibility: there is one pool
+    #[arg(short = 'P', long, value_name = "POOL")]
+    pool: Option<String>,
+    /// Accepted for compatibility: scheduling is always fair
+    #[arg(short = 'O', long, value_name = "PROFILE")]
+    optimization: Option<String>,
+    /// Accepted for compatibility: there are no child processes to renew
+    #[arg(long, value_name = "N")]
+    max_tasks_per_child: Option<u32>,
+    /// Settings file [default: ./orchestra.toml if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of templates [default: ./templates if there is one]
+    #[arg(long, value_name = "DIR")]
+    templates: Option<PathBuf>,
+    /// Folder of task files [default: ./tasks if there is one]
+    #[arg(long, value_name = "DIR")]
+    tasks: Option<PathBuf>,
+    /// Base URL of an Ollama server; may be given several times [default: http://127.0.0.1:11434]
+    #[arg(long, value_name = "URL")]
+    ollama_host: Vec<String>,
+    /// Log as JSON, one object per line
+    #[arg(long)]
+    log_json: bool,
+    /// Do not print the banner
+    #[arg(short = 'q', long)]
+    quiet: bool,
+}
+
+/// The whole of a worker program: command line, settings, built-in AI tasks, and the tasks that `register` adds.
+///
+/// ```no_run
+/// fn main() -> std::process::ExitCode {
+///     orchestra::cli::worker_main(|registry| {
+///         // registry.register::<MyTask>(env)?;
+///         Ok(())
+///     })
+/// }
+/// ```
+pub fn worker_main(register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>) -> ExitCode {
+    worker_main_from(std::env::args(), register)
+}
+
+/// [`worker_main`] with a command line of one's own; its first element is the program's name.
+pub fn worker_main_from(
+    arguments: impl IntoIterator<Item = String>,
+    register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
+) -> ExitCode {
+    // `celery -A app worker …` becomes `orchestra-worker …`; the word is still in people's fingers.
+    let mut words = arguments.into_iter().enumerate().filter(|(at, word)| *at != 1 || word != "worker");
+    let arguments = match Arguments::try_parse_from(words.by_ref().map(|(_, word)| word)) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors for clap's exit codes.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match start(arguments, register) {
+        Ok(code) => code,
+        Err(Stopped { text, code }) => {
+            eprintln!("orchestra-worker: {text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Why a worker did not start: one line, and 2 for what the user wrote or 1 for what the world is like.
+struct Stopped {
+    text: String,
+    code: u8,
+}
+
+fn usage(text: impl ToString) -> Stopped {
+    Stopped { text: text.to_string(), code: 2 }
+}
+
+fn start(
+    arguments: Arguments,
+    register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
+) -> Result<ExitCode, Stopped> {
+    let settings = settings(&arguments).map_err(usage)?;
+    super::log::start(&settings.log_level, arguments.logfile.as_deref(), settings.log_json).map_err(usage)?;
+    let mut registry = Registry::new();
+    register(&mut registry).map_err(usage)?;
+    let options = options(&arguments, &settings).map_err(usage)?;
+    if !arguments.quiet {
+        eprintln!("{}", banner(&options, &registry, &settings));
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, Into::into);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // Two at least: a task that computes must not keep heartbeats and leases from being sent.
+        .worker_threads(cpus.max(2))
+        .enable_all()
+        .build()
+        .map_err(|error| Stopped { text: format!("cannot start threads: {error}"), code: 1 })?;
+    let code = runtime.block_on(async {
+        let stop = Stop::new();
+        let signals = Signals::listen(stop.clone())
+            .map_err(|error| Stopped { text: format!("cannot listen to signals: {error}"), code: 1 })?;
+        let worker = Worker::connect(options, registry).await;
+        let worker = worker.map_err(|error| Stopped { text: error.to_string(), code: 1 })?;
+        eprintln!("orchestra-worker: ready");
+        Ok(signals.code(worker.run(stop).await))
+    });
+    // What blocks on a thread of its own cannot be interrupted; it must not keep the process either.
+    runtime.shutdown_background();
+    code
+}
+
+fn settings(arguments: &Arguments) -> Result<Settings, String> {
+    let mut settings = Settings::load(arguments.config.as_deref())?;
+    let seconds = |name: &str, value: f64| {
+        Duration::try_from_secs_f64(value).map_err(|_| format!("--{name}: {value} is no number of seconds"))
+    };
+    if let Some(url) = &arguments.broker {
+        settings.broker_url.clone_from(url);
+    }
+    if let Some(url) = &arguments.result_backend {
+        settings.result_backend = Some(url.clone());
+    }
+    if let Some(queues) = &arguments.queues {
+        settings.queues.clone_from(queues);
+    }
+    settings.queues.retain(|queue| !arguments.exclude_queues.contains(queue));
+    if let Some(concurrency) = arguments.concurrency {
+        settings.concurrency = Some(concurrency);
+    }
+    if let Some(multiplier) = arguments.prefetch_multiplier {
+        settings.prefetch_multiplier = multiplier;
+    }
+    if let Some(limit) = arguments.time_limit {
+        settings.time_limit = Some(seconds("time-limit", limit)?);
+    }
+    if let Some(limit) = arguments.soft_time_limit {
+        settings.soft_time_limit = Some(seconds("soft-time-limit", limit)?);
+    }
+    if let Some(level) = &arguments.loglevel {
+        settings.log_level.clone_from(level);
+    }
+    settings.task_events |= arguments.task_events;
+    settings.log_json |= arguments.log_json;
+    if let Some(pause) = arguments.heartbeat_interval {
+        settings.heartbeat = Some(seconds("heartbeat-interval", pause)?);
+    }
+    if arguments.without_heartbeat {
+        settings.heartbeat = None;
+    }
+    if let Some(folder) = &arguments.templates {
+        settings.ai.templates = crate::ai::Folder::Named(folder.clone());
+    }
+    if let Some(folder) = &arguments.tasks {
+        settings.ai.tasks = crate::ai::Folder::Named(folder.clone());
+    }
+    if !arguments.ollama_host.is_empty() {
+        settings.ai.hosts.clone_from(&arguments.ollama_host);
+    }
+    Ok(settings)
+}
+
+fn options(arguments: &Arguments, settings: &Settings) -> Result<worker::Options, String> {
+    let name = arguments.hostname.as_deref().unwrap_or("celery");
+    let hostname = nodename::expand(name, &nodename::host());
+    let mut options = settings.worker(hostname)?;
+    if options.concurrency == 0 {
+        return Err("--concurrency: at least one task must be able to run".into());
+    }
+    if options.queues.is_empty() {
+        return Err("--queues: there is no queue left to consume".into());
+    }
+    options.conf = settings.shown();
+    options.conf.insert("worker_hijack_root_logger".into(), json!(false));
+    Ok(options)
+}
+
+fn banner(options: &worker::Options, registry: &Registry, settings: &Settings) -> String {
+    let results = options.backend.as_ref().map_or_else(|| "disabled".to_owned(), ToString::to_string);
+    let events = if options.task_events { "ON" } else { "OFF (enable -E to monitor tasks in this worker)" };
+    let tasks: Vec<String> = registry.entries().map(|entry| format!("  . {}", entry.name)).collect();
+    let queues: Vec<String> = options.queues.iter().map(|queue| format!("  . {queue}")).collect();
+    format!(
+        "orchestra {version} on {hostname}\n\
+         - transport:   {broker}\n- results:     {results}\n- concurrency: {concurrency}\n- task events: {events}\n\
+         - models:      {hosts}\n[queues]\n{queues}\n[tasks]\n{tasks}",
+        version = env!("CARGO_PKG_VERSION"),
+        hostname = options.hostname,
+        broker = options.broker,
+        concurrency = options.concurrency,
+        hosts = settings.ai.hosts.join(", "),
+        queues = queues.join("\n"),
+        tasks = tasks.join("\n"),
+    )
+}

@@ -1,0 +1,520 @@
+//! Settings: one table, from which come the file's keys, the environment's names, the checks and the documentation.
+//!
+//! Later wins: default, file, environment, command line. Celery's settings keep Celery's names (`celery.app.defaults`,
+//! new lowercase form); what Celery does not have starts with `ai_` or stands with its neighbours.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use toml::Spanned;
+
+use crate::ai::{self, Folder};
+use crate::broker::QueueOrder;
+use crate::conn::Endpoint;
+use crate::worker;
+
+/// The settings file that is read when none is named.
+const DEFAULT_FILE: &str = "orchestra.toml";
+
+/// One line of the table of settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Its name in the file; in the environment it is `ORCHESTRA_` and the name in capitals.
+    pub name: &'static str,
+    /// What it does.
+    pub about: &'static str,
+    /// Its default, as it would be written in the file.
+    pub default: &'static str,
+}
+
+macro_rules! settings {
+    ($($(#[doc = $about:literal])+ $name:ident: $type:ty = $default:literal,)+) => {
+        /// All settings.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            name: stringify!($name),
+            about: concat!($($about),+).trim_ascii(),
+            default: $default,
+        }),+];
+
+        /// What was given in the file or the environment.
+        #[derive(Clone, Debug, Default)]
+        struct Given {
+            $($name: Option<$type>,)+
+        }
+
+        impl Given {
+            fn set(&mut self, name: &str, value: toml::Value) -> Result<(), String> {
+                match name {
+                    $(stringify!($name) => self.$name = Some(read(value)?),)+
+                    other => return Err(unknown(other)),
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+settings! {
+    /// Redis URL of the broker. Also `CELERY_BROKER_URL`.
+    broker_url: String = "redis://127.0.0.1:6379/0",
+    /// Redis URL of the result backend; `disabled` stores no results. Also `CELERY_RESULT_BACKEND`.
+    result_backend: String = "the broker",
+    /// Queues to consume.
+    task_queues: Words = "[\"celery\"]",
+    /// How many tasks run at once.
+    worker_concurrency: usize = "number of CPUs",
+    /// Messages held per place to run; 0 is without bound.
+    worker_prefetch_multiplier: u32 = "4",
+    /// Send task events from the start (`-E`).
+    worker_send_task_events: bool = "false",
+    /// Seconds between heartbeats; 0 sends no worker events.
+    worker_heartbeat_interval: Seconds = "2",
+    /// Listen to `celery inspect` and `celery control`.
+    worker_enable_remote_control: bool = "true",
+    /// Hard time limit of tasks that have none, in seconds.
+    task_time_limit: Seconds = "none",
+    /// Soft time limit of tasks that have none, in seconds.
+    task_soft_time_limit: Seconds = "none",
+    /// Acknowledge every task after it ran.
+    task_acks_late: bool = "false",
+    /// With late acks: acknowledge tasks that failed or ran into their time limit.
+    task_acks_on_failure_or_timeout: bool = "true",
+    /// Store the state STARTED of every task.
+    task_track_started: bool = "false",
+    /// Store no results.
+    task_ignore_result: bool = "false",
+    /// Store failures even where results are ignored.
+    task_store_errors_even_if_ignored: bool = "false",
+    /// Seconds after which a result is deleted; 0 keeps it for ever.
+    result_expires: Seconds = "86400",
+    /// Store name, arguments, worker and queue of the task with its result.
+    result_extended: bool = "false",
+    /// Exchange of events.
+    event_exchange: String = "celeryev",
+    /// Name of the control exchange, without `.pidbox`.
+    control_exchange: String = "celery",
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`; ours: `max_message_bytes` (67108864), `max_deliveries` (5), `dead_limit` (10000).
+    broker_transport_options: TransportOptions = "{}",
+    /// Of kombu's: `global_keyprefix`.
+    result_backend_transport_options: ResultTransportOptions = "{}",
+    /// DEBUG, INFO, WARNING, ERROR or CRITICAL.
+    log_level: String = "WARNING",
+    /// Log as JSON, one object per line.
+    log_json: bool = "false",
+    /// Folder of templates.
+    ai_templates: PathBuf = "templates",
+    /// Folder of task files.
+    ai_tasks: PathBuf = "tasks",
+    /// Base URLs of Ollama servers; the first that can serve a request is used. Also `OLLAMA_HOST`.
+    ai_hosts: Words = "[\"http://127.0.0.1:11434\"]",
+    /// Seconds a connection to a model server may take.
+    ai_connect_timeout: Seconds = "5",
+    /// Seconds until the first token: loading, queueing and reading the prompt included.
+    ai_first_token_timeout: Seconds = "600",
+    /// Seconds between two tokens.
+    ai_stall_timeout: Seconds = "120",
+    /// Largest answer of a model, in bytes.
+    ai_max_answer_bytes: usize = "16777216",
+}
+
+/// A list of words, or one text with commas.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Words {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Words {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(Into::into).collect(),
+            Self::Many(words) => words,
+        }
+    }
+}
+
+/// A number of seconds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "f64")]
+struct Seconds(Duration);
+
+impl TryFrom<f64> for Seconds {
+    type Error = String;
+
+    fn try_from(seconds: f64) -> Result<Self, String> {
+        let duration = Duration::try_from_secs_f64(seconds);
+        duration.map(Self).map_err(|_| format!("{seconds} is no number of seconds"))
+    }
+}
+
+impl Seconds {
+    fn positive(self) -> Option<Duration> {
+        (!self.0.is_zero()).then_some(self.0)
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TransportOptions {
+    visibility_timeout: Option<Seconds>,
+    global_keyprefix: Option<String>,
+    priority_steps: Option<Vec<u8>>,
+    sep: Option<String>,
+    queue_order_strategy: Option<Order>,
+    max_message_bytes: Option<usize>,
+    max_deliveries: Option<u32>,
+    dead_limit: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Order {
+    RoundRobin,
+    Priority,
+    Sorted,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResultTransportOptions {
+    global_keyprefix: Option<String>,
+}
+
+/// Everything a program of this project can be told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `broker_url`.
+    pub broker_url: String,
+    /// `result_backend`; `None` is the broker.
+    pub result_backend: Option<String>,
+    /// `task_queues`.
+    pub queues: Vec<String>,
+    /// `worker_concurrency`.
+    pub concurrency: Option<usize>,
+    /// `worker_prefetch_multiplier`.
+    pub prefetch_multiplier: u32,
+    /// `task_time_limit`.
+    pub time_limit: Option<Duration>,
+    /// `task_soft_time_limit`.
+    pub soft_time_limit: Option<Duration>,
+    /// `worker_send_task_events`.
+    pub task_events: bool,
+    /// `worker_heartbeat_interval`.
+    pub heartbeat: Option<Duration>,
+    /// `log_level`.
+    pub log_level: String,
+    /// `log_json`.
+    pub log_json: bool,
+    /// Everything that starts with `ai_`.
+    pub ai: ai::Options,
+    given: Given,
+}
+
+impl Settings {
+    /// Reads the file (`./orchestra.toml` if none is named and there is one) and the environment.
+    ///
+    /// # Errors
+    /// One line that names the file and line or the variable, and says what is wrong.
+    pub fn load(file: Option<&Path>) -> Result<Self, String> {
+        let mut given = Given::default();
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        match std::fs::read_to_string(path) {
+            Ok(text) => read_file(&mut given, path, &text)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
+            Err(error) => return Err(format!("cannot read the settings file {}: {error}", path.display())),
+        }
+        read_environment(&mut given, std::env::vars())?;
+        Ok(Self::new(given))
+    }
+
+    fn new(given: Given) -> Self {
+        let text = |value: &Option<String>, default: &str| value.clone().unwrap_or_else(|| default.to_owned());
+        let folder = |value: &Option<PathBuf>, default: &str| match value {
+            Some(path) => Folder::Named(path.clone()),
+            None => Folder::Default(default.into()),
+        };
+        let words = |value: &Option<Words>, default: &str| match value {
+            Some(words) => words.clone().into_vec(),
+            None => vec![default.to_owned()],
+        };
+        let ai = ai::Options {
+            templates: folder(&given.ai_templates, "templates"),
+            tasks: folder(&given.ai_tasks, "tasks"),
+            hosts: words(&given.ai_hosts, ai::DEFAULT_HOST),
+            limits: {
+                let mut limits = ai::CallLimits::default();
+                if let Some(seconds) = given.ai_connect_timeout {
+                    limits.connect = seconds.0;
+                }
+                if let Some(seconds) = given.ai_first_token_timeout {
+                    limits.first_token = seconds.0;
+                }
+                if let Some(seconds) = given.ai_stall_timeout {
+                    limits.stall = seconds.0;
+                }
+                if let Some(bytes) = given.ai_max_answer_bytes {
+                    limits.answer_bytes = bytes;
+                }
+                limits
+            },
+        };
+        Self {
+            broker_url: text(&given.broker_url, "redis://127.0.0.1:6379/0"),
+            result_backend: given.result_backend.clone(),
+            queues: words(&given.task_queues, "celery"),
+            concurrency: given.worker_concurrency,
+            prefetch_multiplier: given.worker_prefetch_multiplier.unwrap_or(4),
+            time_limit: given.task_time_limit.and_then(Seconds::positive),
+            soft_time_limit: given.task_soft_time_limit.and_then(Seconds::positive),
+            task_events: given.worker_send_task_events.unwrap_or(false),
+            heartbeat: given.worker_heartbeat_interval.map_or(Some(Duration::from_secs(2)), Seconds::positive),
+            log_level: text(&given.log_level, "WARNING"),
+            log_json: given.log_json.unwrap_or(false),
+            ai,
+            given,
+        }
+    }
+
+    /// Where the broker is.
+    ///
+    /// # Errors
+    /// The URL is none.
+    pub fn broker(&self) -> Result<Endpoint, String> {
+        Endpoint::parse(&self.broker_url).map_err(|error| format!("broker: {error}"))
+    }
+
+    /// Where results go; `None` stores none.
+    ///
+    /// # Errors
+    /// The URL is none.
+    pub fn backend(&self) -> Result<Option<Endpoint>, String> {
+        match self.result_backend.as_deref() {
+            None | Some("") => self.broker().map(Some),
+            Some("disabled" | "disabled://") => Ok(None),
+            Some(url) => Endpoint::parse(url).map(Some).map_err(|error| format!("result backend: {error}")),
+        }
+    }
+
+    /// How the broker is used.
+    pub fn broker_options(&self) -> crate::broker::Options {
+        let mut options = crate::broker::Options::default();
+        let Some(given) = self.given.broker_transport_options.clone() else { return options };
+        if let Some(seconds) = given.visibility_timeout {
+            options.visibility_timeout = seconds.0;
+        }
+        if let Some(order) = given.queue_order_strategy {
+            options.queue_order_strategy = match order {
+                Order::RoundRobin => QueueOrder::RoundRobin,
+                Order::Priority => QueueOrder::Priority,
+                Order::Sorted => QueueOrder::Sorted,
+            };
+        }
+        options.global_keyprefix = given.global_keyprefix.unwrap_or_default();
+        options.priority_steps = given.priority_steps.unwrap_or(options.priority_steps);
+        options.sep = given.sep.unwrap_or(options.sep);
+        options.max_message_bytes = given.max_message_bytes.unwrap_or(options.max_message_bytes);
+        options.max_deliveries = given.max_deliveries.unwrap_or(options.max_deliveries);
+        options.dead_limit = given.dead_limit.unwrap_or(options.dead_limit);
+        options
+    }
+
+    /// How results are kept.
+    pub fn backend_options(&self) -> crate::backend::Options {
+        let mut options = crate::backend::Options::default();
+        if let Some(seconds) = self.given.result_expires {
+            options.result_expires = seconds.positive();
+        }
+        let transport = self.given.result_backend_transport_options.clone().unwrap_or_default();
+        options.global_keyprefix = transport.global_keyprefix.unwrap_or_default();
+        options
+    }
+
+    /// The options of a worker of that node name.
+    ///
+    /// # Errors
+    /// A URL is none, or numbers do not go together.
+    pub fn worker(&self, hostname: String) -> Result<worker::Options, String> {
+        let mut options = worker::Options::new(hostname, self.broker()?);
+        let given = &self.given;
+        options.backend = self.backend()?;
+        options.broker_options = self.broker_options();
+        options.backend_options = self.backend_options();
+        if options.broker_options.visibility_timeout < Duration::from_secs(1) {
+            return Err("broker_transport_options: visibility_timeout must be at least one second".into());
+        }
+        options.concurrency = self.concurrency.unwrap_or(options.concurrency);
+        options.prefetch_multiplier = self.prefetch_multiplier;
+        options.queues.clone_from(&self.queues);
+        options.task_events = self.task_events;
+        options.heartbeat = self.heartbeat;
+        options.time_limit = self.time_limit;
+        options.soft_time_limit = self.soft_time_limit;
+        options.task_defaults = worker::TaskDefaults {
+            acks_late: given.task_acks_late,
+            acks_on_failure_or_timeout: given.task_acks_on_failure_or_timeout,
+            track_started: given.task_track_started,
+            ignore_result: given.task_ignore_result,
+            store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
+        };
+        options.result_extended = given.result_extended.unwrap_or(false);
+        options.remote_control = given.worker_enable_remote_control.unwrap_or(true);
+        options.event_exchange = given.event_exchange.clone().unwrap_or(options.event_exchange);
+        options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
+        Ok(options)
+    }
+
+    /// The settings as they are now, without passwords; for `celery inspect conf` and `orchestra config`.
+    pub fn shown(&self) -> Map<String, Value> {
+        let url = |text: &str| Endpoint::parse(text).map_or_else(|_| "invalid".to_owned(), |endpoint| endpoint.to_string());
+        let seconds = |limit: Option<Duration>| limit.map_or(Value::Null, |limit| limit.as_secs_f64().into());
+        let mut map = Map::new();
+        let mut add = |name: &str, value: Value| map.insert(name.to_owned(), value);
+        add("broker_url", url(&self.broker_url).into());
+        add("result_backend", self.result_backend.as_deref().map_or_else(|| url(&self.broker_url), url).into());
+        add("task_queues", self.queues.clone().into());
+        add("worker_concurrency", self.concurrency.map_or(Value::Null, Into::into));
+        add("worker_prefetch_multiplier", self.prefetch_multiplier.into());
+        add("worker_send_task_events", self.task_events.into());
+        add("worker_heartbeat_interval", seconds(self.heartbeat));
+        add("task_time_limit", seconds(self.time_limit));
+        add("task_soft_time_limit", seconds(self.soft_time_limit));
+        add("result_expires", seconds(self.backend_options().result_expires));
+        add("visibility_timeout", seconds(Some(self.broker_options().visibility_timeout)));
+        add("log_level", self.log_level.clone().into());
+        add("ai_templates", self.ai.templates.path().display().to_string().into());
+        add("ai_tasks", self.ai.tasks.path().display().to_string().into());
+        add("ai_hosts", self.ai.hosts.clone().into());
+        map
+    }
+}
+
+fn read<T: DeserializeOwned>(value: toml::Value) -> Result<T, String> {
+    let shown = value.to_string();
+    // TOML has integers and floats; Celery's seconds are both.
+    let value = match value {
+        toml::Value::Integer(number) => match T::deserialize(toml::Value::Integer(number)) {
+            Ok(read) => return Ok(read),
+            #[expect(clippy::cast_precision_loss, reason = "a setting beyond 2^53 is no number of seconds")]
+            Err(_) => toml::Value::Float(number as f64),
+        },
+        value => value,
+    };
+    T::deserialize(value).map_err(|error| {
+        let error = error.to_string();
+        format!("{shown} does not fit: {}", error.trim().replace('\n', " "))
+    })
+}
+
+fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<(), String> {
+    let line_of = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+    let table: BTreeMap<String, Spanned<toml::Value>> = toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| line_of(span.start));
+        format!("{}:{line}: {}", path.display(), error.message().replace('\n', " "))
+    })?;
+    for (name, value) in table {
+        let line = line_of(value.span().start);
+        given
+            .set(&name, value.into_inner())
+            .map_err(|error| format!("{}:{line}: {name}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn read_environment(given: &mut Given, variables: impl Iterator<Item = (String, String)>) -> Result<(), String> {
+    let mut variables: Vec<(String, String)> = variables.filter(|(_, value)| !value.is_empty()).collect();
+    // The general names first, so that ORCHESTRA_… wins.
+    variables.sort_by_key(|(name, _)| name.starts_with("ORCHESTRA_"));
+    for (variable, text) in variables {
+        let name = match variable.as_str() {
+            "CELERY_BROKER_URL" => "broker_url".to_owned(),
+            "CELERY_RESULT_BACKEND" => "result_backend".to_owned(),
+            "OLLAMA_HOST" => "ai_hosts".to_owned(),
+            other => match other.strip_prefix("ORCHESTRA_") {
+                Some(rest) => rest.to_ascii_lowercase(),
+                None => continue,
+            },
+        };
+        let as_text = toml::Value::String(text.clone());
+        let as_value = toml::from_str::<toml::Table>(&format!("value = {text}"))
+            .ok()
+            .and_then(|mut table| table.remove("value"));
+        // `6379` may be meant as a text and `8` as a number: the setting's type decides.
+        let first = as_value.unwrap_or_else(|| as_text.clone());
+        given
+            .set(&name, first)
+            .or_else(|error| given.set(&name, as_text).map_err(|_| error))
+            .map_err(|error| format!("environment variable {variable}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn unknown(name: &str) -> String {
+    match crate::text::closest(name, SETTINGS.iter().map(|setting| setting.name)) {
+        Some(close) => format!("there is no such setting; did you mean {close}?"),
+        None => "there is no such setting; `orchestra config --all` lists them".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Settings, String> {
+        let mut given = Given::default();
+        read_file(&mut given, Path::new("orchestra.toml"), text)?;
+        Ok(Settings::new(given))
+    }
+
+    #[test]
+    fn a_file_is_read() {
+        let settings = file(
+            "broker_url = 'redis://h:1/2'\ntask_time_limit = 3\nresult_expires = 0.5\ntask_queues = 'a, b'\n\
+             [broker_transport_options]\nvisibility_timeout = 10\nqueue_order_strategy = 'priority'\n",
+        )
+        .unwrap();
+        assert_eq!(settings.broker_url, "redis://h:1/2");
+        assert_eq!(settings.time_limit, Some(Duration::from_secs(3)));
+        assert_eq!(settings.queues, ["a", "b"]);
+        assert_eq!(settings.broker_options().visibility_timeout, Duration::from_secs(10));
+        assert_eq!(settings.backend_options().result_expires, Some(Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let error = |text| file(text).unwrap_err();
+        assert_eq!(
+            error("\nbroker_urls = 'x'"),
+            "orchestra.toml:2: broker_urls: there is no such setting; did you mean broker_url?"
+        );
+        assert!(error("a = [").starts_with("orchestra.toml:1: "));
+        assert!(error("worker_concurrency = 'many'").starts_with("orchestra.toml:1: worker_concurrency: \"many\" does not fit"));
+        assert!(error("task_time_limit = -1").contains("-1 is no number of seconds"));
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let mut given = Given::default();
+        read_file(&mut given, Path::new("f"), "broker_url = 'redis://file'").unwrap();
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let variables = [
+            variable("ORCHESTRA_BROKER_URL", "redis://ours"),
+            variable("CELERY_BROKER_URL", "redis://celery"),
+            variable("ORCHESTRA_WORKER_CONCURRENCY", "3"),
+            variable("ORCHESTRA_LOG_LEVEL", "INFO"),
+            variable("OLLAMA_HOST", "http://a:1,http://b:2"),
+        ];
+        read_environment(&mut given, variables.into_iter()).unwrap();
+        let settings = Settings::new(given);
+        assert_eq!(settings.broker_url, "redis://ours");
+        assert_eq!(settings.concurrency, Some(3));
+        assert_eq!(settings.log_level, "INFO");
+        assert_eq!(settings.ai.hosts, ["http://a:1", "http://b:2"]);
+        let wrong = read_environment(&mut Given::default(), [variable("ORCHESTRA_BROKER", "x")].into_iter());
+        assert!(wrong.unwrap_err().starts_with("environment variable ORCHESTRA_BROKER: there is no such setting"));
+    }
+}
