@@ -111,6 +111,8 @@ settings! {
     ai_tasks: PathBuf = "tasks",
     /// Base URLs of Ollama servers; the first that can serve a request is used. Also `OLLAMA_HOST`.
     ai_hosts: Words = "[\"http://127.0.0.1:11434\"]",
+    /// Allow models that run on ollama.com (`…:cloud`): prompts leave your machines.
+    ai_allow_cloud: bool = "false",
     /// Seconds a connection to a model server may take.
     ai_connect_timeout: Seconds = "5",
     /// Seconds until the first token: loading, queueing and reading the prompt included.
@@ -246,6 +248,7 @@ impl Settings {
             templates: folder(&given.ai_templates, "templates"),
             tasks: folder(&given.ai_tasks, "tasks"),
             hosts: words(&given.ai_hosts, ai::DEFAULT_HOST),
+            allow_cloud: given.ai_allow_cloud.unwrap_or(false),
             limits: {
                 let mut limits = ai::CallLimits::default();
                 if let Some(seconds) = given.ai_connect_timeout {

@@ -1,5 +1,16 @@
 //! AI work: templates, prompts, schemas, models. AI tasks are ordinary tasks, built on [`task`](crate::task) alone.
 
+mod call;
+mod engine;
+mod fault;
+pub mod ollama;
 mod options;
+mod run;
+mod schema;
+mod task_file;
+mod tasks;
+pub mod template;
 
+pub use engine::{Engine, LoadError};
 pub use options::{CallLimits, DEFAULT_HOST, Folder, Options};
+pub use tasks::{Chat, Generate, RunTemplate};

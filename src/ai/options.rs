@@ -15,6 +15,8 @@ pub struct Options {
     pub tasks: Folder,
     /// Base URLs of Ollama servers, in order of preference.
     pub hosts: Vec<String>,
+    /// Allow models that run on ollama.com.
+    pub allow_cloud: bool,
     /// Bounds on one call.
     pub limits: CallLimits,
 }
@@ -67,6 +69,7 @@ impl Default for Options {
             templates: Folder::Default("templates".into()),
             tasks: Folder::Default("tasks".into()),
             hosts: vec![DEFAULT_HOST.to_owned()],
+            allow_cloud: false,
             limits: CallLimits::default(),
         }
     }

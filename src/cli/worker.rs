@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::nodename;
 use super::signals::Signals;
+use crate::ai::{Engine, Folder};
 use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
 use crate::worker::{self, Stop, Worker};
@@ -150,6 +151,8 @@ fn start(
     super::log::start(&settings.log_level, arguments.logfile.as_deref(), settings.log_json).map_err(usage)?;
     let mut registry = Registry::new();
     register(&mut registry).map_err(usage)?;
+    let engine = Engine::load(&settings.ai).map_err(usage)?;
+    engine.register(&mut registry).map_err(usage)?;
     let options = options(&arguments, &settings).map_err(usage)?;
     if !arguments.quiet {
         eprintln!("{}", banner(&options, &registry, &settings));
@@ -214,10 +217,10 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
         settings.heartbeat = None;
     }
     if let Some(folder) = &arguments.templates {
-        settings.ai.templates = crate::ai::Folder::Named(folder.clone());
+        settings.ai.templates = Folder::Named(folder.clone());
     }
     if let Some(folder) = &arguments.tasks {
-        settings.ai.tasks = crate::ai::Folder::Named(folder.clone());
+        settings.ai.tasks = Folder::Named(folder.clone());
     }
     if !arguments.ollama_host.is_empty() {
         settings.ai.hosts.clone_from(&arguments.ollama_host);

@@ -1,0 +1,55 @@
+//! One call of a model as a part of a task: checked, streamed, and its answer checked.
+
+use serde_json::{Map, Value, json};
+
+use super::fault;
+use super::ollama::{Answer, Kind, Ollama, Piece, Request};
+use super::schema::Shape;
+use crate::task::{Context, Failure};
+
+/// How a call shows itself while it runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Show<'a> {
+    /// Name of the step, in entries of the token stream.
+    pub step: &'a str,
+    /// Whether tokens are streamed at all.
+    pub stream: bool,
+}
+
+/// Asks and waits for the whole answer. What is wrong with the request is a `ValueError`.
+pub(super) async fn call(
+    ollama: &Ollama,
+    kind: Kind,
+    model: String,
+    fields: Map<String, Value>,
+    allow_cloud: bool,
+    show: Show<'_>,
+    context: &Context,
+) -> Result<Answer, Failure> {
+    let shape = Shape::of(fields.get("format")).map_err(Failure::value_error)?;
+    let request = Request::new(kind, model, fields, allow_cloud).map_err(Failure::value_error)?;
+    let attempt = context.retries();
+    let mut on_piece = |piece: Piece| {
+        if show.stream {
+            let (kind, text) = match piece {
+                Piece::Text(text) => ("token", text),
+                Piece::Thinking(text) => ("thinking", text),
+            };
+            context.stream(&json!({"type": kind, "text": text, "step": show.step, "attempt": attempt}));
+        }
+    };
+    let mut answer = ollama
+        .ask(&request, &mut on_piece)
+        .await
+        .map_err(|fault| fault::of_model(&fault, request.model(), context))?;
+    shape.check(&mut answer)?;
+    Ok(answer)
+}
+
+/// Tells the readers of the token stream that what they have belongs to an attempt that was given up (O-054).
+pub(super) fn announce_attempt(context: &Context) {
+    let details = context.details();
+    if details.retries > 0 || details.redelivered {
+        context.stream(&json!({"type": "restart", "attempt": details.retries}));
+    }
+}

@@ -1,0 +1,54 @@
+//! Faults of AI work as exceptions of Python.
+
+use std::time::Duration;
+
+use super::ollama::{Class, Fault};
+use crate::backoff;
+use crate::task::{Context, Exception, Failure};
+use crate::wire::python_modules::ORCHESTRA;
+
+/// First pause before a call is tried again.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause before a call is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// `orchestra.exceptions.TemplateError`: rendering failed.
+pub(super) fn template_error(text: impl Into<String>) -> Failure {
+    Failure::Fail(Exception::new(ORCHESTRA, "TemplateError", text))
+}
+
+/// `orchestra.exceptions.TemplateNotFound`.
+pub(super) fn template_not_found(text: impl Into<String>) -> Failure {
+    Failure::Fail(Exception::new(ORCHESTRA, "TemplateNotFound", text))
+}
+
+/// `orchestra.exceptions.InvalidOutput`: the answer is not what the format asks for.
+pub(super) fn invalid_output(text: impl Into<String>) -> Failure {
+    Failure::Fail(Exception::new(ORCHESTRA, "InvalidOutput", text))
+}
+
+/// `orchestra.exceptions.OutputTruncated`: the answer ended before the format was complete.
+pub(super) fn output_truncated(text: impl Into<String>) -> Failure {
+    Failure::Fail(Exception::new(ORCHESTRA, "OutputTruncated", text))
+}
+
+/// What to do about a fault of a model: try again later, or fail.
+pub(super) fn of_model(fault: &Fault, model: &str, context: &Context) -> Failure {
+    let host = &fault.host;
+    match fault.class {
+        Class::NotFound => Failure::Fail(Exception::new(
+            ORCHESTRA,
+            "ModelNotFound",
+            format!("model {model:?} is not on {host}; `ollama pull {model}` gets it"),
+        )),
+        Class::Refused => Failure::Fail(Exception::new(ORCHESTRA, "ModelError", fault.to_string())),
+        Class::Unavailable | Class::Broken => {
+            let name = if fault.class == Class::Unavailable { "ModelUnavailable" } else { "ModelError" };
+            let pause = backoff::delay(FIRST_PAUSE, LONGEST_PAUSE, context.retries());
+            Failure::Retry {
+                after: Some(fault.after.unwrap_or(pause).min(LONGEST_PAUSE)),
+                cause: Some(Exception::new(ORCHESTRA, name, fault.to_string())),
+            }
+        }
+    }
+}

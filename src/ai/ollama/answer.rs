@@ -1,0 +1,146 @@
+//! A whole answer, as tasks return it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::frame::Frame;
+use super::{Kind, Request};
+
+/// What a model said, and what it took.
+#[derive(Clone, Debug, Serialize)]
+pub struct Answer {
+    /// The text.
+    pub text: String,
+    /// The text as JSON, if a format was asked for.
+    pub json: Option<Value>,
+    /// What a thinking model thought.
+    pub thinking: Option<String>,
+    /// Calls of tools, as Ollama gives them.
+    pub tool_calls: Vec<Value>,
+    /// The message, for the history of a chat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<Value>,
+    /// Log probabilities, if they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<Value>,
+    /// The model, as the request named it.
+    pub model: String,
+    /// The server that answered.
+    pub host: String,
+    /// `stop`, `length`, …
+    pub done_reason: Option<String>,
+    /// The answer ended because it was long enough, not because it was complete (O-037).
+    pub truncated: bool,
+    /// Tokens.
+    pub usage: Usage,
+    /// Times.
+    pub timing: Timing,
+    /// Speed of generation; nothing for a handful of tokens, where the figure means nothing.
+    pub tokens_per_second: Option<f64>,
+}
+
+/// Tokens of one call.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Usage {
+    /// In.
+    pub prompt_tokens: u64,
+    /// Out.
+    pub completion_tokens: u64,
+    /// Both.
+    pub total_tokens: u64,
+}
+
+/// Times of one call, in seconds: the server's, but for the first token, which is ours.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Timing {
+    /// All of it.
+    pub total_s: f64,
+    /// Until a runner was there, waiting in its queue included.
+    pub load_s: f64,
+    /// Reading the prompt.
+    pub prompt_s: f64,
+    /// Writing.
+    pub generate_s: f64,
+    /// From our request to the first piece.
+    pub first_token_s: f64,
+}
+
+/// Puts frames together.
+#[derive(Default)]
+pub(super) struct Collector {
+    text: String,
+    thinking: String,
+    tool_calls: Vec<Value>,
+    logprobs: Vec<Value>,
+    role: Option<String>,
+}
+
+impl Collector {
+    /// Adds a frame; its pieces are (thinking, text).
+    pub(super) fn add(&mut self, frame: &mut Frame) -> (String, String) {
+        let message = frame.message.take().unwrap_or_default();
+        let mut text = frame.response.take().unwrap_or_default();
+        text.push_str(message.content.as_deref().unwrap_or_default());
+        let mut thinking = frame.thinking.take().unwrap_or_default();
+        thinking.push_str(message.thinking.as_deref().unwrap_or_default());
+        self.text.push_str(&text);
+        self.thinking.push_str(&thinking);
+        self.tool_calls.append(&mut frame.tool_calls);
+        self.tool_calls.extend(message.tool_calls);
+        self.logprobs.append(&mut frame.logprobs);
+        self.role = message.role.or(self.role.take());
+        (thinking, text)
+    }
+
+    /// Bytes collected.
+    pub(super) fn size(&self) -> usize {
+        self.text.len() + self.thinking.len()
+    }
+
+    /// The answer; `last` is the frame with `done`.
+    pub(super) fn finish(self, request: &Request, host: &str, last: Frame, first_token: Duration) -> Answer {
+        let message = (request.kind() == Kind::Chat).then(|| {
+            let mut message = Map::new();
+            message.insert("role".into(), self.role.as_deref().unwrap_or("assistant").into());
+            message.insert("content".into(), self.text.clone().into());
+            if !self.thinking.is_empty() {
+                message.insert("thinking".into(), self.thinking.clone().into());
+            }
+            if !self.tool_calls.is_empty() {
+                message.insert("tool_calls".into(), json!(self.tool_calls));
+            }
+            Value::Object(message)
+        });
+        let seconds = |nanoseconds: u64| Duration::from_nanos(nanoseconds).as_secs_f64();
+        let generate_s = seconds(last.eval_duration);
+        #[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^53")]
+        let tokens_per_second = (last.eval_count >= 4 && generate_s > 0.0).then(|| last.eval_count as f64 / generate_s);
+        Answer {
+            text: self.text,
+            json: None,
+            thinking: (!self.thinking.is_empty()).then_some(self.thinking),
+            tool_calls: self.tool_calls,
+            message,
+            logprobs: self.logprobs,
+            model: request.model().to_owned(),
+            host: host.to_owned(),
+            truncated: last.done_reason.as_deref() == Some("length"),
+            done_reason: last.done_reason,
+            usage: Usage {
+                prompt_tokens: last.prompt_eval_count,
+                completion_tokens: last.eval_count,
+                total_tokens: last.prompt_eval_count.saturating_add(last.eval_count),
+            },
+            timing: Timing {
+                total_s: seconds(last.total_duration),
+                load_s: seconds(last.load_duration),
+                prompt_s: seconds(last.prompt_eval_duration),
+                generate_s,
+                first_token_s: first_token.as_secs_f64(),
+            },
+            tokens_per_second,
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Frames of a streamed answer: one JSON object per line, however the bytes arrive (`ollama-api.md`, section 5).
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// One line. Every field may be missing (O-028 to O-030).
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Frame {
+    pub error: Option<Value>,
+    pub response: Option<String>,
+    pub thinking: Option<String>,
+    pub message: Option<Message>,
+    pub tool_calls: Vec<Value>,
+    pub logprobs: Vec<Value>,
+    pub done: bool,
+    pub done_reason: Option<String>,
+    pub total_duration: u64,
+    pub load_duration: u64,
+    pub prompt_eval_count: u64,
+    pub prompt_eval_duration: u64,
+    pub eval_count: u64,
+    pub eval_duration: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Message {
+    pub role: Option<String>,
+    pub content: Option<String>,
+    pub thinking: Option<String>,
+    pub tool_calls: Vec<Value>,
+}
+
+/// Cuts bytes into lines. Holds at most one unfinished line, up to `limit` bytes.
+pub(super) struct Lines {
+    rest: Vec<u8>,
+    /// How much of `rest` has been searched.
+    seen: usize,
+    limit: usize,
+}
+
+/// A line is longer than allowed (O-027).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooLong;
+
+impl Lines {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { rest: Vec::new(), seen: 0, limit }
+    }
+
+    /// Adds what arrived.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.rest.extend_from_slice(bytes);
+    }
+
+    /// The next whole line that is not blank.
+    pub(super) fn next_line(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
+        loop {
+            let Some(end) = self.rest[self.seen..].iter().position(|byte| *byte == b'\n') else {
+                self.seen = self.rest.len();
+                return if self.rest.len() > self.limit { Err(TooLong) } else { Ok(None) };
+            };
+            let end = self.seen + end;
+            let tail = self.rest.split_off(end + 1);
+            let line = std::mem::replace(&mut self.rest, tail);
+            self.seen = 0;
+            if line.len() > self.limit {
+                return Err(TooLong);
+            }
+            if !line.trim_ascii().is_empty() {
+                return Ok(Some(line));
+            }
+        }
+    }
+
+    /// What is left at the end of the body: a last line without its newline (O-026).
+    pub(super) fn last(self) -> Option<Vec<u8>> {
+        (!self.rest.trim_ascii().is_empty()).then_some(self.rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn o_026_lines_and_chunks_need_not_coincide() {
+        let text = "{\"a\":1}\r\n\n{\"ü\":2}\n{\"c\":3}".as_bytes();
+        for size in 1..text.len() {
+            let mut lines = Lines::new(100);
+            let mut got = Vec::new();
+            for chunk in text.chunks(size) {
+                lines.push(chunk);
+                while let Some(line) = lines.next_line().unwrap() {
+                    got.push(String::from_utf8(line).unwrap().trim().to_owned());
+                }
+            }
+            got.extend(lines.last().map(|line| String::from_utf8(line).unwrap()));
+            assert_eq!(got, ["{\"a\":1}", "{\"ü\":2}", "{\"c\":3}"], "chunks of {size}");
+        }
+    }
+
+    #[test]
+    fn o_027_a_line_is_bounded() {
+        let mut lines = Lines::new(10);
+        lines.push(&[b'x'; 11]);
+        assert_eq!(lines.next_line(), Err(TooLong));
+    }
+
+    #[test]
+    fn o_028_to_o_030_frames_may_hold_anything_or_nothing() {
+        let frame: Frame = serde_json::from_str(r#"{"model":"m","new":{"x":[1]},"done":false}"#).unwrap();
+        assert!(frame.response.is_none() && frame.eval_count == 0);
+    }
+}

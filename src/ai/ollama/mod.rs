@@ -1,0 +1,14 @@
+//! The client of Ollama's HTTP API. The only place that speaks HTTP to a model.
+
+mod answer;
+mod check;
+mod client;
+mod fault;
+mod frame;
+mod request;
+
+pub use answer::{Answer, Timing, Usage};
+pub(crate) use client::Piece;
+pub use client::Ollama;
+pub use fault::{Class, Fault};
+pub use request::{Kind, Request};
