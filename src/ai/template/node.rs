@@ -29,6 +29,14 @@ pub(crate) struct Source {
     pub line: usize,
 }
 
+impl Source {
+    /// The line of the file on which a variable is first read.
+    pub(super) fn line_of(&self, variable: &str) -> usize {
+        let before = self.text.find(variable).map_or("", |at| &self.text[..at]);
+        self.line + before.matches('\n').count()
+    }
+}
+
 impl Node {
     /// Finds the expressions in a value; `name` is its name and `line` where it stands.
     pub(super) fn new(name: &str, line: usize, value: Value) -> Self {

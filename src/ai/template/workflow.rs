@@ -220,7 +220,10 @@ fn check_texts(path: &Path, prompts: &mut Prompts, parameters: &[Parameter], ste
     let mut check = |sources: Vec<(&Source, bool)>, earlier: &[&str]| {
         for (source, is_expression) in sources {
             let found = match prompts.add(source, is_expression) {
-                Ok(read) => read.iter().filter_map(|read| unknown(read, &parameters, earlier)).map(|text| (source.line, text)).collect(),
+                Ok(read) => read
+                    .iter()
+                    .filter_map(|read| Some((source.line_of(read), unknown(read, &parameters, earlier)?)))
+                    .collect(),
                 Err(error) => vec![error],
             };
             let problem = |(line, text)| Problem::line(path, line, None, format!("{}: {text}", source.name));
