@@ -97,7 +97,7 @@ settings! {
     event_exchange: String = "celeryev",
     /// Name of the control exchange, without `.pidbox`.
     control_exchange: String = "celery",
-    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`; ours: `max_message_bytes` (67108864), `max_deliveries` (5), `dead_limit` (10000).
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
     broker_transport_options: TransportOptions = "{}",
     /// Of kombu's: `global_keyprefix`.
     result_backend_transport_options: ResultTransportOptions = "{}",

@@ -1,1 +1,5 @@
-fn main() {}
+//! The program for people: start everything, send, look, check.
+
+fn main() -> std::process::ExitCode {
+    orchestra::cli::program_main()
+}

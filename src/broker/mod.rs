@@ -41,7 +41,8 @@ pub struct Options {
     pub max_message_bytes: usize,
     /// Longest dead-letter list.
     pub dead_limit: usize,
-    /// A message that comes back more often than this goes to the dead-letter list.
+    /// A message that comes back more often than this goes to the dead-letter list: it probably kills its workers. As
+    /// often as in RabbitMQ's quorum queues; a message that was only held when its worker died counts as well.
     pub max_deliveries: u32,
     /// Time limits of connections.
     pub link: LinkOptions,
@@ -57,7 +58,7 @@ impl Default for Options {
             queue_order_strategy: QueueOrder::RoundRobin,
             max_message_bytes: 64 << 20,
             dead_limit: 10_000,
-            max_deliveries: 5,
+            max_deliveries: 20,
             link: LinkOptions::default(),
         }
     }

@@ -1,8 +1,17 @@
 //! The command lines: settings, wiring, signals. The only layer that knows all others.
 
+mod children;
+mod config;
+mod doctor;
+mod inspect;
 mod log;
 mod nodename;
+mod program;
+mod send;
 mod signals;
+mod templates;
+mod up;
 pub mod worker;
 
-pub use worker::worker_main;
+pub use program::program_main;
+pub use worker::{worker_main, worker_main_from};

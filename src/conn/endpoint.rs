@@ -88,6 +88,13 @@ impl Endpoint {
         }
     }
 
+    /// The port, if it is a server without TLS and credentials on this machine: one that can be started here.
+    pub fn loopback_port(&self) -> Option<u16> {
+        let open = !self.is_tls() && self.username().is_none() && self.info.redis_settings().password().is_none();
+        let local = matches!(self.host().as_str(), "localhost" | "127.0.0.1");
+        self.port().filter(|_| open && local)
+    }
+
     /// ACL user.
     pub fn username(&self) -> Option<&str> {
         self.info.redis_settings().username()

@@ -1,0 +1,63 @@
+//! `orchestra doctor`: looks at everything a task needs, and says what to do about what is missing.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::program::{Common, Stopped};
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {}
+
+/// What was found; anything bad makes the command fail.
+#[derive(Default)]
+struct Report {
+    bad: bool,
+}
+
+impl Report {
+    fn good(&self, text: impl std::fmt::Display) {
+        println!("ok    {text}");
+    }
+
+    fn note(&self, text: impl std::fmt::Display) {
+        println!("note  {text}");
+    }
+
+    fn bad(&mut self, text: impl std::fmt::Display) {
+        self.bad = true;
+        println!("BAD   {text}");
+    }
+}
+
+impl Doctor {
+    pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
+        let mut report = Report::default();
+        let settings = common.settings()?;
+        match common.client().await {
+            Ok(client) => {
+                report.good(format_args!("Redis answers and lets us use it ({})", settings.shown()["broker_url"]));
+                match client.workers(Duration::from_secs(1)).await {
+                    Ok(workers) if workers.is_empty() => report.note("no worker is running; start one with orchestra-worker"),
+                    Ok(workers) => report.good(format_args!("workers: {}", workers.join(", "))),
+                    Err(error) => report.bad(error),
+                }
+            }
+            Err(stopped) => report.bad(stopped.text),
+        }
+        match common.engine() {
+            Ok(engine) => {
+                report.good(format_args!("{} templates are in order", engine.templates().count()));
+                for host in engine.ollama().hosts() {
+                    match engine.ollama().version(host).await {
+                        Ok(version) => report.good(format_args!("Ollama {version} answers at {host}")),
+                        Err(fault) => report.bad(fault),
+                    }
+                }
+            }
+            Err(stopped) => report.bad(stopped.text),
+        }
+        Ok(if report.bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}

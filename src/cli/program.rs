@@ -1,0 +1,185 @@
+//! `orchestra`: the commands, and what they share.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::{config, doctor, inspect, send, templates, up};
+use crate::ai::{Engine, Folder};
+use crate::backend::Backend;
+use crate::broker::Broker;
+use crate::client::Client;
+use crate::config::Settings;
+use crate::conn::{Link, LinkOptions};
+
+/// How a command ends when it does not: text and exit code.
+pub(super) struct Stopped {
+    pub text: String,
+    pub code: u8,
+}
+
+/// The user wrote something wrong.
+pub(super) fn usage(text: impl ToString) -> Stopped {
+    Stopped { text: text.to_string(), code: 2 }
+}
+
+/// The world is not as it should be.
+pub(super) fn world(text: impl ToString) -> Stopped {
+    Stopped { text: text.to_string(), code: 1 }
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "orchestra", version, about = "Tasks and models: start, send, look, check", disable_help_subcommand = true)]
+struct Program {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where things are.
+#[derive(Debug, Args)]
+pub(super) struct Common {
+    /// Redis URL of the broker [default: redis://127.0.0.1:6379/0]
+    #[arg(short = 'b', long, value_name = "URL", global = true)]
+    pub broker: Option<String>,
+    /// Redis URL of the result backend [default: the broker]
+    #[arg(long, value_name = "URL", global = true)]
+    pub result_backend: Option<String>,
+    /// Settings file [default: ./orchestra.toml if there is one]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// Folder of templates [default: ./templates if there is one]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub templates: Option<PathBuf>,
+    /// Folder of task files [default: ./tasks if there is one]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub tasks: Option<PathBuf>,
+    /// Base URL of an Ollama server; may be given several times [default: http://127.0.0.1:11434]
+    #[arg(long, value_name = "URL", global = true)]
+    pub ollama_host: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start everything a first try needs, and stop it with Ctrl-C
+    Up(up::Up),
+    /// Send a task
+    Send(send::Send),
+    /// Show the result of a task
+    Result(send::ShowResult),
+    /// Follow the token stream of a task
+    Stream(send::Follow),
+    /// Tell all workers not to run a task, or to end it
+    Revoke(send::Revoke),
+    /// Which workers are there
+    Status(inspect::Status),
+    /// Ask workers: active, scheduled, reserved, registered, stats, conf, …
+    Inspect(inspect::Inspect),
+    /// List, check and try templates
+    #[command(subcommand)]
+    Templates(templates::Templates),
+    /// The tasks that a worker started here would have
+    Tasks,
+    /// Show the settings as they are now
+    Config(config::Config),
+    /// Check that Redis, workers, models and files are in order
+    Doctor(doctor::Doctor),
+}
+
+/// The whole of the `orchestra` program.
+pub fn program_main() -> ExitCode {
+    let program = match Program::try_parse() {
+        Ok(program) => program,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    // One thread: everything here waits for others.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(run(program)),
+        Err(error) => Err(world(format!("cannot start: {error}"))),
+    };
+    match done {
+        Ok(code) => code,
+        Err(Stopped { text, code }) => {
+            eprintln!("orchestra: {text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+async fn run(program: Program) -> Result<ExitCode, Stopped> {
+    let common = program.common;
+    match program.command {
+        Command::Up(up) => up.run(&common).await,
+        Command::Send(send) => send.run(&common).await,
+        Command::Result(result) => result.run(&common).await,
+        Command::Stream(follow) => follow.run(&common).await,
+        Command::Revoke(revoke) => revoke.run(&common).await,
+        Command::Status(status) => status.run(&common).await,
+        Command::Inspect(inspect) => inspect.run(&common).await,
+        Command::Templates(templates) => templates.run(&common),
+        Command::Tasks => templates::tasks(&common),
+        Command::Config(config) => config.run(&common),
+        Command::Doctor(doctor) => doctor.run(&common).await,
+    }
+}
+
+impl Common {
+    /// File, environment and command line together.
+    pub(super) fn settings(&self) -> Result<Settings, Stopped> {
+        let mut settings = Settings::load(self.config.as_deref()).map_err(usage)?;
+        if let Some(url) = &self.broker {
+            settings.broker_url.clone_from(url);
+        }
+        if let Some(url) = &self.result_backend {
+            settings.result_backend = Some(url.clone());
+        }
+        if let Some(folder) = &self.templates {
+            settings.ai.templates = Folder::Named(folder.clone());
+        }
+        if let Some(folder) = &self.tasks {
+            settings.ai.tasks = Folder::Named(folder.clone());
+        }
+        if !self.ollama_host.is_empty() {
+            settings.ai.hosts.clone_from(&self.ollama_host);
+        }
+        Ok(settings)
+    }
+
+    /// A client of the broker and the result backend.
+    pub(super) async fn client(&self) -> Result<Client, Stopped> {
+        let settings = self.settings()?;
+        let broker = settings.broker().map_err(usage)?;
+        let backend = settings.backend().map_err(usage)?;
+        let broker = Broker::connect(&broker, settings.broker_options()).await.map_err(world)?;
+        let backend = match backend {
+            None => None,
+            Some(endpoint) => {
+                let link = Link::connect(&endpoint, LinkOptions::default()).await.map_err(world)?;
+                Some(Backend::new(link, settings.backend_options()).await.map_err(world)?)
+            }
+        };
+        Ok(Client::new(broker, backend))
+    }
+
+    /// The AI layer as a worker started here would have it.
+    pub(super) fn engine(&self) -> Result<Engine, Stopped> {
+        Engine::load(&self.settings()?.ai).map_err(usage)
+    }
+}
+
+/// Seconds of a command line.
+pub(super) fn seconds(name: &str, value: f64) -> Result<Duration, Stopped> {
+    Duration::try_from_secs_f64(value).map_err(|_| usage(format!("--{name}: {value} is no number of seconds")))
+}
+
+/// A value as people read it.
+pub(super) fn pretty(value: &serde_json::Value) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string())
+}
