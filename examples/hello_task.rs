@@ -1,4 +1,4 @@
-//! A worker with three tasks of its own.
+//! A worker with tasks of its own.
 //!
 //! ```sh
 //! cargo run --example hello_task -- -l INFO
@@ -71,10 +71,59 @@ impl Task for Flaky {
     }
 }
 
+/// `hello.nap(ms, n)`: sleeps and gives `n` back.
+#[derive(Deserialize)]
+struct Nap {
+    ms: u64,
+    n: u64,
+}
+
+impl Task for Nap {
+    const NAME: &'static str = "hello.nap";
+    type Env = ();
+    type Output = u64;
+
+    async fn run(self, (): (), _: Context) -> Result<u64, Failure> {
+        tokio::time::sleep(Duration::from_millis(self.ms)).await;
+        Ok(self.n)
+    }
+}
+
+/// `hello.panic()`: a bug in a task is the task's failure, not the worker's.
+#[derive(Deserialize)]
+struct Panics;
+
+impl Task for Panics {
+    const NAME: &'static str = "hello.panic";
+    type Env = ();
+    type Output = ();
+
+    async fn run(self, (): (), _: Context) -> Result<(), Failure> {
+        panic!("on purpose")
+    }
+}
+
+/// `hello.die()`: takes the whole worker with it, as code that exhausts the memory would.
+#[derive(Deserialize)]
+struct Dies;
+
+impl Task for Dies {
+    const NAME: &'static str = "hello.die";
+    type Env = ();
+    type Output = ();
+
+    async fn run(self, (): (), _: Context) -> Result<(), Failure> {
+        std::process::abort()
+    }
+}
+
 fn main() -> std::process::ExitCode {
     orchestra::cli::worker_main(|registry| {
         registry.register::<Add>(())?;
         registry.register::<Sleep>(())?;
-        registry.register::<Flaky>(())
+        registry.register::<Flaky>(())?;
+        registry.register::<Nap>(())?;
+        registry.register::<Panics>(())?;
+        registry.register::<Dies>(())
     })
 }

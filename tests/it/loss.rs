@@ -1,0 +1,92 @@
+//! A worker that is killed loses nothing.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use orchestra::client::Call;
+
+use crate::support::{LONG, Redis, Worker};
+
+const KILLS: u64 = 20;
+
+/// Settings of a worker whose dead predecessor's messages come back soon.
+const SOON: &[(&str, &str)] = &[
+    ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 1, max_deliveries = 1000}"),
+    ("ORCHESTRA_TASK_ACKS_LATE", "true"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_twenty_times_loses_nothing() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let calls: Vec<Call> = (0..400).map(|n| Call::new("hello.nap").arg(50).arg(n)).collect();
+    let pending = client.send_many(&calls).await.unwrap();
+    let mut restored = 0;
+    for kill in 0..KILLS {
+        let mut worker = Worker::start_with(&redis, &["-c", "4"], SOON);
+        // Somewhere between "just claimed" and "in full run".
+        tokio::time::sleep(Duration::from_millis(kill * 37 % 400)).await;
+        worker.process.kill();
+        restored += worker.log().matches("restored").count();
+        let accounted = redis.length("LLEN", "celery") + redis.length("HLEN", "unacked");
+        let done = done(&redis, &pending.iter().map(|pending| pending.id().to_owned()).collect::<Vec<_>>());
+        assert!(accounted + done >= calls.len(), "{accounted} in the broker and {done} done of {}", calls.len());
+    }
+    let worker = Worker::start_with(&redis, &["-c", "64"], SOON);
+    for (n, pending) in pending.iter().enumerate() {
+        assert_eq!(pending.get::<usize>(LONG).await.unwrap(), n, "{}", worker.log());
+    }
+    restored += worker.log().matches("restored").count();
+    assert!(restored > 0, "no kill hit a worker that held a message: the test proves nothing");
+    crate::support::until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+    assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+}
+
+fn done(redis: &Redis, ids: &[String]) -> usize {
+    let keys: Vec<String> = ids.iter().map(|id| format!("celery-task-meta-{id}")).collect();
+    let words: Vec<&str> = ["EXISTS"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+    redis.command(&words)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_task_is_not_delivered_twice() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let one = Worker::start_with(&redis, &["-c", "1"], SOON);
+    let pending = client.send(Call::new("hello.sleep").arg(5)).await.unwrap();
+    let later = client.send(Call::new("hello.add").arg(1).countdown(Duration::from_secs(4))).await.unwrap();
+    one.wait_for_log("hello.sleep");
+    // Five visibility time-outs pass, and a neighbour looks for what is overdue all the time.
+    let two = Worker::start_with(&redis, &["-c", "1"], SOON);
+    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested");
+    assert_eq!(later.get::<i64>(LONG).await.unwrap(), 1);
+    assert!(!two.log().contains("restored") && !two.log().contains("hello.sleep"), "{}", two.log());
+    assert!(!one.log().contains("restored"), "{}", one.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    client.send(Call::new("hello.die")).await.unwrap();
+    let settings = [
+        ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 1, max_deliveries = 2}"),
+        ("ORCHESTRA_TASK_ACKS_LATE", "true"),
+    ];
+    let mut ends: HashMap<bool, u32> = HashMap::new();
+    for _ in 0..10 {
+        let mut worker = Worker::spawn("hello_task", &redis, &[], &settings);
+        let end = std::time::Instant::now() + Duration::from_secs(8);
+        while worker.process.is_running() && redis.length("LLEN", "celery.dead") == 0 && std::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        *ends.entry(worker.process.is_running()).or_default() += 1;
+        if redis.length("LLEN", "celery.dead") == 1 {
+            break;
+        }
+    }
+    assert_eq!(redis.length("LLEN", "celery.dead"), 1, "{ends:?}");
+    assert_eq!(redis.length("HLEN", "unacked"), 0);
+    let dead: Vec<String> = redis.command(&["LRANGE", "celery.dead", "0", "-1"]);
+    assert!(dead[0].contains("deliver"), "{}", dead[0]);
+}

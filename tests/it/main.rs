@@ -1,0 +1,14 @@
+//! The integration tests: real processes, a real Redis for each test, and the stock Python client where it matters.
+//!
+//! They need `redis-server` on PATH, and a Python with `celery[redis]` (`.venv` beside the package, or
+//! `ORCHESTRA_TEST_PYTHON`). `make test` installs both.
+
+mod ai;
+mod cli;
+mod errors;
+mod layers;
+mod loss;
+mod messages;
+mod python;
+mod support;
+mod worker;

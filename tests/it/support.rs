@@ -1,0 +1,305 @@
+//! What tests start: a Redis, workers, a model server. Everything ends with the test.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use orchestra::client::Client;
+use serde_json::Value;
+
+/// A patience that no healthy machine needs.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A folder that goes with the test.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("orchestra-test-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that ends with the test.
+pub struct Process {
+    child: Child,
+}
+
+impl From<Child> for Process {
+    fn from(child: Child) -> Self {
+        Self { child }
+    }
+}
+
+impl Process {
+    pub fn id(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.id()), signal).unwrap();
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for its end; the exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        let end = Instant::now() + LONG;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the process does not end");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A Redis of the test's own.
+pub struct Redis {
+    process: Process,
+    folder: Folder,
+    pub port: u16,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        // Another process may take the port in between: then the next one is tried.
+        for _ in 0..10 {
+            let port = free_port();
+            let folder = Folder::new();
+            let process = Self::spawn(port, folder.path());
+            let mut redis = Self { process, folder, port };
+            if redis.answers() {
+                return redis;
+            }
+        }
+        panic!("redis-server does not start; is it on PATH?");
+    }
+
+    fn spawn(port: u16, folder: &Path) -> Process {
+        let child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--dir"])
+            .arg(folder)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is on PATH");
+        Process { child }
+    }
+
+    fn answers(&mut self) -> bool {
+        let end = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < end && self.process.is_running() {
+            let pong = self.try_command(&["PING"]);
+            if matches!(pong, Ok(redis::Value::SimpleString(_))) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    fn try_command(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
+        let mut connection = redis::Client::open(self.url())?.get_connection_with_timeout(Duration::from_secs(5))?;
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(*word);
+        }
+        command.query(&mut connection)
+    }
+
+    /// One command, as in `redis-cli`.
+    pub fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        redis::from_redis_value(self.try_command(words).unwrap()).unwrap()
+    }
+
+    /// The length of a list or hash.
+    pub fn length(&self, command: &str, key: &str) -> usize {
+        self.command(&[command, key])
+    }
+
+    /// Stops the server; its data stays in its append-only file.
+    pub fn stop(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again on the same port with the same data.
+    pub fn start_again(&mut self) {
+        self.process = Self::spawn(self.port, self.folder.path());
+        assert!(self.answers(), "redis-server does not come back");
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(&self.url()).await.unwrap()
+    }
+}
+
+/// A program of this package or of its examples, as cargo built it.
+pub fn program(name: &str) -> PathBuf {
+    let programs = Path::new(env!("CARGO_BIN_EXE_orchestra-worker")).parent().unwrap();
+    let path = [programs.join(name), programs.join("examples").join(name)].into_iter().find(|path| path.exists());
+    path.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --workspace --examples`"))
+}
+
+/// A worker and its log.
+pub struct Worker {
+    pub process: Process,
+    folder: Folder,
+}
+
+impl Worker {
+    /// The tasks of `examples/hello_task.rs` and the built-in ones.
+    pub fn start(redis: &Redis, arguments: &[&str]) -> Self {
+        Self::start_program("hello_task", redis, arguments, &[])
+    }
+
+    pub fn start_with(redis: &Redis, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_program("hello_task", redis, arguments, environment)
+    }
+
+    pub fn start_program(name: &str, redis: &Redis, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let worker = Self::spawn(name, redis, arguments, environment);
+        worker.wait_for_log("orchestra-worker: ready");
+        worker
+    }
+
+    /// Does not wait until it is ready.
+    pub fn spawn(name: &str, redis: &Redis, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let folder = Folder::new();
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let child = Command::new(program(name))
+            .args(["--broker", &redis.url(), "--loglevel", "INFO", "--quiet"])
+            .args(arguments)
+            .env_clear()
+            .envs(environment.iter().copied())
+            .current_dir(folder.path())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { process: Process { child }, folder }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    pub fn wait_for_log(&self, text: &str) {
+        let end = Instant::now() + LONG;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < end, "no {text:?} in the log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Stops it as systemd would; the exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        self.process.signal(nix::sys::signal::Signal::SIGTERM);
+        self.process.wait()
+    }
+}
+
+/// A model server that plays its answers from a script.
+pub struct Sim {
+    _process: Process,
+    pub url: String,
+    control: String,
+}
+
+impl Sim {
+    pub fn start() -> Self {
+        let control = format!("127.0.0.1:{}", free_port());
+        let mut child = Command::new(program("ollama-sim"))
+            .args(["--backend", "script", "--host", "127.0.0.1:0", "--control", &control])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let out = child.stdout.take().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
+        let url = line.trim().rsplit(' ').next().unwrap().to_owned();
+        assert!(url.starts_with("http://"), "{line:?}");
+        Self { _process: Process { child }, url, control: format!("http://{control}") }
+    }
+
+    /// Its counters.
+    pub async fn stats(&self) -> Value {
+        get(&format!("{}/_stats", self.control)).await.unwrap().json().await.unwrap()
+    }
+}
+
+/// An HTTP request.
+pub async fn get(url: &str) -> reqwest::Result<reqwest::Response> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().build()?.get(url).send().await
+}
+
+/// Waits until something is so.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + LONG;
+    while !is_so().await {
+        assert!(Instant::now() < end, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A Python with Celery.
+pub fn python() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    match std::env::var_os("ORCHESTRA_TEST_PYTHON") {
+        Some(path) => path.into(),
+        None => root.join(".venv/bin/python"),
+    }
+}
+
+/// Runs a Python program with `url` as its only argument; what it printed.
+pub fn run_python(program: &str, url: &str) -> String {
+    let out = Command::new(python())
+        .args(["-c", program, url])
+        .env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("python-client"))
+        .output()
+        .expect("there is a Python; `make test` makes one");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
+    text
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
