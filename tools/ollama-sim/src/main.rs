@@ -5,6 +5,7 @@ mod api;
 mod backend;
 mod cli;
 mod control;
+mod engine;
 mod error;
 mod frames;
 mod keep_alive;
@@ -16,6 +17,7 @@ mod stats;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::serve::ListenerExt;
@@ -28,12 +30,21 @@ use crate::backend::Backend;
 use crate::cli::{Args, BackendKind};
 
 #[tokio::main]
-async fn main() -> io::Result<()> {
-    let args = Args::parse();
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ollama-sim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until a signal comes. Connections are cut at once, without draining, as the real server does; the engine's
+/// process goes with the last reference to it.
+async fn run(args: Args) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Connections are cut at once, without draining, as the real server does. The engine's process goes with the
-    // last reference to it.
     tokio::select! {
         ended = serve(args) => ended,
         _ = terminate.recv() => Ok(()),
@@ -46,12 +57,13 @@ async fn serve(args: Args) -> io::Result<()> {
     let app = App::new(backend, &args);
     let listener = listen(args.host).await?;
     let address = listener.local_addr()?;
-    let control = async {
-        match args.control {
-            Some(address) => control::serve(listen(address).await?, Arc::clone(&app.stats)).await,
-            None => std::future::pending().await,
-        }
+    let control = match args.control {
+        Some(address) => Some(listen(address).await?),
+        None => None,
     };
+    if let Some(control) = &control {
+        eprintln!("ollama-sim control on http://{}", control.local_addr()?);
+    }
     // The reader of this line connects to the address that it names.
     writeln!(io::stdout(), "ollama-sim listening on http://{address}")?;
     io::stdout().flush()?;
@@ -60,9 +72,10 @@ async fn serve(args: Args) -> io::Result<()> {
         let _ = stream.set_nodelay(true);
     });
     let expiry = Arc::clone(&app.runners).expire();
+    let stats = Arc::clone(&app.stats);
     tokio::select! {
         ended = async { axum::serve(listener, api::router(app, address)).await } => ended,
-        ended = control => ended,
+        ended = control::serve(control, stats) => ended,
         () = expiry => Ok(()),
     }
 }
@@ -70,7 +83,7 @@ async fn serve(args: Args) -> io::Result<()> {
 fn backend(args: &Args) -> Result<Arc<dyn Backend>, String> {
     Ok(match args.backend {
         BackendKind::Script => Arc::new(script::Script::new(args)?),
-        BackendKind::Engine => Arc::new(script::Script::new(args)?),
+        BackendKind::Engine => Arc::new(engine::Engine::new(args)?),
     })
 }
 

@@ -1,0 +1,43 @@
+"""Sends AI tasks to ``orchestra-worker`` and reads their tokens while they come.
+
+>>> from orchestra import Client
+>>> client = Client("redis://127.0.0.1:6379/0")
+>>> result = client.generate("llama3.2", "Why is the sky blue?")
+>>> for token in result.stream():
+...     print(token, end="", flush=True)
+>>> result.get()["usage"]["total_tokens"]
+
+Importing this package is also what lets a plain Celery application raise the exceptions of ``orchestra.exceptions``:
+Celery rebuilds an exception only from a module that is imported.
+"""
+
+from .client import Client
+from .exceptions import (
+    InvalidOutput,
+    ModelError,
+    ModelNotFound,
+    ModelUnavailable,
+    OrchestraError,
+    OutputTruncated,
+    TemplateError,
+    TemplateNotFound,
+)
+from .result import Result
+from .tokens import Event, Token
+from .version import __version__
+
+__all__ = [
+    "Client",
+    "Event",
+    "InvalidOutput",
+    "ModelError",
+    "ModelNotFound",
+    "ModelUnavailable",
+    "OrchestraError",
+    "OutputTruncated",
+    "Result",
+    "TemplateError",
+    "TemplateNotFound",
+    "Token",
+    "__version__",
+]

@@ -1,0 +1,221 @@
+"""The client: sends AI tasks with Celery."""
+
+from __future__ import annotations
+
+import base64
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, TypedDict, Union
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from . import sending
+from .result import Result
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
+
+
+class ModelFields(TypedDict, total=False):
+    """What ``generate`` and ``chat`` have in common; see Ollama's API for what each does."""
+
+    format: Union[str, Mapping[str, Any]]
+    """``"json"``, or a JSON schema: the answer's ``"json"`` is then its parsed value."""
+    options: Mapping[str, Any]
+    """Options of the model, such as ``{"temperature": 0, "num_predict": 100}``."""
+    keep_alive: Union[str, int, float]
+    think: Union[bool, str]
+    truncate: bool
+    shift: bool
+    logprobs: bool
+    top_logprobs: int
+    stream: bool
+    """``False``: no token stream, only the result."""
+
+
+class GenerateFields(ModelFields, total=False):
+    """Fields of ``generate``."""
+
+    system: str
+    images: Sequence[Union[str, bytes]]
+    """Images as bytes, or in base64."""
+    raw: bool
+    template: str
+    suffix: str
+    context: Sequence[int]
+
+
+class ChatFields(ModelFields, total=False):
+    """Fields of ``chat``."""
+
+    tools: Sequence[Mapping[str, Any]]
+
+
+class _App(Celery):
+    """An application whose broker is the one it was given.
+
+    Celery lets ``CELERY_BROKER_URL`` of the environment win over a URL in the program; who passes a URL means it.
+    """
+
+    orchestra_broker: Optional[str] = None
+
+    def connection_for_write(self, url: Optional[str] = None, **options: Any) -> Any:
+        return super().connection_for_write(url or self.orchestra_broker, **options)
+
+    def connection_for_read(self, url: Optional[str] = None, **options: Any) -> Any:
+        return super().connection_for_read(url or self.orchestra_broker, **options)
+
+
+class Client:
+    """Sends tasks to ``orchestra-worker``.
+
+    ``Client("redis://…")`` makes a Celery application of its own; results are in the same Redis unless ``backend``
+    names another. Without a URL it takes ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND`` of the environment, as the
+    worker does, or Redis on this machine. ``Client(app=app)`` sends with an application of yours, with its queues,
+    routes and connections, and changes nothing in it. ``options`` are for every call, see :meth:`options`.
+
+    Nothing connects before the first call. A client may be shared between threads. A call raises
+    ``kombu.exceptions.OperationalError`` when Redis cannot be reached, after Celery's own attempts.
+    """
+
+    def __init__(
+        self,
+        broker: Optional[str] = None,
+        *,
+        backend: Optional[str] = None,
+        app: Optional[Celery] = None,
+        options: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        if app is None:
+            app = _make_app(broker, backend)
+        elif broker is not None or backend is not None:
+            raise TypeError("an application has its own URLs: pass either app, or broker and backend")
+        self.app = app
+        self._options: Dict[str, Any] = dict(options or {})
+        self._checked = False
+
+    def options(self, **options: Any) -> Client:
+        """A client that sends with these options; the one at hand stays as it is.
+
+        They are those of Celery's ``apply_async``: ``queue``, ``countdown``, ``eta``, ``expires``, ``priority``,
+        ``time_limit``, ``soft_time_limit``, ``task_id``, ``headers``, ``ignore_result``, ``link`` and so on:
+        ``client.options(queue="gpu", priority=3).run("summarize", text=text)``.
+        """
+        return Client(app=self.app, options={**self._options, **options})
+
+    def run(self, template: str, /, **params: Any) -> Result:
+        """Runs a template of the worker with its parameters."""
+        return self._send("orchestra.run", [], {"template": template, "params": params})
+
+    def generate(self, model: str, prompt: str, **fields: Unpack[GenerateFields]) -> Result:
+        """Lets a model go on from a prompt. The result is an object with ``"text"``, ``"usage"`` and more."""
+        return self._send("orchestra.generate", [], _generate(model, prompt, fields))
+
+    def chat(self, model: str, messages: Sequence[Mapping[str, Any]], **fields: Unpack[ChatFields]) -> Result:
+        """Asks a model for the next message of a conversation.
+
+        ``messages`` are objects with ``"role"`` and ``"content"``. The result has ``"message"`` beside what
+        ``generate`` gives.
+        """
+        return self._send("orchestra.chat", [], _chat(model, messages, fields))
+
+    def call(self, name: str, /, *args: Any, **kwargs: Any) -> Result:
+        """Calls any task by name, such as one from a worker's ``tasks`` folder."""
+        return self._send(name, args, kwargs)
+
+    def result(self, task_id: str) -> Result:
+        """The result of a task that was sent before, here or elsewhere."""
+        self._check()
+        return Result(task_id, app=self.app)
+
+    async def arun(self, template: str, /, **params: Any) -> Result:
+        """:meth:`run` for event loops."""
+        return await self._asend("orchestra.run", [], {"template": template, "params": params})
+
+    async def agenerate(self, model: str, prompt: str, **fields: Unpack[GenerateFields]) -> Result:
+        """:meth:`generate` for event loops."""
+        return await self._asend("orchestra.generate", [], _generate(model, prompt, fields))
+
+    async def achat(self, model: str, messages: Sequence[Mapping[str, Any]], **fields: Unpack[ChatFields]) -> Result:
+        """:meth:`chat` for event loops."""
+        return await self._asend("orchestra.chat", [], _chat(model, messages, fields))
+
+    async def acall(self, name: str, /, *args: Any, **kwargs: Any) -> Result:
+        """:meth:`call` for event loops."""
+        return await self._asend(name, args, kwargs)
+
+    def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], backend: Any = None) -> Result:
+        self._check()
+        # The worker speaks JSON whatever the application's default is.
+        options = {"serializer": "json", **self._options}
+        try:
+            result: Result = self.app.send_task(
+                name,
+                args=list(args),
+                kwargs=dict(kwargs),
+                result_cls=partial(Result, app=self.app, backend=backend),
+                **options,
+            )
+        except RuntimeError as error:
+            # Celery subscribes to the result first, and says nothing of the address when that fails.
+            if not isinstance(error.__cause__, RedisConnectionError):
+                raise
+            raise OperationalError(f"the result backend cannot be reached: {error.__cause__}") from error
+        return result
+
+    async def _asend(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Result:
+        self._check()
+        # The result belongs to the thread of the loop, where it will be waited for.
+        backend = self.app.backend
+        return await sending.in_thread(self.app, lambda: self._send(name, args, kwargs, backend))
+
+    def _check(self) -> None:
+        """Refuses an application that could not read its results. Not before the first call: it may be configured late."""
+        if not self._checked:
+            serializer = self.app.conf.result_serializer
+            if serializer != "json":
+                raise ValueError(
+                    f"orchestra-worker stores results as JSON, and this application reads them as {serializer!r}; "
+                    "pass the Redis URL to Client instead of the application, or set result_serializer to 'json'"
+                )
+            self._checked = True
+
+
+def _make_app(broker: Optional[str], backend: Optional[str]) -> Celery:
+    if broker is None:
+        broker = os.environ.get("CELERY_BROKER_URL") or DEFAULT_URL
+        backend = backend or os.environ.get("CELERY_RESULT_BACKEND")
+    app = _App("orchestra", set_as_current=False, fixups=[], broker=broker, backend=backend or broker)
+    app.orchestra_broker = broker
+    # As for the broker: this wins over CELERY_RESULT_BACKEND.
+    app.backend_cls = backend or broker
+    app.conf.update(task_serializer="json", result_serializer="json", accept_content=["json"])
+    return app
+
+
+def _generate(model: str, prompt: str, fields: Mapping[str, Any]) -> Dict[str, Any]:
+    kwargs = {"model": model, "prompt": prompt, **_given("generate", GenerateFields, fields)}
+    if "images" in kwargs:
+        kwargs["images"] = _images(kwargs["images"])
+    return kwargs
+
+
+def _chat(model: str, messages: Sequence[Mapping[str, Any]], fields: Mapping[str, Any]) -> Dict[str, Any]:
+    sent = [{**message, "images": _images(message["images"])} if message.get("images") else message for message in messages]
+    return {"model": model, "messages": sent, **_given("chat", ChatFields, fields)}
+
+
+def _given(method: str, known: Any, fields: Mapping[str, Any]) -> Dict[str, Any]:
+    """Fields that say something; a misspelt one is an error here and not minutes later in a worker."""
+    for name in fields:
+        if name not in known.__annotations__:
+            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _images(images: Sequence[Union[str, bytes]]) -> List[str]:
+    return [base64.b64encode(image).decode() if isinstance(image, bytes) else image for image in images]

@@ -1,0 +1,37 @@
+"""What a task of ``orchestra-worker`` fails with, beside Python's own exceptions.
+
+The worker names these classes in the results it stores, and Celery makes them again in the caller. Arguments that do
+not fit are a ``TypeError``, and a parameter that a template refuses is a ``ValueError``, as in a Python function.
+"""
+
+
+class OrchestraError(Exception):
+    """Base of the classes below."""
+
+
+class TemplateError(OrchestraError):
+    """A template is wrong in itself: it cannot be rendered, or a step of it makes no sense."""
+
+
+class TemplateNotFound(TemplateError):
+    """The worker has no template of this name."""
+
+
+class ModelError(OrchestraError):
+    """A model server refused the request, or broke off its answer."""
+
+
+class ModelNotFound(ModelError):
+    """No model server has this model."""
+
+
+class ModelUnavailable(ModelError):
+    """No model server can be reached, or all are overloaded; the same call may work later."""
+
+
+class InvalidOutput(OrchestraError):
+    """A model answered, but not in the format that was asked for."""
+
+
+class OutputTruncated(InvalidOutput):
+    """A model stopped at its limit of tokens before its answer was complete."""

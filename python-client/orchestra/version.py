@@ -1,0 +1,3 @@
+"""The version of this package; read by the build without importing Celery."""
+
+__version__ = "0.1.0"

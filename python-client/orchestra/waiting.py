@@ -1,0 +1,196 @@
+"""Waiting inside an event loop: one connection and one thread for all tasks that a loop waits for.
+
+Celery waits for a result on the thread that asks, so a thousand ``await`` would be a thousand threads. Here each loop
+has one watcher per result backend. While anyone waits, it asks Redis in rounds for everything that is waited for:
+results with ``MGET``, streams with one ``XREAD`` that returns at the first new entry. It ends with the last wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from typing import Any, AsyncIterator, Dict, List, Optional
+from weakref import WeakKeyDictionary
+
+from celery import states
+from celery.backends.redis import RedisBackend
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+
+from .stream import GRACE, START, Entry, Reader, read, stream_key
+from .tokens import Event
+
+#: Seconds between two rounds: short after something happened, longer the longer nothing does.
+SHORTEST, LONGEST = 0.01, 0.1
+
+
+@dataclass
+class Answer:
+    """What a wait came to: new entries, or the record of a finished task."""
+
+    entries: List[Entry]
+    record: Optional[Dict[str, Any]] = None
+
+
+@dataclass(eq=False)
+class _Wait:
+    future: "asyncio.Future[Answer]"
+    task_id: str
+    stream: Optional[str]
+    after: str
+    for_result: bool
+
+
+class Watcher:
+    """Waits for tasks of one backend in one event loop."""
+
+    def __init__(self, backend: RedisBackend) -> None:
+        self._backend = backend
+        self._waits: List[_Wait] = []
+        self._rounds: Optional["asyncio.Task[None]"] = None
+        self._interval = SHORTEST
+
+    async def wait(
+        self, task_id: str, stream: Optional[str] = None, after: str = START, *, for_result: bool = True
+    ) -> Answer:
+        """Returns when ``stream`` has entries behind ``after``, or the task its result, whichever is asked for."""
+        loop = asyncio.get_running_loop()
+        wait = _Wait(loop.create_future(), task_id, stream, after, for_result)
+        self._waits.append(wait)
+        self._interval = SHORTEST
+        if self._rounds is None:
+            self._rounds = loop.create_task(self._run())
+        try:
+            return await wait.future
+        finally:
+            if wait in self._waits:
+                self._waits.remove(wait)
+
+    async def _run(self) -> None:
+        try:
+            while self._waits:
+                waits = list(self._waits)
+                try:
+                    answers = await asyncio.to_thread(self._round, waits, self._interval)
+                except Exception as error:
+                    self._fail(waits, error)
+                    continue
+                for wait, answer in answers:
+                    if not wait.future.done():
+                        wait.future.set_result(answer)
+                self._waits = [wait for wait in self._waits if not wait.future.done()]
+                if not answers:
+                    self._interval = min(self._interval * 1.5, LONGEST)
+                    if not any(wait.stream for wait in waits):
+                        await asyncio.sleep(self._interval)
+                else:
+                    # Who reads a stream asks again at once; the next round is to have them in it.
+                    await asyncio.sleep(0)
+        finally:
+            self._rounds = None
+            self._fail(self._waits, asyncio.CancelledError())
+
+    def _fail(self, waits: List[_Wait], error: BaseException) -> None:
+        for wait in waits:
+            if wait.future.done():
+                continue
+            if isinstance(error, asyncio.CancelledError):
+                wait.future.cancel()
+            else:
+                wait.future.set_exception(error)
+        self._waits = [wait for wait in self._waits if not wait.future.done()]
+
+    def _round(self, waits: List[_Wait], interval: float) -> "List[tuple[_Wait, Answer]]":
+        """One round, on a thread."""
+        records = self._records([wait for wait in waits if wait.for_result])
+        # A stream may have readers at several places: the one furthest behind decides what is read.
+        after: Dict[str, str] = {}
+        for wait in waits:
+            if wait.stream is not None:
+                after[wait.stream] = min(after.get(wait.stream, wait.after), wait.after, key=_place)
+        streams = read(self._backend, after, None if records else interval) if after else {}
+        answers = []
+        for wait in waits:
+            entries = streams.get(wait.stream, []) if wait.stream is not None else []
+            entries = [entry for entry in entries if _place(entry[0]) > _place(wait.after)]
+            record = records.get(wait.task_id) if wait.for_result else None
+            if entries or record is not None:
+                answers.append((wait, Answer(entries, record)))
+        return answers
+
+    def _records(self, waits: List[_Wait]) -> Dict[str, Dict[str, Any]]:
+        """The records of those tasks that are over."""
+        backend = self._backend
+        ids = list({wait.task_id for wait in waits})
+        records = {}
+        for start in range(0, len(ids), 1000):
+            batch = ids[start : start + 1000]
+            keys = [backend.get_key_for_task(task_id) for task_id in batch]
+            for task_id, payload in zip(batch, backend.ensure(backend.client.mget, (keys,))):
+                record = backend.decode_result(payload) if payload else None
+                if record is not None and record["status"] in states.READY_STATES:
+                    records[task_id] = record
+        return records
+
+
+def _place(text: str) -> "tuple[int, int]":
+    """A place in a stream, in its order: milliseconds and a number."""
+    milliseconds, _, number = text.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+_watchers: "WeakKeyDictionary[asyncio.AbstractEventLoop, Dict[int, Watcher]]" = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def watcher(backend: RedisBackend) -> Watcher:
+    """The watcher of the running loop for a backend."""
+    with _lock:
+        watchers = _watchers.setdefault(asyncio.get_running_loop(), {})
+        found = watchers.get(id(backend))
+        if found is None:
+            # The watcher keeps its backend alive, so the number stays its own.
+            found = watchers[id(backend)] = Watcher(backend)
+        return found
+
+
+async def record(backend: RedisBackend, task_id: str, timeout: Optional[float] = None) -> Dict[str, Any]:
+    """The record of a task when it is over."""
+    try:
+        answer = await asyncio.wait_for(watcher(backend).wait(task_id), timeout)
+    except asyncio.TimeoutError:
+        raise CeleryTimeoutError(f"task {task_id} did not end within {timeout} s") from None
+    assert answer.record is not None  # Only a result ends a wait without a stream.
+    return answer.record
+
+
+async def events(backend: RedisBackend, task_id: str, timeout: Optional[float] = None) -> AsyncIterator[Event]:
+    """Like :func:`orchestra.stream.events`, without blocking the loop."""
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout is None else loop.time() + timeout
+    key = stream_key(backend, task_id)
+    waiting = watcher(backend)
+    reader = Reader()
+    state: Optional[str] = None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - loop.time())
+        try:
+            if state is None:
+                answer = await asyncio.wait_for(waiting.wait(task_id, key, reader.after), left)
+            else:
+                # The result is there, so the last entries are, or come within moments.
+                answer = await asyncio.wait_for(waiting.wait(task_id, key, reader.after, for_result=False), GRACE)
+        except asyncio.TimeoutError:
+            if state is not None:
+                yield reader.end(state)
+                return
+            raise CeleryTimeoutError(f"task {task_id} did not end within {timeout} s") from None
+        for event in reader.feed(answer.entries):
+            yield event
+        if reader.ended is not None:
+            return
+        if answer.record is not None and not answer.entries:
+            state = str(answer.record["status"])
+            if not await asyncio.to_thread(backend.client.exists, key):
+                yield reader.end(state)
+                return

@@ -1,0 +1,114 @@
+"""Servers for the tests: private, on free ports of the loopback, stopped when the tests are over."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from orchestra import Client
+
+PACKAGE = Path(__file__).resolve().parent.parent
+REPOSITORY = PACKAGE.parent
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_until(condition, what, seconds=15.0):
+    """What ``condition`` returns when it is true at last."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {seconds} s", pytrace=False)
+        time.sleep(0.02)
+
+
+class Program:
+    """A program that runs beside the tests; what it prints goes to a file."""
+
+    def __init__(self, command, log, cwd):
+        self.log = log
+        self.name = Path(command[0]).name
+        # Settings of whoever runs the tests must not reach the programs under test.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("ORCHESTRA_", "CELERY_", "OLLAMA_"))
+        }
+        with open(log, "wb") as output:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=cwd, env=environment
+            )
+
+    def text(self):
+        return Path(self.log).read_text(errors="replace")
+
+    def require_alive(self):
+        if self.process.poll() is not None:
+            pytest.fail(f"{self.name} ended with {self.process.returncode}:\n{self.text()[-4000:]}", pytrace=False)
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch):
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_WRITE_URL", "CELERY_BROKER_READ_URL", "CELERY_RESULT_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def redis_port(tmp_path_factory):
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        pytest.fail("these tests need redis-server (or valkey-server) in PATH", pytrace=False)
+    folder = tmp_path_factory.mktemp("redis")
+    port = free_port()
+    settings = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    server = Program([program, *settings], folder / "log", folder)
+
+    def answers():
+        server.require_alive()
+        try:
+            with redis.Redis(port=port) as client:
+                return client.ping()
+        except redis.ConnectionError:
+            return False
+
+    wait_until(answers, "redis-server answers")
+    yield port
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_port):
+    return f"redis://127.0.0.1:{redis_port}/0"
+
+
+@pytest.fixture
+def raw(redis_port):
+    """A connection to the database of the tests."""
+    with redis.Redis(port=redis_port) as client:
+        yield client
+
+
+@pytest.fixture
+def client(redis_url):
+    return Client(redis_url)
