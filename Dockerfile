@@ -39,5 +39,7 @@ HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --start-interval=2s -
     CMD ["sh", "-c", "orchestra inspect ping --destination \"celery@$(hostname)\" --timeout 3 || exit 1"]
 # The first signal lets running tasks end: give it time (docker stop -t, stop_grace_period).
 STOPSIGNAL SIGTERM
+# As variables, not as arguments, which would win over what is set for a container.
+ENV ORCHESTRA_LOG_LEVEL=INFO \
+    ORCHESTRA_WORKER_SEND_TASK_EVENTS=true
 ENTRYPOINT ["orchestra-worker"]
-CMD ["--task-events", "--loglevel", "INFO"]

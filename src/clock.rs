@@ -47,9 +47,12 @@ pub fn parse_iso(text: &str) -> Result<Timestamp, jiff::Error> {
     match text.parse::<Timestamp>() {
         Ok(at) => Ok(at),
         Err(error) => match text.parse::<jiff::civil::DateTime>() {
-            Ok(naive) => naive
-                .to_zoned(jiff::tz::TimeZone::UTC)
-                .map(|zoned| zoned.timestamp()),
+            Ok(naive) => Ok(match naive.to_zoned(jiff::tz::TimeZone::UTC) {
+                Ok(zoned) => zoned.timestamp(),
+                // Python's `datetime.max` is a day beyond what can be told here; both are "never".
+                Err(_) if naive.year() > 0 => Timestamp::MAX,
+                Err(_) => Timestamp::MIN,
+            }),
             Err(_) => Err(error),
         },
     }
@@ -74,5 +77,7 @@ mod tests {
         assert_eq!(parse_iso("2026-11-22T17:48:06.190423+02:00").unwrap(), aware);
         assert_eq!(iso(aware), "2026-11-22T15:48:06.190423+00:00");
         assert!(parse_iso("garbage").is_err());
+        assert_eq!(parse_iso("9999-12-31T23:59:59.999999").unwrap(), Timestamp::MAX);
+        assert_eq!(parse_iso("9999-12-31T23:59:59.999999+00:00").unwrap(), Timestamp::MAX);
     }
 }

@@ -214,6 +214,8 @@ pub struct Settings {
     pub log_json: bool,
     /// Everything that starts with `ai_`.
     pub ai: ai::Options,
+    /// Variables of the environment that look like settings and are none.
+    pub warnings: Vec<String>,
     given: Given,
 }
 
@@ -230,8 +232,8 @@ impl Settings {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
             Err(error) => return Err(format!("cannot read the settings file {}: {error}", path.display())),
         }
-        read_environment(&mut given, std::env::vars())?;
-        Ok(Self::new(given))
+        let warnings = read_environment(&mut given, std::env::vars())?;
+        Ok(Self { warnings, ..Self::new(given) })
     }
 
     fn new(given: Given) -> Self {
@@ -279,6 +281,7 @@ impl Settings {
             log_level: text(&given.log_level, "WARNING"),
             log_json: given.log_json.unwrap_or(false),
             ai,
+            warnings: Vec::new(),
             given,
         }
     }
@@ -409,6 +412,9 @@ fn read<T: DeserializeOwned>(value: toml::Value) -> Result<T, String> {
     };
     T::deserialize(value).map_err(|error| {
         let error = error.to_string();
+        // Names of Rust types mean nothing to whoever wrote the file.
+        let error = ["usize", "u32", "u8"].iter().fold(error, |text, name| text.replace(&format!("expected {name}"), "expected a whole number"));
+        let error = error.replace("expected f64", "expected a number");
         format!("{shown} does not fit: {}", error.trim().replace('\n', " "))
     })
 }
@@ -428,7 +434,10 @@ fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn read_environment(given: &mut Given, variables: impl Iterator<Item = (String, String)>) -> Result<(), String> {
+/// Reads the environment. A variable that is no setting is no error: Kubernetes makes `ORCHESTRA_PORT` and others for a
+/// service of that name. One that is nearly a setting is worth a warning.
+fn read_environment(given: &mut Given, variables: impl Iterator<Item = (String, String)>) -> Result<Vec<String>, String> {
+    let mut warnings = Vec::new();
     let mut variables: Vec<(String, String)> = variables.filter(|(_, value)| !value.is_empty()).collect();
     // The general names first, so that ORCHESTRA_… wins.
     variables.sort_by_key(|(name, _)| name.starts_with("ORCHESTRA_"));
@@ -442,6 +451,13 @@ fn read_environment(given: &mut Given, variables: impl Iterator<Item = (String, 
                 None => continue,
             },
         };
+        if !SETTINGS.iter().any(|setting| setting.name == name) {
+            if let Some(close) = crate::text::closest(&name, SETTINGS.iter().map(|setting| setting.name)) {
+                let meant = close.to_ascii_uppercase();
+                warnings.push(format!("environment variable {variable} is no setting; did you mean ORCHESTRA_{meant}?"));
+            }
+            continue;
+        }
         let as_text = toml::Value::String(text.clone());
         let as_value = toml::from_str::<toml::Table>(&format!("value = {text}"))
             .ok()
@@ -453,7 +469,7 @@ fn read_environment(given: &mut Given, variables: impl Iterator<Item = (String, 
             .or_else(|error| given.set(&name, as_text).map_err(|_| error))
             .map_err(|error| format!("environment variable {variable}: {error}"))?;
     }
-    Ok(())
+    Ok(warnings)
 }
 
 fn unknown(name: &str) -> String {
@@ -517,7 +533,9 @@ mod tests {
         assert_eq!(settings.concurrency, Some(3));
         assert_eq!(settings.log_level, "INFO");
         assert_eq!(settings.ai.hosts, ["http://a:1", "http://b:2"]);
-        let wrong = read_environment(&mut Given::default(), [variable("ORCHESTRA_BROKER", "x")].into_iter());
-        assert!(wrong.unwrap_err().starts_with("environment variable ORCHESTRA_BROKER: there is no such setting"));
+        let read = |name, value| read_environment(&mut Given::default(), [variable(name, value)].into_iter());
+        assert!(read("ORCHESTRA_BROKER_URLS", "x").unwrap()[0].ends_with("did you mean ORCHESTRA_BROKER_URL?"));
+        assert!(read("ORCHESTRA_SERVICE_HOST", "10.0.0.1").unwrap().is_empty());
+        assert!(read("ORCHESTRA_WORKER_CONCURRENCY", "x").unwrap_err().starts_with("environment variable ORCHESTRA_WORKER_CONCURRENCY: "));
     }
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, TypedDict, Union
+from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -95,7 +96,7 @@ class Client:
         elif broker is not None or backend is not None:
             raise TypeError("an application has its own URLs: pass either app, or broker and backend")
         self.app = app
-        self._options: Dict[str, Any] = dict(options or {})
+        self._options: dict[str, Any] = dict(options or {})
         self._checked = False
 
     def options(self, **options: Any) -> Client:
@@ -174,7 +175,7 @@ class Client:
         return await sending.in_thread(self.app, lambda: self._send(name, args, kwargs, backend))
 
     def _check(self) -> None:
-        """Refuses an application that could not read its results. Not before the first call: it may be configured late."""
+        """Refuses an application that could not read its results; not sooner, for it may be configured late."""
         if not self._checked:
             serializer = self.app.conf.result_serializer
             if serializer != "json":
@@ -197,19 +198,19 @@ def _make_app(broker: Optional[str], backend: Optional[str]) -> Celery:
     return app
 
 
-def _generate(model: str, prompt: str, fields: Mapping[str, Any]) -> Dict[str, Any]:
+def _generate(model: str, prompt: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     kwargs = {"model": model, "prompt": prompt, **_given("generate", GenerateFields, fields)}
     if "images" in kwargs:
         kwargs["images"] = _images(kwargs["images"])
     return kwargs
 
 
-def _chat(model: str, messages: Sequence[Mapping[str, Any]], fields: Mapping[str, Any]) -> Dict[str, Any]:
-    sent = [{**message, "images": _images(message["images"])} if message.get("images") else message for message in messages]
-    return {"model": model, "messages": sent, **_given("chat", ChatFields, fields)}
+def _chat(model: str, messages: Sequence[Mapping[str, Any]], fields: Mapping[str, Any]) -> dict[str, Any]:
+    encoded = [_with_images(message) for message in messages]
+    return {"model": model, "messages": encoded, **_given("chat", ChatFields, fields)}
 
 
-def _given(method: str, known: Any, fields: Mapping[str, Any]) -> Dict[str, Any]:
+def _given(method: str, known: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that say something; a misspelt one is an error here and not minutes later in a worker."""
     for name in fields:
         if name not in known.__annotations__:
@@ -217,5 +218,9 @@ def _given(method: str, known: Any, fields: Mapping[str, Any]) -> Dict[str, Any]
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _images(images: Sequence[Union[str, bytes]]) -> List[str]:
+def _with_images(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**message, "images": _images(message["images"])} if message.get("images") else message
+
+
+def _images(images: Sequence[Union[str, bytes]]) -> list[str]:
     return [base64.b64encode(image).decode() if isinstance(image, bytes) else image for image in images]

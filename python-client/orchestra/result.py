@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, AsyncIterator, Iterator, Optional
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any, Optional
 
 from celery import states
 from celery.backends.redis import RedisBackend
@@ -108,6 +110,11 @@ class Result(AsyncResult):
     async def arevoke(self, terminate: bool = True) -> None:
         """:meth:`revoke` for event loops."""
         await sending.in_thread(self.app, lambda: self.revoke(terminate=terminate))
+
+    def __del__(self) -> None:
+        # Celery unsubscribes here. When Redis or the interpreter is going away, nobody needs to read that it failed.
+        with suppress(Exception):
+            super().__del__()
 
     def _wait_for_record(self) -> None:
         """The stream ended; its result, which carries the exception, may come a moment later."""

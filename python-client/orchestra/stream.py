@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Callable, Optional
 
 from celery import states
 from celery.backends.redis import RedisBackend
@@ -18,7 +19,7 @@ from .exceptions import OrchestraError
 from .tokens import Event
 
 #: An entry: its place in the stream, and its JSON object.
-Entry = Tuple[str, Dict[str, Any]]
+Entry = tuple[str, dict[str, Any]]
 
 #: A place before the first entry.
 START = "0-0"
@@ -57,7 +58,7 @@ def stream_key(backend: RedisBackend, task_id: str) -> str:
     return f"{prefix}orchestra:stream:{task_id}"
 
 
-def read(backend: RedisBackend, after: Mapping[str, str], block: Optional[float] = None) -> Dict[str, List[Entry]]:
+def read(backend: RedisBackend, after: Mapping[str, str], block: Optional[float] = None) -> dict[str, list[Entry]]:
     """New entries of several streams.
 
     ``after`` maps keys to the last place seen. ``block`` is how many seconds to wait for the first entry; ``None``
@@ -81,7 +82,7 @@ def _bounded(backend: RedisBackend, seconds: float) -> float:
     return min(seconds, float(socket_timeout) / 4) if socket_timeout else seconds
 
 
-def _object(fields: Optional[Mapping[Any, Any]]) -> Dict[str, Any]:
+def _object(fields: Optional[Mapping[Any, Any]]) -> dict[str, Any]:
     """The JSON object of an entry; an empty one, which is no event, for anything else."""
     for name, value in (fields or {}).items():
         if _text(name) == "e":
@@ -106,7 +107,7 @@ class Reader:
         self.ended: Optional[str] = None
         self._attempt = 0
 
-    def feed(self, entries: List[Entry]) -> Iterator[Event]:
+    def feed(self, entries: list[Entry]) -> Iterator[Event]:
         """Events of new entries, up to the end of the task."""
         for place, entry in entries:
             if self.ended is not None:
@@ -121,7 +122,7 @@ class Reader:
         self.ended = state
         return Event("end", self._attempt, state=state)
 
-    def _event(self, kind: str, entry: Dict[str, Any]) -> Event:
+    def _event(self, kind: str, entry: dict[str, Any]) -> Event:
         told = entry.get("attempt")
         attempt = told if isinstance(told, int) else 0
         # The worker counts retries. A task that was delivered again, because its worker was lost, starts over

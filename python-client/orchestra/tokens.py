@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Optional
 
 
 class Token(str):
@@ -23,7 +23,7 @@ class Token(str):
         token.attempt = attempt
         return token
 
-    def __getnewargs__(self) -> Tuple[str, str, Optional[str], int]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[str, str, Optional[str], int]:  # type: ignore[override]
         return (str(self), self.kind, self.step, self.attempt)
 
 

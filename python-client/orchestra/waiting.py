@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, AsyncIterator, Dict, List, Optional
+from typing import Any, Optional
 from weakref import WeakKeyDictionary
 
 from celery import states
@@ -23,18 +24,21 @@ from .tokens import Event
 #: Seconds between two rounds: short after something happened, longer the longer nothing does.
 SHORTEST, LONGEST = 0.01, 0.1
 
+#: Records fetched at once: bounds how long the others of a Redis wait for us.
+MGET_LIMIT = 1000
+
 
 @dataclass
 class Answer:
     """What a wait came to: new entries, or the record of a finished task."""
 
-    entries: List[Entry]
-    record: Optional[Dict[str, Any]] = None
+    entries: list[Entry]
+    record: Optional[dict[str, Any]] = None
 
 
 @dataclass(eq=False)
 class _Wait:
-    future: "asyncio.Future[Answer]"
+    future: asyncio.Future[Answer]
     task_id: str
     stream: Optional[str]
     after: str
@@ -46,8 +50,8 @@ class Watcher:
 
     def __init__(self, backend: RedisBackend) -> None:
         self._backend = backend
-        self._waits: List[_Wait] = []
-        self._rounds: Optional["asyncio.Task[None]"] = None
+        self._waits: list[_Wait] = []
+        self._rounds: Optional[asyncio.Task[None]] = None
         self._interval = SHORTEST
 
     async def wait(
@@ -76,7 +80,11 @@ class Watcher:
                     self._fail(waits, error)
                     continue
                 for wait, answer in answers:
-                    if not wait.future.done():
+                    if wait.future.done():
+                        continue
+                    if isinstance(answer, Exception):
+                        wait.future.set_exception(answer)
+                    else:
                         wait.future.set_result(answer)
                 self._waits = [wait for wait in self._waits if not wait.future.done()]
                 if not answers:
@@ -90,7 +98,7 @@ class Watcher:
             self._rounds = None
             self._fail(self._waits, asyncio.CancelledError())
 
-    def _fail(self, waits: List[_Wait], error: BaseException) -> None:
+    def _fail(self, waits: list[_Wait], error: BaseException) -> None:
         for wait in waits:
             if wait.future.done():
                 continue
@@ -100,46 +108,52 @@ class Watcher:
                 wait.future.set_exception(error)
         self._waits = [wait for wait in self._waits if not wait.future.done()]
 
-    def _round(self, waits: List[_Wait], interval: float) -> "List[tuple[_Wait, Answer]]":
+    def _round(self, waits: list[_Wait], interval: float) -> list[tuple[_Wait, Answer | Exception]]:
         """One round, on a thread."""
         records = self._records([wait for wait in waits if wait.for_result])
         # A stream may have readers at several places: the one furthest behind decides what is read.
-        after: Dict[str, str] = {}
+        after: dict[str, str] = {}
         for wait in waits:
             if wait.stream is not None:
                 after[wait.stream] = min(after.get(wait.stream, wait.after), wait.after, key=_place)
         streams = read(self._backend, after, None if records else interval) if after else {}
-        answers = []
+        answers: list[tuple[_Wait, Answer | Exception]] = []
         for wait in waits:
             entries = streams.get(wait.stream, []) if wait.stream is not None else []
             entries = [entry for entry in entries if _place(entry[0]) > _place(wait.after)]
             record = records.get(wait.task_id) if wait.for_result else None
-            if entries or record is not None:
+            if isinstance(record, Exception):
+                answers.append((wait, record))
+            elif entries or record is not None:
                 answers.append((wait, Answer(entries, record)))
         return answers
 
-    def _records(self, waits: List[_Wait]) -> Dict[str, Dict[str, Any]]:
-        """The records of those tasks that are over."""
+    def _records(self, waits: list[_Wait]) -> dict[str, dict[str, Any] | Exception]:
+        """The records of those tasks that are over; an error in place of one that cannot be read."""
         backend = self._backend
         ids = list({wait.task_id for wait in waits})
-        records = {}
-        for start in range(0, len(ids), 1000):
-            batch = ids[start : start + 1000]
+        records: dict[str, dict[str, Any] | Exception] = {}
+        for start in range(0, len(ids), MGET_LIMIT):
+            batch = ids[start : start + MGET_LIMIT]
             keys = [backend.get_key_for_task(task_id) for task_id in batch]
             for task_id, payload in zip(batch, backend.ensure(backend.client.mget, (keys,))):
-                record = backend.decode_result(payload) if payload else None
-                if record is not None and record["status"] in states.READY_STATES:
-                    records[task_id] = record
+                try:
+                    record = backend.decode_result(payload) if payload else None
+                    if record is not None and record["status"] in states.READY_STATES:
+                        records[task_id] = record
+                except Exception as error:
+                    # It concerns who waits for this task, and not the others of the round.
+                    records[task_id] = error
         return records
 
 
-def _place(text: str) -> "tuple[int, int]":
+def _place(text: str) -> tuple[int, int]:
     """A place in a stream, in its order: milliseconds and a number."""
     milliseconds, _, number = text.partition("-")
     return int(milliseconds), int(number or 0)
 
 
-_watchers: "WeakKeyDictionary[asyncio.AbstractEventLoop, Dict[int, Watcher]]" = WeakKeyDictionary()
+_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, Watcher]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -154,7 +168,7 @@ def watcher(backend: RedisBackend) -> Watcher:
         return found
 
 
-async def record(backend: RedisBackend, task_id: str, timeout: Optional[float] = None) -> Dict[str, Any]:
+async def record(backend: RedisBackend, task_id: str, timeout: Optional[float] = None) -> dict[str, Any]:
     """The record of a task when it is over."""
     try:
         answer = await asyncio.wait_for(watcher(backend).wait(task_id), timeout)

@@ -1,10 +1,18 @@
-"""Servers for the tests: private, on free ports of the loopback, stopped when the tests are over."""
+"""Servers for the tests: private, on free ports of the loopback, stopped when the tests are over.
 
+The worker and the model server are ``target/debug/orchestra-worker`` and ``ollama-sim`` of this repository, or those
+that ``ORCHESTRA_WORKER`` and ``OLLAMA_SIM`` name.
+"""
+
+import gc
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -94,6 +102,8 @@ def redis_port(tmp_path_factory):
 
     wait_until(answers, "redis-server answers")
     yield port
+    # Results unsubscribe when they are collected; they should meet a Redis that is still there.
+    gc.collect()
     server.stop()
 
 
@@ -112,3 +122,64 @@ def raw(redis_port):
 @pytest.fixture
 def client(redis_url):
     return Client(redis_url)
+
+
+def program(variable, name):
+    path = Path(os.environ.get(variable) or REPOSITORY / "target" / "debug" / name)
+    if not path.is_file():
+        pytest.fail(
+            f"{path} is not there: build it with `cargo build --workspace`, or name the program in {variable}",
+            pytrace=False,
+        )
+    return str(path.resolve())
+
+
+class Models:
+    """The model server, and what it saw."""
+
+    def __init__(self, url, control):
+        self.url = url
+        self.control = control
+
+    def stats(self):
+        with urllib.request.urlopen(f"{self.control}/_stats", timeout=5) as answer:
+            return json.load(answer)
+
+    def reset(self):
+        urllib.request.urlopen(urllib.request.Request(f"{self.control}/_reset", method="POST"), timeout=5).close()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    control = f"127.0.0.1:{free_port()}"
+    command = [program("OLLAMA_SIM", "ollama-sim"), "--backend", "script", "--host", "127.0.0.1:0"]
+    # The README asks this model.
+    command += ["--model", "llama3.2=echo", "--control", control]
+    server = Program(command, folder / "log", folder)
+
+    def address():
+        server.require_alive()
+        return re.search(r"listening on (http://\S+)", server.text())
+
+    yield Models(wait_until(address, "ollama-sim listens").group(1), f"http://{control}")
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def worker(redis_url, models, tmp_path_factory):
+    """The worker; nothing needs to be done with it but to have it."""
+    folder = tmp_path_factory.mktemp("worker")
+    templates = ["--templates", str(REPOSITORY / "templates"), "--tasks", str(REPOSITORY / "tasks")]
+    servers = ["-b", redis_url, "--ollama-host", models.url]
+    command = [program("ORCHESTRA_WORKER", "orchestra-worker"), *servers, *templates, "-n", "python@test", "-c", "4"]
+    running = Program(command, folder / "log", folder)
+    control = Client(redis_url).app.control
+
+    def answers():
+        running.require_alive()
+        return control.ping(timeout=0.5)
+
+    wait_until(answers, "orchestra-worker answers a ping")
+    yield running
+    running.stop()

@@ -1,5 +1,6 @@
 """Token streams, read from a real Redis that a stand-in for the worker writes to."""
 
+import json
 import threading
 import time
 
@@ -183,7 +184,7 @@ def test_a_task_that_does_not_end_times_out(client, writer):
 def test_more_entries_than_one_read_returns(client, writer, raw):
     with raw.pipeline() as pipe:
         for number in range(2500):
-            pipe.xadd(writer.key, {"e": '{"type":"token","text":"%d ","step":"answer","attempt":0}' % number})
+            pipe.xadd(writer.key, {"e": json.dumps({"type": "token", "text": f"{number} "})})
         pipe.execute()
     writer.end()
     assert "".join(client.result(writer.id).stream()) == "".join(f"{number} " for number in range(2500))
@@ -256,6 +257,14 @@ def test_a_short_time_out_of_the_socket_is_no_error(redis_url, raw, later):
     writer = Writer(raw)
     later(0.7, writer.end)
     assert kinds(Client(app=app).result(writer.id).events(timeout=5)) == ["end"]
+
+
+def test_a_lost_connection_is_made_again(client, writer, raw, later):
+    writer.token("a")
+    stream = client.result(writer.id).stream(timeout=10)
+    assert next(stream) == "a"
+    later(0.2, lambda: raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"), writer.end)
+    assert list(stream) == []
 
 
 def test_a_backend_without_streams_is_a_clear_error():

@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import SecurityError, TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from orchestra import ModelError
@@ -123,6 +123,36 @@ def test_a_revoked_task_raises(client, writer):
     writer.revoked()
     with pytest.raises(TaskRevokedError):
         asyncio.run(client.result(writer.id).aget())
+
+
+def test_a_record_that_cannot_be_read_fails_only_its_own_wait(client, raw):
+    good, bad = Writer(raw), Writer(raw)
+    bad.failure("system", "rm", "os")
+
+    async def main():
+        waiting = asyncio.ensure_future(client.result(good.id).aget(timeout=5))
+        with pytest.raises(SecurityError):
+            await client.result(bad.id).aget(timeout=5)
+        good.record("SUCCESS", 1)
+        return await waiting
+
+    assert asyncio.run(main()) == 1
+
+
+def test_lost_connections_are_made_again(client, writer, raw):
+    async def main():
+        stream = client.result(writer.id).astream(timeout=10)
+        waiting = asyncio.ensure_future(client.result(writer.id).aget(timeout=10))
+        writer.token("a")
+        assert await stream.__anext__() == "a"
+        raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        writer.token("b")
+        assert await stream.__anext__() == "b"
+        writer.end()
+        writer.record("SUCCESS", "ab")
+        return await waiting
+
+    assert asyncio.run(main()) == "ab"
 
 
 def test_waits_time_out(client, writer):

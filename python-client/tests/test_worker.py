@@ -1,85 +1,21 @@
 """The whole way: this client, Redis, the real worker, and a model server with scripted answers.
 
-The programs are ``target/debug/orchestra-worker`` and ``ollama-sim`` of this repository, or those that
-``ORCHESTRA_WORKER`` and ``OLLAMA_SIM`` name.
+See ``conftest.py`` for which programs these are.
 """
 
 import asyncio
 import json
-import os
-import re
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
 import orchestra.exceptions
-from conftest import REPOSITORY, Program, free_port, wait_until
+from conftest import wait_until
 from orchestra import Client
 
 PROMPT = "one two three four five"
-
-
-def program(variable, name):
-    path = Path(os.environ.get(variable) or REPOSITORY / "target" / "debug" / name)
-    if not path.is_file():
-        pytest.fail(
-            f"{path} is not there: build it with `cargo build --workspace`, or name the program in {variable}",
-            pytrace=False,
-        )
-    return str(path.resolve())
-
-
-class Models:
-    """The model server, and what it saw."""
-
-    def __init__(self, url, control):
-        self.url = url
-        self.control = control
-
-    def stats(self):
-        with urllib.request.urlopen(f"{self.control}/_stats", timeout=5) as answer:
-            return json.load(answer)
-
-    def reset(self):
-        urllib.request.urlopen(urllib.request.Request(f"{self.control}/_reset", method="POST"), timeout=5).close()
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    control = f"127.0.0.1:{free_port()}"
-    command = [program("OLLAMA_SIM", "ollama-sim"), "--backend", "script", "--host", "127.0.0.1:0"]
-    server = Program([*command, "--control", control], folder / "log", folder)
-
-    def address():
-        server.require_alive()
-        return re.search(r"listening on (http://\S+)", server.text())
-
-    yield Models(wait_until(address, "ollama-sim listens").group(1), f"http://{control}")
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def worker(redis_url, models, tmp_path_factory):
-    """The worker; nothing needs to be done with it but to have it."""
-    folder = tmp_path_factory.mktemp("worker")
-    templates = ["--templates", str(REPOSITORY / "templates"), "--tasks", str(REPOSITORY / "tasks")]
-    servers = ["-b", redis_url, "--ollama-host", models.url]
-    command = [program("ORCHESTRA_WORKER", "orchestra-worker"), *servers, *templates, "-n", "python@test", "-c", "4"]
-    running = Program(command, folder / "log", folder)
-    control = Client(redis_url).app.control
-
-    def answers():
-        running.require_alive()
-        return control.ping(timeout=0.5)
-
-    wait_until(answers, "orchestra-worker answers a ping")
-    yield running
-    running.stop()
 
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -194,7 +130,8 @@ def test_thoughts_are_apart_from_the_answer(client):
     tokens = list(result.stream(timeout=20, thinking=True))
     answer = result.get(timeout=20)
     for kind, text in (("thinking", answer["thinking"]), ("token", answer["text"])):
-        assert text and "".join(token for token in tokens if token.kind == kind) == text
+        assert text
+        assert "".join(token for token in tokens if token.kind == kind) == text
 
 
 def test_stock_celery_is_enough(redis_url):

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use super::{config, doctor, inspect, send, templates, up};
@@ -93,10 +94,7 @@ enum Command {
 pub fn program_main() -> ExitCode {
     let program = match Program::try_parse() {
         Ok(program) => program,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return refuse("orchestra", &error),
     };
     // One thread: everything here waits for others.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -111,6 +109,23 @@ pub fn program_main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// Prints help, or one line that says what is wrong with the command line.
+pub(super) fn refuse(program: &str, error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    }
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim);
+    let first = lines.next().unwrap_or_default().trim_start_matches("error: ");
+    let more = lines.by_ref().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let tip = lines.find_map(|line| line.strip_prefix("tip: "));
+    let tip = tip.map(|tip| format!("; {}", tip.replace("a similar argument exists: ", "did you mean ")));
+    let space = if more.is_empty() { "" } else { " " };
+    eprintln!("{program}: {first}{space}{more}{}; --help lists what there is", tip.unwrap_or_default());
+    ExitCode::from(2)
 }
 
 async fn run(program: Program) -> Result<ExitCode, Stopped> {
@@ -134,6 +149,9 @@ impl Common {
     /// File, environment and command line together.
     pub(super) fn settings(&self) -> Result<Settings, Stopped> {
         let mut settings = Settings::load(self.config.as_deref()).map_err(usage)?;
+        for warning in &settings.warnings {
+            eprintln!("orchestra: {warning}");
+        }
         if let Some(url) = &self.broker {
             settings.broker_url.clone_from(url);
         }

@@ -8,6 +8,7 @@ use clap::{ArgAction, Parser};
 use serde_json::json;
 
 use super::nodename;
+use super::program::{Stopped, refuse, usage, world};
 use super::signals::Signals;
 use crate::ai::{Engine, Folder};
 use crate::config::Settings;
@@ -118,11 +119,7 @@ pub fn worker_main_from(
     let mut words = arguments.into_iter().enumerate().filter(|(at, word)| *at != 1 || word != "worker");
     let arguments = match Arguments::try_parse_from(words.by_ref().map(|(_, word)| word)) {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Help and version are no errors for clap's exit codes.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return refuse("orchestra-worker", &error),
     };
     match start(arguments, register) {
         Ok(code) => code,
@@ -133,21 +130,14 @@ pub fn worker_main_from(
     }
 }
 
-/// Why a worker did not start: one line, and 2 for what the user wrote or 1 for what the world is like.
-struct Stopped {
-    text: String,
-    code: u8,
-}
-
-fn usage(text: impl ToString) -> Stopped {
-    Stopped { text: text.to_string(), code: 2 }
-}
-
 fn start(
     arguments: Arguments,
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> Result<ExitCode, Stopped> {
     let settings = settings(&arguments).map_err(usage)?;
+    for warning in &settings.warnings {
+        eprintln!("orchestra-worker: {warning}");
+    }
     super::log::start(&settings.log_level, arguments.logfile.as_deref(), settings.log_json).map_err(usage)?;
     let mut registry = Registry::new();
     register(&mut registry).map_err(usage)?;
@@ -163,13 +153,13 @@ fn start(
         .worker_threads(cpus.max(2))
         .enable_all()
         .build()
-        .map_err(|error| Stopped { text: format!("cannot start threads: {error}"), code: 1 })?;
+        .map_err(|error| world(format!("cannot start threads: {error}")))?;
     let code = runtime.block_on(async {
         let stop = Stop::new();
         let signals = Signals::listen(stop.clone())
-            .map_err(|error| Stopped { text: format!("cannot listen to signals: {error}"), code: 1 })?;
+            .map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let worker = Worker::connect(options, registry).await;
-        let worker = worker.map_err(|error| Stopped { text: error.to_string(), code: 1 })?;
+        let worker = worker.map_err(world)?;
         eprintln!("orchestra-worker: ready");
         Ok(signals.code(worker.run(stop).await))
     });

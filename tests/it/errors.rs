@@ -1,1 +1,152 @@
-//! (being written)
+//! The gallery of errors, `docs/errors.md`, against what the programs really print.
+//!
+//! `ORCHESTRA_UPDATE_GALLERY=1 cargo test --test it gallery` writes what they print into the file, to be read and
+//! committed by a person.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{Folder, Redis, Sim, Worker, program};
+
+/// A piece of the page.
+enum Piece {
+    /// Everything else.
+    Prose(String),
+    /// A file that the commands of its section find.
+    File { info: String, text: String },
+    /// Commands and what they print.
+    Console(Vec<(String, String)>),
+}
+
+fn parse(page: &str) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut lines = page.lines();
+    while let Some(line) = lines.next() {
+        let Some(info) = line.strip_prefix("```") else {
+            pieces.push(Piece::Prose(line.to_owned()));
+            continue;
+        };
+        let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+        if info == "console" {
+            let mut commands: Vec<(String, String)> = Vec::new();
+            for line in block {
+                match line.strip_prefix("$ ") {
+                    Some(command) => commands.push((command.to_owned(), String::new())),
+                    None => commands.last_mut().expect("a command comes first").1 += &format!("{line}\n"),
+                }
+            }
+            pieces.push(Piece::Console(commands));
+        } else {
+            pieces.push(Piece::File { info: info.to_owned(), text: block.join("\n") });
+        }
+    }
+    pieces
+}
+
+fn print(pieces: &[Piece]) -> String {
+    let mut page = String::new();
+    for piece in pieces {
+        match piece {
+            Piece::Prose(line) => page += &format!("{line}\n"),
+            Piece::File { info, text } => page += &format!("```{info}\n{text}\n```\n"),
+            Piece::Console(commands) => {
+                page += "```console\n";
+                for (command, output) in commands {
+                    page += &format!("$ {command}\n{output}");
+                }
+                page += "```\n";
+            }
+        }
+    }
+    page
+}
+
+/// Whether `text` is what `pattern` says, with `…` for anything within a line.
+fn fits(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<&str>, Vec<&str>) = (pattern.lines().collect(), text.lines().collect());
+    pattern.len() == text.len() && pattern.iter().zip(text).all(|(pattern, text)| line_fits(pattern, text))
+}
+
+fn line_fits(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('…');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let mut last = None;
+    for part in parts {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+        last = Some(part);
+    }
+    rest.is_empty() || last == Some("")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gallery_is_true() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let mut pieces = parse(&page);
+    assert_eq!(print(&pieces), page, "the page is read without loss");
+    let (redis, sim) = (Redis::start(), Sim::start());
+    let root = env!("CARGO_MANIFEST_DIR");
+    let (templates, tasks) = (format!("{root}/templates"), format!("{root}/tasks"));
+    let shipped = ["--templates", &templates, "--tasks", &tasks];
+    let _worker = Worker::start_program("orchestra-worker", &redis, &[&shipped[..], &["--ollama-host", &sim.url]].concat(), &[]);
+    let alone = ["-Q", "no-ollama", "--ollama-host", "http://127.0.0.1:1"];
+    let _without_model = Worker::start_program("orchestra-worker", &redis, &[&shipped[..], &alone].concat(), &[]);
+    let mut folder = Folder::new();
+    let mut wrong = Vec::new();
+    for piece in &mut pieces {
+        match piece {
+            Piece::Prose(line) if line.starts_with('#') => folder = Folder::new(),
+            Piece::Prose(_) => {}
+            Piece::File { info, text } => {
+                if let Some((_, name)) = info.split_once(' ').filter(|(_, name)| name.contains('.')) {
+                    folder.write(name, &format!("{text}\n"));
+                }
+            }
+            Piece::Console(commands) => {
+                for (command, expected) in commands {
+                    let out = Command::new("sh")
+                        .args(["-c", command])
+                        .env_clear()
+                        .env("PATH", format!("{}:/usr/bin:/bin", program("orchestra").parent().unwrap().display()))
+                        .env("CELERY_BROKER_URL", redis.url())
+                        .current_dir(folder.path())
+                        .output()
+                        .unwrap();
+                    assert!(!out.status.success(), "{command} succeeds");
+                    let printed = [out.stdout, out.stderr].concat();
+                    let printed = String::from_utf8_lossy(&printed)
+                        .replace(&redis.url(), "redis://127.0.0.1:6379/0")
+                        .replace(&sim.url, "http://127.0.0.1:11434")
+                        .replace("http://127.0.0.1:1)", "http://127.0.0.1:11434)")
+                        .replace(&format!("{root}/"), "");
+                    if !fits(expected, &printed) {
+                        wrong.push(format!("$ {command}\nthe page says:\n{expected}the program says:\n{printed}"));
+                        *expected = printed;
+                    }
+                }
+            }
+        }
+    }
+    if std::env::var_os("ORCHESTRA_UPDATE_GALLERY").is_some() {
+        std::fs::write(&path, print(&pieces)).unwrap();
+        return;
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gallery_is_true_about_a_redis_that_goes_away() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md")).unwrap();
+    let block = page.split("```text log\n").nth(1).unwrap().split("```").next().unwrap();
+    let mut redis = Redis::start();
+    let worker = Worker::start(&redis, &[]);
+    redis.stop();
+    worker.wait_for_log("reconnecting");
+    redis.start_again();
+    worker.wait_for_log("again after");
+    let log = worker.log().replace(&redis.url(), "redis://127.0.0.1:6379/0");
+    for pattern in block.lines() {
+        assert!(log.lines().any(|line| line_fits(pattern, line)), "{pattern}\nis not in\n{log}");
+    }
+}

@@ -1,1 +1,94 @@
-//! (being written)
+//! Messages that no client of ours would send: the worker says what is wrong and goes on.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use orchestra::client::Call;
+use serde_json::{Value, json};
+
+use crate::support::{LONG, Redis, Worker, until};
+
+/// A message as Celery sends it, to be spoiled.
+fn message(id: &str, body: &Value) -> Value {
+    json!({
+        "body": STANDARD.encode(body.to_string()),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": "hello.add", "id": id, "retries": 0, "timelimit": [null, null], "root_id": id, "parent_id": null, "origin": "x"},
+        "properties": {"correlation_id": id, "delivery_mode": 2, "delivery_info": {"exchange": "", "routing_key": "celery"},
+                       "priority": 0, "body_encoding": "base64", "delivery_tag": id},
+    })
+}
+
+fn with(change: impl FnOnce(&mut Value)) -> String {
+    let mut message = message(&uuid::Uuid::new_v4().to_string(), &json!([[1], {}, {}]));
+    change(&mut message);
+    message.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_refused_and_the_worker_goes_on() {
+    let redis = Redis::start();
+    let mut worker = Worker::start(&redis, &["-c", "2"]);
+    let garbage = [
+        String::new(),
+        "garbage".into(),
+        "{}".into(),
+        "[]".into(),
+        "null".into(),
+        "{\"body\": ".into(),
+        format!("{{\"body\": {}1{}}}", "[".repeat(100_000), "]".repeat(100_000)),
+        with(|message| message["body"] = json!("%%% no base64 %%%")),
+        with(|message| message["body"] = json!(STANDARD.encode("not json"))),
+        with(|message| message["body"] = json!(STANDARD.encode("{}"))),
+        with(|message| message["body"] = json!(STANDARD.encode("[1, 2, 3]"))),
+        with(|message| message["content-type"] = json!("application/x-python-serialize")),
+        with(|message| message["headers"] = json!(null)),
+        with(|message| message["headers"]["id"] = json!(["no", "text"])),
+        with(|message| message["headers"]["id"] = json!("x".repeat(100_000))),
+        with(|message| message["headers"]["compression"] = json!("zip-bomb")),
+        with(|message| message["properties"] = json!(7)),
+        "\u{0}\u{1}\u{2}".into(),
+    ];
+    let count = garbage.len();
+    for message in &garbage {
+        redis.command::<i64>(&["LPUSH", "celery", message]);
+    }
+    let client = redis.client().await;
+    let good = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+    assert_eq!(good.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
+    until("nothing is held", async || redis.length("HLEN", "unacked") == 0 && redis.length("LLEN", "celery") == 0).await;
+    let refused = worker.log().matches(" was refused: ").count() + worker.log().matches(" was moved to celery.dead").count();
+    assert_eq!(refused, count, "each is named in the log:\n{}", worker.log());
+    assert!(!worker.log().contains("panicked"), "{}", worker.log());
+    // What could not be run is kept for somebody to look at: as it was, or with the reason.
+    let dead: Vec<String> = redis.command(&["LRANGE", "celery.dead", "0", "-1"]);
+    assert!(dead.contains(&"garbage".to_owned()), "{dead:?}");
+    let told = dead.iter().filter_map(|entry| serde_json::from_str::<Value>(entry).ok()).filter(|entry| entry["reason"].is_string());
+    assert!(told.count() >= 8);
+    assert_eq!(worker.stop(), Some(0));
+}
+
+/// Odd, but good enough for Celery, so good enough for us.
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_messages_are_run() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &[]);
+    let client = redis.client().await;
+    let odd: [(&str, Box<dyn Fn(&mut Value)>); 7] = [
+        ("an encoding that JSON does not have", Box::new(|message| message["content-encoding"] = json!("klingon"))),
+        ("more headers", Box::new(|message| message["headers"]["x-mine"] = json!({"a": [1]}))),
+        ("an ETA long past", Box::new(|message| message["headers"]["eta"] = json!("1970-01-01T00:00:00+00:00"))),
+        ("an expiry far ahead", Box::new(|message| message["headers"]["expires"] = json!("9999-12-31T23:59:59"))),
+        ("no priority", Box::new(|message| drop(message["properties"].as_object_mut().unwrap().remove("priority")))),
+        ("more at the top", Box::new(|message| message["more"] = json!(1))),
+        ("a null body part", Box::new(|message| message["body"] = json!(STANDARD.encode("[[1], {}, {\"callbacks\": null, \"chain\": null}]")))),
+    ];
+    for (what, change) in odd {
+        let id = uuid::Uuid::new_v4().to_string();
+        let mut message = message(&id, &json!([[1], {}, {}]));
+        change(&mut message);
+        redis.command::<i64>(&["LPUSH", "celery", &message.to_string()]);
+        let result = client.result(&id).get::<i64>(LONG).await;
+        assert_eq!(result.ok(), Some(1), "{what}: {}", worker.log());
+    }
+}

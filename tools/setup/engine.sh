@@ -22,6 +22,8 @@ model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
 stamp="$dir/.stamp"
+# Says that the folder may be emptied. Written first, so that an interrupted run does not stand in the way of the next.
+ours="$dir/.orchestra-engine"
 
 answer() { printf 'ENGINE_PYTHON=%q\nENGINE_MODEL=%q\n' "$dir/bin/python" "$1"; }
 
@@ -38,16 +40,15 @@ if [ -f "$stamp" ]; then
         answer "$model"
         exit 0
     fi
-elif [ -n "$(ls -A "$dir")" ] && [ ! -f "$dir/pyvenv.cfg" ]; then
-    # The folder is emptied below; it must be ours.
-    say "$dir is neither empty nor a venv: name another folder"
+elif [ -n "$(ls -A "$dir")" ] && [ ! -f "$ours" ]; then
+    say "$dir is not empty and was not made by this script: name another folder"
     exit 1
 fi
 
 case "$(uname -s)-$(uname -m)" in
 Linux-x86_64 | Linux-aarch64) ;;
 *)
-    say "the embedded engine is pinned for Linux on x86_64 and aarch64; on this machine, start Ollama and set OLLAMA_HOST"
+    say "the embedded engine is pinned for Linux on x86_64 and aarch64; here, start Ollama and set OLLAMA_HOST"
     exit 1
     ;;
 esac
@@ -60,12 +61,14 @@ for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 p
     fi
 done
 if [ -z "$python" ]; then
-    say "no Python 3.10 or later with venv was found${PYTHON:+ under the name $PYTHON}; tools/setup/debian.sh installs one"
+    say "found no Python 3.10 or later with venv${PYTHON:+ named $PYTHON}; tools/setup/debian.sh installs one"
     exit 1
 fi
 
 say "fetching the embedded engine and model (127 MB)"
-"$python" -m venv --clear "$dir"
+: >"$ours"
+find "$dir" -mindepth 1 ! -path "$ours" -delete
+"$python" -m venv "$dir"
 # Nothing is compiled and nothing else is pulled in: the hashes are all there is to trust.
 "$dir/bin/python" -m pip --quiet --disable-pip-version-check --no-input \
     install --no-deps --only-binary :all: --require-hashes -r "$requirements"

@@ -29,7 +29,7 @@ for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 p
     fi
 done
 if [ -z "$python" ]; then
-    say "no Python 3.10 or later with venv was found${PYTHON:+ under the name $PYTHON}; tools/setup/debian.sh installs one"
+    say "found no Python 3.10 or later with venv${PYTHON:+ named $PYTHON}; tools/setup/debian.sh installs one"
     exit 1
 fi
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::Problem;
+use crate::text::closest;
 
 /// Largest file that is read, in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -122,9 +123,20 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<(String, T), Vec<
                 // The place stands in front already.
                 let words = error.to_string();
                 let words = words.split(" at line ").next().unwrap_or(&words);
-                Problem::line(path, location.line(), Some(location.column()), words)
+                Problem::line(path, location.line(), Some(location.column()), suggest(words))
             }
             None => Problem::file(path, error.to_string()),
         }]),
+    }
+}
+
+/// A field that nobody knows is probably one that somebody mistyped: the one that was meant says more than all of them.
+fn suggest(words: &str) -> String {
+    let Some((what, expected)) = words.split_once(", expected one of ") else { return words.to_owned() };
+    let written = what.rsplit('`').nth(1).unwrap_or_default();
+    let known = || expected.split(", ").map(|name| name.trim_matches('`'));
+    match closest(written, known()) {
+        Some(close) => format!("{what}; did you mean {close}?"),
+        None => format!("{what}; there are {}", known().collect::<Vec<_>>().join(", ")),
     }
 }
