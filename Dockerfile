@@ -26,7 +26,7 @@ LABEL org.opencontainers.image.title="orchestra" \
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates tzdata \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin orchestra
+    && useradd --uid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin orchestra
 COPY --from=build /out/ /usr/local/bin/
 WORKDIR /app
 # Both folders are read at start; mount your own over them.

@@ -26,7 +26,9 @@ impl Task for Add {
     type Output = i64;
 
     async fn run(self, (): (), _: Context) -> Result<i64, Failure> {
-        self.x.checked_add(self.y).ok_or_else(|| Failure::value_error("the sum is too large"))
+        self.x
+            .checked_add(self.y)
+            .ok_or_else(|| Failure::value_error("the sum is too large"))
     }
 }
 
@@ -38,7 +40,11 @@ struct Sleep {
 
 impl Task for Sleep {
     const NAME: &'static str = "hello.sleep";
-    const OPTIONS: Options = Options { acks_late: true, track_started: true, ..Options::DEFAULT };
+    const OPTIONS: Options = Options {
+        acks_late: true,
+        track_started: true,
+        ..Options::DEFAULT
+    };
     type Env = ();
     type Output = String;
 
@@ -99,7 +105,10 @@ impl Task for Panics {
     type Output = ();
 
     async fn run(self, (): (), _: Context) -> Result<(), Failure> {
-        panic!("on purpose")
+        #[expect(clippy::panic, reason = "that is what it is for")]
+        {
+            panic!("on purpose")
+        }
     }
 }
 

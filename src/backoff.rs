@@ -29,5 +29,8 @@ impl Backoff {
 /// The pause before try number `tries + 1`: `first` doubled `tries` times, at most `longest`, less up to a quarter.
 pub fn delay(first: Duration, longest: Duration, tries: u32) -> Duration {
     let factor = 2_u32.saturating_pow(tries);
-    first.saturating_mul(factor).min(longest).mul_f64(rand::random_range(0.75..=1.0))
+    first
+        .saturating_mul(factor)
+        .min(longest)
+        .mul_f64(rand::random_range(0.75..=1.0))
 }

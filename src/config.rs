@@ -134,7 +134,12 @@ enum Words {
 impl Words {
     fn into_vec(self) -> Vec<String> {
         match self {
-            Self::One(text) => text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(Into::into).collect(),
+            Self::One(text) => text
+                .split(',')
+                .map(str::trim)
+                .filter(|word| !word.is_empty())
+                .map(Into::into)
+                .collect(),
             Self::Many(words) => words,
         }
     }
@@ -150,7 +155,9 @@ impl TryFrom<f64> for Seconds {
 
     fn try_from(seconds: f64) -> Result<Self, String> {
         let duration = Duration::try_from_secs_f64(seconds);
-        duration.map(Self).map_err(|_| format!("{seconds} is no number of seconds"))
+        duration
+            .map(Self)
+            .map_err(|_| format!("{seconds} is no number of seconds"))
     }
 }
 
@@ -233,7 +240,10 @@ impl Settings {
             Err(error) => return Err(format!("cannot read the settings file {}: {error}", path.display())),
         }
         let warnings = read_environment(&mut given, std::env::vars())?;
-        Ok(Self { warnings, ..Self::new(given) })
+        Ok(Self {
+            warnings,
+            ..Self::new(given)
+        })
     }
 
     fn new(given: Given) -> Self {
@@ -277,7 +287,9 @@ impl Settings {
             time_limit: given.task_time_limit.and_then(Seconds::positive),
             soft_time_limit: given.task_soft_time_limit.and_then(Seconds::positive),
             task_events: given.worker_send_task_events.unwrap_or(false),
-            heartbeat: given.worker_heartbeat_interval.map_or(Some(Duration::from_secs(2)), Seconds::positive),
+            heartbeat: given
+                .worker_heartbeat_interval
+                .map_or(Some(Duration::from_secs(2)), Seconds::positive),
             log_level: text(&given.log_level, "WARNING"),
             log_json: given.log_json.unwrap_or(false),
             ai,
@@ -302,14 +314,18 @@ impl Settings {
         match self.result_backend.as_deref() {
             None | Some("") => self.broker().map(Some),
             Some("disabled" | "disabled://") => Ok(None),
-            Some(url) => Endpoint::parse(url).map(Some).map_err(|error| format!("result backend: {error}")),
+            Some(url) => Endpoint::parse(url)
+                .map(Some)
+                .map_err(|error| format!("result backend: {error}")),
         }
     }
 
     /// How the broker is used.
     pub fn broker_options(&self) -> crate::broker::Options {
         let mut options = crate::broker::Options::default();
-        let Some(given) = self.given.broker_transport_options.clone() else { return options };
+        let Some(given) = self.given.broker_transport_options.clone() else {
+            return options;
+        };
         if let Some(seconds) = given.visibility_timeout {
             options.visibility_timeout = seconds.0;
         }
@@ -376,12 +392,19 @@ impl Settings {
 
     /// The settings as they are now, without passwords; for `celery inspect conf` and `orchestra config`.
     pub fn shown(&self) -> Map<String, Value> {
-        let url = |text: &str| Endpoint::parse(text).map_or_else(|_| "invalid".to_owned(), |endpoint| endpoint.to_string());
+        let url =
+            |text: &str| Endpoint::parse(text).map_or_else(|_| "invalid".to_owned(), |endpoint| endpoint.to_string());
         let seconds = |limit: Option<Duration>| limit.map_or(Value::Null, |limit| limit.as_secs_f64().into());
         let mut map = Map::new();
         let mut add = |name: &str, value: Value| map.insert(name.to_owned(), value);
         add("broker_url", url(&self.broker_url).into());
-        add("result_backend", self.result_backend.as_deref().map_or_else(|| url(&self.broker_url), url).into());
+        add(
+            "result_backend",
+            self.result_backend
+                .as_deref()
+                .map_or_else(|| url(&self.broker_url), url)
+                .into(),
+        );
         add("task_queues", self.queues.clone().into());
         add("worker_concurrency", self.concurrency.map_or(Value::Null, Into::into));
         add("worker_prefetch_multiplier", self.prefetch_multiplier.into());
@@ -390,7 +413,10 @@ impl Settings {
         add("task_time_limit", seconds(self.time_limit));
         add("task_soft_time_limit", seconds(self.soft_time_limit));
         add("result_expires", seconds(self.backend_options().result_expires));
-        add("visibility_timeout", seconds(Some(self.broker_options().visibility_timeout)));
+        add(
+            "visibility_timeout",
+            seconds(Some(self.broker_options().visibility_timeout)),
+        );
         add("log_level", self.log_level.clone().into());
         add("ai_templates", self.ai.templates.path().display().to_string().into());
         add("ai_tasks", self.ai.tasks.path().display().to_string().into());
@@ -405,7 +431,10 @@ fn read<T: DeserializeOwned>(value: toml::Value) -> Result<T, String> {
     let value = match value {
         toml::Value::Integer(number) => match T::deserialize(toml::Value::Integer(number)) {
             Ok(read) => return Ok(read),
-            #[expect(clippy::cast_precision_loss, reason = "a setting beyond 2^53 is no number of seconds")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a setting beyond 2^53 is no number of seconds"
+            )]
             Err(_) => toml::Value::Float(number as f64),
         },
         value => value,
@@ -413,7 +442,9 @@ fn read<T: DeserializeOwned>(value: toml::Value) -> Result<T, String> {
     T::deserialize(value).map_err(|error| {
         let error = error.to_string();
         // Names of Rust types mean nothing to whoever wrote the file.
-        let error = ["usize", "u32", "u8"].iter().fold(error, |text, name| text.replace(&format!("expected {name}"), "expected a whole number"));
+        let error = ["usize", "u32", "u8"].iter().fold(error, |text, name| {
+            text.replace(&format!("expected {name}"), "expected a whole number")
+        });
         let error = error.replace("expected f64", "expected a number");
         format!("{shown} does not fit: {}", error.trim().replace('\n', " "))
     })
@@ -436,7 +467,10 @@ fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<(), String> {
 
 /// Reads the environment. A variable that is no setting is no error: Kubernetes makes `ORCHESTRA_PORT` and others for a
 /// service of that name. One that is nearly a setting is worth a warning.
-fn read_environment(given: &mut Given, variables: impl Iterator<Item = (String, String)>) -> Result<Vec<String>, String> {
+fn read_environment(
+    given: &mut Given,
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<Vec<String>, String> {
     let mut warnings = Vec::new();
     let mut variables: Vec<(String, String)> = variables.filter(|(_, value)| !value.is_empty()).collect();
     // The general names first, so that ORCHESTRA_… wins.
@@ -454,7 +488,9 @@ fn read_environment(given: &mut Given, variables: impl Iterator<Item = (String, 
         if !SETTINGS.iter().any(|setting| setting.name == name) {
             if let Some(close) = crate::text::closest(&name, SETTINGS.iter().map(|setting| setting.name)) {
                 let meant = close.to_ascii_uppercase();
-                warnings.push(format!("environment variable {variable} is no setting; did you mean ORCHESTRA_{meant}?"));
+                warnings.push(format!(
+                    "environment variable {variable} is no setting; did you mean ORCHESTRA_{meant}?"
+                ));
             }
             continue;
         }
@@ -500,7 +536,10 @@ mod tests {
         assert_eq!(settings.time_limit, Some(Duration::from_secs(3)));
         assert_eq!(settings.queues, ["a", "b"]);
         assert_eq!(settings.broker_options().visibility_timeout, Duration::from_secs(10));
-        assert_eq!(settings.backend_options().result_expires, Some(Duration::from_millis(500)));
+        assert_eq!(
+            settings.backend_options().result_expires,
+            Some(Duration::from_millis(500))
+        );
     }
 
     #[test]
@@ -511,7 +550,10 @@ mod tests {
             "orchestra.toml:2: broker_urls: there is no such setting; did you mean broker_url?"
         );
         assert!(error("a = [").starts_with("orchestra.toml:1: "));
-        assert!(error("worker_concurrency = 'many'").starts_with("orchestra.toml:1: worker_concurrency: \"many\" does not fit"));
+        assert!(
+            error("worker_concurrency = 'many'")
+                .starts_with("orchestra.toml:1: worker_concurrency: \"many\" does not fit")
+        );
         assert!(error("task_time_limit = -1").contains("-1 is no number of seconds"));
     }
 
@@ -536,6 +578,10 @@ mod tests {
         let read = |name, value| read_environment(&mut Given::default(), [variable(name, value)].into_iter());
         assert!(read("ORCHESTRA_BROKER_URLS", "x").unwrap()[0].ends_with("did you mean ORCHESTRA_BROKER_URL?"));
         assert!(read("ORCHESTRA_SERVICE_HOST", "10.0.0.1").unwrap().is_empty());
-        assert!(read("ORCHESTRA_WORKER_CONCURRENCY", "x").unwrap_err().starts_with("environment variable ORCHESTRA_WORKER_CONCURRENCY: "));
+        assert!(
+            read("ORCHESTRA_WORKER_CONCURRENCY", "x")
+                .unwrap_err()
+                .starts_with("environment variable ORCHESTRA_WORKER_CONCURRENCY: ")
+        );
     }
 }

@@ -5,9 +5,9 @@ pub mod ai;
 pub mod backend;
 pub mod backoff;
 pub mod broker;
-pub mod client;
 #[cfg(feature = "server")]
 pub mod cli;
+pub mod client;
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;

@@ -44,7 +44,8 @@ impl Engine {
     /// # Errors
     /// A folder somebody named is not there, a file is wrong, or a server's address is none.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        let ollama = Ollama::new(&options.hosts, options.limits).map_err(|text| LoadError(vec![Problem::general(text)]))?;
+        let ollama =
+            Ollama::new(&options.hosts, options.limits).map_err(|text| LoadError(vec![Problem::general(text)]))?;
         let mut problems = Vec::new();
         let templates = load_templates(&options.templates, &mut problems);
         let mut bindings = Vec::new();
@@ -55,7 +56,12 @@ impl Engine {
             }
         }
         if problems.is_empty() {
-            Ok(Self { templates, bindings, ollama, allow_cloud: options.allow_cloud })
+            Ok(Self {
+                templates,
+                bindings,
+                ollama,
+                allow_cloud: options.allow_cloud,
+            })
         } else {
             Err(LoadError(problems))
         }
@@ -103,7 +109,10 @@ impl Engine {
             template_not_found(match closest(name, names()) {
                 Some(close) => format!("there is no template {name:?}; did you mean {close:?}?"),
                 None if self.templates.is_empty() => format!("there is no template {name:?}: this worker has none"),
-                None => format!("there is no template {name:?}; there are {}", names().collect::<Vec<_>>().join(", ")),
+                None => format!(
+                    "there is no template {name:?}; there are {}",
+                    names().collect::<Vec<_>>().join(", ")
+                ),
             })
         })
     }
@@ -112,7 +121,12 @@ impl Engine {
     ///
     /// # Errors
     /// `ValueError` for parameters, and what its steps fail with.
-    pub async fn run(&self, template: &Template, params: Map<String, Value>, context: &Context) -> Result<Value, Failure> {
+    pub async fn run(
+        &self,
+        template: &Template,
+        params: Map<String, Value>,
+        context: &Context,
+    ) -> Result<Value, Failure> {
         run::run(self, template, params, context).await
     }
 }
@@ -123,7 +137,11 @@ fn load_templates(folder: &Folder, problems: &mut Vec<Problem>) -> BTreeMap<Stri
         match Template::load(&path) {
             Ok(template) => {
                 if let Some(other) = templates.get(template.name()) {
-                    let text = format!("the template {:?} is in {} already", template.name(), other.path().display());
+                    let text = format!(
+                        "the template {:?} is in {} already",
+                        template.name(),
+                        other.path().display()
+                    );
                     problems.push(Problem::file(&path, text));
                 } else {
                     templates.insert(template.name().to_owned(), Arc::new(template));
@@ -138,9 +156,14 @@ fn load_templates(folder: &Folder, problems: &mut Vec<Problem>) -> BTreeMap<Stri
 fn list(folder: &Folder, what: &str, problems: &mut Vec<Problem>) -> Vec<std::path::PathBuf> {
     match files(folder.path()) {
         Ok(files) => files,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && matches!(folder, Folder::Default(_)) => Vec::new(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && matches!(folder, Folder::Default(_)) => {
+            Vec::new()
+        }
         Err(error) => {
-            problems.push(Problem::file(folder.path(), format!("cannot read the {what} folder: {error}")));
+            problems.push(Problem::file(
+                folder.path(),
+                format!("cannot read the {what} folder: {error}"),
+            ));
             Vec::new()
         }
     }

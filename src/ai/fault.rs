@@ -43,7 +43,11 @@ pub(super) fn of_model(fault: &Fault, model: &str, context: &Context) -> Failure
         )),
         Class::Refused => Failure::Fail(Exception::new(ORCHESTRA, "ModelError", fault.to_string())),
         Class::Unavailable | Class::Broken => {
-            let name = if fault.class == Class::Unavailable { "ModelUnavailable" } else { "ModelError" };
+            let name = if fault.class == Class::Unavailable {
+                "ModelUnavailable"
+            } else {
+                "ModelError"
+            };
             let pause = backoff::delay(FIRST_PAUSE, LONGEST_PAUSE, context.retries());
             Failure::Retry {
                 after: Some(fault.after.unwrap_or(pause).min(LONGEST_PAUSE)),

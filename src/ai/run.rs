@@ -11,7 +11,12 @@ use super::template::{Scope, Step, StepKind, Template};
 use crate::task::{Context, Exception, Failure};
 
 /// Runs the steps and makes the output.
-pub(super) async fn run(engine: &Engine, template: &Template, params: Map<String, Value>, context: &Context) -> Result<Value, Failure> {
+pub(super) async fn run(
+    engine: &Engine,
+    template: &Template,
+    params: Map<String, Value>,
+    context: &Context,
+) -> Result<Value, Failure> {
     let params = template.check(params).map_err(Failure::value_error)?;
     announce_attempt(context);
     let mut scope = Scope::new(params);
@@ -28,7 +33,9 @@ pub(super) async fn run(engine: &Engine, template: &Template, params: Map<String
         tell("started");
         let running = run_step(engine, template, step, &scope, context);
         let result = match step.timeout {
-            Some(limit) => tokio::time::timeout(limit, running).await.map_err(|_| too_slow(step, limit))?,
+            Some(limit) => tokio::time::timeout(limit, running)
+                .await
+                .map_err(|_| too_slow(step, limit))?,
             None => running.await,
         };
         last = result?;
@@ -41,14 +48,32 @@ pub(super) async fn run(engine: &Engine, template: &Template, params: Map<String
     }
 }
 
-async fn run_step(engine: &Engine, template: &Template, step: &Step, scope: &Scope, context: &Context) -> Result<Value, Failure> {
+async fn run_step(
+    engine: &Engine,
+    template: &Template,
+    step: &Step,
+    scope: &Scope,
+    context: &Context,
+) -> Result<Value, Failure> {
     match &step.kind {
         StepKind::Render(text) => template.text(text, scope).map(Value::String).map_err(template_error),
         StepKind::Model { kind, model, fields } => {
             let model = template.text(model, scope).map_err(template_error)?;
             let fields = template.fields(fields, scope).map_err(template_error)?;
-            let show = Show { step: &step.id, stream: true };
-            let answer = call(engine.ollama(), *kind, model, fields, engine.allow_cloud(), show, context).await?;
+            let show = Show {
+                step: &step.id,
+                stream: true,
+            };
+            let answer = call(
+                engine.ollama(),
+                *kind,
+                model,
+                fields,
+                engine.allow_cloud(),
+                show,
+                context,
+            )
+            .await?;
             Ok(serde_json::to_value(answer)?)
         }
     }

@@ -32,7 +32,9 @@ impl Shape {
                 let schema = Value::Object(schema.clone());
                 // Nothing is fetched: a schema that refers to another file or server is refused.
                 let validator = jsonschema::validator_for(&schema);
-                validator.map(|validator| Self::Schema(Box::new(validator))).map_err(|error| format!("format: is no JSON Schema: {error}"))
+                validator
+                    .map(|validator| Self::Schema(Box::new(validator)))
+                    .map_err(|error| format!("format: is no JSON Schema: {error}"))
             }
             Some(_) => Ok(Self::Json),
         }
@@ -54,7 +56,11 @@ impl Shape {
                 )));
             }
             Err(error) => {
-                let text = format!("the answer of {} is no JSON ({error}): {}", answer.model, excerpt(&answer.text));
+                let text = format!(
+                    "the answer of {} is no JSON ({error}): {}",
+                    answer.model,
+                    excerpt(&answer.text)
+                );
                 return Err(invalid_output(text));
             }
         };
@@ -62,8 +68,15 @@ impl Shape {
             && let Err(error) = validator.validate(&value)
         {
             let place = error.instance_path().to_string();
-            let place = if place.is_empty() { "the whole".to_owned() } else { place };
-            let text = format!("the answer of {} does not fit its schema at {place}: {error}", answer.model);
+            let place = if place.is_empty() {
+                "the whole".to_owned()
+            } else {
+                place
+            };
+            let text = format!(
+                "the answer of {} does not fit its schema at {place}: {error}",
+                answer.model
+            );
             return Err(invalid_output(text));
         }
         answer.json = Some(value);
@@ -74,5 +87,9 @@ impl Shape {
 fn excerpt(text: &str) -> String {
     let end: String = text.chars().rev().take(EXCERPT).collect();
     let end: String = end.chars().rev().collect();
-    if end.len() < text.len() { format!("… {end:?}") } else { format!("{end:?}") }
+    if end.len() < text.len() {
+        format!("… {end:?}")
+    } else {
+        format!("{end:?}")
+    }
 }

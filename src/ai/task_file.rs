@@ -56,16 +56,26 @@ impl Binding {
         let Some(template) = template(&file.template) else {
             return Err(at("template", format!("there is no template {:?}", file.template)));
         };
-        template.check_some(&file.params).map_err(|wrong| at("params", wrong.join("; ")))?;
+        template
+            .check_some(&file.params)
+            .map_err(|wrong| at("params", wrong.join("; ")))?;
         let options = options(&file).map_err(|(key, what)| at(key, what))?;
-        let names = template.parameters().map(|parameter| parameter.name.clone()).filter(|name| !file.params.contains_key(name)).collect();
+        let names = template
+            .parameters()
+            .map(|parameter| parameter.name.clone())
+            .filter(|name| !file.params.contains_key(name))
+            .collect();
         Ok(Self { file, options, names })
     }
 
     /// The task.
     pub(super) fn into_task(self, engine: Arc<Engine>) -> Option<FileTask> {
         let template = engine.template(&self.file.template).ok()?;
-        Some(FileTask { engine, template, binding: self })
+        Some(FileTask {
+            engine,
+            template,
+            binding: self,
+        })
     }
 
     /// Its Celery name.
@@ -87,7 +97,8 @@ fn options(file: &TaskFile) -> Result<Options, (&'static str, String)> {
         time_limit: seconds("time_limit", file.time_limit)?,
         soft_time_limit: seconds("soft_time_limit", file.soft_time_limit)?,
         max_retries: file.max_retries.or(POLICY.max_retries),
-        default_retry_delay: seconds("default_retry_delay", file.default_retry_delay)?.unwrap_or(POLICY.default_retry_delay),
+        default_retry_delay: seconds("default_retry_delay", file.default_retry_delay)?
+            .unwrap_or(POLICY.default_retry_delay),
         rate_limit,
         acks_late: file.acks_late.unwrap_or(POLICY.acks_late),
         track_started: file.track_started.unwrap_or(POLICY.track_started),
@@ -127,7 +138,9 @@ pub(super) fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        let yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        let yaml = path
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml");
         if yaml && path.is_file() {
             files.push(path);
         }

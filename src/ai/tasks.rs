@@ -12,8 +12,12 @@ use crate::task::{Context, Failure, Options, Task};
 
 /// Policy of AI tasks: a run costs minutes of a GPU, so it is not lost with a worker; it shows that it started, and
 /// it writes to a token stream.
-pub(super) const POLICY: Options =
-    Options { acks_late: true, track_started: true, streams: true, ..Options::DEFAULT };
+pub(super) const POLICY: Options = Options {
+    acks_late: true,
+    track_started: true,
+    streams: true,
+    ..Options::DEFAULT
+};
 
 /// `orchestra.generate`: a prompt, and what a model makes of it (`POST /api/generate`).
 #[derive(Debug, Deserialize, Serialize)]
@@ -111,9 +115,21 @@ impl Task for Generate {
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Answer, Failure> {
         announce_attempt(&context);
-        let show = Show { step: "answer", stream: self.stream };
+        let show = Show {
+            step: "answer",
+            stream: self.stream,
+        };
         let fields = fields(&self)?;
-        call(engine.ollama(), Kind::Generate, self.model, fields, engine.allow_cloud(), show, &context).await
+        call(
+            engine.ollama(),
+            Kind::Generate,
+            self.model,
+            fields,
+            engine.allow_cloud(),
+            show,
+            &context,
+        )
+        .await
     }
 }
 
@@ -126,9 +142,21 @@ impl Task for Chat {
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Answer, Failure> {
         announce_attempt(&context);
-        let show = Show { step: "answer", stream: self.stream };
+        let show = Show {
+            step: "answer",
+            stream: self.stream,
+        };
         let fields = fields(&self)?;
-        call(engine.ollama(), Kind::Chat, self.model, fields, engine.allow_cloud(), show, &context).await
+        call(
+            engine.ollama(),
+            Kind::Chat,
+            self.model,
+            fields,
+            engine.allow_cloud(),
+            show,
+            &context,
+        )
+        .await
     }
 }
 

@@ -63,7 +63,12 @@ impl Backend {
             prefix if prefix.ends_with([':', '_', '-', '.']) => prefix.to_owned(),
             prefix => format!("{prefix}_"),
         };
-        Ok(Self { link, options: Arc::new(options), prefix, store: Arc::new(store) })
+        Ok(Self {
+            link,
+            options: Arc::new(options),
+            prefix,
+            store: Arc::new(store),
+        })
     }
 
     /// Its connection.

@@ -30,7 +30,9 @@ impl Backend {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn forget(&self, id: &str) -> Result<(), Error> {
-        self.link.query(cmd("DEL").arg(self.result_key(id)).arg(self.stream_key(id))).await
+        self.link
+            .query(cmd("DEL").arg(self.result_key(id)).arg(self.stream_key(id)))
+            .await
     }
 
     /// The channel on which the record of a task is announced.
@@ -44,13 +46,21 @@ impl Backend {
     /// The server cannot be reached or refuses.
     pub async fn stream(&self, id: &str, after: &str, count: usize) -> Result<Vec<StreamEntry>, Error> {
         let mut command = cmd("XRANGE");
-        command.arg(self.stream_key(id)).arg(format!("({after}")).arg("+").arg("COUNT").arg(count);
+        command
+            .arg(self.stream_key(id))
+            .arg(format!("({after}"))
+            .arg("+")
+            .arg("COUNT")
+            .arg(count);
         let entries: Vec<(String, Vec<(String, String)>)> = self.link.query(&command).await?;
         Ok(entries
             .into_iter()
             .filter_map(|(id, fields)| {
                 let (_, text) = fields.into_iter().find(|(name, _)| name == "e")?;
-                Some(StreamEntry { id, entry: RawValue::from_string(text).ok()? })
+                Some(StreamEntry {
+                    id,
+                    entry: RawValue::from_string(text).ok()?,
+                })
             })
             .collect())
     }
@@ -60,6 +70,9 @@ impl Backend {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn expire(&self, id: &str, ttl: Duration) -> Result<(), Error> {
-        self.link.query::<Value>(cmd("EXPIRE").arg(self.result_key(id)).arg(ttl.as_secs())).await.map(drop)
+        self.link
+            .query::<Value>(cmd("EXPIRE").arg(self.result_key(id)).arg(ttl.as_secs()))
+            .await
+            .map(drop)
     }
 }

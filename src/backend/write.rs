@@ -58,7 +58,9 @@ impl Backend {
                     State::Failure => self.options.result_failure_expires.or(self.options.result_expires),
                     _ => self.options.result_expires,
                 };
-                call.key(self.result_key(id)).arg(expires.map_or(0, |ttl| ttl.as_secs().max(1))).arg(&record[..]);
+                call.key(self.result_key(id))
+                    .arg(expires.map_or(0, |ttl| ttl.as_secs().max(1)))
+                    .arg(&record[..]);
             }
             pipe.invoke_script(&call);
         }

@@ -143,7 +143,11 @@ fn read(reply: Option<Value>, keys: &[(String, usize)], queues: &[Arc<str>]) -> 
             claims.dead.push(Dead { queue, reason });
         } else {
             let tag = Tag(String::from_utf8_lossy(&tag).into());
-            claims.messages.push(Claimed { tag, queue, raw: Bytes::from(body) });
+            claims.messages.push(Claimed {
+                tag,
+                queue,
+                raw: Bytes::from(body),
+            });
         }
     }
     Ok(claims)

@@ -22,7 +22,12 @@ impl Keys {
         if steps.is_empty() {
             steps.push(0);
         }
-        Self { prefix: options.global_keyprefix.clone(), sep: options.sep.clone(), steps, db }
+        Self {
+            prefix: options.global_keyprefix.clone(),
+            sep: options.sep.clone(),
+            steps,
+            db,
+        }
     }
 
     /// With the global prefix.
@@ -32,7 +37,12 @@ impl Keys {
 
     /// The list of a queue for a priority: the largest step that is not above it (P-003).
     pub(super) fn queue(&self, queue: &str, priority: u8) -> String {
-        let step = self.steps.iter().rev().find(|step| **step <= priority).or(self.steps.first());
+        let step = self
+            .steps
+            .iter()
+            .rev()
+            .find(|step| **step <= priority)
+            .or(self.steps.first());
         self.step(queue, step.copied().unwrap_or(0))
     }
 
@@ -41,7 +51,11 @@ impl Keys {
     pub(super) fn all<'a>(&self, queues: impl Iterator<Item = (usize, &'a str)> + Clone) -> Vec<(String, usize)> {
         self.steps
             .iter()
-            .flat_map(|step| queues.clone().map(move |(index, queue)| (self.step(queue, *step), index)))
+            .flat_map(|step| {
+                queues
+                    .clone()
+                    .map(move |(index, queue)| (self.step(queue, *step), index))
+            })
             .collect()
     }
 
@@ -67,7 +81,11 @@ impl Keys {
     /// The channel of a fanout exchange.
     pub(super) fn channel(&self, exchange: &str, routing_key: &str) -> String {
         let channel = format!("{}/{}.{exchange}", self.prefix, self.db);
-        if routing_key.is_empty() { channel } else { format!("{channel}/{routing_key}") }
+        if routing_key.is_empty() {
+            channel
+        } else {
+            format!("{channel}/{routing_key}")
+        }
     }
 }
 

@@ -129,8 +129,11 @@ impl Broker {
         let main = Link::connect(endpoint, options.link.clone()).await?;
         let writer = Link::connect(endpoint, options.link.clone()).await?;
         let scripts = Scripts::new();
-        main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone)).await?;
-        writer.register([&scripts.requeue, &scripts.bury, &scripts.reply, &scripts.bind].map(Clone::clone)).await?;
+        main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone))
+            .await?;
+        writer
+            .register([&scripts.requeue, &scripts.bury, &scripts.reply, &scripts.bind].map(Clone::clone))
+            .await?;
         Ok(Self {
             keys: Keys::new(&options, endpoint.db()),
             main,
@@ -182,7 +185,9 @@ impl Broker {
         let tracked = self.main.track(&prefixes).await;
         self.tracked.store(tracked, std::sync::atomic::Ordering::Relaxed);
         if !tracked {
-            tracing::warn!("Redis does not offer CLIENT TRACKING to this user: queues are looked at every 100 ms instead");
+            tracing::warn!(
+                "Redis does not offer CLIENT TRACKING to this user: queues are looked at every 100 ms instead"
+            );
         }
     }
 
@@ -230,7 +235,9 @@ impl Broker {
         let exchange = "reply.celery.pidbox";
         let mut call = self.scripts.bind.prepare_invoke();
         call.key(self.keys.bindings(exchange)).key(self.keys.deadlines());
-        call.arg(binding(oid, &format!("{oid}.{exchange}"))).arg(exchange).arg(3_600_000);
+        call.arg(binding(oid, &format!("{oid}.{exchange}")))
+            .arg(exchange)
+            .arg(3_600_000);
         let mut pipe = Pipeline::new();
         pipe.invoke_script(&call);
         self.writer.pipeline(&pipe).await.map(drop)
@@ -253,7 +260,8 @@ impl Broker {
     pub async fn unbind_replies(&self, oid: &str) -> Result<(), Error> {
         let (exchange, queue) = ("reply.celery.pidbox", format!("{oid}.reply.celery.pidbox"));
         let mut pipe = Pipeline::new();
-        pipe.srem(self.keys.bindings(exchange), binding(oid, &queue)).del(self.keys.name(&queue));
+        pipe.srem(self.keys.bindings(exchange), binding(oid, &queue))
+            .del(self.keys.name(&queue));
         self.writer.pipeline(&pipe).await.map(drop)
     }
 

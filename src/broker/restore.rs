@@ -4,8 +4,8 @@
 
 use base64::Engine as _;
 use redis::{Pipeline, Value};
-use serde_json::value::RawValue;
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::claim::unexpected;
 use super::{Broker, Error};
@@ -37,7 +37,10 @@ impl Broker {
     pub async fn restore_overdue(&self) -> Result<Restored, Error> {
         let timeout = self.options.visibility_timeout.as_secs_f64();
         let mut call = self.scripts.overdue.prepare_invoke();
-        call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index")).arg(timeout).arg(BATCH);
+        call.key(self.keys.name("unacked"))
+            .key(self.keys.name("unacked_index"))
+            .arg(timeout)
+            .arg(BATCH);
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
         let found = match self.main.pipeline(&pipe).await?.pop() {
@@ -70,7 +73,9 @@ impl Broker {
     /// Where a held message goes: the lists, what to push, and whether that is a dead-letter list.
     async fn destination(&self, value: &[u8]) -> Result<(Vec<String>, Vec<u8>, bool), Error> {
         let fallback = "celery".to_owned();
-        let held = std::str::from_utf8(value).ok().and_then(|text| serde_json::from_str::<Held<'_>>(text).ok());
+        let held = std::str::from_utf8(value)
+            .ok()
+            .and_then(|text| serde_json::from_str::<Held<'_>>(text).ok());
         let Some((envelope, exchange, routing_key)) = held else {
             let letter = self.letter(value, &fallback, "an entry of unacked that is no message");
             return Ok((vec![self.dead_key(&fallback)], letter, true));
@@ -80,7 +85,9 @@ impl Broker {
         let queues = self.route(&exchange, &routing_key).await?;
         let Some((marked, priority, _)) = marked.filter(|_| deliveries <= self.options.max_deliveries) else {
             let reason = if deliveries > self.options.max_deliveries {
-                format!("delivered {deliveries} times without an end: each worker that took it was gone before it was done")
+                format!(
+                    "delivered {deliveries} times without an end: each worker that took it was gone before it was done"
+                )
             } else {
                 "an entry of unacked that cannot be marked as redelivered".to_owned()
             };
@@ -96,7 +103,10 @@ impl Broker {
         if exchange.is_empty() {
             return Ok(vec![routing_key.to_owned()]);
         }
-        let members: Vec<String> = self.main.query(redis::cmd("SMEMBERS").arg(self.keys.bindings(exchange))).await?;
+        let members: Vec<String> = self
+            .main
+            .query(redis::cmd("SMEMBERS").arg(self.keys.bindings(exchange)))
+            .await?;
         let mut queues: Vec<String> = members
             .iter()
             .filter_map(|member| {
@@ -147,13 +157,26 @@ type Members = Vec<(String, Box<RawValue>)>;
 /// The marked envelope, its priority, and how often its holder was gone.
 fn mark(envelope: &RawValue, count: bool) -> Option<(Vec<u8>, u8, u32)> {
     let mut envelope = members(envelope.get())?;
-    let mut headers = take(&mut envelope, "headers").and_then(|headers| members(headers.get())).unwrap_or_default();
-    let mut properties = take(&mut envelope, "properties").and_then(|raw| members(raw.get())).unwrap_or_default();
-    let mut info = take(&mut properties, "delivery_info").and_then(|raw| members(raw.get())).unwrap_or_default();
-    let priority = properties.iter().find(|(name, _)| name == "priority").map(|(_, value)| value.get().to_owned());
-    let priority = priority.and_then(|text| text.parse::<f64>().ok()).map_or(0, |number| number.clamp(0.0, 9.0) as u8);
+    let mut headers = take(&mut envelope, "headers")
+        .and_then(|headers| members(headers.get()))
+        .unwrap_or_default();
+    let mut properties = take(&mut envelope, "properties")
+        .and_then(|raw| members(raw.get()))
+        .unwrap_or_default();
+    let mut info = take(&mut properties, "delivery_info")
+        .and_then(|raw| members(raw.get()))
+        .unwrap_or_default();
+    let priority = properties
+        .iter()
+        .find(|(name, _)| name == "priority")
+        .map(|(_, value)| value.get().to_owned());
+    let priority = priority
+        .and_then(|text| text.parse::<f64>().ok())
+        .map_or(0, |number| number.clamp(0.0, 9.0) as u8);
 
-    let mut deliveries = take(&mut headers, DELIVERIES).and_then(|raw| raw.get().parse().ok()).unwrap_or(1_u32);
+    let mut deliveries = take(&mut headers, DELIVERIES)
+        .and_then(|raw| raw.get().parse().ok())
+        .unwrap_or(1_u32);
     if count {
         deliveries = deliveries.saturating_add(1);
         headers.push((DELIVERIES.to_owned(), raw(deliveries.to_string())?));

@@ -99,7 +99,8 @@ impl Broker {
     fn append_acks(&self, pipe: &mut Pipeline, tags: &mut Vec<&str>) {
         if !tags.is_empty() {
             // The message first: an index without a message is nothing, a message without an index would stay for ever.
-            pipe.hdel(self.keys.name("unacked"), &tags[..]).zrem(self.keys.name("unacked_index"), &tags[..]);
+            pipe.hdel(self.keys.name("unacked"), &tags[..])
+                .zrem(self.keys.name("unacked_index"), &tags[..]);
             tags.clear();
         }
     }
@@ -107,7 +108,13 @@ impl Broker {
     fn append_one(&self, pipe: &mut Pipeline, write: &Write) {
         match write {
             Write::Ack(_) => {}
-            Write::Requeue { tag, to, raw, queue, priority } => {
+            Write::Requeue {
+                tag,
+                to,
+                raw,
+                queue,
+                priority,
+            } => {
                 let mut call = self.scripts.requeue.prepare_invoke();
                 call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
                 call.key(self.keys.queue(queue, *priority)).arg(&*tag.0);
@@ -118,26 +125,49 @@ impl Broker {
                 call.arg(if *to == End::Head { "head" } else { "tail" });
                 pipe.invoke_script(&call);
             }
-            Write::Publish { exchange, routing_key, priority, envelope } => {
+            Write::Publish {
+                exchange,
+                routing_key,
+                priority,
+                envelope,
+            } => {
                 // A direct exchange named like its queue is what Celery declares; others need the binding table, which
                 // the issue of the whole transport brings.
-                let queue = if exchange.is_empty() || exchange == routing_key { routing_key } else { exchange };
+                let queue = if exchange.is_empty() || exchange == routing_key {
+                    routing_key
+                } else {
+                    exchange
+                };
                 pipe.lpush(self.keys.queue(queue, *priority), &envelope[..]);
             }
-            Write::Broadcast { exchange, routing_key, payload } => {
+            Write::Broadcast {
+                exchange,
+                routing_key,
+                payload,
+            } => {
                 pipe.publish(self.keys.channel(exchange, routing_key), &payload[..]);
             }
             Write::Reply { routing_key, payload } => {
                 let queue = format!("{routing_key}.reply.celery.pidbox");
                 let mut call = self.scripts.reply.prepare_invoke();
-                call.key(self.keys.bindings("reply.celery.pidbox")).key(self.keys.name(&queue));
+                call.key(self.keys.bindings("reply.celery.pidbox"))
+                    .key(self.keys.name(&queue));
                 call.arg(binding(routing_key, &queue)).arg(&payload[..]).arg(REPLY_TTL);
                 pipe.invoke_script(&call);
             }
-            Write::Dead { tag, queue, raw, reason } => {
+            Write::Dead {
+                tag,
+                queue,
+                raw,
+                reason,
+            } => {
                 let mut call = self.scripts.bury.prepare_invoke();
-                call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index")).key(self.dead_key(queue));
-                call.arg(&*tag.0).arg(self.letter(raw, queue, reason)).arg(self.options.dead_limit);
+                call.key(self.keys.name("unacked"))
+                    .key(self.keys.name("unacked_index"))
+                    .key(self.dead_key(queue));
+                call.arg(&*tag.0)
+                    .arg(self.letter(raw, queue, reason))
+                    .arg(self.options.dead_limit);
                 pipe.invoke_script(&call);
             }
             Write::Declare(queue) => self.append_declare(pipe, queue),

@@ -33,7 +33,14 @@ pub(super) struct Start<'a> {
 impl Running {
     /// Starts a program in a process group of its own, so that Ctrl-C reaches it only through us.
     pub(super) fn start(start: Start<'_>) -> Result<Self, String> {
-        let Start { name, optional, quiet, program, arguments, environment } = start;
+        let Start {
+            name,
+            optional,
+            quiet,
+            program,
+            arguments,
+            environment,
+        } = start;
         let output = || if quiet { Stdio::null() } else { Stdio::inherit() };
         let child = Command::new(program)
             .args(arguments)
@@ -64,7 +71,9 @@ impl Running {
 
     /// Asks it to stop, and ends it if it takes longer than `patience`.
     pub(super) async fn stop(mut self, patience: Duration) {
-        let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) else { return };
+        let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) else {
+            return;
+        };
         // It may have ended by itself in between.
         let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
         if tokio::time::timeout(patience, self.child.wait()).await.is_err() {
@@ -76,7 +85,9 @@ impl Running {
 
 /// Finds a program beside this one, in the project's virtual environment, or on PATH.
 pub(super) fn find(name: &str) -> Option<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()));
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|path| Some(path.parent()?.to_owned()));
     let environment = std::env::current_dir().ok().map(|path| path.join(".venv/bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     beside

@@ -37,9 +37,14 @@ impl Doctor {
         let settings = common.settings()?;
         match common.client().await {
             Ok(client) => {
-                report.good(format_args!("Redis answers and lets us use it ({})", settings.shown()["broker_url"]));
+                report.good(format_args!(
+                    "Redis answers and lets us use it ({})",
+                    settings.shown()["broker_url"]
+                ));
                 match client.workers(Duration::from_secs(1)).await {
-                    Ok(workers) if workers.is_empty() => report.note("no worker is running; start one with orchestra-worker"),
+                    Ok(workers) if workers.is_empty() => {
+                        report.note("no worker is running; start one with orchestra-worker")
+                    }
                     Ok(workers) => report.good(format_args!("workers: {}", workers.join(", "))),
                     Err(error) => report.bad(error),
                 }
@@ -58,6 +63,10 @@ impl Doctor {
             }
             Err(stopped) => report.bad(stopped.text),
         }
-        Ok(if report.bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        Ok(if report.bad {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        })
     }
 }

@@ -9,8 +9,19 @@ use super::program::{Common, Stopped, pretty, seconds, usage, world};
 
 /// Methods that ask and change nothing.
 const METHODS: &[&str] = &[
-    "active", "active_queues", "clock", "conf", "memsample", "ping", "query_task", "registered", "report", "reserved", "revoked",
-    "scheduled", "stats",
+    "active",
+    "active_queues",
+    "clock",
+    "conf",
+    "memsample",
+    "ping",
+    "query_task",
+    "registered",
+    "report",
+    "reserved",
+    "revoked",
+    "scheduled",
+    "stats",
 ];
 
 #[derive(Debug, Args)]
@@ -47,7 +58,11 @@ impl Status {
         for worker in &workers {
             println!("->  {worker}: OK");
         }
-        println!("\n{} node{} online.", workers.len(), if workers.len() == 1 { "" } else { "s" });
+        println!(
+            "\n{} node{} online.",
+            workers.len(),
+            if workers.len() == 1 { "" } else { "s" }
+        );
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -56,7 +71,10 @@ impl Inspect {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         if !METHODS.contains(&self.method.as_str()) {
             let meant = crate::text::closest(&self.method, METHODS.iter().copied());
-            let meant = meant.map_or_else(|| format!("use one of {}", METHODS.join(", ")), |close| format!("did you mean {close}?"));
+            let meant = meant.map_or_else(
+                || format!("use one of {}", METHODS.join(", ")),
+                |close| format!("did you mean {close}?"),
+            );
             return Err(usage(format!("workers cannot be asked for {:?}; {meant}", self.method)));
         }
         let arguments = match self.method.as_str() {
@@ -67,7 +85,10 @@ impl Inspect {
         let timeout = seconds("timeout", self.timeout)?;
         let client = common.client().await?;
         let destination = self.destination.as_deref();
-        let answers: Map<String, Value> = client.inspect(&self.method, &arguments, destination, timeout).await.map_err(world)?;
+        let answers: Map<String, Value> = client
+            .inspect(&self.method, &arguments, destination, timeout)
+            .await
+            .map_err(world)?;
         if answers.is_empty() {
             return Err(world(format!("no worker answered within {} s", self.timeout)));
         }

@@ -19,7 +19,11 @@ pub(super) fn start(level: &str, file: Option<&Path>, json: bool) -> Result<(), 
         "WARNING" | "WARN" => LevelFilter::WARN,
         "ERROR" | "CRITICAL" | "FATAL" => LevelFilter::ERROR,
         "TRACE" => LevelFilter::TRACE,
-        other => return Err(format!("unknown log level {other:?}: use DEBUG, INFO, WARNING, ERROR or CRITICAL")),
+        other => {
+            return Err(format!(
+                "unknown log level {other:?}: use DEBUG, INFO, WARNING, ERROR or CRITICAL"
+            ));
+        }
     };
     // The line says it in words already; the fields are there for machines.
     let words = format::debug_fn(|out, field, value| match field.name() {
@@ -33,11 +37,21 @@ pub(super) fn start(level: &str, file: Option<&Path>, json: bool) -> Result<(), 
             let open = OpenOptions::new().create(true).append(true).open(path);
             let file = open.map_err(|error| format!("cannot write the log file {}: {error}", path.display()))?;
             let builder = builder.with_ansi(false).with_writer(Mutex::new(file));
-            if json { builder.json().init() } else { builder.fmt_fields(words).init() }
+            if json {
+                builder.json().init()
+            } else {
+                builder.fmt_fields(words).init()
+            }
         }
         None => {
-            let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
-            if json { builder.json().init() } else { builder.fmt_fields(words).init() }
+            let builder = builder
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_writer(std::io::stderr);
+            if json {
+                builder.json().init()
+            } else {
+                builder.fmt_fields(words).init()
+            }
         }
     }
     Ok(())

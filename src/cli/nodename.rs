@@ -4,7 +4,11 @@
 /// sign, `%i` and `%I` nothing (there are no child processes); without `@` the host is appended.
 pub(super) fn expand(name: &str, host: &str) -> String {
     let (short, domain) = host.split_once('.').unwrap_or((host, ""));
-    let full = if name.contains('@') { name.to_owned() } else { format!("{name}@%h") };
+    let full = if name.contains('@') {
+        name.to_owned()
+    } else {
+        format!("{name}@%h")
+    };
     let (mut out, mut chars) = (String::new(), full.chars());
     while let Some(char) = chars.next() {
         if char != '%' {

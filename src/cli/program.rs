@@ -23,16 +23,27 @@ pub(super) struct Stopped {
 
 /// The user wrote something wrong.
 pub(super) fn usage(text: impl ToString) -> Stopped {
-    Stopped { text: text.to_string(), code: 2 }
+    Stopped {
+        text: text.to_string(),
+        code: 2,
+    }
 }
 
 /// The world is not as it should be.
 pub(super) fn world(text: impl ToString) -> Stopped {
-    Stopped { text: text.to_string(), code: 1 }
+    Stopped {
+        text: text.to_string(),
+        code: 1,
+    }
 }
 
 #[derive(Debug, Parser)]
-#[command(name = "orchestra", version, about = "Tasks and models: start, send, look, check", disable_help_subcommand = true)]
+#[command(
+    name = "orchestra",
+    version,
+    about = "Tasks and models: start, send, look, check",
+    disable_help_subcommand = true
+)]
 struct Program {
     #[command(flatten)]
     common: Common,
@@ -120,11 +131,18 @@ pub(super) fn refuse(program: &str, error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     let mut lines = text.lines().map(str::trim);
     let first = lines.next().unwrap_or_default().trim_start_matches("error: ");
-    let more = lines.by_ref().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let more = lines
+        .by_ref()
+        .take_while(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
     let tip = lines.find_map(|line| line.strip_prefix("tip: "));
     let tip = tip.map(|tip| format!("; {}", tip.replace("a similar argument exists: ", "did you mean ")));
     let space = if more.is_empty() { "" } else { " " };
-    eprintln!("{program}: {first}{space}{more}{}; --help lists what there is", tip.unwrap_or_default());
+    eprintln!(
+        "{program}: {first}{space}{more}{}; --help lists what there is",
+        tip.unwrap_or_default()
+    );
     ExitCode::from(2)
 }
 
@@ -175,7 +193,9 @@ impl Common {
         let settings = self.settings()?;
         let broker = settings.broker().map_err(usage)?;
         let backend = settings.backend().map_err(usage)?;
-        let broker = Broker::connect(&broker, settings.broker_options()).await.map_err(world)?;
+        let broker = Broker::connect(&broker, settings.broker_options())
+            .await
+            .map_err(world)?;
         let backend = match backend {
             None => None,
             Some(endpoint) => {

@@ -78,7 +78,9 @@ impl Send {
             call = call.arg(value(arg));
         }
         for pair in &self.kwargs {
-            let (name, text) = pair.split_once('=').ok_or_else(|| usage(format!("--kwarg {pair:?}: write NAME=VALUE")))?;
+            let (name, text) = pair
+                .split_once('=')
+                .ok_or_else(|| usage(format!("--kwarg {pair:?}: write NAME=VALUE")))?;
             call = call.kwarg(name, value(text));
         }
         if let Some(priority) = self.priority {

@@ -78,7 +78,11 @@ pub(super) fn tasks(common: &Common) -> Result<ExitCode, Stopped> {
     let mut registry = Registry::new();
     common.engine()?.register(&mut registry).map_err(usage)?;
     for entry in registry.entries() {
-        println!("{:<24} {}", entry.name, entry.description.as_deref().unwrap_or_default());
+        println!(
+            "{:<24} {}",
+            entry.name,
+            entry.description.as_deref().unwrap_or_default()
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -92,7 +96,9 @@ fn failure(failure: crate::task::Failure) -> Stopped {
 
 fn parameters(pairs: &[String]) -> Result<Map<String, Value>, Stopped> {
     let parameter = |pair: &String| {
-        let (name, text) = pair.split_once('=').ok_or_else(|| usage(format!("--param {pair:?}: write NAME=VALUE")))?;
+        let (name, text) = pair
+            .split_once('=')
+            .ok_or_else(|| usage(format!("--param {pair:?}: write NAME=VALUE")))?;
         let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
         Ok((name.to_owned(), value))
     };

@@ -97,37 +97,76 @@ impl Up {
             }
             Err(error) => error,
         };
-        let Some(port) = endpoint.loopback_port() else { return Err(world(error)) };
-        let Some(program) = find("redis-server").or_else(|| find("valkey-server")) else {
-            return Err(world(format!("{error}. Install one, for example with: apt-get install redis-server")));
+        let Some(port) = endpoint.loopback_port() else {
+            return Err(world(error));
         };
-        let folder = self.data.clone().or_else(state_folder).unwrap_or_else(|| ".orchestra".into()).join("redis");
-        std::fs::create_dir_all(&folder).map_err(|error| world(format!("cannot make {}: {error}", folder.display())))?;
+        let Some(program) = find("redis-server").or_else(|| find("valkey-server")) else {
+            return Err(world(format!(
+                "{error}. Install one, for example with: apt-get install redis-server"
+            )));
+        };
+        let folder = self
+            .data
+            .clone()
+            .or_else(state_folder)
+            .unwrap_or_else(|| ".orchestra".into())
+            .join("redis");
+        std::fs::create_dir_all(&folder)
+            .map_err(|error| world(format!("cannot make {}: {error}", folder.display())))?;
         let port = port.to_string();
-        let options = ["--port", &port, "--bind", "127.0.0.1", "--appendonly", "yes", "--maxmemory-policy", "noeviction", "--dir"];
-        let arguments: Vec<&OsStr> = options.into_iter().map(OsStr::new).chain([folder.as_os_str()]).collect();
-        house.running.push(Running::start(Start {
-            name: "redis",
-            optional: false,
-            quiet: true,
-            program: &program,
-            arguments: &arguments,
-            environment: &[],
-        })
-        .map_err(world)?);
-        let connected = house.until(async || Link::connect(&endpoint, LinkOptions::default()).await.is_ok()).await;
+        let options = [
+            "--port",
+            &port,
+            "--bind",
+            "127.0.0.1",
+            "--appendonly",
+            "yes",
+            "--maxmemory-policy",
+            "noeviction",
+            "--dir",
+        ];
+        let arguments: Vec<&OsStr> = options
+            .into_iter()
+            .map(OsStr::new)
+            .chain([folder.as_os_str()])
+            .collect();
+        house.running.push(
+            Running::start(Start {
+                name: "redis",
+                optional: false,
+                quiet: true,
+                program: &program,
+                arguments: &arguments,
+                environment: &[],
+            })
+            .map_err(world)?,
+        );
+        let connected = house
+            .until(async || Link::connect(&endpoint, LinkOptions::default()).await.is_ok())
+            .await;
         if !connected {
-            return Err(world(format!("{} does not come up; try it by hand on port {port}", program.display())));
+            return Err(world(format!(
+                "{} does not come up; try it by hand on port {port}",
+                program.display()
+            )));
         }
-        house.told.push(("redis", format!("{endpoint} (started; data in {})", folder.display())));
+        house
+            .told
+            .push(("redis", format!("{endpoint} (started; data in {})", folder.display())));
         Ok(())
     }
 
     async fn ollama(&self, settings: &Settings, house: &mut House) {
-        let Ok(ollama) = Ollama::new(&settings.ai.hosts, CallLimits::default()) else { return };
-        let Some(host) = ollama.hosts().first().cloned() else { return };
+        let Ok(ollama) = Ollama::new(&settings.ai.hosts, CallLimits::default()) else {
+            return;
+        };
+        let Some(host) = ollama.hosts().first().cloned() else {
+            return;
+        };
         if let Ok(version) = ollama.version(&host).await {
-            house.told.push(("ollama", format!("{host} (was running, version {version})")));
+            house
+                .told
+                .push(("ollama", format!("{host} (was running, version {version})")));
             return;
         }
         let local = host == crate::ai::DEFAULT_HOST;
@@ -148,7 +187,9 @@ impl Up {
                 }
             }
         }
-        let text = format!("none at {host}; get it from ollama.com, or name another with OLLAMA_HOST. AI tasks are tried again until then");
+        let text = format!(
+            "none at {host}; get it from ollama.com, or name another with OLLAMA_HOST. AI tasks are tried again until then"
+        );
         house.told.push(("ollama", text));
     }
 
@@ -158,7 +199,11 @@ impl Up {
         };
         let mut arguments: Vec<OsString> = vec!["--quiet".into(), "-E".into()];
         let mut give = |name: &str, value: &OsStr| arguments.extend([name.into(), value.to_owned()]);
-        let folders = [("--config", &common.config), ("--templates", &common.templates), ("--tasks", &common.tasks)];
+        let folders = [
+            ("--config", &common.config),
+            ("--templates", &common.templates),
+            ("--tasks", &common.tasks),
+        ];
         for (name, path) in folders {
             if let Some(path) = path {
                 give(name, path.as_os_str());
@@ -171,7 +216,12 @@ impl Up {
         arguments.extend(self.worker.iter().cloned());
         let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
         let mut environment = vec![("ORCHESTRA_BROKER_URL", settings.broker_url.as_str())];
-        environment.extend(settings.result_backend.as_deref().map(|url| ("ORCHESTRA_RESULT_BACKEND", url)));
+        environment.extend(
+            settings
+                .result_backend
+                .as_deref()
+                .map(|url| ("ORCHESTRA_RESULT_BACKEND", url)),
+        );
         let start = Start {
             name: "worker",
             optional: false,
@@ -193,14 +243,18 @@ impl Up {
 
     async fn flower(&self, settings: &Settings, house: &mut House) {
         const HOW: &str = "not installed; get it with: pip install flower";
-        let Some(program) = find("celery") else { return house.told.push(("flower", HOW.into())) };
+        let Some(program) = find("celery") else {
+            return house.told.push(("flower", HOW.into()));
+        };
         if TcpStream::connect(("127.0.0.1", self.flower_port)).await.is_ok() {
             let text = format!("port {} is taken; choose another with --flower-port", self.flower_port);
             return house.told.push(("flower", text));
         }
         let port = format!("--port={}", self.flower_port);
-        let arguments: Vec<&OsStr> =
-            ["flower", "--address=127.0.0.1", &port].into_iter().map(OsStr::new).collect();
+        let arguments: Vec<&OsStr> = ["flower", "--address=127.0.0.1", &port]
+            .into_iter()
+            .map(OsStr::new)
+            .collect();
         let start = Start {
             name: "flower",
             optional: true,
@@ -213,10 +267,18 @@ impl Up {
                 ("FLOWER_UNAUTHENTICATED_API", "true"),
             ],
         };
-        let Ok(running) = Running::start(start) else { return house.told.push(("flower", HOW.into())) };
+        let Ok(running) = Running::start(start) else {
+            return house.told.push(("flower", HOW.into()));
+        };
         house.running.push(running);
-        let up = house.until(async || TcpStream::connect(("127.0.0.1", self.flower_port)).await.is_ok()).await;
-        let text = if up { format!("http://127.0.0.1:{}", self.flower_port) } else { HOW.to_owned() };
+        let up = house
+            .until(async || TcpStream::connect(("127.0.0.1", self.flower_port)).await.is_ok())
+            .await;
+        let text = if up {
+            format!("http://127.0.0.1:{}", self.flower_port)
+        } else {
+            HOW.to_owned()
+        };
         house.told.push(("flower", text));
     }
 }
@@ -260,6 +322,9 @@ impl House {
 
 /// Where programs keep what they may lose (XDG base directories).
 fn state_folder() -> Option<PathBuf> {
-    let set = std::env::var_os("XDG_STATE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
-    set.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state"))).map(|path| path.join("orchestra"))
+    let set = std::env::var_os("XDG_STATE_HOME")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from);
+    set.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))
+        .map(|path| path.join("orchestra"))
 }

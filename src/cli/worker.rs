@@ -116,7 +116,10 @@ pub fn worker_main_from(
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> ExitCode {
     // `celery -A app worker …` becomes `orchestra-worker …`; the word is still in people's fingers.
-    let mut words = arguments.into_iter().enumerate().filter(|(at, word)| *at != 1 || word != "worker");
+    let mut words = arguments
+        .into_iter()
+        .enumerate()
+        .filter(|(at, word)| *at != 1 || word != "worker");
     let arguments = match Arguments::try_parse_from(words.by_ref().map(|(_, word)| word)) {
         Ok(arguments) => arguments,
         Err(error) => return refuse("orchestra-worker", &error),
@@ -156,8 +159,8 @@ fn start(
         .map_err(|error| world(format!("cannot start threads: {error}")))?;
     let code = runtime.block_on(async {
         let stop = Stop::new();
-        let signals = Signals::listen(stop.clone())
-            .map_err(|error| world(format!("cannot listen to signals: {error}")))?;
+        let signals =
+            Signals::listen(stop.clone()).map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let worker = Worker::connect(options, registry).await;
         let worker = worker.map_err(world)?;
         eprintln!("orchestra-worker: ready");
@@ -182,7 +185,9 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
     if let Some(queues) = &arguments.queues {
         settings.queues.clone_from(queues);
     }
-    settings.queues.retain(|queue| !arguments.exclude_queues.contains(queue));
+    settings
+        .queues
+        .retain(|queue| !arguments.exclude_queues.contains(queue));
     if let Some(concurrency) = arguments.concurrency {
         settings.concurrency = Some(concurrency);
     }
@@ -234,8 +239,15 @@ fn options(arguments: &Arguments, settings: &Settings) -> Result<worker::Options
 }
 
 fn banner(options: &worker::Options, registry: &Registry, settings: &Settings) -> String {
-    let results = options.backend.as_ref().map_or_else(|| "disabled".to_owned(), ToString::to_string);
-    let events = if options.task_events { "ON" } else { "OFF (enable -E to monitor tasks in this worker)" };
+    let results = options
+        .backend
+        .as_ref()
+        .map_or_else(|| "disabled".to_owned(), ToString::to_string);
+    let events = if options.task_events {
+        "ON"
+    } else {
+        "OFF (enable -E to monitor tasks in this worker)"
+    };
     let tasks: Vec<String> = registry.entries().map(|entry| format!("  . {}", entry.name)).collect();
     let queues: Vec<String> = options.queues.iter().map(|queue| format!("  . {queue}")).collect();
     format!(

@@ -26,7 +26,11 @@ pub struct Call {
 impl Call {
     /// A call of the task of that name, with a new id, to the queue `celery`.
     pub fn new(task: impl Into<String>) -> Self {
-        let headers = Headers { task: task.into(), id: Uuid::new_v4().to_string(), ..Headers::default() };
+        let headers = Headers {
+            task: task.into(),
+            id: Uuid::new_v4().to_string(),
+            ..Headers::default()
+        };
         Self {
             headers,
             queue: "celery".into(),
@@ -153,7 +157,10 @@ impl Call {
     /// The envelope, as `celery.app.amqp.AMQP.as_task_v2` and kombu make it.
     pub(super) fn envelope(&self, origin: &str, reply_to: &str) -> Result<Vec<u8>, serde_json::Error> {
         if let Some(wrong) = &self.wrong {
-            return Err(serde::ser::Error::custom(format!("an argument of {} is not JSON: {wrong}", self.headers.task)));
+            return Err(serde::ser::Error::custom(format!(
+                "an argument of {} is not JSON: {wrong}",
+                self.headers.task
+            )));
         }
         let mut headers = self.headers.clone();
         headers.root_id.get_or_insert_with(|| self.headers.id.clone());
@@ -176,7 +183,10 @@ impl Call {
                 reply_to: Some(reply_to),
                 expiration: self.expires_in.map(|after| after.as_millis().to_string()),
                 delivery_mode: 2,
-                delivery_info: OutgoingInfo { exchange: "", routing_key: &self.queue },
+                delivery_info: OutgoingInfo {
+                    exchange: "",
+                    routing_key: &self.queue,
+                },
                 priority: self.priority,
                 body_encoding: "base64",
                 delivery_tag: Uuid::new_v4().to_string(),
@@ -192,7 +202,12 @@ mod tests {
 
     #[test]
     fn p_054_p_059_a_call_is_a_protocol_2_message() {
-        let call = Call::new("proj.add").arg(2).kwarg("y", "it's").priority(3).queue("q").time_limit(Duration::from_secs(5));
+        let call = Call::new("proj.add")
+            .arg(2)
+            .kwarg("y", "it's")
+            .priority(3)
+            .queue("q")
+            .time_limit(Duration::from_secs(5));
         let envelope = call.envelope("gen1@h", "oid").unwrap();
         let message = decode(&envelope, &Limits::default()).unwrap();
         let headers = &message.headers;
@@ -201,7 +216,10 @@ mod tests {
         assert_eq!(headers.kwargsrepr.as_deref(), Some(r#"{'y': "it's"}"#));
         assert_eq!(headers.timelimit.hard, Some(Duration::from_secs(5)));
         assert_eq!(message.properties.correlation_id.as_deref(), Some(call.id()));
-        assert_eq!((message.properties.priority(), message.properties.routing_key()), (3, Some("q")));
+        assert_eq!(
+            (message.properties.priority(), message.properties.routing_key()),
+            (3, Some("q"))
+        );
         assert_eq!(message.body.args(), "[2]");
     }
 }

@@ -59,7 +59,11 @@ impl Client {
 
     async fn broadcast(&self, payload: Vec<u8>) -> Result<(), Error> {
         let mut pipe = Pipeline::new();
-        let broadcast = Write::Broadcast { exchange: EXCHANGE.into(), routing_key: String::new(), payload: payload.into() };
+        let broadcast = Write::Broadcast {
+            exchange: EXCHANGE.into(),
+            routing_key: String::new(),
+            payload: payload.into(),
+        };
         self.broker.append(&mut pipe, &[broadcast]);
         self.broker.writer().pipeline(&pipe).await?;
         Ok(())

@@ -63,6 +63,10 @@ impl Client {
 
     /// A client on connections that exist already.
     pub fn new(broker: Broker, backend: Option<Backend>) -> Self {
-        Self { broker, backend, results: Arc::default() }
+        Self {
+            broker,
+            backend,
+            results: Arc::default(),
+        }
     }
 }

@@ -100,7 +100,10 @@ struct Stored {
 impl Client {
     /// The result of a task by its id.
     pub fn result(&self, id: impl Into<String>) -> Pending {
-        Pending { client: self.clone(), id: id.into() }
+        Pending {
+            client: self.clone(),
+            id: id.into(),
+        }
     }
 }
 
@@ -115,7 +118,10 @@ impl Pending {
     /// # Errors
     /// Redis cannot be reached, or the record is not JSON.
     pub async fn state(&self) -> Result<State, Error> {
-        Ok(self.stored().await?.map_or(State::Pending, |stored| State::parse(&stored.status)))
+        Ok(self
+            .stored()
+            .await?
+            .map_or(State::Pending, |stored| State::parse(&stored.status)))
     }
 
     /// Waits for the task to end and gives its result.
@@ -124,12 +130,18 @@ impl Pending {
     /// The task failed or was revoked, the time is up, or Redis cannot be reached.
     pub async fn get<T: DeserializeOwned>(&self, timeout: Duration) -> Result<T, Error> {
         let waited = tokio::time::timeout(timeout, self.ready()).await;
-        let stored = waited.map_err(|_| Error::Timeout { id: self.id.clone(), seconds: timeout.as_secs_f64() })??;
+        let stored = waited.map_err(|_| Error::Timeout {
+            id: self.id.clone(),
+            seconds: timeout.as_secs_f64(),
+        })??;
         let result = stored.result.as_ref().map_or("null", |result| result.get());
         match State::parse(&stored.status) {
             State::Success => Ok(json::parse(result)?),
             State::Revoked => Err(Error::Revoked(exception(result).message())),
-            _ => Err(Error::Failed { exception: exception(result), traceback: stored.traceback }),
+            _ => Err(Error::Failed {
+                exception: exception(result),
+                traceback: stored.traceback,
+            }),
         }
     }
 
@@ -173,14 +185,21 @@ impl Pending {
         let backend = self.backend()?;
         let link = self.client.results.listening(backend).await?;
         let channel = backend.channel(&self.id);
-        let notify = lock(&self.client.results.waiting).entry(channel.clone()).or_default().clone();
+        let notify = lock(&self.client.results.waiting)
+            .entry(channel.clone())
+            .or_default()
+            .clone();
         // Subscribed before the first look: a result that comes in between is not missed.
         let subscribed = link.subscribe_to(&channel).await;
         let ended = async {
             subscribed?;
             loop {
                 let news = notify.notified();
-                if let Some(stored) = self.stored().await?.filter(|stored| State::parse(&stored.status).is_ready()) {
+                if let Some(stored) = self
+                    .stored()
+                    .await?
+                    .filter(|stored| State::parse(&stored.status).is_ready())
+                {
                     return Ok(stored);
                 }
                 let _ = tokio::time::timeout_at(clock::instant() + AGAIN, news).await;

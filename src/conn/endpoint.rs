@@ -25,12 +25,15 @@ impl Endpoint {
         let url = url.trim();
         let shown = mask(url);
         let wrong = |what: &str| Error::Url(format!("{shown:?} is no Redis URL: {what}"));
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| {
-            wrong("it has no scheme; write redis://host:6379/0")
-        })?;
+        let (scheme, rest) = url
+            .split_once("://")
+            .ok_or_else(|| wrong("it has no scheme; write redis://host:6379/0"))?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let option = |name: &str| {
-            query.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name)).map(|(_, value)| value)
+            query
+                .split('&')
+                .find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name))
+                .map(|(_, value)| value)
         };
         let mut ca_file = None;
         let plain = match scheme {
@@ -42,7 +45,10 @@ impl Endpoint {
                     Some("CERT_NONE" | "none") => "#insecure",
                     Some(_) => return Err(wrong("ssl_cert_reqs must be required, optional or none")),
                 };
-                format!("rediss://{place}{}{insecure}", if place.contains('/') { "" } else { "/0" })
+                format!(
+                    "rediss://{place}{}{insecure}",
+                    if place.contains('/') { "" } else { "/0" }
+                )
             }
             "redis+socket" | "socket" | "unix" | "redis+unix" => {
                 let db = option("virtual_host").or_else(|| option("db")).unwrap_or("0");
@@ -50,7 +56,11 @@ impl Endpoint {
             }
             "sentinel" => return Err(wrong("Sentinel is not supported in this version")),
             "amqp" | "amqps" | "pyamqp" => return Err(wrong("only Redis brokers are supported")),
-            other => return Err(wrong(&format!("unknown scheme {other:?}; use redis://, rediss:// or redis+socket://"))),
+            other => {
+                return Err(wrong(&format!(
+                    "unknown scheme {other:?}; use redis://, rediss:// or redis+socket://"
+                )));
+            }
         };
         let info = plain
             .as_str()
@@ -111,14 +121,25 @@ impl Endpoint {
     }
 
     pub(super) fn client(&self) -> Result<Client, Error> {
-        let tcp = self.info.tcp_settings().clone().set_nodelay(true).set_user_timeout(std::time::Duration::from_secs(10));
+        let tcp = self
+            .info
+            .tcp_settings()
+            .clone()
+            .set_nodelay(true)
+            .set_user_timeout(std::time::Duration::from_secs(10));
         let info = self.info.clone().set_tcp_settings(tcp);
         let client = match &self.ca_file {
             None => Client::open(info),
             Some(path) => {
                 let root_cert = std::fs::read(path)
                     .map_err(|error| Error::Url(format!("cannot read ssl_ca_certs {}: {error}", path.display())))?;
-                Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(root_cert) })
+                Client::build_with_tls(
+                    info,
+                    TlsCertificates {
+                        client_tls: None,
+                        root_cert: Some(root_cert),
+                    },
+                )
             }
         };
         client.map_err(|error| Error::Url(format!("{}: {error}", self.shown)))
@@ -139,8 +160,12 @@ impl fmt::Debug for Endpoint {
 
 /// The URL with its password replaced, as Celery shows it.
 fn mask(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let Some((credentials, place)) = rest.rsplit_once('@') else { return url.to_owned() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let Some((credentials, place)) = rest.rsplit_once('@') else {
+        return url.to_owned();
+    };
     let user = credentials.split(':').next().unwrap_or_default();
     if credentials.contains(':') {
         format!("{scheme}://{user}:**@{place}")
@@ -156,20 +181,42 @@ mod tests {
     #[test]
     fn p_046_the_forms_of_a_url_are_read() {
         let plain = Endpoint::parse("redis://localhost").unwrap();
-        assert_eq!((plain.host(), plain.port(), plain.db()), ("localhost".into(), Some(6379), 0));
+        assert_eq!(
+            (plain.host(), plain.port(), plain.db()),
+            ("localhost".into(), Some(6379), 0)
+        );
         let full = Endpoint::parse("redis://user:se%40cret@h:7000/3").unwrap();
-        assert_eq!((full.host(), full.port(), full.db(), full.username()), ("h".into(), Some(7000), 3, Some("user")));
+        assert_eq!(
+            (full.host(), full.port(), full.db(), full.username()),
+            ("h".into(), Some(7000), 3, Some("user"))
+        );
         assert_eq!(full.to_string(), "redis://user:**@h:7000/3");
         let socket = Endpoint::parse("redis+socket:///run/redis.sock?virtual_host=2").unwrap();
-        assert_eq!((socket.host(), socket.port(), socket.db()), ("/run/redis.sock".into(), None, 2));
-        assert!(Endpoint::parse("rediss://h:7000/1?ssl_cert_reqs=required").unwrap().is_tls());
+        assert_eq!(
+            (socket.host(), socket.port(), socket.db()),
+            ("/run/redis.sock".into(), None, 2)
+        );
+        assert!(
+            Endpoint::parse("rediss://h:7000/1?ssl_cert_reqs=required")
+                .unwrap()
+                .is_tls()
+        );
     }
 
     #[test]
     fn a_wrong_url_is_explained_without_its_password() {
-        for url in ["localhost", "amqp://u:secret@h", "redis://u:secret@h:port/0", "rediss://h?ssl_cert_reqs=maybe", "x://h"] {
+        for url in [
+            "localhost",
+            "amqp://u:secret@h",
+            "redis://u:secret@h:port/0",
+            "rediss://h?ssl_cert_reqs=maybe",
+            "x://h",
+        ] {
             let error = Endpoint::parse(url).unwrap_err().to_string();
-            assert!(error.contains("is no Redis URL") && !error.contains("secret"), "{error}");
+            assert!(
+                error.contains("is no Redis URL") && !error.contains("secret"),
+                "{error}"
+            );
         }
     }
 }

@@ -18,8 +18,20 @@ pub enum Error {
 
 /// Replies that mean "not now" or "not me": wait, and ask again on a new connection.
 const TRANSIENT: [&str; 14] = [
-    "LOADING", "READONLY", "UNBLOCKED", "MASTERDOWN", "BUSY", "OOM", "NOAUTH", "WRONGPASS", "NOSCRIPT", "MISCONF",
-    "CLUSTERDOWN", "TRYAGAIN", "EXECABORT", "NOREPLICAS",
+    "LOADING",
+    "READONLY",
+    "UNBLOCKED",
+    "MASTERDOWN",
+    "BUSY",
+    "OOM",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOSCRIPT",
+    "MISCONF",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "EXECABORT",
+    "NOREPLICAS",
 ];
 /// Those of them that say that this connection itself is no good.
 const RECONNECT: [&str; 5] = ["READONLY", "UNBLOCKED", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
@@ -59,7 +71,11 @@ impl Error {
             _ if matches!(error.kind(), ErrorKind::AuthenticationFailed) => "check the user and password in the URL",
             _ => "is it running? start it with `redis-server`, or name another one with --broker",
         };
-        let reason = if error.is_timeout() { "no answer within the time limit".to_owned() } else { error.to_string() };
+        let reason = if error.is_timeout() {
+            "no answer within the time limit".to_owned()
+        } else {
+            error.to_string()
+        };
         Self::Transient(format!("cannot reach Redis at {url}: {reason}; {hint}"))
     }
 }

@@ -216,6 +216,10 @@ impl Link {
     /// [`woken`](Self::woken). Whether the server can do that; if not, callers have to look by themselves.
     pub async fn track(&self, prefixes: &[String]) -> bool {
         self.shared.setup().tracked = prefixes.to_vec();
+        // Prefixes can be added but not changed; what is lost in between is seen by the next look at the queues.
+        let _ = self
+            .query::<Value>(redis::cmd("CLIENT").arg("TRACKING").arg("OFF"))
+            .await;
         self.query::<Value>(&tracking(prefixes)).await.is_ok()
     }
 
@@ -304,7 +308,10 @@ impl Shared {
                 }
                 Ok(())
             });
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
         let setup = self.setup().clone();
         let mut pipe = Pipeline::new();
         for script in &setup.scripts {
@@ -336,7 +343,9 @@ impl Shared {
             PushKind::Invalidate => self.woken.notify_one(),
             PushKind::Message | PushKind::PMessage => {
                 let mut parts = push.data.into_iter().rev();
-                let (Some(payload), Some(channel)) = (parts.next(), parts.next()) else { return };
+                let (Some(payload), Some(channel)) = (parts.next(), parts.next()) else {
+                    return;
+                };
                 if let (Ok(channel), Value::BulkString(payload)) = (String::from_redis_value(channel), payload)
                     && self.pushes.try_send((channel, payload)).is_err()
                     && !self.dropped.swap(true, Ordering::Relaxed)
@@ -392,10 +401,13 @@ async fn supervise(shared: Weak<Shared>) {
                 let weak = Arc::downgrade(&strong);
                 drop(strong);
                 // Wake up at once when the connection is taken for gone, else look after it now and then.
-                let broke = tokio::time::timeout(pause, changes.wait_for(Option::is_none)).await.is_ok();
+                let broke = tokio::time::timeout(pause, changes.wait_for(Option::is_none))
+                    .await
+                    .is_ok();
                 drop(changes);
                 let Some(strong) = weak.upgrade() else { return };
-                if !broke && strong.used.load(Ordering::Relaxed) == used
+                if !broke
+                    && strong.used.load(Ordering::Relaxed) == used
                     && let Err(error) = redis::cmd("PING").exec_async(&mut connection).await
                     && is_broken(&error)
                 {
@@ -413,7 +425,11 @@ async fn supervise(shared: Weak<Shared>) {
                         epoch += 1;
                         strong.current.send_replace(Some((epoch, connection)));
                         let gone = clock::instant().saturating_duration_since(since);
-                        info!("connected to Redis at {} again after {:.1} s", strong.endpoint, gone.as_secs_f64());
+                        info!(
+                            "connected to Redis at {} again after {:.1} s",
+                            strong.endpoint,
+                            gone.as_secs_f64()
+                        );
                         strong.woken.notify_one();
                         break;
                     }

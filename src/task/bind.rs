@@ -25,9 +25,9 @@ pub(crate) fn bind<T: DeserializeOwned>(task: &str, args: &str, kwargs: &str) ->
     };
     T::deserialize(call).map_err(|error| match error {
         BindError::Call(text) => Failure::type_error(text),
-        BindError::Missing(field) => Failure::type_error(format!(
-            "{task}() missing 1 required positional argument: '{field}'"
-        )),
+        BindError::Missing(field) => {
+            Failure::type_error(format!("{task}() missing 1 required positional argument: '{field}'"))
+        }
         BindError::Value(text) => Failure::value_error(format!("{task}(): {text}")),
     })
 }
@@ -66,7 +66,9 @@ fn check_call<'a>(
     if positional > names.len() {
         let (takes, s) = (names.len(), if names.len() == 1 { "" } else { "s" });
         let were = if positional == 1 { "was" } else { "were" };
-        return Err(format!("{task}() takes {takes} positional argument{s} but {positional} {were} given"));
+        return Err(format!(
+            "{task}() takes {takes} positional argument{s} but {positional} {were} given"
+        ));
     }
     for keyword in keywords {
         match names.iter().position(|name| *name == keyword) {
@@ -224,7 +226,14 @@ mod tests {
     #[test]
     fn positional_arguments_bind_in_order_and_keywords_by_name() {
         let add = bind::<Add>("proj.add", "[1]", r#"{"note": "n"}"#).unwrap();
-        assert_eq!(add, Add { x: 1, y: 0, note: Some("n".into()) });
+        assert_eq!(
+            add,
+            Add {
+                x: 1,
+                y: 0,
+                note: Some("n".into())
+            }
+        );
         assert_eq!(bind::<Add>("proj.add", "[1, 2, null]", "{}").unwrap().y, 2);
     }
 
@@ -251,7 +260,10 @@ mod tests {
     #[test]
     fn an_argument_of_the_wrong_type_is_named() {
         let text = failure(r#"["one"]"#, "{}");
-        assert!(text.starts_with("ValueError: proj.add(): argument 'x': invalid type"), "{text}");
+        assert!(
+            text.starts_with("ValueError: proj.add(): argument 'x': invalid type"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -29,11 +29,7 @@ pub trait Task: DeserializeOwned + Send + 'static {
     ///
     /// # Errors
     /// A [`Failure`] says what the worker does next.
-    fn run(
-        self,
-        env: Self::Env,
-        context: Context,
-    ) -> impl Future<Output = Result<Self::Output, Failure>> + Send;
+    fn run(self, env: Self::Env, context: Context) -> impl Future<Output = Result<Self::Output, Failure>> + Send;
 }
 
 /// A task made at run time, such as one described in a file.
@@ -52,9 +48,5 @@ pub trait DynTask: Send + Sync + 'static {
     }
 
     /// Does the work; see [`Task::run`].
-    fn run(
-        &self,
-        arguments: Arguments,
-        context: Context,
-    ) -> BoxFuture<'static, Result<Value, Failure>>;
+    fn run(&self, arguments: Arguments, context: Context) -> BoxFuture<'static, Result<Value, Failure>>;
 }

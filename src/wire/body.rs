@@ -124,8 +124,7 @@ impl Body {
 }
 
 fn read_embed<T: DeserializeOwned>(text: &str) -> Result<T, DecodeError> {
-    serde_json::from_str(text)
-        .map_err(|error| DecodeError::Body(format!("embed is not of Celery's shape: {error}")))
+    serde_json::from_str(text).map_err(|error| DecodeError::Body(format!("embed is not of Celery's shape: {error}")))
 }
 
 #[cfg(test)]
@@ -138,7 +137,14 @@ mod tests {
         assert_eq!(body.args(), r#"[1, "a,]"]"#);
         assert_eq!(body.kwargs(), r#"{"k": {}}"#);
         assert_eq!(body.embed().unwrap(), Embed::default());
-        assert!(Body::parse("[[], {}, null]".into()).unwrap().embed().unwrap().chain.is_none());
+        assert!(
+            Body::parse("[[], {}, null]".into())
+                .unwrap()
+                .embed()
+                .unwrap()
+                .chain
+                .is_none()
+        );
     }
 
     #[test]

@@ -13,9 +13,7 @@ use super::message::DecodeError;
 /// An unknown method, a corrupt stream, or more than `limit` bytes of output.
 pub fn decompress(method: &str, data: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
     match method {
-        "application/x-gzip" | "gzip" | "zlib" => {
-            bounded(flate2::read::ZlibDecoder::new(data), limit)
-        }
+        "application/x-gzip" | "gzip" | "zlib" => bounded(flate2::read::ZlibDecoder::new(data), limit),
         other => Err(DecodeError::Body(format!(
             "compression {other:?} is not supported; use gzip or zlib"
         ))),
@@ -29,10 +27,7 @@ fn bounded(reader: impl Read, limit: usize) -> Result<Vec<u8>, DecodeError> {
         .read_to_end(&mut out)
         .map_err(|error| DecodeError::Body(format!("corrupt compressed body: {error}")))?;
     if out.len() > limit {
-        return Err(DecodeError::TooLarge {
-            what: "body",
-            limit,
-        });
+        return Err(DecodeError::TooLarge { what: "body", limit });
     }
     Ok(out)
 }
@@ -45,8 +40,7 @@ mod tests {
 
     #[test]
     fn p_067_a_gzip_body_is_a_zlib_stream_and_a_bomb_is_refused() {
-        let mut encoder =
-            flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(&vec![b'x'; 100_000]).unwrap();
         let packed = encoder.finish().unwrap();
         assert_eq!(decompress("gzip", &packed, 100_000).unwrap().len(), 100_000);

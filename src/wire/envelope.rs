@@ -94,9 +94,7 @@ impl Properties {
 
     /// Whether it has been put back before.
     pub fn redelivered(&self) -> bool {
-        self.delivery_info
-            .as_ref()
-            .is_some_and(|info| info.redelivered)
+        self.delivery_info.as_ref().is_some_and(|info| info.redelivered)
     }
 }
 
@@ -162,10 +160,7 @@ pub(crate) fn wrap<H: Serialize, B: Serialize + ?Sized>(
             reply_to: None,
             expiration: None,
             delivery_mode: if persistent { 2 } else { 1 },
-            delivery_info: OutgoingInfo {
-                exchange,
-                routing_key,
-            },
+            delivery_info: OutgoingInfo { exchange, routing_key },
             priority: 0,
             body_encoding: "base64",
             delivery_tag: uuid::Uuid::new_v4().to_string(),
@@ -179,11 +174,7 @@ mod tests {
 
     #[test]
     fn p_003_priority_is_clamped_and_anything_else_is_zero() {
-        let priority = |text: &str| {
-            serde_json::from_str::<Properties>(text)
-                .unwrap()
-                .priority()
-        };
+        let priority = |text: &str| serde_json::from_str::<Properties>(text).unwrap().priority();
         assert_eq!(priority(r#"{"priority": 5}"#), 5);
         assert_eq!(priority(r#"{"priority": 99}"#), 9);
         assert_eq!(priority(r#"{"priority": -3}"#), 0);

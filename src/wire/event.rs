@@ -125,7 +125,15 @@ impl Events {
     /// Never in practice: events hold numbers and text only.
     pub fn worker(event: &Event, exchange: &str) -> Result<(String, Vec<u8>), serde_json::Error> {
         let routing_key = event.name.replace('-', ".");
-        let payload = wrap(Sender { hostname: &event.hostname }, event, exchange, &routing_key, false)?;
+        let payload = wrap(
+            Sender {
+                hostname: &event.hostname,
+            },
+            event,
+            exchange,
+            &routing_key,
+            false,
+        )?;
         Ok((routing_key, payload))
     }
 

@@ -97,7 +97,11 @@ impl Exception {
     /// The traceback, or one made up of what is known, for readers that expect one.
     pub fn traceback_text(&self) -> String {
         self.traceback.clone().unwrap_or_else(|| {
-            format!("Traceback (most recent call last):\n  (raised by a task written in Rust)\n{}: {}\n", self.name, self.message())
+            format!(
+                "Traceback (most recent call last):\n  (raised by a task written in Rust)\n{}: {}\n",
+                self.name,
+                self.message()
+            )
         })
     }
 }

@@ -117,8 +117,7 @@ impl<'de> Visitor<'de> for HeadersVisitor {
                 "origin" => headers.origin = text(&mut map, "origin")?,
                 "ignore_result" => headers.ignore_result = value(&mut map, "ignore_result")?,
                 "replaced_task_nesting" => {
-                    headers.replaced_task_nesting =
-                        value(&mut map, "replaced_task_nesting")?.unwrap_or(0);
+                    headers.replaced_task_nesting = value(&mut map, "replaced_task_nesting")?.unwrap_or(0);
                 }
                 "stamped_headers" => headers.stamped_headers = value(&mut map, "stamped_headers")?,
                 "stamps" => headers.stamps = value(&mut map, "stamps")?,
@@ -155,10 +154,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
     }
 }
 
-fn value<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
-    map: &mut A,
-    name: &str,
-) -> Result<Option<T>, A::Error> {
+fn value<'de, A: MapAccess<'de>, T: Deserialize<'de>>(map: &mut A, name: &str) -> Result<Option<T>, A::Error> {
     map.next_value::<Option<T>>()
         .map_err(|error| de::Error::custom(format_args!("header {name}: {error}")))
 }
@@ -235,8 +231,7 @@ mod tests {
 
     #[test]
     fn p_057_unknown_headers_are_kept() {
-        let headers: Headers =
-            serde_json::from_value(json!({"task": "t", "id": "1", "x-mine": {"a": [1]}})).unwrap();
+        let headers: Headers = serde_json::from_value(json!({"task": "t", "id": "1", "x-mine": {"a": [1]}})).unwrap();
         let again = serde_json::to_value(&headers).unwrap();
         assert_eq!(again["x-mine"], json!({"a": [1]}));
     }

@@ -55,10 +55,7 @@ pub struct Undecodable {
 
 impl From<DecodeError> for Undecodable {
     fn from(error: DecodeError) -> Self {
-        Self {
-            error,
-            headers: None,
-        }
+        Self { error, headers: None }
     }
 }
 
@@ -90,8 +87,7 @@ pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
 }
 
 fn envelope(raw: &[u8]) -> Result<Envelope<'_>, DecodeError> {
-    let text = std::str::from_utf8(raw)
-        .map_err(|error| DecodeError::Envelope(format!("not UTF-8: {error}")))?;
+    let text = std::str::from_utf8(raw).map_err(|error| DecodeError::Envelope(format!("not UTF-8: {error}")))?;
     serde_json::from_str(text).map_err(|error| DecodeError::Envelope(error.to_string()))
 }
 
@@ -153,8 +149,8 @@ fn body(
     if bytes.len() > limits.body {
         return Err(too_large(limits));
     }
-    let text = String::from_utf8(bytes)
-        .map_err(|error| DecodeError::Body(format!("not UTF-8: {}", error.utf8_error())))?;
+    let text =
+        String::from_utf8(bytes).map_err(|error| DecodeError::Body(format!("not UTF-8: {}", error.utf8_error())))?;
     Body::parse(text)
 }
 

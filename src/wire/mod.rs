@@ -21,8 +21,8 @@ mod state;
 
 pub use body::{Arguments, Body, Embed};
 pub use compression::decompress;
-pub(crate) use envelope::{Outgoing, OutgoingInfo, OutgoingProperties};
 pub use envelope::{DeliveryInfo, Envelope, Properties};
+pub(crate) use envelope::{Outgoing, OutgoingInfo, OutgoingProperties};
 pub use event::{Event, EventKind, Events};
 pub use exception::{Exception, python_modules};
 pub use headers::{Headers, TimeLimit};

@@ -30,6 +30,9 @@ pub struct Request {
     /// Where the reply goes; absent in a cast.
     #[serde(default)]
     pub reply_to: Option<ReplyTo>,
+    /// The sender's Lamport clock, from the message's headers.
+    #[serde(skip)]
+    pub clock: u64,
 }
 
 /// The address of a reply.
@@ -48,7 +51,12 @@ pub struct ReplyTo {
 pub fn decode(payload: &[u8]) -> Result<Request, String> {
     let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
     let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    body(envelope)
+    let headers = headers(&envelope);
+    let request: Request = body(envelope)?;
+    Ok(Request {
+        clock: headers.get("clock").and_then(Value::as_u64).unwrap_or_default(),
+        ..request
+    })
 }
 
 /// The envelope of a reply: an object with exactly one key, the node name (P-175).
@@ -87,7 +95,13 @@ pub fn encode_request(
         body["ticket"] = ticket.into();
         body["reply_to"] = serde_json::json!({"exchange": "reply.celery.pidbox", "routing_key": oid});
     }
-    wrap(serde_json::json!({"clock": 1, "expires": 0}), &body, "celery.pidbox", "", true)
+    wrap(
+        serde_json::json!({"clock": 1, "expires": 0}),
+        &body,
+        "celery.pidbox",
+        "",
+        true,
+    )
 }
 
 /// Decodes a reply: its ticket, and the answers by node name.
@@ -97,9 +111,14 @@ pub fn encode_request(
 pub fn decode_reply(payload: &[u8]) -> Result<(Option<String>, Map<String, Value>), String> {
     let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
     let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let headers: Map<String, Value> = envelope.headers.and_then(|raw| json::parse(raw.get()).ok()).unwrap_or_default();
+    let headers = headers(&envelope);
     let ticket = headers.get("ticket").and_then(Value::as_str).map(str::to_owned);
     Ok((ticket, body(envelope)?))
+}
+
+fn headers(envelope: &Envelope<'_>) -> Map<String, Value> {
+    let headers = envelope.headers.as_ref();
+    headers.and_then(|raw| json::parse(raw.get()).ok()).unwrap_or_default()
 }
 
 fn body<T: serde::de::DeserializeOwned>(envelope: Envelope<'_>) -> Result<T, String> {

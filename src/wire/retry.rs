@@ -13,7 +13,12 @@ use crate::clock::{self, Timestamp};
 ///
 /// # Errors
 /// `raw` is not the envelope that `message` was decoded from.
-pub fn retry_envelope(raw: &[u8], message: &Message, eta: Timestamp, origin: &str) -> Result<Vec<u8>, serde_json::Error> {
+pub fn retry_envelope(
+    raw: &[u8],
+    message: &Message,
+    eta: Timestamp,
+    origin: &str,
+) -> Result<Vec<u8>, serde_json::Error> {
     let mut envelope: Map<String, Value> = serde_json::from_slice(raw)?;
     let mut headers = object(envelope.remove("headers"));
     headers.insert("retries".into(), (message.headers.retries + 1).into());
@@ -40,7 +45,9 @@ pub fn retry_envelope(raw: &[u8], message: &Message, eta: Timestamp, origin: &st
 /// up to `max`, and with jitter a random whole number of seconds up to that.
 pub fn backoff(factor: Duration, retries: u32, max: Duration, jitter: bool) -> Duration {
     let factor = factor.as_secs().max(1);
-    let pause = factor.saturating_mul(1_u64.checked_shl(retries).unwrap_or(u64::MAX)).min(max.as_secs());
+    let pause = factor
+        .saturating_mul(1_u64.checked_shl(retries).unwrap_or(u64::MAX))
+        .min(max.as_secs());
     let pause = if jitter { rand::random_range(0..=pause) } else { pause };
     Duration::from_secs(pause)
 }

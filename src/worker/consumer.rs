@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::Options;
 use super::control::Order;
 use super::effects::Scribe;
 use super::events::Events;
@@ -22,8 +23,7 @@ use super::stop::{Exit, Phase};
 use super::strategy::{self, Refusal};
 use super::timers::Timers;
 use super::writer::{Out, Outbox};
-use super::Options;
-use crate::broker::{self, Broker, Tag};
+use crate::broker::{self, Tag};
 use crate::client::Client;
 use crate::clock::{self, Instant, Timestamp};
 use crate::task::{Context, Details, Note, Notes, Registry};
@@ -59,7 +59,6 @@ pub(crate) struct Inputs {
 pub(crate) struct Consumer {
     pub options: Options,
     pub registry: Registry,
-    pub broker: Broker,
     pub client: Client,
     pub pool: Pool,
     pub events: Events,
@@ -133,14 +132,22 @@ impl Consumer {
 
     /// Everything is accounted for; what was decided still has to reach Redis.
     async fn say_goodbye(self) -> Exit {
-        let patience = if self.phase == Phase::Cold { Duration::from_secs(2) } else { Duration::from_secs(10) };
+        let patience = if self.phase == Phase::Cold {
+            Duration::from_secs(2)
+        } else {
+            Duration::from_secs(10)
+        };
         if tokio::time::timeout(patience, self.outbox.flushed()).await.is_err() {
             warn!(
                 "Redis cannot be reached: {} writes are lost; messages that were not acknowledged run again elsewhere",
                 self.outbox.backlog()
             );
         }
-        if self.phase == Phase::Cold { Exit::Cold } else { Exit::Warm }
+        if self.phase == Phase::Cold {
+            Exit::Cold
+        } else {
+            Exit::Warm
+        }
     }
 
     fn on_fetched(&mut self, fetched: Fetched) {
@@ -155,7 +162,9 @@ impl Consumer {
             Ok(request) => {
                 let key = self.insert(request, delivery);
                 let input = if self.phase == Phase::Run {
-                    Input::Received { revoked: self.is_revoked(key) }
+                    Input::Received {
+                        revoked: self.is_revoked(key),
+                    }
                 } else {
                     Input::Stop { cold: false }
                 };
@@ -188,7 +197,8 @@ impl Consumer {
         error!(queue.name = %queue, "a message in queue {queue:?} was refused: {}", refusal.reason);
         if let Some((headers, exception)) = &refusal.failure {
             self.out.extend(self.scribe.refusal(headers, exception));
-            self.out.extend(self.events.refused(&headers.id, exception).map(Out::Event));
+            self.out
+                .extend(self.events.refused(&headers.id, exception).map(Out::Event));
         }
         self.out.push(Out::Broker(if refusal.bury {
             broker::Write::Dead {
@@ -205,7 +215,11 @@ impl Consumer {
     fn on_ended(&mut self, ended: Ended) {
         self.running -= 1;
         if let Some(outcome) = ended.outcome {
-            let input = Input::Ended { run: ended.run, outcome, runtime: ended.runtime };
+            let input = Input::Ended {
+                run: ended.run,
+                outcome,
+                runtime: ended.runtime,
+            };
             self.step(ended.key, input);
         }
     }
@@ -214,7 +228,9 @@ impl Consumer {
         match note {
             Note::State(id, state, meta) => {
                 // A run that was given up must not overwrite what was decided about it.
-                let Some(active) = self.by_id.get(&id).and_then(|key| self.active.get(key)) else { return };
+                let Some(active) = self.by_id.get(&id).and_then(|key| self.active.get(key)) else {
+                    return;
+                };
                 let headers = &active.request.message.headers;
                 if matches!(active.state, State::Running { .. }) && !active.request.policy.ignore_result {
                     self.out.extend(self.scribe.custom(&id, state, &meta, Some(headers)));
@@ -235,7 +251,10 @@ impl Consumer {
             .map(|(key, _)| *key)
             .collect();
         if !lost.is_empty() {
-            warn!("{} message(s) were given to another worker while this one could not reach Redis", lost.len());
+            warn!(
+                "{} message(s) were given to another worker while this one could not reach Redis",
+                lost.len()
+            );
         }
         for key in lost {
             self.step(key, Input::LeaseLost);
@@ -257,7 +276,11 @@ impl Consumer {
     }
 
     fn on_lease(&mut self) {
-        let tags: Vec<Tag> = self.active.values().filter_map(|active| active.state.tag().cloned()).collect();
+        let tags: Vec<Tag> = self
+            .active
+            .values()
+            .filter_map(|active| active.state.tag().cloned())
+            .collect();
         if !tags.is_empty() {
             // A keeper that is still busy with the last round keeps these in its next one.
             let _ = self.held.try_send(tags);
@@ -275,7 +298,12 @@ impl Consumer {
         self.phase = phase;
         let keys: Vec<Key> = self.active.keys().copied().collect();
         for key in keys {
-            self.step(key, Input::Stop { cold: phase == Phase::Cold });
+            self.step(
+                key,
+                Input::Stop {
+                    cold: phase == Phase::Cold,
+                },
+            );
         }
         match phase {
             Phase::Cold => warn!("cold stop: running tasks were cancelled and given back"),
@@ -285,13 +313,19 @@ impl Consumer {
 
     /// Gives one input to one request, and does what follows.
     pub(crate) fn step(&mut self, key: Key, input: Input) {
-        let Some(active) = self.active.get_mut(&key) else { return };
+        let Some(active) = self.active.get_mut(&key) else {
+            return;
+        };
         let state = std::mem::replace(&mut active.state, State::Done);
         let mut effects = std::mem::take(&mut self.effects);
         active.state = state.step(input, &active.request, clock::now(), &mut effects);
         let done = active.state.is_done();
         let request = active.request.clone();
-        let context = if done { active.context.take() } else { active.context.clone() };
+        let context = if done {
+            active.context.take()
+        } else {
+            active.context.clone()
+        };
         if done {
             self.active.remove(&key);
             if self.by_id.get(&request.id) == Some(&key) {
@@ -299,10 +333,11 @@ impl Consumer {
             }
             self.flush_stream(&request.id);
         }
-        self.scribe.write(&mut effects, &request, &mut self.events, &mut self.out);
+        self.scribe
+            .write(&mut effects, &request, &mut self.events, &mut self.out);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Cancel(_) => {
+                Effect::Cancel => {
                     if let Some(context) = &context {
                         context.cancel();
                     }
@@ -338,7 +373,10 @@ impl Consumer {
             self.reserved.pop_front();
             let now = clock::instant();
             // The task's own limit as it stands now, not as it stood when the message came: it can be changed.
-            let limit = self.registry.get(&request.entry.name).and_then(|entry| entry.options.rate_limit);
+            let limit = self
+                .registry
+                .get(&request.entry.name)
+                .and_then(|entry| entry.options.rate_limit);
             if let Some(limit) = limit
                 && !self.active.get(&key).is_some_and(|active| active.has_place)
                 && let Some(at) = self.rate_limits.place(&request.entry.name, limit, now)
@@ -382,7 +420,14 @@ impl Consumer {
             active.started = Some(clock::now());
         }
         let revoked = self.revoked.contains(&request.id);
-        self.step(key, Input::Slot { run, since: now, revoked });
+        self.step(
+            key,
+            Input::Slot {
+                run,
+                since: now,
+                revoked,
+            },
+        );
         if self.active.contains_key(&key) {
             self.processed += 1;
             self.running += 1;
@@ -397,19 +442,25 @@ impl Consumer {
     }
 
     fn is_revoked(&self, key: Key) -> bool {
-        self.active.get(&key).is_some_and(|active| self.revoked.contains(&active.request.id))
+        self.active
+            .get(&key)
+            .is_some_and(|active| self.revoked.contains(&active.request.id))
     }
 
     /// Streamed entries of a run go out before its end does.
     fn flush_stream(&mut self, id: &Arc<str>) {
         if let Some(entries) = self.streams.remove(id) {
-            self.out.push(Out::Backend(crate::backend::Write::Stream { id: id.clone(), entries }));
+            self.out.push(Out::Backend(crate::backend::Write::Stream {
+                id: id.clone(),
+                entries,
+            }));
         }
     }
 
     fn send(&mut self) {
         for (id, entries) in self.streams.drain() {
-            self.out.push(Out::Backend(crate::backend::Write::Stream { id, entries }));
+            self.out
+                .push(Out::Backend(crate::backend::Write::Stream { id, entries }));
         }
         self.outbox.send(std::mem::take(&mut self.out));
     }

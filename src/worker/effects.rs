@@ -28,7 +28,11 @@ impl Scribe {
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
-            origin: format!("gen{}@{}", std::process::id(), gethostname::gethostname().to_string_lossy()),
+            origin: format!(
+                "gen{}@{}",
+                std::process::id(),
+                gethostname::gethostname().to_string_lossy()
+            ),
         }
     }
 
@@ -57,7 +61,7 @@ impl Scribe {
                     out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
                 }
                 Effect::EndStream(state) => out.extend(self.end_stream(&request.id, &state)),
-                Effect::WaitForEta(_) | Effect::Enqueue | Effect::Start(_) | Effect::Cancel(_) => local.push(effect),
+                Effect::WaitForEta(_) | Effect::Enqueue | Effect::Start | Effect::Cancel => local.push(effect),
             }
         }
         effects.append(&mut local);
@@ -78,7 +82,13 @@ impl Scribe {
     }
 
     /// A state that the task itself reports.
-    pub(crate) fn custom(&self, id: &Arc<str>, state: Stored, meta: &impl Serialize, headers: Option<&Headers>) -> Option<Out> {
+    pub(crate) fn custom(
+        &self,
+        id: &Arc<str>,
+        state: Stored,
+        meta: &impl Serialize,
+        headers: Option<&Headers>,
+    ) -> Option<Out> {
         let mut record = Record::new(id, &state, meta, clock::iso(clock::now()));
         if let Some(headers) = headers {
             record = record.family(headers.group.as_deref(), headers.parent_id.as_deref());
@@ -194,23 +204,64 @@ fn log(happening: &Happening, request: &Request) {
     let (name, id) = (&*request.entry.name, &*request.id);
     let attempt = request.message.headers.retries;
     match happening {
-        Happening::Received => info!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] received"),
+        Happening::Received => info!(
+            task.id = id,
+            task.name = name,
+            run.attempt = attempt,
+            "Task {name}[{id}] received"
+        ),
         Happening::Started => {}
         Happening::Succeeded { runtime } => {
-            info!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] succeeded in {}s", runtime.as_secs_f64());
+            info!(
+                task.id = id,
+                task.name = name,
+                run.attempt = attempt,
+                "Task {name}[{id}] succeeded in {}s",
+                runtime.as_secs_f64()
+            );
         }
         Happening::Failed(exception) => {
-            error!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] failed: {}", exception.repr());
+            error!(
+                task.id = id,
+                task.name = name,
+                run.attempt = attempt,
+                "Task {name}[{id}] failed: {}",
+                exception.repr()
+            );
         }
         Happening::Retried(exception) => {
-            info!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] retry: {}", exception.repr());
+            info!(
+                task.id = id,
+                task.name = name,
+                run.attempt = attempt,
+                "Task {name}[{id}] retry: {}",
+                exception.repr()
+            );
         }
         Happening::Rejected { requeue } => {
-            warn!(task.id = id, task.name = name, run.attempt = attempt, "Task {name}[{id}] reject requeue={requeue}");
+            warn!(
+                task.id = id,
+                task.name = name,
+                run.attempt = attempt,
+                "Task {name}[{id}] reject requeue={requeue}"
+            );
         }
-        Happening::Revoked { terminated, expired, .. } => {
-            let why = if *terminated { "terminated" } else if *expired { "expired" } else { "revoked" };
-            info!(task.id = id, task.name = name, run.attempt = attempt, "Discarding revoked task: {name}[{id}] ({why})");
+        Happening::Revoked {
+            terminated, expired, ..
+        } => {
+            let why = if *terminated {
+                "terminated"
+            } else if *expired {
+                "expired"
+            } else {
+                "revoked"
+            };
+            info!(
+                task.id = id,
+                task.name = name,
+                run.attempt = attempt,
+                "Discarding revoked task: {name}[{id}] ({why})"
+            );
         }
     }
 }

@@ -77,7 +77,12 @@ impl Events {
     }
 
     /// A task event, serialized; `None` when nobody wants it.
-    pub(crate) fn task(&mut self, happening: &Happening, request: &Request, result: Option<String>) -> Option<Box<RawValue>> {
+    pub(crate) fn task(
+        &mut self,
+        happening: &Happening,
+        request: &Request,
+        result: Option<String>,
+    ) -> Option<Box<RawValue>> {
         if !self.tasks || !request.policy.send_events {
             return None;
         }
@@ -91,7 +96,14 @@ impl Events {
             return None;
         }
         let (uuid, exception) = (id.to_owned(), exception.repr());
-        self.encode("task-failed", EventKind::Failed { uuid, exception, traceback: None })
+        self.encode(
+            "task-failed",
+            EventKind::Failed {
+                uuid,
+                exception,
+                traceback: None,
+            },
+        )
     }
 
     /// A worker event as a broadcast; `None` without heartbeats (P-169). `counts` are the running and the processed
@@ -122,7 +134,9 @@ impl Events {
 
     fn encode(&mut self, name: &'static str, kind: EventKind) -> Option<Box<RawValue>> {
         let event = self.event(name, kind);
-        to_raw_value(&event).inspect_err(|error| debug!(%error, "an event cannot be encoded")).ok()
+        to_raw_value(&event)
+            .inspect_err(|error| debug!(%error, "an event cannot be encoded"))
+            .ok()
     }
 
     fn event(&mut self, name: &'static str, kind: EventKind) -> Event {
@@ -167,8 +181,18 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
         ),
         Happening::Failed(exception) => ("task-failed", failed(uuid, exception)),
         Happening::Retried(exception) => ("task-retried", failed(uuid, exception)),
-        Happening::Rejected { requeue } => ("task-rejected", EventKind::Rejected { uuid, requeue: *requeue }),
-        Happening::Revoked { terminated, signum, expired } => (
+        Happening::Rejected { requeue } => (
+            "task-rejected",
+            EventKind::Rejected {
+                uuid,
+                requeue: *requeue,
+            },
+        ),
+        Happening::Revoked {
+            terminated,
+            signum,
+            expired,
+        } => (
             "task-revoked",
             EventKind::Revoked {
                 uuid,

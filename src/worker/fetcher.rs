@@ -22,9 +22,15 @@ const WAIT: Duration = Duration::from_secs(5);
 
 /// What the fetcher hands to the consumer loop.
 pub(crate) enum Fetched {
-    Message { delivery: Delivery, raw: bytes::Bytes },
+    Message {
+        delivery: Delivery,
+        raw: bytes::Bytes,
+    },
     /// An element that is no message at all; it is in the dead-letter list already.
-    Dead { queue: Arc<str>, reason: String },
+    Dead {
+        queue: Arc<str>,
+        reason: String,
+    },
 }
 
 /// The service that fetches.
@@ -48,7 +54,11 @@ impl Fetcher {
             if let Ok(more) = self.credit.clone().try_acquire_many_owned(more as u32) {
                 credit.merge(more);
             }
+            let changed = self.queues.has_changed().unwrap_or(false);
             let queues = self.queues.borrow_and_update().clone();
+            if changed {
+                self.broker.watch(&queues).await;
+            }
             let claim = ClaimId::new();
             // Never inside a select: a claim that is given up half-way has taken messages that nobody knows of.
             let claims = loop {
@@ -69,14 +79,29 @@ impl Fetcher {
             };
             let empty = claims.messages.is_empty() && claims.dead.is_empty();
             for dead in claims.dead {
-                let dead = Fetched::Dead { queue: dead.queue, reason: dead.reason };
+                let dead = Fetched::Dead {
+                    queue: dead.queue,
+                    reason: dead.reason,
+                };
                 if self.to.send(dead).await.is_err() {
                     return;
                 }
             }
             for message in claims.messages {
-                let delivery = Delivery { tag: message.tag, queue: message.queue, credit: credit.split(1) };
-                if self.to.send(Fetched::Message { delivery, raw: message.raw }).await.is_err() {
+                let delivery = Delivery {
+                    tag: message.tag,
+                    queue: message.queue,
+                    credit: credit.split(1),
+                };
+                if self
+                    .to
+                    .send(Fetched::Message {
+                        delivery,
+                        raw: message.raw,
+                    })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }

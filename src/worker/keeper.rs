@@ -52,8 +52,15 @@ impl Keeper {
         for tags in tags.chunks(BATCH) {
             // A broker that cannot be reached is waited for by the next round; the lease may run out meanwhile, and
             // that is what it is for.
-            let Ok(ours) = self.broker.extend(tags).await else { return };
-            lost.extend(tags.iter().zip(ours).filter(|(_, ours)| !ours).map(|(tag, _)| tag.clone()));
+            let Ok(ours) = self.broker.extend(tags).await else {
+                return;
+            };
+            lost.extend(
+                tags.iter()
+                    .zip(ours)
+                    .filter(|(_, ours)| !ours)
+                    .map(|(tag, _)| tag.clone()),
+            );
         }
         if !lost.is_empty() {
             let _ = self.lost.send(lost);

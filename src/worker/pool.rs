@@ -33,7 +33,15 @@ impl Pool {
     pub(crate) fn new(size: usize) -> (Self, mpsc::UnboundedReceiver<Ended>) {
         let (ended, ends) = mpsc::unbounded_channel();
         let slots = Arc::new(Semaphore::new(size));
-        (Self { slots, size, debt: 0, ended }, ends)
+        (
+            Self {
+                slots,
+                size,
+                debt: 0,
+                ended,
+            },
+            ends,
+        )
     }
 
     /// How many tasks may run at once.
@@ -69,7 +77,15 @@ impl Pool {
     }
 
     /// Starts a run in a place.
-    pub(crate) fn run(&self, key: Key, run: RunId, request: Arc<Request>, context: Context, slot: OwnedSemaphorePermit, since: Instant) {
+    pub(crate) fn run(
+        &self,
+        key: Key,
+        run: RunId,
+        request: Arc<Request>,
+        context: Context,
+        slot: OwnedSemaphorePermit,
+        since: Instant,
+    ) {
         let ended = self.ended.clone();
         spawn_run(async move {
             let outcome = trace(request, context).await;
@@ -77,7 +93,12 @@ impl Pool {
             // The place is free before the loop hears of it, so that the loop finds it.
             drop(slot);
             // A closed channel is a worker that has stopped; what this run did is accounted for by the stop.
-            let _ = ended.send(Ended { key, run, outcome, runtime });
+            let _ = ended.send(Ended {
+                key,
+                run,
+                outcome,
+                runtime,
+            });
         });
     }
 }

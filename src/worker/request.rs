@@ -24,6 +24,7 @@ use crate::wire::{self, Exception, Message, State as Stored, python_modules};
 pub(crate) struct Delivery {
     pub tag: Tag,
     pub queue: Arc<str>,
+    #[expect(dead_code, reason = "held, never read: dropping it gives the share back")]
     pub credit: Option<OwnedSemaphorePermit>,
 }
 
@@ -76,7 +77,7 @@ pub(crate) enum Outcome {
     /// Ended by the hard time limit.
     HardLimit(Duration),
     /// Ended by the soft time limit.
-    SoftLimit(Duration),
+    SoftLimit,
     /// The task's code panicked.
     Panicked(String),
 }
@@ -93,7 +94,11 @@ pub(crate) enum Input {
     /// There is a place to run.
     Slot { run: RunId, since: Instant, revoked: bool },
     /// Its run ended.
-    Ended { run: RunId, outcome: Outcome, runtime: Duration },
+    Ended {
+        run: RunId,
+        outcome: Outcome,
+        runtime: Duration,
+    },
     /// Somebody revoked it; with `terminate`, running or not.
     Revoked { terminate: Option<i32> },
     /// The worker stops.
@@ -119,15 +124,15 @@ pub(crate) enum Effect {
     /// Wait for a place to run.
     Enqueue,
     /// Run it.
-    Start(RunId),
+    Start,
     /// End the run.
-    Cancel(RunId),
+    Cancel,
     /// The message is done with.
     Ack(Delivery),
     /// The message goes back to its queue.
     Requeue(Delivery, End),
-    /// The message is somebody else's now.
-    Forget(Delivery),
+    /// The message is somebody else's now; what we held of it goes with this.
+    Forget(#[expect(dead_code, reason = "moved here to be dropped")] Delivery),
     /// Run it again at that time: a new message.
     Retry(Timestamp),
     /// Store a state.
@@ -154,11 +159,19 @@ pub(crate) enum Content {
 pub(crate) enum Happening {
     Received,
     Started,
-    Succeeded { runtime: Duration },
+    Succeeded {
+        runtime: Duration,
+    },
     Failed(Exception),
     Retried(Exception),
-    Rejected { requeue: bool },
-    Revoked { terminated: bool, signum: Option<i32>, expired: bool },
+    Rejected {
+        requeue: bool,
+    },
+    Revoked {
+        terminated: bool,
+        signum: Option<i32>,
+        expired: bool,
+    },
 }
 
 impl State {
@@ -174,8 +187,14 @@ impl State {
                     Some(eta) if eta > now => {
                         effects.push(Effect::WaitForEta(eta));
                         // A held message does not use up the prefetch count (P-095).
-                        let delivery = Delivery { credit: None, ..delivery };
-                        Self::Held { delivery, why: Hold::Eta }
+                        let delivery = Delivery {
+                            credit: None,
+                            ..delivery
+                        };
+                        Self::Held {
+                            delivery,
+                            why: Hold::Eta,
+                        }
                     }
                     _ => {
                         effects.push(Effect::Enqueue);
@@ -190,7 +209,10 @@ impl State {
                     Self::Reserved { delivery }
                 }
             },
-            (Self::Reserved { delivery }, Input::RateLimited) => Self::Held { delivery, why: Hold::RateLimit },
+            (Self::Reserved { delivery }, Input::RateLimited) => Self::Held {
+                delivery,
+                why: Hold::RateLimit,
+            },
             (Self::Reserved { delivery }, Input::Slot { run, since, revoked }) => {
                 if let Some(done) = request.discard(revoked, now) {
                     return done.apply(delivery, request, effects);
@@ -205,15 +227,27 @@ impl State {
                 if request.policy.track_started && !request.policy.ignore_result {
                     effects.push(Effect::Store(Stored::Started, Content::Started));
                 }
-                effects.push(Effect::Start(run));
+                effects.push(Effect::Start);
                 Self::Running { unacked, run, since }
             }
-            (Self::Running { unacked, run, .. }, Input::Ended { run: ended, outcome, runtime }) if run == ended => {
+            (
+                Self::Running { unacked, run, .. },
+                Input::Ended {
+                    run: ended,
+                    outcome,
+                    runtime,
+                },
+            ) if run == ended => {
                 request.end(unacked, outcome, runtime, now, effects);
                 Self::Done
             }
-            (Self::Running { unacked, run, .. }, Input::Revoked { terminate: Some(signum) }) => {
-                effects.push(Effect::Cancel(run));
+            (
+                Self::Running { unacked, run: _, .. },
+                Input::Revoked {
+                    terminate: Some(signum),
+                },
+            ) => {
+                effects.push(Effect::Cancel);
                 let done = Discard::Terminated(signum);
                 done.settle(unacked, request, effects)
             }
@@ -228,8 +262,8 @@ impl State {
                 effects.push(Effect::Requeue(delivery, End::Front));
                 Self::Done
             }
-            (Self::Running { unacked, run, .. }, Input::Stop { cold: true }) => {
-                effects.push(Effect::Cancel(run));
+            (Self::Running { unacked, run: _, .. }, Input::Stop { cold: true }) => {
+                effects.push(Effect::Cancel);
                 match unacked {
                     // Cancelled first: while the message is in `unacked` nobody else can take it.
                     Some(delivery) => effects.push(Effect::Requeue(delivery, End::Front)),
@@ -251,7 +285,11 @@ impl State {
             (Self::Running { unacked, run, since }, Input::LeaseLost) => {
                 // It runs to its end: whoever is first stores the result, and SUCCESS stays.
                 effects.extend(unacked.map(Effect::Forget));
-                Self::Running { unacked: None, run, since }
+                Self::Running {
+                    unacked: None,
+                    run,
+                    since,
+                }
             }
             // Late or out of place: an end of an abandoned run, a timer of a request that is gone.
             (state, _) => state,
@@ -297,7 +335,11 @@ impl Discard {
         request.store(Stored::Revoked, Exception::celery("TaskRevokedError", reason), effects);
         request.end_stream(Stored::Revoked, effects);
         effects.extend(delivery.map(Effect::Ack));
-        effects.push(Effect::Emit(Happening::Revoked { terminated, signum, expired }));
+        effects.push(Effect::Emit(Happening::Revoked {
+            terminated,
+            signum,
+            expired,
+        }));
         State::Done
     }
 }
@@ -306,7 +348,10 @@ impl Request {
     /// The task's hard and soft limit: the message's own come first (P-093).
     pub(crate) fn limits(&self) -> (Option<Duration>, Option<Duration>) {
         let own = self.message.headers.timelimit;
-        (own.hard.or(self.policy.time_limit), own.soft.or(self.policy.soft_time_limit))
+        (
+            own.hard.or(self.policy.time_limit),
+            own.soft.or(self.policy.soft_time_limit),
+        )
     }
 
     fn discard(&self, revoked: bool, now: Timestamp) -> Option<Discard> {
@@ -365,7 +410,7 @@ impl Request {
                 let exception = Exception::runtime_error(format!("the task panicked: {message}"));
                 self.fail(unacked, exception, effects);
             }
-            Outcome::SoftLimit(_) => {
+            Outcome::SoftLimit => {
                 let mut exception = Exception::new(python_modules::BILLIARD, "SoftTimeLimitExceeded", "");
                 exception.args.clear();
                 self.fail(unacked, exception, effects);
@@ -416,9 +461,7 @@ impl Request {
         }
         let pause = after.unwrap_or(self.policy.default_retry_delay);
         let eta = clock::after(now, pause);
-        let cause = cause.unwrap_or_else(|| {
-            Exception::celery("Retry", format!("Retry in {}s", pause.as_secs_f64()))
-        });
+        let cause = cause.unwrap_or_else(|| Exception::celery("Retry", format!("Retry in {}s", pause.as_secs_f64())));
         // The next message exists before this one is done with: a crash in between runs it twice, never not at all.
         effects.push(Effect::Retry(eta));
         if !self.policy.ignore_result {

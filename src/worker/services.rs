@@ -16,8 +16,6 @@ pub(crate) enum ServiceKind {
     Keeper,
     /// Reads remote control requests. Its death ends the worker.
     Control,
-    /// Turns notes of runs into writes. Its death ends the worker.
-    Notes,
 }
 
 /// Starts a service. A panic in it is a bug; it is logged with the service's name, and the channel it held closes,

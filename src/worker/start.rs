@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::warn;
 
+use super::Options;
 use super::consumer::{Consumer, Inputs};
 use super::control::{self, Order};
 use super::effects::Scribe;
@@ -20,7 +21,6 @@ use super::services::{ServiceKind, spawn};
 use super::stop::{Exit, Phase, Stop};
 use super::timers::Timers;
 use super::writer::Writer;
-use super::Options;
 use crate::backend::Backend;
 use crate::broker::Broker;
 use crate::client::Client;
@@ -79,14 +79,29 @@ impl Worker {
         };
         let queues: Vec<Arc<str>> = options.queues.iter().map(|queue| queue.as_str().into()).collect();
         broker.declare(&queues).await?;
-        Ok(Self { options, registry, broker, backend })
+        Ok(Self {
+            options,
+            registry,
+            broker,
+            backend,
+        })
     }
 
     /// Consumes until it is stopped, then returns how it ended.
     pub async fn run(self, stop: Stop) -> Exit {
-        let Self { options, registry, broker, backend } = self;
+        let Self {
+            options,
+            registry,
+            broker,
+            backend,
+        } = self;
         let hostname: Arc<str> = options.hostname.as_str().into();
-        let (outbox, writer) = Writer::new(broker.clone(), backend.clone(), hostname.clone(), options.event_exchange.clone());
+        let (outbox, writer) = Writer::new(
+            broker.clone(),
+            backend.clone(),
+            hostname.clone(),
+            options.event_exchange.clone(),
+        );
         let writing = spawn(ServiceKind::Writer, writer.run());
 
         let prefetch = match options.prefetch_multiplier as usize {
@@ -94,7 +109,8 @@ impl Worker {
             multiplier => options.concurrency.saturating_mul(multiplier),
         };
         let credit = Arc::new(Semaphore::new(prefetch));
-        let (queues, queues_seen) = watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
+        let (queues, queues_seen) =
+            watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
         let (fetched_to, fetched) = mpsc::channel(FETCHED);
         spawn(
             ServiceKind::Fetcher,
@@ -112,13 +128,28 @@ impl Worker {
         let (held, held_seen) = mpsc::channel(1);
         let (lost_to, lost) = mpsc::unbounded_channel();
         let sweep = Keeper::sweep_pause(options.broker_options.visibility_timeout);
-        spawn(ServiceKind::Keeper, Keeper { broker: broker.clone(), held: held_seen, lost: lost_to, sweep }.run());
+        spawn(
+            ServiceKind::Keeper,
+            Keeper {
+                broker: broker.clone(),
+                held: held_seen,
+                lost: lost_to,
+                sweep,
+            }
+            .run(),
+        );
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         if options.remote_control {
-            match broker.subscribe_control(&options.control_exchange, &options.hostname).await {
+            match broker
+                .subscribe_control(&options.control_exchange, &options.hostname)
+                .await
+            {
                 Ok(messages) => {
-                    spawn(ServiceKind::Control, control::listen(messages, options.hostname.clone(), orders_to));
+                    spawn(
+                        ServiceKind::Control,
+                        control::listen(messages, options.hostname.clone(), orders_to),
+                    );
                 }
                 // Tasks matter more than remote control: an ACL may allow the one and not the other.
                 Err(error) => warn!("no remote control: {error}"),
@@ -128,7 +159,14 @@ impl Worker {
         let (notes, notes_seen) = mpsc::channel(NOTES);
         let (pool, ends) = Pool::new(options.concurrency);
         let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
-        let inputs = Inputs { fetched, ends, orders, lost, notes: notes_seen, stop: stop.phases() };
+        let inputs = Inputs {
+            fetched,
+            ends,
+            orders,
+            lost,
+            notes: notes_seen,
+            stop: stop.phases(),
+        };
         let client = Client::new(broker.clone(), backend);
         let consumer = Consumer {
             scribe: Scribe::new(&options),
@@ -160,9 +198,11 @@ impl Worker {
             out: Vec::new(),
             effects: Vec::new(),
             streams: HashMap::new(),
-            broker: broker.clone(),
         };
-        let (exchange, node) = (consumer.options.control_exchange.clone(), consumer.options.hostname.clone());
+        let (exchange, node) = (
+            consumer.options.control_exchange.clone(),
+            consumer.options.hostname.clone(),
+        );
         let exit = consumer.run(inputs).await;
         // Bounded: a Redis that is gone must not keep the worker from ending.
         let _ = tokio::time::timeout(Duration::from_secs(1), broker.unsubscribe_control(&exchange, &node)).await;

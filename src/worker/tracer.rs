@@ -17,7 +17,9 @@ use crate::task::{Context, Failure, Run};
 pub(crate) async fn trace(request: Arc<Request>, context: Context) -> Option<Outcome> {
     let (hard, soft) = request.limits();
     // Binding runs code of the task's author (`Deserialize`), so it is inside the guard as well.
-    let start = std::panic::catch_unwind(AssertUnwindSafe(|| request.entry.start(&request.message.body, context.clone())));
+    let start = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        request.entry.start(&request.message.body, context.clone())
+    }));
     let run = match start {
         Ok(Ok(run)) => run,
         Ok(Err(failure)) => return Some(Outcome::Failed(failure)),
@@ -41,7 +43,7 @@ pub(crate) async fn trace(request: Arc<Request>, context: Context) -> Option<Out
         biased;
         ended = &mut guarded => ended,
         () = context.cancelled() => return None,
-        limit = soft_limit(soft, &context) => return Some(Outcome::SoftLimit(limit)),
+        () = soft_limit(soft, &context) => return Some(Outcome::SoftLimit),
         limit = hard_limit(hard) => {
             context.cancel();
             return Some(Outcome::HardLimit(limit));
@@ -65,12 +67,12 @@ async fn hard_limit(limit: Option<Duration>) -> Duration {
 }
 
 /// Completes when the run is to be ended by its soft limit: not for a run that watches the limit itself.
-async fn soft_limit(limit: Option<Duration>, context: &Context) -> Duration {
+async fn soft_limit(limit: Option<Duration>, context: &Context) {
     if let Some(limit) = limit {
         tokio::time::sleep(limit).await;
         if !context.reach_soft_limit() {
             context.cancel();
-            return limit;
+            return;
         }
     }
     std::future::pending().await

@@ -100,11 +100,26 @@ impl Batch {
 }
 
 impl Writer {
-    pub(crate) fn new(broker: Broker, backend: Option<Backend>, hostname: Arc<str>, event_exchange: String) -> (Outbox, Self) {
+    pub(crate) fn new(
+        broker: Broker,
+        backend: Option<Backend>,
+        hostname: Arc<str>,
+        event_exchange: String,
+    ) -> (Outbox, Self) {
         let (sender, queue) = mpsc::unbounded_channel();
         let backlog = Arc::new(AtomicUsize::new(0));
-        let outbox = Outbox { queue: sender, backlog: backlog.clone() };
-        let writer = Self { queue, backlog, broker, backend, hostname, event_exchange };
+        let outbox = Outbox {
+            queue: sender,
+            backlog: backlog.clone(),
+        };
+        let writer = Self {
+            queue,
+            backlog,
+            broker,
+            backend,
+            hostname,
+            event_exchange,
+        };
         (outbox, writer)
     }
 

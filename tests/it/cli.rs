@@ -8,7 +8,13 @@ use crate::support::{Folder, Process, Redis, Sim, Worker, program, until};
 
 fn orchestra(redis: &Redis, arguments: &[&str]) -> Output {
     let folder = Folder::new();
-    Command::new(program("orchestra")).args(["--broker", &redis.url()]).args(arguments).env_clear().current_dir(folder.path()).output().unwrap()
+    Command::new(program("orchestra"))
+        .args(["--broker", &redis.url()])
+        .args(arguments)
+        .env_clear()
+        .current_dir(folder.path())
+        .output()
+        .unwrap()
 }
 
 fn text(output: &Output) -> String {
@@ -20,31 +26,63 @@ fn text(output: &Output) -> String {
 async fn tasks_are_sent_and_watched_from_the_shell() {
     let (redis, sim) = (Redis::start(), Sim::start());
     let _worker = Worker::start(&redis, &["-n", "w1@here", "--ollama-host", &sim.url]);
-    assert_eq!(text(&orchestra(&redis, &["send", "hello.add", "2", "3", "--wait"])), "5\n");
+    assert_eq!(
+        text(&orchestra(&redis, &["send", "hello.add", "2", "3", "--wait"])),
+        "5\n"
+    );
     let id = text(&orchestra(&redis, &["send", "hello.add", "2", "-k", "y=5"]));
     assert_eq!(text(&orchestra(&redis, &["result", id.trim(), "--wait", "20"])), "7\n");
     let failed = orchestra(&redis, &["send", "hello.add", "x", "--wait", "20"]);
     assert_eq!(failed.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&failed.stderr).starts_with("orchestra: ValueError("));
-    let streamed = text(&orchestra(&redis, &["send", "orchestra.generate", "echo", "one two", "--stream"]));
+    let streamed = text(&orchestra(
+        &redis,
+        &["send", "orchestra.generate", "echo", "one two", "--stream"],
+    ));
     assert!(streamed.starts_with("one two\n{"), "{streamed}");
-    assert_eq!(text(&orchestra(&redis, &["status"])), "->  w1@here: OK\n\n1 node online.\n");
+    assert_eq!(
+        text(&orchestra(&redis, &["status"])),
+        "->  w1@here: OK\n\n1 node online.\n"
+    );
     assert!(text(&orchestra(&redis, &["inspect", "registered", "-d", "w1@here"])).contains("\"hello.add\""));
-    let sleeping = redis.client().await.send(Call::new("hello.sleep").arg(60)).await.unwrap();
-    until("it runs", async || sleeping.state().await.unwrap().as_str() == "PROGRESS").await;
+    let sleeping = redis
+        .client()
+        .await
+        .send(Call::new("hello.sleep").arg(60))
+        .await
+        .unwrap();
+    until("it runs", async || {
+        sleeping.state().await.unwrap().as_str() == "PROGRESS"
+    })
+    .await;
     text(&orchestra(&redis, &["revoke", "--terminate", sleeping.id()]));
-    until("it is revoked", async || sleeping.state().await.unwrap().as_str() == "REVOKED").await;
+    until("it is revoked", async || {
+        sleeping.state().await.unwrap().as_str() == "REVOKED"
+    })
+    .await;
     let doctor = orchestra(&redis, &["doctor", "--ollama-host", &sim.url]);
     assert!(text(&doctor).contains("workers: w1@here"));
 }
 
 #[test]
 fn up_starts_what_is_missing_and_stops_only_that() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let (sim, folder) = (Sim::start(), Folder::new());
     let log = folder.path().join("log");
     let child = Command::new(program("orchestra"))
-        .args(["--broker", &format!("redis://127.0.0.1:{port}/0"), "--ollama-host", &sim.url, "up", "--no-flower", "--data"])
+        .args([
+            "--broker",
+            &format!("redis://127.0.0.1:{port}/0"),
+            "--ollama-host",
+            &sim.url,
+            "up",
+            "--no-flower",
+            "--data",
+        ])
         .arg(folder.path().join("data"))
         .current_dir(folder.path())
         .stdout(std::fs::File::create(&log).unwrap())
@@ -59,16 +97,32 @@ fn up_starts_what_is_missing_and_stops_only_that() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     assert!(read().contains("(started; data in"), "{}", read());
-    assert!(read().contains("ollama   http://127.0.0.1:") && read().contains("was running"), "{}", read());
+    assert!(
+        read().contains("ollama   http://127.0.0.1:") && read().contains("was running"),
+        "{}",
+        read()
+    );
     let sent = Command::new(program("orchestra"))
-        .args(["--broker", &format!("redis://127.0.0.1:{port}/0"), "send", "orchestra.generate", "echo", "hi", "--wait", "30"])
+        .args([
+            "--broker",
+            &format!("redis://127.0.0.1:{port}/0"),
+            "send",
+            "orchestra.generate",
+            "echo",
+            "hi",
+            "--wait",
+            "30",
+        ])
         .current_dir(folder.path())
         .output()
         .unwrap();
     assert!(text(&sent).contains("\"done_reason\": \"stop\""));
     up.signal(nix::sys::signal::Signal::SIGINT);
     assert_eq!(up.wait(), Some(0), "{}", read());
-    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err(), "the Redis it started is gone");
+    assert!(
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_err(),
+        "the Redis it started is gone"
+    );
     let status = std::net::TcpStream::connect(sim.url.trim_start_matches("http://"));
     assert!(status.is_ok(), "the model server it found still runs");
 }
@@ -76,7 +130,10 @@ fn up_starts_what_is_missing_and_stops_only_that() {
 #[test]
 fn settings_come_from_file_environment_and_command_line() {
     let folder = Folder::new();
-    folder.write("orchestra.toml", "worker_concurrency = 3\ntask_queues = ['a', 'b']\nbroker_url = 'redis://user:secret@file:1/0'\n");
+    folder.write(
+        "orchestra.toml",
+        "worker_concurrency = 3\ntask_queues = ['a', 'b']\nbroker_url = 'redis://user:secret@file:1/0'\n",
+    );
     let shown = |environment: &[(&str, &str)], arguments: &[&str]| {
         let out = Command::new(program("orchestra"))
             .args(arguments)
@@ -89,10 +146,19 @@ fn settings_come_from_file_environment_and_command_line() {
         serde_json::from_str::<serde_json::Value>(&text(&out)).unwrap()
     };
     let file = shown(&[], &[]);
-    assert_eq!((&file["worker_concurrency"], &file["task_queues"][1]), (&3.into(), &"b".into()));
+    assert_eq!(
+        (&file["worker_concurrency"], &file["task_queues"][1]),
+        (&3.into(), &"b".into())
+    );
     assert_eq!(file["broker_url"], "redis://user:**@file:1/0");
-    let environment = [("ORCHESTRA_WORKER_CONCURRENCY", "5"), ("CELERY_BROKER_URL", "redis://environment:1/0")];
+    let environment = [
+        ("ORCHESTRA_WORKER_CONCURRENCY", "5"),
+        ("CELERY_BROKER_URL", "redis://environment:1/0"),
+    ];
     assert_eq!(shown(&environment, &[])["worker_concurrency"], 5);
     assert_eq!(shown(&environment, &[])["broker_url"], "redis://environment:1/0");
-    assert_eq!(shown(&environment, &["--broker", "redis://line:1/0"])["broker_url"], "redis://line:1/0");
+    assert_eq!(
+        shown(&environment, &["--broker", "redis://line:1/0"])["broker_url"],
+        "redis://line:1/0"
+    );
 }

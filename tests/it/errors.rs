@@ -37,7 +37,10 @@ fn parse(page: &str) -> Vec<Piece> {
             }
             pieces.push(Piece::Console(commands));
         } else {
-            pieces.push(Piece::File { info: info.to_owned(), text: block.join("\n") });
+            pieces.push(Piece::File {
+                info: info.to_owned(),
+                text: block.join("\n"),
+            });
         }
     }
     pieces
@@ -69,7 +72,9 @@ fn fits(pattern: &str, text: &str) -> bool {
 
 fn line_fits(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('…');
-    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
+        return false;
+    };
     let mut last = None;
     for part in parts {
         let Some(at) = rest.find(part) else { return false };
@@ -89,7 +94,12 @@ async fn the_gallery_is_true() {
     let root = env!("CARGO_MANIFEST_DIR");
     let (templates, tasks) = (format!("{root}/templates"), format!("{root}/tasks"));
     let shipped = ["--templates", &templates, "--tasks", &tasks];
-    let _worker = Worker::start_program("orchestra-worker", &redis, &[&shipped[..], &["--ollama-host", &sim.url]].concat(), &[]);
+    let _worker = Worker::start_program(
+        "orchestra-worker",
+        &redis,
+        &[&shipped[..], &["--ollama-host", &sim.url]].concat(),
+        &[],
+    );
     let alone = ["-Q", "no-ollama", "--ollama-host", "http://127.0.0.1:1"];
     let _without_model = Worker::start_program("orchestra-worker", &redis, &[&shipped[..], &alone].concat(), &[]);
     let mut folder = Folder::new();
@@ -108,7 +118,10 @@ async fn the_gallery_is_true() {
                     let out = Command::new("sh")
                         .args(["-c", command])
                         .env_clear()
-                        .env("PATH", format!("{}:/usr/bin:/bin", program("orchestra").parent().unwrap().display()))
+                        .env(
+                            "PATH",
+                            format!("{}:/usr/bin:/bin", program("orchestra").parent().unwrap().display()),
+                        )
                         .env("CELERY_BROKER_URL", redis.url())
                         .current_dir(folder.path())
                         .output()
@@ -121,7 +134,9 @@ async fn the_gallery_is_true() {
                         .replace("http://127.0.0.1:1)", "http://127.0.0.1:11434)")
                         .replace(&format!("{root}/"), "");
                     if !fits(expected, &printed) {
-                        wrong.push(format!("$ {command}\nthe page says:\n{expected}the program says:\n{printed}"));
+                        wrong.push(format!(
+                            "$ {command}\nthe page says:\n{expected}the program says:\n{printed}"
+                        ));
                         *expected = printed;
                     }
                 }
@@ -147,6 +162,9 @@ async fn the_gallery_is_true_about_a_redis_that_goes_away() {
     worker.wait_for_log("again after");
     let log = worker.log().replace(&redis.url(), "redis://127.0.0.1:6379/0");
     for pattern in block.lines() {
-        assert!(log.lines().any(|line| line_fits(pattern, line)), "{pattern}\nis not in\n{log}");
+        assert!(
+            log.lines().any(|line| line_fits(pattern, line)),
+            "{pattern}\nis not in\n{log}"
+        );
     }
 }

@@ -14,10 +14,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("backend", &["wire", "conn", "clock"]),
     ("client", &["broker", "backend", "wire", "conn", "clock"]),
     ("task", &["client", "wire", "clock", "backoff"]),
-    ("worker", &["task", "client", "broker", "backend", "wire", "conn", "clock", "backoff"]),
+    (
+        "worker",
+        &[
+            "task", "client", "broker", "backend", "wire", "conn", "clock", "backoff",
+        ],
+    ),
     ("ai", &["task", "wire", "clock", "backoff", "text"]),
     ("config", &["ai", "worker", "broker", "backend", "conn", "text"]),
-    ("cli", &["config", "ai", "worker", "task", "client", "broker", "backend", "wire", "conn", "clock", "text"]),
+    (
+        "cli",
+        &[
+            "config", "ai", "worker", "task", "client", "broker", "backend", "wire", "conn", "clock", "text",
+        ],
+    ),
     ("bin", &["cli"]),
 ];
 
@@ -28,23 +38,45 @@ fn imports_point_down() {
     let mut seen = BTreeSet::new();
     for file in rust_files(&source) {
         let relative = file.strip_prefix(&source).unwrap();
-        let module = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        let module = relative
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs")
+            .to_owned();
         if module == "lib" {
             continue;
         }
-        let (_, allowed) = LAYERS.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} has no layer"));
+        let (_, allowed) = LAYERS
+            .iter()
+            .find(|(name, _)| *name == module)
+            .unwrap_or_else(|| panic!("{module} has no layer"));
         seen.insert(module.clone());
         let text = std::fs::read_to_string(&file).unwrap();
         for (at, line) in text.lines().enumerate() {
             for path in line.split("crate::").skip(1) {
-                let target: String = path.chars().take_while(|char| char.is_alphanumeric() || *char == '_').collect();
+                let target: String = path
+                    .chars()
+                    .take_while(|char| char.is_alphanumeric() || *char == '_')
+                    .collect();
                 if target != module && !allowed.contains(&target.as_str()) && !target.is_empty() {
                     wrong.push(format!("{}:{}: {module} names {target}", relative.display(), at + 1));
                 }
             }
             for group in line.split("use crate::{").skip(1) {
-                for name in group.split(',').map(|name| name.split("::").next().unwrap_or_default().trim_matches([' ', '}', ';'])) {
-                    if !name.is_empty() && name != module && !allowed.contains(&name) && LAYERS.iter().any(|(known, _)| *known == name) {
+                for name in group.split(',').map(|name| {
+                    name.split("::")
+                        .next()
+                        .unwrap_or_default()
+                        .trim_matches([' ', '}', ';'])
+                }) {
+                    if !name.is_empty()
+                        && name != module
+                        && !allowed.contains(&name)
+                        && LAYERS.iter().any(|(known, _)| *known == name)
+                    {
                         wrong.push(format!("{}:{}: {module} names {name}", relative.display(), at + 1));
                     }
                 }
@@ -70,7 +102,10 @@ fn only_one_place_reads_the_clock_and_one_starts_tasks() {
         let text = std::fs::read_to_string(&file).unwrap();
         let relative = file.strip_prefix(&source).unwrap().display().to_string();
         for (word, places) in rules {
-            assert!(places.contains(&relative.as_str()) || !text.contains(word), "{relative} uses {word}");
+            assert!(
+                places.contains(&relative.as_str()) || !text.contains(word),
+                "{relative} uses {word}"
+            );
         }
     }
 }

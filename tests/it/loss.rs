@@ -11,7 +11,10 @@ const KILLS: u64 = 20;
 
 /// Settings of a worker whose dead predecessor's messages come back soon.
 const SOON: &[(&str, &str)] = &[
-    ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 1, max_deliveries = 1000}"),
+    (
+        "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
+        "{visibility_timeout = 1, max_deliveries = 1000}",
+    ),
     ("ORCHESTRA_TASK_ACKS_LATE", "true"),
 ];
 
@@ -29,15 +32,28 @@ async fn kill_9_twenty_times_loses_nothing() {
         worker.process.kill();
         restored += worker.log().matches("restored").count();
         let accounted = redis.length("LLEN", "celery") + redis.length("HLEN", "unacked");
-        let done = done(&redis, &pending.iter().map(|pending| pending.id().to_owned()).collect::<Vec<_>>());
-        assert!(accounted + done >= calls.len(), "{accounted} in the broker and {done} done of {}", calls.len());
+        let done = done(
+            &redis,
+            &pending
+                .iter()
+                .map(|pending| pending.id().to_owned())
+                .collect::<Vec<_>>(),
+        );
+        assert!(
+            accounted + done >= calls.len(),
+            "{accounted} in the broker and {done} done of {}",
+            calls.len()
+        );
     }
     let worker = Worker::start_with(&redis, &["-c", "64"], SOON);
     for (n, pending) in pending.iter().enumerate() {
         assert_eq!(pending.get::<usize>(LONG).await.unwrap(), n, "{}", worker.log());
     }
     restored += worker.log().matches("restored").count();
-    assert!(restored > 0, "no kill hit a worker that held a message: the test proves nothing");
+    assert!(
+        restored > 0,
+        "no kill hit a worker that held a message: the test proves nothing"
+    );
     crate::support::until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
     assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
 }
@@ -54,13 +70,20 @@ async fn a_long_task_is_not_delivered_twice() {
     let client = redis.client().await;
     let one = Worker::start_with(&redis, &["-c", "1"], SOON);
     let pending = client.send(Call::new("hello.sleep").arg(5)).await.unwrap();
-    let later = client.send(Call::new("hello.add").arg(1).countdown(Duration::from_secs(4))).await.unwrap();
+    let later = client
+        .send(Call::new("hello.add").arg(1).countdown(Duration::from_secs(4)))
+        .await
+        .unwrap();
     one.wait_for_log("hello.sleep");
     // Five visibility time-outs pass, and a neighbour looks for what is overdue all the time.
     let two = Worker::start_with(&redis, &["-c", "1"], SOON);
     assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested");
     assert_eq!(later.get::<i64>(LONG).await.unwrap(), 1);
-    assert!(!two.log().contains("restored") && !two.log().contains("hello.sleep"), "{}", two.log());
+    assert!(
+        !two.log().contains("restored") && !two.log().contains("hello.sleep"),
+        "{}",
+        two.log()
+    );
     assert!(!one.log().contains("restored"), "{}", one.log());
 }
 
@@ -70,14 +93,18 @@ async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     let client = redis.client().await;
     client.send(Call::new("hello.die")).await.unwrap();
     let settings = [
-        ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 1, max_deliveries = 2}"),
+        (
+            "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
+            "{visibility_timeout = 1, max_deliveries = 2}",
+        ),
         ("ORCHESTRA_TASK_ACKS_LATE", "true"),
     ];
     let mut ends: HashMap<bool, u32> = HashMap::new();
     for _ in 0..10 {
         let mut worker = Worker::spawn("hello_task", &redis, &[], &settings);
         let end = std::time::Instant::now() + Duration::from_secs(8);
-        while worker.process.is_running() && redis.length("LLEN", "celery.dead") == 0 && std::time::Instant::now() < end {
+        while worker.process.is_running() && redis.length("LLEN", "celery.dead") == 0 && std::time::Instant::now() < end
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         *ends.entry(worker.process.is_running()).or_default() += 1;

@@ -56,14 +56,21 @@ async fn garbage_is_refused_and_the_worker_goes_on() {
     let client = redis.client().await;
     let good = client.send(Call::new("hello.add").arg(1)).await.unwrap();
     assert_eq!(good.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
-    until("nothing is held", async || redis.length("HLEN", "unacked") == 0 && redis.length("LLEN", "celery") == 0).await;
-    let refused = worker.log().matches(" was refused: ").count() + worker.log().matches(" was moved to celery.dead").count();
+    until("nothing is held", async || {
+        redis.length("HLEN", "unacked") == 0 && redis.length("LLEN", "celery") == 0
+    })
+    .await;
+    let refused =
+        worker.log().matches(" was refused: ").count() + worker.log().matches(" was moved to celery.dead").count();
     assert_eq!(refused, count, "each is named in the log:\n{}", worker.log());
     assert!(!worker.log().contains("panicked"), "{}", worker.log());
     // What could not be run is kept for somebody to look at: as it was, or with the reason.
     let dead: Vec<String> = redis.command(&["LRANGE", "celery.dead", "0", "-1"]);
     assert!(dead.contains(&"garbage".to_owned()), "{dead:?}");
-    let told = dead.iter().filter_map(|entry| serde_json::from_str::<Value>(entry).ok()).filter(|entry| entry["reason"].is_string());
+    let told = dead
+        .iter()
+        .filter_map(|entry| serde_json::from_str::<Value>(entry).ok())
+        .filter(|entry| entry["reason"].is_string());
     assert!(told.count() >= 8);
     assert_eq!(worker.stop(), Some(0));
 }
@@ -74,14 +81,35 @@ async fn odd_messages_are_run() {
     let redis = Redis::start();
     let worker = Worker::start(&redis, &[]);
     let client = redis.client().await;
-    let odd: [(&str, Box<dyn Fn(&mut Value)>); 7] = [
-        ("an encoding that JSON does not have", Box::new(|message| message["content-encoding"] = json!("klingon"))),
-        ("more headers", Box::new(|message| message["headers"]["x-mine"] = json!({"a": [1]}))),
-        ("an ETA long past", Box::new(|message| message["headers"]["eta"] = json!("1970-01-01T00:00:00+00:00"))),
-        ("an expiry far ahead", Box::new(|message| message["headers"]["expires"] = json!("9999-12-31T23:59:59"))),
-        ("no priority", Box::new(|message| drop(message["properties"].as_object_mut().unwrap().remove("priority")))),
+    type Change = Box<dyn Fn(&mut Value)>;
+    let odd: [(&str, Change); 7] = [
+        (
+            "an encoding that JSON does not have",
+            Box::new(|message| message["content-encoding"] = json!("klingon")),
+        ),
+        (
+            "more headers",
+            Box::new(|message| message["headers"]["x-mine"] = json!({"a": [1]})),
+        ),
+        (
+            "an ETA long past",
+            Box::new(|message| message["headers"]["eta"] = json!("1970-01-01T00:00:00+00:00")),
+        ),
+        (
+            "an expiry far ahead",
+            Box::new(|message| message["headers"]["expires"] = json!("9999-12-31T23:59:59")),
+        ),
+        (
+            "no priority",
+            Box::new(|message| drop(message["properties"].as_object_mut().unwrap().remove("priority"))),
+        ),
         ("more at the top", Box::new(|message| message["more"] = json!(1))),
-        ("a null body part", Box::new(|message| message["body"] = json!(STANDARD.encode("[[1], {}, {\"callbacks\": null, \"chain\": null}]")))),
+        (
+            "a null body part",
+            Box::new(|message| {
+                message["body"] = json!(STANDARD.encode("[[1], {}, {\"callbacks\": null, \"chain\": null}]"))
+            }),
+        ),
     ];
     for (what, change) in odd {
         let id = uuid::Uuid::new_v4().to_string();

@@ -69,8 +69,17 @@ fn celerys_command_line_sees_the_worker() {
     let redis = Redis::start();
     let _worker = Worker::start(&redis, &["-n", "w1@here"]);
     let celery = |arguments: &[&str]| {
-        let out = Command::new(python()).args(["-m", "celery", "-b", &redis.url()]).args(arguments).output().unwrap();
-        assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        let out = Command::new(python())
+            .args(["-m", "celery", "-b", &redis.url()])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
         String::from_utf8_lossy(&out.stdout).into_owned()
     };
     assert!(celery(&["status"]).contains("w1@here: \u{1b}[32mOK") || celery(&["status"]).contains("w1@here: OK"));
@@ -84,9 +93,21 @@ fn celerys_command_line_sees_the_worker() {
 async fn flower_shows_the_worker_and_its_tasks() {
     let redis = Redis::start();
     let _worker = Worker::start(&redis, &["-n", "w1@here", "-E"]);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let child = Command::new(python())
-        .args(["-m", "celery", "-b", &redis.url(), "flower", "--address=127.0.0.1", &format!("--port={port}")])
+        .args([
+            "-m",
+            "celery",
+            "-b",
+            &redis.url(),
+            "flower",
+            "--address=127.0.0.1",
+            &format!("--port={port}"),
+        ])
         .env("FLOWER_UNAUTHENTICATED_API", "true")
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
@@ -98,20 +119,40 @@ async fn flower_shows_the_worker_and_its_tasks() {
         Ok(answer) if answer.status().is_success() => answer.json::<Value>().await.unwrap_or_default(),
         _ => Value::Null,
     };
-    until("Flower lists the worker", async || get("workers?refresh=true").await["w1@here"]["stats"]["pid"].is_number()).await;
+    until("Flower lists the worker", async || {
+        get("workers?refresh=true").await["w1@here"]["stats"]["pid"].is_number()
+    })
+    .await;
     let worker = &get("workers").await["w1@here"];
-    assert!(worker["registered"].as_array().unwrap().iter().any(|name| name == "hello.add"), "{worker}");
+    assert!(
+        worker["registered"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|name| name == "hello.add"),
+        "{worker}"
+    );
     assert_eq!(worker["active_queues"][0]["name"], "celery");
     let client = redis.client().await;
-    let good = client.send(orchestra::client::Call::new("hello.add").arg(2).arg(3)).await.unwrap();
-    let bad = client.send(orchestra::client::Call::new("hello.add").arg("x")).await.unwrap();
+    let good = client
+        .send(orchestra::client::Call::new("hello.add").arg(2).arg(3))
+        .await
+        .unwrap();
+    let bad = client
+        .send(orchestra::client::Call::new("hello.add").arg("x"))
+        .await
+        .unwrap();
     good.get::<i64>(LONG).await.unwrap();
     until("Flower has both tasks", async || {
-        get(&format!("task/info/{}", bad.id())).await["state"] == "FAILURE" && get(&format!("task/info/{}", good.id())).await["state"] == "SUCCESS"
+        get(&format!("task/info/{}", bad.id())).await["state"] == "FAILURE"
+            && get(&format!("task/info/{}", good.id())).await["state"] == "SUCCESS"
     })
     .await;
     let good = get(&format!("task/info/{}", good.id())).await;
-    assert_eq!((good["name"].as_str(), good["result"].as_str(), good["args"].as_str()), (Some("hello.add"), Some("5"), Some("(2, 3)")));
+    assert_eq!(
+        (good["name"].as_str(), good["result"].as_str(), good["args"].as_str()),
+        (Some("hello.add"), Some("5"), Some("(2, 3)"))
+    );
     assert!(good["runtime"].is_number());
     let bad = get(&format!("task/info/{}", bad.id())).await;
     assert!(bad["exception"].as_str().unwrap().starts_with("ValueError("), "{bad}");
@@ -142,6 +183,11 @@ print('all good')
     let ran = tokio::task::spawn_blocking(move || run_python(&program, &url));
     assert_eq!(ran.await.unwrap(), "all good\n");
     // The model sees the connection close.
-    let closed = tokio::time::timeout(Duration::from_secs(1), until("the model is left alone", async || sim.stats().await["client_left_early"] == 1));
+    let closed = tokio::time::timeout(
+        Duration::from_secs(1),
+        until("the model is left alone", async || {
+            sim.stats().await["client_left_early"] == 1
+        }),
+    );
     closed.await.expect("within a second");
 }

@@ -111,7 +111,17 @@ impl Redis {
 
     fn spawn(port: u16, folder: &Path) -> Process {
         let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--dir"])
+            .args([
+                "--port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "yes",
+                "--dir",
+            ])
             .arg(folder)
             .stdout(Stdio::null())
             .spawn()
@@ -173,7 +183,9 @@ impl Redis {
 /// A program of this package or of its examples, as cargo built it.
 pub fn program(name: &str) -> PathBuf {
     let programs = Path::new(env!("CARGO_BIN_EXE_orchestra-worker")).parent().unwrap();
-    let path = [programs.join(name), programs.join("examples").join(name)].into_iter().find(|path| path.exists());
+    let path = [programs.join(name), programs.join("examples").join(name)]
+        .into_iter()
+        .find(|path| path.exists());
     path.unwrap_or_else(|| panic!("{name} is not built: run `cargo build --workspace --examples`"))
 }
 
@@ -213,7 +225,10 @@ impl Worker {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { process: Process { child }, folder }
+        Self {
+            process: Process { child },
+            folder,
+        }
     }
 
     pub fn log(&self) -> String {
@@ -255,12 +270,21 @@ impl Sim {
         std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
         let url = line.trim().rsplit(' ').next().unwrap().to_owned();
         assert!(url.starts_with("http://"), "{line:?}");
-        Self { _process: Process { child }, url, control: format!("http://{control}") }
+        Self {
+            _process: Process { child },
+            url,
+            control: format!("http://{control}"),
+        }
     }
 
     /// Its counters.
     pub async fn stats(&self) -> Value {
-        get(&format!("{}/_stats", self.control)).await.unwrap().json().await.unwrap()
+        get(&format!("{}/_stats", self.control))
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap()
     }
 }
 
@@ -292,7 +316,10 @@ pub fn python() -> PathBuf {
 pub fn run_python(program: &str, url: &str) -> String {
     let out = Command::new(python())
         .args(["-c", program, url])
-        .env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("python-client"))
+        .env(
+            "PYTHONPATH",
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("python-client"),
+        )
         .output()
         .expect("there is a Python; `make test` makes one");
     let text = String::from_utf8_lossy(&out.stdout).into_owned();

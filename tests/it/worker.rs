@@ -21,7 +21,10 @@ async fn a_task_is_run_and_its_result_comes_back() {
         assert_eq!(pending.get::<usize>(LONG).await.unwrap(), n);
     }
     // P-009: nothing is left behind.
-    until("everything is acknowledged", async || redis.length("HLEN", "unacked") == 0).await;
+    until("everything is acknowledged", async || {
+        redis.length("HLEN", "unacked") == 0
+    })
+    .await;
     assert_eq!(redis.length("ZCARD", "unacked_index"), 0);
     assert_eq!(redis.length("LLEN", "celery"), 0);
 }
@@ -32,15 +35,47 @@ async fn failures_are_python_exceptions() {
     let _worker = Worker::start(&redis, &[]);
     let client = redis.client().await;
     for (call, module, name, text) in [
-        (Call::new("hello.add"), "builtins", "TypeError", "hello.add() missing 1 required positional argument: 'x'"),
-        (Call::new("hello.add").arg(1).arg(2).arg(3), "builtins", "TypeError", "hello.add() takes 2 positional arguments but 3 were given"),
-        (Call::new("hello.add").kwarg("z", 1), "builtins", "TypeError", "hello.add() got an unexpected keyword argument 'z'"),
-        (Call::new("hello.add").arg(i64::MAX).arg(1), "builtins", "ValueError", "the sum is too large"),
-        (Call::new("hello.panic"), "builtins", "RuntimeError", "the task panicked: on purpose"),
-        (Call::new("hello.unknown"), "celery.exceptions", "NotRegistered", "hello.unknown"),
+        (
+            Call::new("hello.add"),
+            "builtins",
+            "TypeError",
+            "hello.add() missing 1 required positional argument: 'x'",
+        ),
+        (
+            Call::new("hello.add").arg(1).arg(2).arg(3),
+            "builtins",
+            "TypeError",
+            "hello.add() takes 2 positional arguments but 3 were given",
+        ),
+        (
+            Call::new("hello.add").kwarg("z", 1),
+            "builtins",
+            "TypeError",
+            "hello.add() got an unexpected keyword argument 'z'",
+        ),
+        (
+            Call::new("hello.add").arg(i64::MAX).arg(1),
+            "builtins",
+            "ValueError",
+            "the sum is too large",
+        ),
+        (
+            Call::new("hello.panic"),
+            "builtins",
+            "RuntimeError",
+            "the task panicked: on purpose",
+        ),
+        (
+            Call::new("hello.unknown"),
+            "celery.exceptions",
+            "NotRegistered",
+            "hello.unknown",
+        ),
     ] {
         let error = client.send(call).await.unwrap().get::<Value>(LONG).await.unwrap_err();
-        let Error::Failed { exception, traceback } = error else { panic!("{error}") };
+        let Error::Failed { exception, traceback } = error else {
+            panic!("{error}")
+        };
         assert_eq!((exception.module.as_str(), exception.name.as_str()), (module, name));
         assert_eq!(exception.message(), text);
         // As in Celery, a task that nobody registered has nothing to trace.
@@ -68,7 +103,9 @@ async fn time_limits_end_a_task() {
     let hard = Call::new("hello.sleep").arg(60).time_limit(Duration::from_millis(300));
     let error = client.send(hard).await.unwrap().get::<Value>(LONG).await.unwrap_err();
     assert!(error.to_string().contains("TimeLimitExceeded: 0.3"), "{error}");
-    let soft = Call::new("hello.sleep").arg(60).soft_time_limit(Duration::from_millis(300));
+    let soft = Call::new("hello.sleep")
+        .arg(60)
+        .soft_time_limit(Duration::from_millis(300));
     let error = client.send(soft).await.unwrap().get::<Value>(LONG).await.unwrap_err();
     assert!(error.to_string().contains("SoftTimeLimitExceeded"), "{error}");
 }
@@ -80,8 +117,14 @@ async fn a_running_task_is_revoked_and_a_waiting_one_never_runs() {
     let client = redis.client().await;
     let running = client.send(Call::new("hello.sleep").arg(60)).await.unwrap();
     let waiting = client.send(Call::new("hello.sleep").arg(60)).await.unwrap();
-    let later = client.send(Call::new("hello.sleep").arg(60).countdown(Duration::from_secs(60))).await.unwrap();
-    until("the first runs", async || running.state().await.unwrap().as_str() == "PROGRESS").await;
+    let later = client
+        .send(Call::new("hello.sleep").arg(60).countdown(Duration::from_secs(60)))
+        .await
+        .unwrap();
+    until("the first runs", async || {
+        running.state().await.unwrap().as_str() == "PROGRESS"
+    })
+    .await;
     for pending in [&waiting, &later] {
         pending.revoke(false).await.unwrap();
         assert!(matches!(pending.get::<Value>(LONG).await, Err(Error::Revoked(why)) if why == "revoked"));
@@ -99,10 +142,21 @@ async fn an_eta_is_waited_for_and_an_expired_task_is_not_run() {
     let _worker = Worker::start(&redis, &[]);
     let client = redis.client().await;
     let sent = Instant::now();
-    let later = client.send(Call::new("hello.add").arg(1).countdown(Duration::from_secs(1))).await.unwrap();
+    let later = client
+        .send(Call::new("hello.add").arg(1).countdown(Duration::from_secs(1)))
+        .await
+        .unwrap();
     assert_eq!(later.get::<i64>(LONG).await.unwrap(), 1);
     assert!(sent.elapsed() >= Duration::from_secs(1));
-    let expired = client.send(Call::new("hello.add").arg(1).countdown(Duration::from_secs(1)).expires(Duration::ZERO)).await.unwrap();
+    let expired = client
+        .send(
+            Call::new("hello.add")
+                .arg(1)
+                .countdown(Duration::from_secs(1))
+                .expires(Duration::ZERO),
+        )
+        .await
+        .unwrap();
     assert!(matches!(expired.get::<Value>(LONG).await, Err(Error::Revoked(why)) if why == "expired"));
 }
 
@@ -113,7 +167,10 @@ async fn a_warm_stop_finishes_what_runs_and_gives_back_what_waits() {
     let client = redis.client().await;
     let calls: Vec<Call> = (0..6).map(|_| Call::new("hello.sleep").arg(2)).collect();
     let pending = client.send_many(&calls).await.unwrap();
-    until("two run", async || pending[1].state().await.unwrap().as_str() == "PROGRESS").await;
+    until("two run", async || {
+        pending[1].state().await.unwrap().as_str() == "PROGRESS"
+    })
+    .await;
     assert_eq!(worker.stop(), Some(0), "{}", worker.log());
     assert_eq!(redis.length("LLEN", "celery"), 4);
     assert_eq!(redis.length("HLEN", "unacked"), 0);
@@ -131,7 +188,10 @@ async fn a_cold_stop_gives_back_everything() {
     let client = redis.client().await;
     let calls: Vec<Call> = (0..4).map(|_| Call::new("hello.sleep").arg(60)).collect();
     let pending = client.send_many(&calls).await.unwrap();
-    until("two run", async || pending[1].state().await.unwrap().as_str() == "PROGRESS").await;
+    until("two run", async || {
+        pending[1].state().await.unwrap().as_str() == "PROGRESS"
+    })
+    .await;
     worker.process.signal(Signal::SIGTERM);
     worker.wait_for_log("warm stop");
     worker.process.signal(Signal::SIGTERM);
@@ -146,14 +206,22 @@ async fn a_redis_that_goes_away_is_waited_for() {
     let worker = Worker::start(&redis, &["-c", "2"]);
     let client = redis.client().await;
     let running = client.send(Call::new("hello.sleep").arg(2)).await.unwrap();
-    until("it runs", async || running.state().await.unwrap().as_str() == "PROGRESS").await;
+    until("it runs", async || {
+        running.state().await.unwrap().as_str() == "PROGRESS"
+    })
+    .await;
     redis.stop();
     worker.wait_for_log("lost the connection to Redis");
     tokio::time::sleep(Duration::from_secs(3)).await;
     redis.start_again();
     worker.wait_for_log("again after");
     let client = redis.client().await;
-    assert_eq!(client.result(running.id()).get::<String>(LONG).await.unwrap(), "rested", "{}", worker.log());
+    assert_eq!(
+        client.result(running.id()).get::<String>(LONG).await.unwrap(),
+        "rested",
+        "{}",
+        worker.log()
+    );
     let next = client.send(Call::new("hello.add").arg(1)).await.unwrap();
     assert_eq!(next.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
     let online = client.workers(Duration::from_secs(2)).await.unwrap();
@@ -166,22 +234,44 @@ async fn remote_control_answers() {
     let _worker = Worker::start(&redis, &["-n", "w1@here", "-c", "3"]);
     let client = redis.client().await;
     let running = client.send(Call::new("hello.sleep").arg(30)).await.unwrap();
-    until("it runs", async || running.state().await.unwrap().as_str() == "PROGRESS").await;
+    until("it runs", async || {
+        running.state().await.unwrap().as_str() == "PROGRESS"
+    })
+    .await;
     let node = ["w1@here".to_owned()];
     let ask = async |method: &str, arguments: Value| {
-        client.inspect(method, &arguments, Some(&node), LONG).await.unwrap().remove("w1@here").unwrap()
+        client
+            .inspect(method, &arguments, Some(&node), LONG)
+            .await
+            .unwrap()
+            .remove("w1@here")
+            .unwrap()
     };
     assert_eq!(ask("ping", json!({})).await, json!({"ok": "pong"}));
-    assert!(ask("registered", json!({})).await.as_array().unwrap().contains(&json!("hello.add")));
+    assert!(
+        ask("registered", json!({}))
+            .await
+            .as_array()
+            .unwrap()
+            .contains(&json!("hello.add"))
+    );
     let stats = ask("stats", json!({})).await;
     assert_eq!(stats["pool"]["max-concurrency"], 3);
     assert_eq!(stats["prefetch_count"], 12);
     let active = ask("active", json!({})).await;
     assert_eq!(active[0]["id"], running.id());
     assert_eq!(active[0]["name"], "hello.sleep");
-    assert_eq!(ask("query_task", json!({"ids": [running.id()]})).await[running.id()][0], "active");
+    assert_eq!(
+        ask("query_task", json!({"ids": [running.id()]})).await[running.id()][0],
+        "active"
+    );
     assert_eq!(ask("active_queues", json!({})).await[0]["name"], "celery");
-    assert!(ask("no_such_method", json!({})).await["error"].as_str().unwrap().contains("no_such_method"));
+    assert!(
+        ask("no_such_method", json!({})).await["error"]
+            .as_str()
+            .unwrap()
+            .contains("no_such_method")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,7 +281,10 @@ async fn rate_limits_hold() {
     let client = redis.client().await;
     let node = ["w1@here".to_owned()];
     let arguments = json!({"task_name": "hello.add", "rate_limit": "5/s"});
-    client.inspect("rate_limit", &arguments, Some(&node), LONG).await.unwrap();
+    client
+        .inspect("rate_limit", &arguments, Some(&node), LONG)
+        .await
+        .unwrap();
     let calls: Vec<Call> = (0..11).map(|n| Call::new("hello.add").arg(n)).collect();
     let began = Instant::now();
     for pending in client.send_many(&calls).await.unwrap() {

@@ -64,7 +64,11 @@ pub(super) fn model(name: &str, allow_cloud: bool) -> Result<(), String> {
     if name.len() > 512 || name.chars().any(char::is_control) {
         return Err("model: is no model name".into());
     }
-    let tag = name.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("", |(_, tag)| tag);
+    let tag = name
+        .rsplit('/')
+        .next()
+        .and_then(|last| last.split_once(':'))
+        .map_or("", |(_, tag)| tag);
     let tag = tag.to_ascii_lowercase();
     if (tag == "cloud" || tag.ends_with("-cloud")) && !allow_cloud {
         return Err(format!(
@@ -84,7 +88,9 @@ pub(super) fn generate(fields: &Map<String, Value>) -> Result<(), String> {
         Some(_) => return Err("prompt: must be a text".into()),
     }
     let raw = fields.get("raw").is_some_and(|raw| raw == &Value::Bool(true));
-    let clash = ["template", "system", "context"].into_iter().find(|name| fields.contains_key(*name));
+    let clash = ["template", "system", "context"]
+        .into_iter()
+        .find(|name| fields.contains_key(*name));
     if let (true, Some(name)) = (raw, clash) {
         return Err(format!("raw: goes with no {name}"));
     }
@@ -110,7 +116,11 @@ pub(super) fn chat(fields: &mut Map<String, Value>) -> Result<(), String> {
         match message.get("content") {
             Some(Value::String(_)) => {}
             None | Some(Value::Null) if message.contains_key("tool_calls") => {}
-            _ => return Err(format!("messages[{at}].content: must be a text; pictures go into images")),
+            _ => {
+                return Err(format!(
+                    "messages[{at}].content: must be a text; pictures go into images"
+                ));
+            }
         }
         images(message.get("images"), &format!("messages[{at}].images"))?;
     }
@@ -147,10 +157,10 @@ pub(super) fn common(fields: &mut Map<String, Value>) -> Result<(), String> {
     }
     match fields.get("top_logprobs") {
         None => {}
-        Some(top) if top.as_u64().is_some_and(|top| top <= 20) => {
-            if fields.get("logprobs") != Some(&Value::Bool(true)) {
-                return Err("top_logprobs: needs logprobs".into());
-            }
+        Some(top)
+            if top.as_u64().is_some_and(|top| top <= 20) && fields.get("logprobs") != Some(&Value::Bool(true)) =>
+        {
+            return Err("top_logprobs: needs logprobs".into());
         }
         Some(_) => return Err("top_logprobs: must be between 0 and 20".into()),
     }
@@ -186,8 +196,16 @@ fn check_options(options: &Value) -> Result<(), String> {
 fn images(images: Option<&Value>, name: &str) -> Result<(), String> {
     match images {
         None | Some(Value::Null) => Ok(()),
-        Some(Value::Array(list)) if list.iter().all(|image| image.as_str().is_some_and(|text| !text.starts_with("data:"))) => Ok(()),
-        Some(_) => Err(format!("{name}: must be a list of base64 texts, without a data: prefix")),
+        Some(Value::Array(list))
+            if list
+                .iter()
+                .all(|image| image.as_str().is_some_and(|text| !text.starts_with("data:"))) =>
+        {
+            Ok(())
+        }
+        Some(_) => Err(format!(
+            "{name}: must be a list of base64 texts, without a data: prefix"
+        )),
     }
 }
 
@@ -200,7 +218,10 @@ fn is_go_duration(text: &str) -> bool {
     let mut rest = text;
     while !rest.is_empty() {
         let number = rest.trim_start_matches(|char: char| char.is_ascii_digit() || char == '.');
-        let unit = ["ns", "us", "µs", "ms", "s", "m", "h"].into_iter().filter(|unit| number.starts_with(unit)).max_by_key(|unit| unit.len());
+        let unit = ["ns", "us", "µs", "ms", "s", "m", "h"]
+            .into_iter()
+            .filter(|unit| number.starts_with(unit))
+            .max_by_key(|unit| unit.len());
         match unit {
             Some(unit) if number.len() < rest.len() => rest = &number[unit.len()..],
             _ => return false,
@@ -217,14 +238,19 @@ mod tests {
     use super::*;
 
     fn generate_error(fields: Value) -> String {
-        let Value::Object(mut all) = fields else { panic!("an object") };
+        let Value::Object(mut all) = fields else {
+            panic!("an object")
+        };
         all.entry("prompt").or_insert("hi".into());
         Request::new(Kind::Generate, "m".into(), all, false).unwrap_err()
     }
 
     #[test]
     fn o_012_option_types_are_checked_before_sending() {
-        assert_eq!(generate_error(json!({"options": {"stop": "x"}})), "options.stop: must be a list of texts, not \"x\"");
+        assert_eq!(
+            generate_error(json!({"options": {"stop": "x"}})),
+            "options.stop: must be a list of texts, not \"x\""
+        );
         assert_eq!(
             generate_error(json!({"options": {"temperature": "0"}})),
             "options.temperature: must be a number, not \"0\""
@@ -278,8 +304,16 @@ mod tests {
         };
         assert!(chat(json!([{"role": "user", "content": "hi"}])).is_ok());
         assert!(chat(json!([])).unwrap_err().contains("only load"));
-        assert!(chat(json!([{"role": "user", "content": [{"type": "text"}]}])).unwrap_err().starts_with("messages[0].content"));
-        assert!(chat(json!([{"role": "robot", "content": "hi"}])).unwrap_err().starts_with("messages[0].role"));
+        assert!(
+            chat(json!([{"role": "user", "content": [{"type": "text"}]}]))
+                .unwrap_err()
+                .starts_with("messages[0].content")
+        );
+        assert!(
+            chat(json!([{"role": "robot", "content": "hi"}]))
+                .unwrap_err()
+                .starts_with("messages[0].role")
+        );
         assert!(chat(json!("hi")).is_err());
     }
 }

@@ -68,7 +68,12 @@ impl Ollama {
     /// # Errors
     /// It did not answer.
     pub async fn version(&self, host: &str) -> Result<String, Fault> {
-        let asked = self.http.get(format!("{host}/api/version")).timeout(self.limits.connect).send().await;
+        let asked = self
+            .http
+            .get(format!("{host}/api/version"))
+            .timeout(self.limits.connect)
+            .send()
+            .await;
         let answer = asked.map_err(|error| unreachable(host, &error))?;
         let status = answer.status().as_u16();
         let body = answer.bytes().await.map_err(|error| broken(host, &error))?;
@@ -86,15 +91,27 @@ impl Ollama {
     ///
     /// # Errors
     /// The last server's fault, or the first refusal.
-    pub(crate) async fn ask(&self, request: &Request, on_piece: &mut (dyn FnMut(Piece) + Send)) -> Result<Answer, Fault> {
+    pub(crate) async fn ask(
+        &self,
+        request: &Request,
+        on_piece: &mut (dyn FnMut(Piece) + Send),
+    ) -> Result<Answer, Fault> {
         let mut fault: Option<Fault> = None;
         for host in &self.hosts {
             match self.ask_host(host, request, on_piece).await {
                 Ok(answer) => return Ok(answer),
-                Err(found @ Fault { class: Class::Refused | Class::Broken, .. }) => return Err(found),
+                Err(
+                    found @ Fault {
+                        class: Class::Refused | Class::Broken,
+                        ..
+                    },
+                ) => return Err(found),
                 // A busy server that has the model says more than an idle one that lacks it.
                 Err(found) => match &fault {
-                    Some(Fault { class: Class::Unavailable, .. }) => {}
+                    Some(Fault {
+                        class: Class::Unavailable,
+                        ..
+                    }) => {}
                     _ => fault = Some(found),
                 },
             }
@@ -109,7 +126,11 @@ impl Ollama {
         on_piece: &mut (dyn FnMut(Piece) + Send),
     ) -> Result<Answer, Fault> {
         let began = clock::instant();
-        let sent = self.http.post(format!("{host}/{}", request.kind().path())).json(request.body()).send();
+        let sent = self
+            .http
+            .post(format!("{host}/{}", request.kind().path()))
+            .json(request.body())
+            .send();
         let answer = match tokio::time::timeout(self.limits.first_token, sent).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) if error.is_connect() => return Err(unreachable(host, &error)),
@@ -117,13 +138,22 @@ impl Ollama {
             Err(_) => return Err(stalled(host, "no answer", self.limits.first_token)),
         };
         let status = answer.status().as_u16();
-        let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let kind = answer
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok())
+            .unwrap_or_default();
         // O-004: only the media type counts.
         let media = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let after = answer.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
+        let after = answer
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|after| after.to_str().ok()?.parse().ok());
         let mut body = Box::pin(answer.bytes_stream());
         if status != 200 || !matches!(media.as_str(), "application/x-ndjson" | "application/json") {
-            let bytes = tokio::time::timeout(self.limits.stall, read_some(&mut body)).await.unwrap_or_default();
+            let bytes = tokio::time::timeout(self.limits.stall, read_some(&mut body))
+                .await
+                .unwrap_or_default();
             let mut fault = Fault::from_status(host, status, &bytes);
             fault.after = after.map(Duration::from_secs);
             return Err(fault);
@@ -161,9 +191,8 @@ impl Ollama {
                     Ok(None) => break,
                     Err(_) => return Err(too_long(host, self.limits.answer_bytes)),
                 };
-                let mut frame: Frame = serde_json::from_slice(&line).map_err(|error| {
-                    Fault::new(Class::Broken, host, format!("the answer is no JSON: {error}"))
-                })?;
+                let mut frame: Frame = serde_json::from_slice(&line)
+                    .map_err(|error| Fault::new(Class::Broken, host, format!("the answer is no JSON: {error}")))?;
                 if let Some(error) = &frame.error {
                     return Err(Fault::mid_stream(host, error));
                 }
@@ -188,7 +217,10 @@ impl Ollama {
             }
             if ended {
                 // O-033: the text so far is no answer.
-                let text = format!("the answer ended before it was done, after {} characters", answer.size());
+                let text = format!(
+                    "the answer ended before it was done, after {} characters",
+                    answer.size()
+                );
                 return Err(Fault::new(Class::Broken, host, text));
             }
         }
@@ -209,7 +241,9 @@ fn base_url(host: &str) -> Result<String, String> {
     let url = url.replacen("://0.0.0.0", "://127.0.0.1", 1);
     match reqwest::Url::parse(&url) {
         Ok(parsed) if matches!(parsed.scheme(), "http" | "https") && parsed.has_host() => Ok(url),
-        _ => Err(format!("ai_hosts: {host:?} is no address of a model server; write http://127.0.0.1:11434")),
+        _ => Err(format!(
+            "ai_hosts: {host:?} is no address of a model server; write http://127.0.0.1:11434"
+        )),
     }
 }
 
@@ -225,12 +259,24 @@ async fn read_some(body: &mut (impl Stream<Item = reqwest::Result<Bytes>> + Unpi
 }
 
 fn unreachable(host: &str, error: &reqwest::Error) -> Fault {
-    let why = if error.is_timeout() { "no answer to the attempt to connect".to_owned() } else { cause(error) };
-    Fault::new(Class::Unavailable, host, format!("cannot reach the model server: {why}; is Ollama running?"))
+    let why = if error.is_timeout() {
+        "no answer to the attempt to connect".to_owned()
+    } else {
+        cause(error)
+    };
+    Fault::new(
+        Class::Unavailable,
+        host,
+        format!("cannot reach the model server: {why}; is Ollama running?"),
+    )
 }
 
 fn broken(host: &str, error: &reqwest::Error) -> Fault {
-    Fault::new(Class::Broken, host, format!("the connection to the model server broke: {}", cause(error)))
+    Fault::new(
+        Class::Broken,
+        host,
+        format!("the connection to the model server broke: {}", cause(error)),
+    )
 }
 
 fn stalled(host: &str, what: &str, limit: Duration) -> Fault {
@@ -238,7 +284,11 @@ fn stalled(host: &str, what: &str, limit: Duration) -> Fault {
 }
 
 fn too_long(host: &str, limit: usize) -> Fault {
-    Fault::new(Class::Refused, host, format!("the answer is longer than {limit} bytes (ai_max_answer_bytes)"))
+    Fault::new(
+        Class::Refused,
+        host,
+        format!("the answer is longer than {limit} bytes (ai_max_answer_bytes)"),
+    )
 }
 
 /// The innermost cause: what the system said.

@@ -43,7 +43,12 @@ impl Class {
 
 impl Fault {
     pub(super) fn new(class: Class, host: &str, text: impl Into<String>) -> Self {
-        Self { class, host: host.to_owned(), text: text.into(), after: None }
+        Self {
+            class,
+            host: host.to_owned(),
+            text: text.into(),
+            after: None,
+        }
     }
 
     /// A refusal, from its status and body (O-042 to O-053).
@@ -53,7 +58,12 @@ impl Fault {
             404 if text.contains("not found") && text.contains("model") => Class::NotFound,
             429 | 502 | 503 | 504 => Class::Unavailable,
             // O-049: faults of the request in a server's clothes.
-            500 if ["option \"", "invalid format", "template:"].iter().any(|sign| text.contains(sign)) => Class::Refused,
+            500 if ["option \"", "invalid format", "template:"]
+                .iter()
+                .any(|sign| text.contains(sign)) =>
+            {
+                Class::Refused
+            }
             500 => Class::Broken,
             _ => Class::Refused,
         };
@@ -113,7 +123,11 @@ fn excerpt(body: &[u8]) -> String {
 }
 
 fn shorten(text: &str) -> String {
-    let mut out: String = text.chars().take(EXCERPT).map(|char| if char.is_control() { ' ' } else { char }).collect();
+    let mut out: String = text
+        .chars()
+        .take(EXCERPT)
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .collect();
     if out.len() < text.len() {
         out.push('…');
     }
@@ -131,15 +145,33 @@ mod tests {
     #[test]
     fn o_044_to_o_053_statuses_have_classes() {
         assert_eq!(class(404, r#"{"error":"model 'x' not found"}"#), Class::NotFound);
-        assert_eq!(class(404, r#"{"error":"model \"x\" not found, try pulling it first"}"#), Class::NotFound);
+        assert_eq!(
+            class(404, r#"{"error":"model \"x\" not found, try pulling it first"}"#),
+            Class::NotFound
+        );
         assert_eq!(class(404, "404 page not found"), Class::Refused);
         assert_eq!(class(400, r#"{"error":"invalid model name"}"#), Class::Refused);
-        assert_eq!(class(401, r#"{"error":"unauthorized","signin_url":"https://x"}"#), Class::Refused);
-        assert_eq!(class(503, r#"{"error":"server busy, please try again.  maximum pending requests exceeded"}"#), Class::Unavailable);
+        assert_eq!(
+            class(401, r#"{"error":"unauthorized","signin_url":"https://x"}"#),
+            Class::Refused
+        );
+        assert_eq!(
+            class(
+                503,
+                r#"{"error":"server busy, please try again.  maximum pending requests exceeded"}"#
+            ),
+            Class::Unavailable
+        );
         assert_eq!(class(429, "{}"), Class::Unavailable);
         assert_eq!(class(502, "<html>"), Class::Unavailable);
-        assert_eq!(class(500, r#"{"error":"option \"temperature\" must be of type float32"}"#), Class::Refused);
-        assert_eq!(class(500, r#"{"error":"model runner has unexpectedly stopped"}"#), Class::Broken);
+        assert_eq!(
+            class(500, r#"{"error":"option \"temperature\" must be of type float32"}"#),
+            Class::Refused
+        );
+        assert_eq!(
+            class(500, r#"{"error":"model runner has unexpectedly stopped"}"#),
+            Class::Broken
+        );
     }
 
     #[test]
@@ -150,7 +182,8 @@ mod tests {
         assert_eq!(text(404, "404 page not found"), "HTTP 404: 404 page not found");
         assert_eq!(text(400, r#"{"error":{"message":"m","type":"t"}}"#), "HTTP 400: m");
         // O-043
-        let nested = r#"{"error":"{\"error\":{\"code\":400,\"message\":\"too long\",\"type\":\"exceed_context_size_error\"}}"}"#;
+        let nested =
+            r#"{"error":"{\"error\":{\"code\":400,\"message\":\"too long\",\"type\":\"exceed_context_size_error\"}}"}"#;
         assert_eq!(text(400, nested), "HTTP 400: too long");
         assert!(text(401, r#"{"error":"unauthorized","signin_url":"https://x"}"#).ends_with("sign in at https://x"));
         assert!(text(500, &"x".repeat(100_000)).len() < 600);

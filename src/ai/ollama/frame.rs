@@ -46,7 +46,11 @@ pub(super) struct TooLong;
 
 impl Lines {
     pub(super) fn new(limit: usize) -> Self {
-        Self { rest: Vec::new(), seen: 0, limit }
+        Self {
+            rest: Vec::new(),
+            seen: 0,
+            limit,
+        }
     }
 
     /// Adds what arrived.
@@ -59,7 +63,11 @@ impl Lines {
         loop {
             let Some(end) = self.rest[self.seen..].iter().position(|byte| *byte == b'\n') else {
                 self.seen = self.rest.len();
-                return if self.rest.len() > self.limit { Err(TooLong) } else { Ok(None) };
+                return if self.rest.len() > self.limit {
+                    Err(TooLong)
+                } else {
+                    Ok(None)
+                };
             };
             let end = self.seen + end;
             let tail = self.rest.split_off(end + 1);

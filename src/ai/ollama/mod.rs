@@ -8,7 +8,7 @@ mod frame;
 mod request;
 
 pub use answer::{Answer, Timing, Usage};
-pub(crate) use client::Piece;
 pub use client::Ollama;
+pub(crate) use client::Piece;
 pub use fault::{Class, Fault};
 pub use request::{Kind, Request};

@@ -46,7 +46,11 @@ impl Request {
         check::common(&mut fields)?;
         fields.insert("model".into(), model.clone().into());
         fields.insert("stream".into(), true.into());
-        Ok(Self { kind, model, body: fields })
+        Ok(Self {
+            kind,
+            model,
+            body: fields,
+        })
     }
 
     /// Which endpoint it is for.

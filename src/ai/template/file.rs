@@ -111,7 +111,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
 /// Reads a YAML file: its text, and what stands in it.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<(String, T), Vec<Problem>> {
     let wrong = |text: String| vec![Problem::file(path, text)];
-    let size = std::fs::metadata(path).map_err(|error| wrong(format!("cannot be read: {error}")))?.len();
+    let size = std::fs::metadata(path)
+        .map_err(|error| wrong(format!("cannot be read: {error}")))?
+        .len();
     if size > LARGEST {
         return Err(wrong(format!("is larger than {LARGEST} bytes")));
     }
@@ -132,7 +134,9 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<(String, T), Vec<
 
 /// A field that nobody knows is probably one that somebody mistyped: the one that was meant says more than all of them.
 fn suggest(words: &str) -> String {
-    let Some((what, expected)) = words.split_once(", expected one of ") else { return words.to_owned() };
+    let Some((what, expected)) = words.split_once(", expected one of ") else {
+        return words.to_owned();
+    };
     let written = what.rsplit('`').nth(1).unwrap_or_default();
     let known = || expected.split(", ").map(|name| name.trim_matches('`'));
     match closest(written, known()) {

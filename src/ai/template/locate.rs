@@ -47,16 +47,27 @@ fn walk<'a>(source: &'a str, place: &[Place<'_>]) -> Option<Line<'a>> {
     let mut region: Vec<Line<'_>> = source
         .lines()
         .enumerate()
-        .map(|(at, text)| Line { number: at + 1, indent: text.len() - text.trim_start().len(), text: text.trim_start() })
+        .map(|(at, text)| Line {
+            number: at + 1,
+            indent: text.len() - text.trim_start().len(),
+            text: text.trim_start(),
+        })
         .filter(|line| !line.text.is_empty() && !line.text.starts_with('#') && line.text != "---")
         .collect();
     let mut found = None;
     for step in place {
-        let Some(indent) = region.iter().map(|line| line.indent).min() else { return found };
+        let Some(indent) = region.iter().map(|line| line.indent).min() else {
+            return found;
+        };
         let at = match step {
-            Place::Key(key) => region.iter().position(|line| line.indent == indent && has_key(line.text, key)),
+            Place::Key(key) => region
+                .iter()
+                .position(|line| line.indent == indent && has_key(line.text, key)),
             Place::Item(item) => {
-                let starts = region.iter().enumerate().filter(|(_, line)| line.indent == indent && is_item(line.text));
+                let starts = region
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, line)| line.indent == indent && is_item(line.text));
                 starts.map(|(at, _)| at).nth(*item)
             }
         };
@@ -86,7 +97,11 @@ fn is_item(text: &str) -> bool {
 fn first_of_item(line: Line<'_>) -> Line<'_> {
     let text = line.text.strip_prefix('-').unwrap_or(line.text);
     let inner = text.trim_start();
-    Line { indent: line.indent + 1 + text.len() - inner.len(), text: inner, ..line }
+    Line {
+        indent: line.indent + 1 + text.len() - inner.len(),
+        text: inner,
+        ..line
+    }
 }
 
 fn has_key(text: &str, key: &str) -> bool {

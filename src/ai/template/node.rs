@@ -40,7 +40,11 @@ impl Source {
 impl Node {
     /// Finds the expressions in a value; `name` is its name and `line` where it stands.
     pub(super) fn new(name: &str, line: usize, value: Value) -> Self {
-        let source = |text: String| Source { name: name.to_owned(), text, line };
+        let source = |text: String| Source {
+            name: name.to_owned(),
+            text,
+            line,
+        };
         match value {
             Value::String(text) => match expression(&text) {
                 Some(expression) => Self::Expression(source(expression.to_owned())),
@@ -49,7 +53,11 @@ impl Node {
             },
             Value::Array(items) => {
                 let items = items.into_iter().enumerate();
-                Self::List(items.map(|(at, item)| Self::new(&format!("{name}[{at}]"), line, item)).collect())
+                Self::List(
+                    items
+                        .map(|(at, item)| Self::new(&format!("{name}[{at}]"), line, item))
+                        .collect(),
+                )
             }
             Value::Object(object) => Self::object(name, line, object),
             literal => Self::Literal(literal),

@@ -36,7 +36,10 @@ impl Parameter {
         let kind = file.kind.unwrap_or_else(|| "any".to_owned());
         if !TYPES.contains(&kind.as_str()) {
             let meant = closest(&kind, TYPES.iter().copied()).map(|close| format!("; did you mean {close}?"));
-            return Err(format!("unknown type {kind:?}{}", meant.unwrap_or_else(|| format!(": use one of {}", TYPES.join(", ")))));
+            return Err(format!(
+                "unknown type {kind:?}{}",
+                meant.unwrap_or_else(|| format!(": use one of {}", TYPES.join(", ")))
+            ));
         }
         let mut schema = Map::new();
         if kind != "any" {
@@ -46,13 +49,23 @@ impl Parameter {
             ("enum", file.choices.map(Value::from)),
             ("minimum", file.minimum),
             ("maximum", file.maximum),
-            (if kind == "array" { "minItems" } else { "minLength" }, file.min_length.map(Value::from)),
-            (if kind == "array" { "maxItems" } else { "maxLength" }, file.max_length.map(Value::from)),
+            (
+                if kind == "array" { "minItems" } else { "minLength" },
+                file.min_length.map(Value::from),
+            ),
+            (
+                if kind == "array" { "maxItems" } else { "maxLength" },
+                file.max_length.map(Value::from),
+            ),
             ("pattern", file.pattern.map(Value::from)),
             ("items", file.items),
             ("properties", file.properties),
         ];
-        schema.extend(rules.into_iter().filter_map(|(rule, value)| Some((rule.to_owned(), value?))));
+        schema.extend(
+            rules
+                .into_iter()
+                .filter_map(|(rule, value)| Some((rule.to_owned(), value?))),
+        );
         let schema = Value::Object(schema);
         let validator = jsonschema::validator_for(&schema).map_err(|error| error.to_string())?;
         let required = file.required.unwrap_or(file.default.is_none());
@@ -61,7 +74,9 @@ impl Parameter {
                 return Err("is required and has a default: one of them has no effect".into());
             }
             if !default.is_null() {
-                validator.validate(default).map_err(|error| format!("its default does not fit: {error}"))?;
+                validator
+                    .validate(default)
+                    .map_err(|error| format!("its default does not fit: {error}"))?;
             }
         }
         Ok(Self {
@@ -84,7 +99,11 @@ impl Parameter {
         }
         if let Err(error) = self.validator.validate(value) {
             let place = error.instance_path().to_string();
-            return Err(format!("parameter {:?}{place}: {}", self.name, shorten(&error.to_string())));
+            return Err(format!(
+                "parameter {:?}{place}: {}",
+                self.name,
+                shorten(&error.to_string())
+            ));
         }
         Ok(())
     }

@@ -17,17 +17,30 @@ pub struct Problem {
 impl Problem {
     /// Nowhere in particular.
     pub(crate) fn general(text: impl Into<String>) -> Self {
-        Self { path: None, line: None, column: None, text: text.into() }
+        Self {
+            path: None,
+            line: None,
+            column: None,
+            text: text.into(),
+        }
     }
 
     /// A whole file or folder.
     pub(crate) fn file(path: &Path, text: impl Into<String>) -> Self {
-        Self { path: Some(path.to_owned()), ..Self::general(text) }
+        Self {
+            path: Some(path.to_owned()),
+            ..Self::general(text)
+        }
     }
 
     /// A line and column of a file, counted from one.
     pub(crate) fn line(path: &Path, line: usize, column: Option<usize>, text: impl Into<String>) -> Self {
-        Self { path: Some(path.to_owned()), line: Some(line), column, text: text.into() }
+        Self {
+            path: Some(path.to_owned()),
+            line: Some(line),
+            column,
+            text: text.into(),
+        }
     }
 
     /// A place in a YAML file.

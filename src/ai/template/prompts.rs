@@ -27,9 +27,17 @@ impl Prompts {
         environment.set_fuel(Some(FUEL));
         // A prompt is no HTML.
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        let parts = std::fs::read_dir(folder.join("prompts")).into_iter().flatten().flatten();
-        for part in parts.map(|part| part.path()).filter(|path| path.extension().is_some_and(|end| end == "j2")) {
-            let Some(name) = part.file_name().and_then(|name| name.to_str()) else { continue };
+        let parts = std::fs::read_dir(folder.join("prompts"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for part in parts
+            .map(|part| part.path())
+            .filter(|path| path.extension().is_some_and(|end| end == "j2"))
+        {
+            let Some(name) = part.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
             match std::fs::read_to_string(&part) {
                 Ok(text) => {
                     if let Err(error) = environment.add_template_owned(name.to_owned(), text) {
@@ -53,10 +61,18 @@ impl Prompts {
         };
         let globals: Vec<String> = self.environment.globals().map(|(name, _)| name.to_owned()).collect();
         let read = if is_expression {
-            self.environment.compile_expression(&source.text).map_err(wrong)?.undeclared_variables(true)
+            self.environment
+                .compile_expression(&source.text)
+                .map_err(wrong)?
+                .undeclared_variables(true)
         } else {
-            self.environment.add_template_owned(source.name.clone(), source.text.clone()).map_err(wrong)?;
-            self.environment.get_template(&source.name).map_err(wrong)?.undeclared_variables(true)
+            self.environment
+                .add_template_owned(source.name.clone(), source.text.clone())
+                .map_err(wrong)?;
+            self.environment
+                .get_template(&source.name)
+                .map_err(wrong)?
+                .undeclared_variables(true)
         };
         let mut read: Vec<String> = read.into_iter().filter(|name| !globals.contains(name)).collect();
         read.sort();
@@ -65,7 +81,10 @@ impl Prompts {
 
     /// Renders a text that was added.
     pub(super) fn render(&self, source: &Source, scope: &Scope) -> Result<String, (usize, String)> {
-        let rendered = self.environment.get_template(&source.name).and_then(|template| template.render(scope.values()));
+        let rendered = self
+            .environment
+            .get_template(&source.name)
+            .and_then(|template| template.render(scope.values()));
         match rendered {
             Ok(text) if text.len() > LARGEST => {
                 Err((source.line, format!("the rendered text is longer than {LARGEST} bytes")))
@@ -78,7 +97,10 @@ impl Prompts {
     /// The value of an expression that was added.
     pub(super) fn evaluate(&self, source: &Source, scope: &Scope) -> Result<minijinja::Value, (usize, String)> {
         let wrong = |error: minijinja::Error| (source.line, words(&error));
-        let value = self.environment.compile_expression(&source.text).and_then(|expression| expression.eval(scope.values()));
+        let value = self
+            .environment
+            .compile_expression(&source.text)
+            .and_then(|expression| expression.eval(scope.values()));
         match value.map_err(wrong)? {
             value if value.is_undefined() => Err((source.line, format!("{} is undefined", source.text))),
             value => Ok(value),

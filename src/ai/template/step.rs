@@ -14,9 +14,33 @@ use crate::text::closest;
 const TYPES: &[(&str, &[&str])] = &[
     (
         "ollama_generate",
-        &["model", "prompt", "system", "format", "options", "keep_alive", "think", "images", "raw", "suffix", "truncate"],
+        &[
+            "model",
+            "prompt",
+            "system",
+            "format",
+            "options",
+            "keep_alive",
+            "think",
+            "images",
+            "raw",
+            "suffix",
+            "truncate",
+        ],
     ),
-    ("ollama_chat", &["model", "messages", "tools", "format", "options", "keep_alive", "think", "truncate"]),
+    (
+        "ollama_chat",
+        &[
+            "model",
+            "messages",
+            "tools",
+            "format",
+            "options",
+            "keep_alive",
+            "think",
+            "truncate",
+        ],
+    ),
     ("render", &["text"]),
 ];
 
@@ -124,14 +148,30 @@ impl Step {
                 };
                 (name.to_owned(), node)
             });
-            StepKind::Model { kind: endpoint, model, fields: fields.collect() }
+            StepKind::Model {
+                kind: endpoint,
+                model,
+                fields: fields.collect(),
+            }
         };
         let when = file.when.map(|when| {
             let text = when.trim();
-            let bare = text.strip_prefix("{{").and_then(|text| text.strip_suffix("}}")).unwrap_or(text);
-            Source { name: format!("steps.{id}.when"), text: bare.trim().to_owned(), line: line_of(source, &place("when")) }
+            let bare = text
+                .strip_prefix("{{")
+                .and_then(|text| text.strip_suffix("}}"))
+                .unwrap_or(text);
+            Source {
+                name: format!("steps.{id}.when"),
+                text: bare.trim().to_owned(),
+                line: line_of(source, &place("when")),
+            }
         });
-        Ok(Self { id, when, timeout, kind })
+        Ok(Self {
+            id,
+            when,
+            timeout,
+            kind,
+        })
     }
 
     /// All pieces of minijinja in it, and whether each is an expression.

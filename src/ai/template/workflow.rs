@@ -37,7 +37,10 @@ impl Template {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         let name = file.name.unwrap_or_else(|| stem.to_owned());
         if name.is_empty() || name.len() > 200 || name.chars().any(|char| char.is_control() || char.is_whitespace()) {
-            problems.push(at(&["name".into()], format!("{name:?} cannot be the name of a template")));
+            problems.push(at(
+                &["name".into()],
+                format!("{name:?} cannot be the name of a template"),
+            ));
         }
         let mut parameters = Vec::new();
         for (name, parameter) in file.parameters.0 {
@@ -45,9 +48,15 @@ impl Template {
             let line = line_of(&source, &place);
             let letters = |char: char| char.is_alphanumeric() || char == '_';
             if !name.chars().all(letters) || name.starts_with(|char: char| char.is_ascii_digit()) || name.is_empty() {
-                problems.push(at(&place, format!("{name:?} cannot be the name of a parameter: letters, digits and _ only")));
+                problems.push(at(
+                    &place,
+                    format!("{name:?} cannot be the name of a parameter: letters, digits and _ only"),
+                ));
             } else if RESERVED.contains(&name.as_str()) {
-                problems.push(at(&place, format!("{name:?} is the name of something else in a template")));
+                problems.push(at(
+                    &place,
+                    format!("{name:?} is the name of something else in a template"),
+                ));
             }
             match Parameter::new(name.clone(), line, parameter) {
                 Ok(parameter) => parameters.push(parameter),
@@ -68,13 +77,23 @@ impl Template {
                 Err((field, text)) => problems.push(at(&["steps".into(), number.into(), field.into()], text)),
             }
         }
-        let output = file.output.map(|output| Node::new("output", line_of(&source, &["output".into()]), output));
+        let output = file
+            .output
+            .map(|output| Node::new("output", line_of(&source, &["output".into()]), output));
         let mut prompts = Prompts::new(path.parent().unwrap_or(Path::new(".")), &mut problems);
         if problems.is_empty() {
             problems = check_texts(path, &mut prompts, &parameters, &steps, output.as_ref());
         }
         if problems.is_empty() {
-            Ok(Self { name, description: file.description, path: path.to_owned(), parameters, steps, output, prompts })
+            Ok(Self {
+                name,
+                description: file.description,
+                path: path.to_owned(),
+                parameters,
+                steps,
+                output,
+                prompts,
+            })
         } else {
             Err(problems)
         }
@@ -102,8 +121,17 @@ impl Template {
 
     /// The JSON Schema of its parameters.
     pub fn schema(&self) -> Value {
-        let properties: Map<String, Value> = self.parameters.iter().map(|one| (one.name.clone(), one.schema())).collect();
-        let required: Vec<&str> = self.parameters.iter().filter(|one| one.required).map(|one| one.name.as_str()).collect();
+        let properties: Map<String, Value> = self
+            .parameters
+            .iter()
+            .map(|one| (one.name.clone(), one.schema()))
+            .collect();
+        let required: Vec<&str> = self
+            .parameters
+            .iter()
+            .filter(|one| one.required)
+            .map(|one| one.name.as_str())
+            .collect();
         json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
     }
 
@@ -116,7 +144,11 @@ impl Template {
         for parameter in &self.parameters {
             match given.get(&parameter.name) {
                 None if parameter.required => {
-                    wrong.push(format!("{}: parameter {:?} is missing", self.place(parameter), parameter.name));
+                    wrong.push(format!(
+                        "{}: parameter {:?} is missing",
+                        self.place(parameter),
+                        parameter.name
+                    ));
                 }
                 None | Some(Value::Null) => {
                     given.insert(parameter.name.clone(), parameter.default.clone());
@@ -124,7 +156,11 @@ impl Template {
                 Some(_) => {}
             }
         }
-        if wrong.is_empty() { Ok(given) } else { Err(format!("template {:?}: {}", self.name, wrong.join("; "))) }
+        if wrong.is_empty() {
+            Ok(given)
+        } else {
+            Err(format!("template {:?}: {}", self.name, wrong.join("; ")))
+        }
     }
 
     /// Checks those parameters that are given.
@@ -133,12 +169,21 @@ impl Template {
         for (name, value) in given {
             match self.parameters.iter().find(|parameter| parameter.name == *name) {
                 Some(parameter) => {
-                    wrong.extend(parameter.check(value).err().map(|text| format!("{}: {text}", self.place(parameter))));
+                    wrong.extend(
+                        parameter
+                            .check(value)
+                            .err()
+                            .map(|text| format!("{}: {text}", self.place(parameter))),
+                    );
                 }
                 None => {
                     let names = || self.parameters.iter().map(|parameter| parameter.name.as_str());
                     let meant = closest(name, names()).map(|close| format!("; did you mean {close:?}?"));
-                    wrong.push(format!("{}: there is no parameter {name:?}{}", self.path.display(), meant.unwrap_or_default()));
+                    wrong.push(format!(
+                        "{}: there is no parameter {name:?}{}",
+                        self.path.display(),
+                        meant.unwrap_or_default()
+                    ));
                 }
             }
         }
@@ -157,18 +202,26 @@ impl Template {
     pub(crate) fn wanted(&self, step: &Step, scope: &Scope) -> Result<bool, String> {
         match &step.when {
             None => Ok(true),
-            Some(when) => self.prompts.evaluate(when, scope).map(|value| value.is_true()).map_err(|error| self.error(when, error)),
+            Some(when) => self
+                .prompts
+                .evaluate(when, scope)
+                .map(|value| value.is_true())
+                .map_err(|error| self.error(when, error)),
         }
     }
 
     /// A text, rendered.
     pub(crate) fn text(&self, source: &Source, scope: &Scope) -> Result<String, String> {
-        self.prompts.render(source, scope).map_err(|error| self.error(source, error))
+        self.prompts
+            .render(source, scope)
+            .map_err(|error| self.error(source, error))
     }
 
     /// Fields of a request, rendered.
     pub(crate) fn fields(&self, fields: &[(String, Node)], scope: &Scope) -> Result<Map<String, Value>, String> {
-        let rendered = fields.iter().map(|(name, node)| Ok((name.clone(), self.value(node, scope)?)));
+        let rendered = fields
+            .iter()
+            .map(|(name, node)| Ok((name.clone(), self.value(node, scope)?)));
         rendered.collect::<Result<_, String>>().map(object)
     }
 
@@ -192,7 +245,10 @@ impl Template {
                 } else {
                     self.prompts.render(source, &scope)
                 };
-                shown.push((source.name.clone(), rendered.unwrap_or_else(|(_, text)| format!("({text})"))));
+                shown.push((
+                    source.name.clone(),
+                    rendered.unwrap_or_else(|(_, text)| format!("({text})")),
+                ));
             }
         }
         Ok(shown)
@@ -201,9 +257,15 @@ impl Template {
     fn value(&self, node: &Node, scope: &Scope) -> Result<Value, String> {
         Ok(match node {
             Node::Literal(value) => value.clone(),
-            Node::Expression(source) => self.prompts.value(source, scope).map_err(|error| self.error(source, error))?,
+            Node::Expression(source) => self
+                .prompts
+                .value(source, scope)
+                .map_err(|error| self.error(source, error))?,
             Node::Text(source) => Value::String(self.text(source, scope)?),
-            Node::List(items) => items.iter().map(|item| self.value(item, scope)).collect::<Result<_, _>>()?,
+            Node::List(items) => items
+                .iter()
+                .map(|item| self.value(item, scope))
+                .collect::<Result<_, _>>()?,
             Node::Object(entries) => Value::Object(self.fields(entries, scope)?),
         })
     }
@@ -214,7 +276,13 @@ impl Template {
 }
 
 /// Adds all texts, and checks that what they read will be there.
-fn check_texts(path: &Path, prompts: &mut Prompts, parameters: &[Parameter], steps: &[Step], output: Option<&Node>) -> Vec<Problem> {
+fn check_texts(
+    path: &Path,
+    prompts: &mut Prompts,
+    parameters: &[Parameter],
+    steps: &[Step],
+    output: Option<&Node>,
+) -> Vec<Problem> {
     let mut problems = Vec::new();
     let parameters: Vec<&str> = parameters.iter().map(|parameter| parameter.name.as_str()).collect();
     let mut check = |sources: Vec<(&Source, bool)>, earlier: &[&str]| {
@@ -275,7 +343,8 @@ mod tests {
         template
     }
 
-    const STEP: &str = "steps:\n- id: one\n  type: ollama_generate\n  model: m\n  prompt: |\n    Hello\n    {{ who }}\n";
+    const STEP: &str =
+        "steps:\n- id: one\n  type: ollama_generate\n  model: m\n  prompt: |\n    Hello\n    {{ who }}\n";
 
     #[test]
     fn problems_are_told_with_their_line() {
@@ -284,16 +353,46 @@ mod tests {
             ("name: x\nstep: []\n", "t.yaml:2:1: unknown field `step`"),
             ("steps: []\n", "t.yaml:1: a template needs at least one step"),
             (STEP, "t.yaml:7: steps.one.prompt: there is no parameter \"who\""),
-            (&format!("parameters:\n  whom: {{type: string}}\n{STEP}"), "did you mean \"whom\"?"),
-            (&STEP.replace("{{ who }}", "{{ who "), "t.yaml:7: steps.one.prompt: syntax error: "),
-            (&STEP.replace("who", "steps.one.text"), "there is no earlier step \"one\""),
-            (&STEP.replace("ollama_generate", "ollama_genrate"), "t.yaml:3: unknown type of step \"ollama_genrate\"; did you mean ollama_generate?"),
-            (&STEP.replace("  model: m\n", ""), "a step of type ollama_generate needs model"),
-            (&STEP.replace("model: m", "model: m\n  text: x"), "t.yaml:5: a step of type ollama_generate has no text"),
-            (&format!("parameters:\n  who: {{type: sting}}\n{STEP}"), "t.yaml:2: parameter \"who\": unknown type \"sting\"; did you mean string?"),
-            (&format!("parameters:\n  who:\n    type: integer\n    default: x\n{STEP}"), "t.yaml:2: parameter \"who\": its default does not fit"),
-            (&format!("parameters:\n  steps: {{}}\n{STEP}"), "t.yaml:2: \"steps\" is the name of something else"),
-            (&format!("parameters:\n  who: {{}}\n  who: {{}}\n{STEP}"), "\"who\" is there twice"),
+            (
+                &format!("parameters:\n  whom: {{type: string}}\n{STEP}"),
+                "did you mean \"whom\"?",
+            ),
+            (
+                &STEP.replace("{{ who }}", "{{ who "),
+                "t.yaml:7: steps.one.prompt: syntax error: ",
+            ),
+            (
+                &STEP.replace("who", "steps.one.text"),
+                "there is no earlier step \"one\"",
+            ),
+            (
+                &STEP.replace("ollama_generate", "ollama_genrate"),
+                "t.yaml:3: unknown type of step \"ollama_genrate\"; did you mean ollama_generate?",
+            ),
+            (
+                &STEP.replace("  model: m\n", ""),
+                "a step of type ollama_generate needs model",
+            ),
+            (
+                &STEP.replace("model: m", "model: m\n  text: x"),
+                "t.yaml:5: a step of type ollama_generate has no text",
+            ),
+            (
+                &format!("parameters:\n  who: {{type: sting}}\n{STEP}"),
+                "t.yaml:2: parameter \"who\": unknown type \"sting\"; did you mean string?",
+            ),
+            (
+                &format!("parameters:\n  who:\n    type: integer\n    default: x\n{STEP}"),
+                "t.yaml:2: parameter \"who\": its default does not fit",
+            ),
+            (
+                &format!("parameters:\n  steps: {{}}\n{STEP}"),
+                "t.yaml:2: \"steps\" is the name of something else",
+            ),
+            (
+                &format!("parameters:\n  who: {{}}\n  who: {{}}\n{STEP}"),
+                "\"who\" is there twice",
+            ),
         ] {
             let found = load(text).unwrap_err();
             assert!(found.contains(problem), "{text}\nfound: {found}\nwanted: {problem}");
@@ -302,7 +401,9 @@ mod tests {
 
     #[test]
     fn parameters_are_checked_and_defaults_filled_in() {
-        let text = format!("parameters:\n  who:\n    type: string\n    max_length: 5\n  times:\n    type: integer\n    default: 2\n{STEP}");
+        let text = format!(
+            "parameters:\n  who:\n    type: string\n    max_length: 5\n  times:\n    type: integer\n    default: 2\n{STEP}"
+        );
         let template = load(&text).unwrap();
         let check = |params: Value| template.check(params.as_object().unwrap().clone());
         assert_eq!(check(json!({"who": "a"})).unwrap()["times"], 2);
@@ -310,7 +411,12 @@ mod tests {
         assert!(wrong(json!({})).ends_with("t.yaml:2: parameter \"who\" is missing"));
         assert!(wrong(json!({"who": 1})).contains("parameter \"who\": 1 is not of type \"string\""));
         let all = wrong(json!({"whom": "a", "times": "b"}));
-        assert!(all.contains("did you mean \"who\"?") && all.contains("t.yaml:5: parameter \"times\"") && all.contains("\"who\" is missing"), "{all}");
+        assert!(
+            all.contains("did you mean \"who\"?")
+                && all.contains("t.yaml:5: parameter \"times\"")
+                && all.contains("\"who\" is missing"),
+            "{all}"
+        );
     }
 
     #[test]
@@ -327,7 +433,9 @@ mod tests {
     fn a_text_without_end_is_stopped() {
         let text = "steps:\n- type: render\n  text: \"{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}\"\n";
         let template = load(text).unwrap();
-        let StepKind::Render(source) = &template.steps()[0].kind else { panic!("a render step") };
+        let StepKind::Render(source) = &template.steps()[0].kind else {
+            panic!("a render step")
+        };
         let error = template.text(source, &Scope::new(Map::new())).unwrap_err();
         assert!(error.contains("takes too long"), "{error}");
     }

@@ -23,14 +23,23 @@ impl Consumer {
             "time_limit" => self.time_limit(arguments),
             "enable_events" => {
                 let enabled = self.events.enable_tasks();
-                ok(if enabled { "task events enabled" } else { "task events already enabled" })
+                ok(if enabled {
+                    "task events enabled"
+                } else {
+                    "task events already enabled"
+                })
             }
             "disable_events" => {
                 let disabled = self.events.disable_tasks();
-                ok(if disabled { "task events disabled" } else { "task events already disabled" })
+                ok(if disabled {
+                    "task events disabled"
+                } else {
+                    "task events already disabled"
+                })
             }
             "heartbeat" => {
-                self.out.extend(self.events.worker("worker-heartbeat", None).map(Out::Broker));
+                self.out
+                    .extend(self.events.worker("worker-heartbeat", None).map(Out::Broker));
                 Ok(None)
             }
             "election" => Ok(None),
@@ -97,7 +106,11 @@ impl Consumer {
             return error_reply("unknown task");
         }
         self.rate_limits.reset(&name);
-        ok(if limit.is_some() { "new rate limit set successfully" } else { "rate limit disabled successfully" })
+        ok(if limit.is_some() {
+            "new rate limit set successfully"
+        } else {
+            "rate limit disabled successfully"
+        })
     }
 
     fn time_limit(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
@@ -109,7 +122,8 @@ impl Consumer {
                 Some(value) => value.as_f64(),
             };
             let seconds: f64 = seconds.ok_or_else(|| format!("ValueError('{which} is not a number')"))?;
-            let limit = Duration::try_from_secs_f64(seconds).map_err(|_| format!("ValueError('{which} is no duration')"))?;
+            let limit =
+                Duration::try_from_secs_f64(seconds).map_err(|_| format!("ValueError('{which} is no duration')"))?;
             Ok((!limit.is_zero()).then_some(limit))
         };
         let (hard, soft) = (limit("hard")?, limit("soft")?);
@@ -117,7 +131,11 @@ impl Consumer {
             options.time_limit = hard;
             options.soft_time_limit = soft;
         });
-        if known { ok("time limits set successfully") } else { error_reply("unknown task") }
+        if known {
+            ok("time limits set successfully")
+        } else {
+            error_reply("unknown task")
+        }
     }
 
     fn grow(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
@@ -170,7 +188,6 @@ impl Consumer {
         });
         ok(format!("no longer consuming from {name}"))
     }
-
 }
 
 fn ok(text: impl Into<String>) -> Result<Answer, String> {
@@ -184,14 +201,24 @@ fn error_reply(text: impl Into<String>) -> Result<Answer, String> {
 /// `SIGTERM`, `TERM`, `15`; Celery's default is SIGTERM. The signal itself is not sent: the run is ended exactly, and
 /// the number is told to the monitors.
 fn signal_number(signal: Option<&Value>) -> Result<i32, String> {
-    const NAMES: [(&str, i32); 7] =
-        [("HUP", 1), ("INT", 2), ("QUIT", 3), ("KILL", 9), ("USR1", 10), ("USR2", 12), ("TERM", 15)];
+    const NAMES: [(&str, i32); 7] = [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("USR2", 12),
+        ("TERM", 15),
+    ];
     let number = match signal {
         None => return Ok(15),
         Some(Value::Number(number)) => number.as_i64().and_then(|number| i32::try_from(number).ok()),
         Some(Value::String(name)) => {
             let short = name.trim_start_matches("SIG");
-            let named = NAMES.iter().find(|(known, _)| *known == short).map(|(_, number)| *number);
+            let named = NAMES
+                .iter()
+                .find(|(known, _)| *known == short)
+                .map(|(_, number)| *number);
             named.or_else(|| name.parse().ok())
         }
         Some(_) => None,

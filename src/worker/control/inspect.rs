@@ -15,9 +15,9 @@ impl Consumer {
     pub(super) fn inspect(&mut self, method: &str, arguments: &Arguments<'_>) -> Option<Result<Answer, String>> {
         let answer = match method {
             "ping" => json!({"ok": "pong"}),
-            "active" | "dump_active" => {
-                self.list(arguments.flag("safe"), |active| matches!(active.state, State::Running { .. }))
-            }
+            "active" | "dump_active" => self.list(arguments.flag("safe"), |active| {
+                matches!(active.state, State::Running { .. })
+            }),
             "reserved" | "dump_reserved" => self.list(false, |active| {
                 matches!(active.state, State::Received { .. } | State::Reserved { .. })
             }),
@@ -34,8 +34,16 @@ impl Consumer {
             "report" => json!({"ok": self.report()}),
             "clock" => json!({"clock": self.events.clock()}),
             "memsample" => format!("{:.2}MB", facts::resident_bytes() as f64 / 1e6).into(),
-            "memdump" => format!("{:.2}MB resident now; this worker keeps no samples", facts::resident_bytes() as f64 / 1e6).into(),
-            "objgraph" => return Some(Err("NotImplementedError('objgraph draws Python objects; this worker has none')".into())),
+            "memdump" => format!(
+                "{:.2}MB resident now; this worker keeps no samples",
+                facts::resident_bytes() as f64 / 1e6
+            )
+            .into(),
+            "objgraph" => {
+                return Some(Err(
+                    "NotImplementedError('objgraph draws Python objects; this worker has none')".into(),
+                ));
+            }
             "hello" => return Some(self.hello(arguments)),
             _ => return None,
         };
@@ -79,7 +87,11 @@ impl Consumer {
     }
 
     fn stats(&self) -> Value {
-        let totals: Map<String, Value> = self.totals.iter().map(|(name, count)| (name.to_string(), (*count).into())).collect();
+        let totals: Map<String, Value> = self
+            .totals
+            .iter()
+            .map(|(name, count)| (name.to_string(), (*count).into()))
+            .collect();
         let seconds = |limit: Option<std::time::Duration>| limit.map_or(0.0, |limit| limit.as_secs_f64());
         let broker = &self.options.broker;
         json!({
@@ -119,7 +131,10 @@ impl Consumer {
     }
 
     fn held_for_eta(&self) -> usize {
-        self.active.values().filter(|active| matches!(active.state, State::Held { why: Hold::Eta, .. })).count()
+        self.active
+            .values()
+            .filter(|active| matches!(active.state, State::Held { why: Hold::Eta, .. }))
+            .count()
     }
 
     fn active_queues(&self) -> Value {
@@ -157,7 +172,9 @@ impl Consumer {
     fn query(&self, ids: &[String]) -> Value {
         let mut found = Map::new();
         for id in ids {
-            let Some(active) = self.by_id.get(id.as_str()).and_then(|key| self.active.get(key)) else { continue };
+            let Some(active) = self.by_id.get(id.as_str()).and_then(|key| self.active.get(key)) else {
+                continue;
+            };
             let state = match active.state {
                 State::Running { .. } => "active",
                 State::Held { why: Hold::Eta, .. } => "scheduled",
@@ -176,7 +193,10 @@ impl Consumer {
             facts::system(),
             std::env::consts::ARCH,
             self.options.broker,
-            self.options.backend.as_ref().map_or_else(|| "disabled".to_owned(), ToString::to_string),
+            self.options
+                .backend
+                .as_ref()
+                .map_or_else(|| "disabled".to_owned(), ToString::to_string),
         )
     }
 

@@ -45,10 +45,16 @@ pub(crate) async fn listen(
 impl Consumer {
     /// Carries out a request and answers it, if an answer is wanted.
     pub(super) fn on_order(&mut self, Order(request): Order) {
+        self.events.adjust(request.clock);
         let clock = self.events.tick();
         debug!(method = %request.method, "control request");
-        let arguments = Arguments { method: &request.method, map: request.arguments.as_ref() };
-        let answer = self.inspect(&request.method, &arguments).or_else(|| self.change(&request.method, &arguments));
+        let arguments = Arguments {
+            method: &request.method,
+            map: request.arguments.as_ref(),
+        };
+        let answer = self
+            .inspect(&request.method, &arguments)
+            .or_else(|| self.change(&request.method, &arguments));
         let answer = match answer {
             Some(Ok(answer)) => answer,
             Some(Err(error)) => Some(json!({"error": error})),
@@ -57,8 +63,16 @@ impl Consumer {
         if let Some(error) = answer.as_ref().and_then(|answer| answer.get("error")) {
             warn!("control command {} failed: {error}", request.method);
         }
-        let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) else { return };
-        match pidbox::encode_reply(reply_to, request.ticket.as_deref(), clock, &self.options.hostname, &answer) {
+        let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) else {
+            return;
+        };
+        match pidbox::encode_reply(
+            reply_to,
+            request.ticket.as_deref(),
+            clock,
+            &self.options.hostname,
+            &answer,
+        ) {
             Ok(payload) => self.out.push(Out::Broker(broker::Write::Reply {
                 routing_key: reply_to.routing_key.clone(),
                 payload: payload.into(),
@@ -106,14 +120,15 @@ impl Arguments<'_> {
     pub(super) fn texts(&self, name: &str) -> Result<Vec<String>, String> {
         match self.get(name) {
             Some(Value::String(text)) => Ok(vec![text.clone()]),
-            Some(Value::Array(items)) => {
-                Ok(items.iter().filter_map(Value::as_str).map(str::to_owned).collect())
-            }
+            Some(Value::Array(items)) => Ok(items.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
             _ => Err(self.missing(name)),
         }
     }
 
     fn missing(&self, name: &str) -> String {
-        format!("TypeError(\"{}() missing 1 required positional argument: '{name}'\")", self.method)
+        format!(
+            "TypeError(\"{}() missing 1 required positional argument: '{name}'\")",
+            self.method
+        )
     }
 }

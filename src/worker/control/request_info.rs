@@ -13,7 +13,9 @@ pub(super) fn request_info(active: &Active, hostname: &str, safe: bool) -> Value
     let headers = &request.message.headers;
     let (args, kwargs) = if safe {
         let shown = |repr: &Option<String>, raw: &str| -> Value {
-            repr.clone().unwrap_or_else(|| wire::repr_bounded(&serde_json::from_str(raw).unwrap_or_default())).into()
+            repr.clone()
+                .unwrap_or_else(|| wire::repr_bounded(&serde_json::from_str(raw).unwrap_or_default()))
+                .into()
         };
         (
             shown(&headers.argsrepr, request.message.body.args()),
