@@ -1,0 +1,52 @@
+# The two commands of the README, and what they are made of. Everything they need they install; what they start they stop.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# rustup puts Cargo there, and only later shells have it on their path.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+.PHONY: help setup demo demo-check test test-rust test-python test-ollama fmt lint audit clean
+
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Install what the others need, by package name
+	@tools/setup/debian.sh
+	@tools/setup/python.sh
+
+demo: setup ## Run the main job: Redis, a model, the worker, Flower, tasks from Python. Stays until Ctrl-C
+	@tools/demo/demo.sh
+
+demo-check: setup ## The same, checked, without staying
+	@tools/demo/demo.sh --check
+
+test: setup lint test-rust test-python ## Everything: format, lints, Rust, Python, docs
+	@echo "make test: all good"
+
+test-rust: setup
+	cargo build --locked --workspace --bins --examples
+	cargo test --locked --workspace
+
+test-python: setup
+	cargo build --locked --workspace --bins
+	cd python-client && ../.venv/bin/python -m pytest -q
+
+test-ollama: setup ## The contract with Ollama, against the server at OLLAMA_HOST
+	@: "$${OLLAMA_HOST:?say which server: OLLAMA_HOST=http://127.0.0.1:11434 make test-ollama}"
+	cargo build --locked --workspace --bins --examples
+	OLLAMA_CONTRACT_HOST="$$OLLAMA_HOST" cargo test --locked --test it contract -- --nocapture
+
+fmt: ## Format everything
+	cargo fmt --all
+
+lint: setup ## Formatting and lints, as errors
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+audit: ## Licences, advisories, duplicates (needs cargo-deny)
+	cargo deny check
+
+clean: ## Remove everything that was built or installed here
+	rm -rf target .venv .demo
