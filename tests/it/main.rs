@@ -13,6 +13,7 @@
 
 mod ai;
 mod cli;
+mod contract;
 mod errors;
 mod layers;
 mod loss;
