@@ -44,6 +44,7 @@ fmt: ## Format everything
 lint: setup ## Formatting and lints, as errors
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo check --locked --lib --no-default-features
 
 audit: ## Licences, advisories, duplicates (needs cargo-deny)
 	cargo deny check

@@ -1,4 +1,13 @@
 //! A distributed, Celery-compatible worker for AI work.
+//!
+//! A team with a Python Celery app keeps its code: `send_task`, `delay`, `AsyncResult`, Flower, `celery inspect`. What
+//! executes is `orchestra-worker`: it speaks Celery's protocol over Redis, runs tasks written in Rust, and runs AI jobs
+//! described as YAML templates against Ollama servers.
+//!
+//! * [`task`]: write tasks. * [`client`]: send them and wait. * [`worker`]: run them in a process of your own, or use
+//! [`cli::worker_main`] for a whole worker program. * [`ai`]: templates and models.
+//!
+//! Modules are layers, and imports point down; `docs/architecture.md` has the map.
 #![forbid(unsafe_code)]
 #[cfg(feature = "ai")]
 pub mod ai;
@@ -17,3 +26,12 @@ pub mod task;
 mod text;
 pub mod wire;
 pub mod worker;
+
+/// The pages for readers: their Rust is compiled as a test.
+#[cfg(all(doctest, feature = "server"))]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/rust-tasks.md")]
+    struct RustTasks;
+}

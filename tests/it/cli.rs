@@ -162,3 +162,23 @@ fn settings_come_from_file_environment_and_command_line() {
         "redis://line:1/0"
     );
 }
+
+/// `ORCHESTRA_UPDATE_SETTINGS=1 cargo test --test it settings` writes the page.
+#[test]
+fn the_page_of_settings_is_complete() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md");
+    let mut page = String::from(
+        "# Settings\n\nFrom `orchestra.toml` in the working folder (or `--config FILE`), then the environment, then the command line; later\n\
+         wins. In the environment a setting is `ORCHESTRA_` and its name in capitals, with a value as in the file:\n\
+         `ORCHESTRA_WORKER_CONCURRENCY=8`, `ORCHESTRA_BROKER_TRANSPORT_OPTIONS='{visibility_timeout = 600}'`. Names are Celery's where\n\
+         Celery has the setting. `orchestra config` shows what is in force. This page is made from the program.\n\n\
+         | setting | what it does | default |\n| --- | --- | --- |\n",
+    );
+    for setting in orchestra::config::SETTINGS {
+        page += &format!("| `{}` | {} | `{}` |\n", setting.name, setting.about, setting.default);
+    }
+    if std::env::var_os("ORCHESTRA_UPDATE_SETTINGS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), page);
+}

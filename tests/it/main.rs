@@ -15,6 +15,7 @@ mod ai;
 mod cli;
 mod contract;
 mod errors;
+mod examples;
 mod layers;
 mod loss;
 mod messages;
