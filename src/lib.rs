@@ -4,8 +4,10 @@
 //! executes is `orchestra-worker`: it speaks Celery's protocol over Redis, runs tasks written in Rust, and runs AI jobs
 //! described as YAML templates against Ollama servers.
 //!
-//! * [`task`]: write tasks. * [`client`]: send them and wait. * [`worker`]: run them in a process of your own, or use
-//! [`cli::worker_main`] for a whole worker program. * [`ai`]: templates and models.
+//! - [`task`]: write tasks.
+//! - [`client`]: send them and wait.
+//! - [`worker`]: run them in a process of your own, or use [`cli::worker_main`] for a whole worker program.
+//! - [`ai`]: templates and models.
 //!
 //! Modules are layers, and imports point down; `docs/architecture.md` has the map.
 #![forbid(unsafe_code)]

@@ -146,7 +146,7 @@ impl Up {
             .await;
         if !connected {
             return Err(world(format!(
-                "{} does not come up; try it by hand on port {port}",
+                "{} does not come up on port {port}; does another program use it?",
                 program.display()
             )));
         }

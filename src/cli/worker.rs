@@ -61,6 +61,9 @@ pub struct Arguments {
     /// Send no worker events
     #[arg(long)]
     without_heartbeat: bool,
+    /// Accepted for compatibility, with a word about it: there is no Python app here
+    #[arg(short = 'A', long, value_name = "APP")]
+    app: Option<String>,
     /// Accepted for compatibility: this worker does not gossip
     #[arg(long)]
     without_gossip: bool,
@@ -138,6 +141,11 @@ fn start(
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> Result<ExitCode, Stopped> {
     let settings = settings(&arguments).map_err(usage)?;
+    if let Some(app) = &arguments.app {
+        eprintln!(
+            "orchestra-worker: -A {app} has no effect: tasks are written in Rust (docs/rust-tasks.md) or described in tasks/*.yaml"
+        );
+    }
     for warning in &settings.warnings {
         eprintln!("orchestra-worker: {warning}");
     }
@@ -184,6 +192,13 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
     }
     if let Some(queues) = &arguments.queues {
         settings.queues.clone_from(queues);
+    }
+    if settings
+        .queues
+        .iter()
+        .any(|queue| queue.is_empty() || queue.len() > 255)
+    {
+        return Err("--queues: the name of a queue has 1 to 255 characters".into());
     }
     settings
         .queues

@@ -65,16 +65,30 @@ impl Error {
 
     /// The one line for a person whose worker cannot start.
     pub(super) fn unreachable(error: &RedisError, url: &str) -> Self {
-        let hint = match error.code() {
-            Some("NOAUTH" | "WRONGPASS") => "check the user and password in the URL",
-            Some("LOADING") => "it is loading its data; try again in a moment",
-            _ if matches!(error.kind(), ErrorKind::AuthenticationFailed) => "check the user and password in the URL",
-            _ => "is it running? start it with `redis-server`, or name another one with --broker",
-        };
-        let reason = if error.is_timeout() {
-            "no answer within the time limit".to_owned()
-        } else {
-            error.to_string()
+        let text = error.to_string().replace('\n', " ");
+        let (reason, hint) = match error.code() {
+            Some("NOAUTH") => ("it wants a password".to_owned(), "write redis://:PASSWORD@host:port/db"),
+            Some("WRONGPASS") => ("it knows no such user and password".to_owned(), "check them in the URL"),
+            Some("LOADING") => ("it is loading its data".to_owned(), "try again in a moment"),
+            _ if matches!(error.kind(), ErrorKind::AuthenticationFailed) => {
+                (text, "check the user and password in the URL")
+            }
+            _ if matches!(error.kind(), ErrorKind::Parse) => (
+                "something else than Redis answers there".to_owned(),
+                "check host and port in the URL",
+            ),
+            _ if text.contains("DB index") => (
+                "there is no such database".to_owned(),
+                "check the number at the end of the URL",
+            ),
+            _ if error.is_timeout() => (
+                "no answer within the time limit".to_owned(),
+                "is it Redis, and does it want TLS (rediss://)?",
+            ),
+            _ => (
+                text,
+                "is it running? start it with `redis-server`, or name another one with --broker",
+            ),
         };
         Self::Transient(format!("cannot reach Redis at {url}: {reason}; {hint}"))
     }

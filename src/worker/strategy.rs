@@ -8,7 +8,7 @@ use super::Options;
 use super::request::Request;
 use crate::clock::{self, Timestamp};
 use crate::task::{Registry, not_registered};
-use crate::wire::{self, Exception, Headers, Message};
+use crate::wire::{self, Embed, Exception, Headers, Message};
 
 /// Why a message is not run.
 #[derive(Debug)]
@@ -55,8 +55,13 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
         Ok(times) => times,
         Err(reason) => return Err(invalid(message, reason)),
     };
-    if let Err(error) = message.body.embed() {
-        return Err(invalid(message, error.to_string()));
+    match message.body.embed() {
+        Ok(embed) => {
+            if let Some(follower) = unfollowed(&embed) {
+                return Err(unsupported(message, follower));
+            }
+        }
+        Err(error) => return Err(invalid(message, error.to_string())),
     }
     let mut policy = options.policy(&entry.options);
     if let Some(ignore) = message.headers.ignore_result {
@@ -79,6 +84,34 @@ fn time(header: &str, text: Option<&str>) -> Result<Option<Timestamp>, String> {
         Ok(at) => Ok(Some(at)),
         Err(error) => Err(format!("invalid {header} value {text:?}: {error}")),
     }
+}
+
+/// What should follow the task and would not: this version sends nothing after a task.
+fn unfollowed(embed: &Embed) -> Option<&'static str> {
+    let some = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    if some(&embed.chain) {
+        Some("a chain")
+    } else if embed.chord.is_some() {
+        Some("a chord")
+    } else if some(&embed.callbacks) {
+        Some("a callback (link)")
+    } else if some(&embed.errbacks) {
+        Some("an error callback (link_error)")
+    } else {
+        None
+    }
+}
+
+/// Not run at all: half a workflow is worse than none, and a `get()` on its last task raises at once instead of waiting
+/// for ever.
+fn unsupported(message: Message, follower: &str) -> Box<Refusal> {
+    let reason = format!("the task is part of {follower}, which this version of orchestra does not follow");
+    let exception = Exception::builtin("NotImplementedError", reason.clone());
+    Box::new(Refusal {
+        reason,
+        failure: Some((Box::new(message.headers), exception)),
+        bury: true,
+    })
 }
 
 fn invalid(message: Message, reason: String) -> Box<Refusal> {

@@ -115,8 +115,10 @@ async fn the_gallery_is_true() {
             }
             Piece::Console(commands) => {
                 for (command, expected) in commands {
-                    let out = Command::new("sh")
-                        .args(["-c", command])
+                    let here = format!("redis://127.0.0.1:{}/", redis.port);
+                    let command = command.replace("redis://127.0.0.1:6379/", &here);
+                    let out = Command::new("timeout")
+                        .args(["60", "sh", "-c", &command])
                         .env_clear()
                         .env(
                             "PATH",
@@ -129,7 +131,7 @@ async fn the_gallery_is_true() {
                     assert!(!out.status.success(), "{command} succeeds");
                     let printed = [out.stdout, out.stderr].concat();
                     let printed = String::from_utf8_lossy(&printed)
-                        .replace(&redis.url(), "redis://127.0.0.1:6379/0")
+                        .replace(&here, "redis://127.0.0.1:6379/")
                         .replace(&sim.url, "http://127.0.0.1:11434")
                         .replace("http://127.0.0.1:1)", "http://127.0.0.1:11434)")
                         .replace(&format!("{root}/"), "");
@@ -166,5 +168,28 @@ async fn the_gallery_is_true_about_a_redis_that_goes_away() {
             log.lines().any(|line| line_fits(pattern, line)),
             "{pattern}\nis not in\n{log}"
         );
+    }
+}
+
+#[test]
+fn a_redis_that_wants_a_password_is_told_from_one_that_is_down() {
+    let redis = Redis::start();
+    redis.command::<String>(&["CONFIG", "SET", "requirepass", "sesame"]);
+    for (credentials, text) in [
+        ("", "it wants a password; write redis://:PASSWORD@"),
+        (":wrong@", "it knows no such user and password"),
+    ] {
+        let url = redis.url().replace("://", &format!("://{credentials}"));
+        let out = Command::new(program("orchestra-worker"))
+            .args(["--quiet", "--broker", &url])
+            .env_clear()
+            .output()
+            .unwrap();
+        let printed = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            out.status.code() == Some(1) && printed.contains(text) && printed.lines().count() == 1,
+            "{printed}"
+        );
+        assert!(!printed.contains("wrong"), "{printed}");
     }
 }
