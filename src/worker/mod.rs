@@ -20,6 +20,8 @@ mod options;
 mod pool;
 mod rate_limit;
 mod request;
+#[cfg(test)]
+mod request_walk;
 mod revoke;
 mod services;
 mod start;

@@ -1,0 +1,164 @@
+//! Any sequence of inputs leads a request to one end: its delivery is spent exactly once, in the right order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+use super::Options;
+use super::request::{Delivery, Effect, Input, Outcome, Request, State};
+use super::strategy;
+use crate::broker::Tag;
+use crate::clock;
+use crate::conn::Endpoint;
+use crate::task::{self, Context, Exception, Failure, Registry, Task};
+
+/// Steps of one walk.
+const STEPS: usize = 12;
+
+#[derive(serde::Deserialize)]
+struct Nothing;
+
+impl Task for Nothing {
+    const NAME: &'static str = "walk";
+    type Env = ();
+    type Output = ();
+
+    async fn run(self, (): (), _: Context) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+fn request(policy: task::Options) -> Request {
+    let body = "W1tdLCB7fSwge31d";
+    let raw = format!(
+        r#"{{"body": "{body}", "content-type": "application/json", "headers": {{"task": "walk", "id": "1", "lang": "py"}},
+            "properties": {{"body_encoding": "base64", "delivery_info": {{"exchange": "", "routing_key": "celery"}}}}}}"#
+    );
+    let mut registry = Registry::new();
+    registry.register::<Nothing>(()).unwrap();
+    let options = Options::new("w@h", Endpoint::parse("redis://localhost").unwrap());
+    let request = strategy::receive(Bytes::from(raw), &registry, &options).unwrap();
+    Request { policy, ..request }
+}
+
+fn pick<T>(choices: Vec<T>) -> T {
+    let at = rand::random_range(0..choices.len());
+    choices.into_iter().nth(at).unwrap()
+}
+
+fn input(run: u64) -> Input {
+    let failed = |failure| Input::Ended {
+        run,
+        outcome: Outcome::Failed(failure),
+        runtime: Duration::ZERO,
+    };
+    let ended = |run, outcome| Input::Ended {
+        run,
+        outcome,
+        runtime: Duration::ZERO,
+    };
+    let revoked = rand::random_range(0..6) == 0;
+    pick(vec![
+        Input::Received { revoked },
+        Input::Due { revoked },
+        Input::RateLimited,
+        Input::Slot {
+            run,
+            since: clock::instant(),
+            revoked,
+        },
+        ended(run, Outcome::Success(RawValue::from_string("1".into()).unwrap())),
+        ended(run + 1, Outcome::Success(RawValue::from_string("2".into()).unwrap())),
+        ended(run, Outcome::HardLimit(Duration::from_secs(1))),
+        ended(run, Outcome::SoftLimit),
+        ended(run, Outcome::Panicked("x".into())),
+        failed(Failure::Fail(Exception::value_error("x"))),
+        failed(Failure::Retry {
+            after: None,
+            cause: None,
+        }),
+        failed(Failure::Reject {
+            requeue: true,
+            reason: "x".into(),
+        }),
+        failed(Failure::Reject {
+            requeue: false,
+            reason: "x".into(),
+        }),
+        failed(Failure::Ignore),
+        Input::Revoked { terminate: None },
+        Input::Revoked { terminate: Some(15) },
+        Input::Stop { cold: false },
+        Input::Stop { cold: true },
+        Input::LeaseLost,
+    ])
+}
+
+#[test]
+fn a_delivery_is_spent_exactly_once_and_last() {
+    for walk in 0..20_000 {
+        let policy = task::Options {
+            acks_late: walk % 2 == 0,
+            acks_on_failure: walk % 3 != 0,
+            acks_on_timeout: walk % 5 != 0,
+            autoretry: walk % 7 == 0,
+            track_started: walk % 11 == 0,
+            streams: walk % 13 == 0,
+            ..task::Options::DEFAULT
+        };
+        let request = request_of(&policy);
+        let delivery = Delivery {
+            tag: Tag("t".into()),
+            queue: "celery".into(),
+            credit: None,
+        };
+        let mut state = State::Received { delivery };
+        let (mut spent, mut started, mut said) = (0, false, Vec::new());
+        for _ in 0..STEPS {
+            let input = input(1);
+            said.push(format!("{input:?}"));
+            let was_done = state.is_done();
+            let mut effects = Vec::new();
+            state = state.step(input, &request, clock::now(), &mut effects);
+            assert!(
+                !was_done || effects.is_empty(),
+                "a request that is over does nothing: {said:?}"
+            );
+            let at = effects
+                .iter()
+                .position(|effect| matches!(effect, Effect::Ack(_) | Effect::Requeue(..) | Effect::Forget(_)));
+            for (number, effect) in effects.iter().enumerate() {
+                match effect {
+                    Effect::Ack(_) | Effect::Requeue(..) | Effect::Forget(_) => spent += 1,
+                    Effect::Start => {
+                        assert!(!started, "started twice: {said:?}");
+                        started = true;
+                        let early = !request.policy.acks_late;
+                        assert!(
+                            !early || at.is_some_and(|at| at < number),
+                            "an early ack comes before the start: {said:?}"
+                        );
+                    }
+                    // What must not be lost stands before the message is given up.
+                    Effect::Retry(_) => assert!(at.is_none_or(|at| number < at), "{said:?}"),
+                    Effect::Store(..) if started && request.policy.acks_late => {
+                        assert!(at.is_none_or(|at| number < at), "{said:?}: {effects:?}");
+                    }
+                    _ => {}
+                }
+            }
+            assert!(spent <= 1, "spent twice: {said:?}");
+            assert_eq!(
+                spent == 0,
+                state.tag().is_some(),
+                "held or spent, never both or neither: {said:?}"
+            );
+        }
+    }
+}
+
+fn request_of(policy: &task::Options) -> Arc<Request> {
+    Arc::new(request(policy.clone()))
+}
