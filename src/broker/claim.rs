@@ -1,7 +1,7 @@
 //! Taking messages.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use redis::{Pipeline, Value};
@@ -9,12 +9,16 @@ use uuid::Uuid;
 
 use super::{Broker, Error, QueueOrder, Tag};
 
+/// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
+const BYTES: usize = 8 << 20;
+
 /// Names one attempt to take messages. Asked again with the same name, after a lost reply, the broker gives what that
 /// reply carried.
 #[derive(Clone, Debug)]
 pub struct ClaimId {
     prefix: String,
-    asked: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    /// How often it was asked for.
+    asked: Arc<AtomicU32>,
 }
 
 impl ClaimId {
@@ -66,19 +70,21 @@ impl Broker {
         if queues.is_empty() || count == 0 {
             return Ok(Claims::default());
         }
-        let again = id.asked.swap(true, Ordering::Relaxed);
+        let tries = id.asked.fetch_add(1, Ordering::Relaxed);
         let order = self.order(queues);
         let keys = self.keys.all(order.iter().map(|index| (*index, &*queues[*index])));
         let mut call = self.scripts.claim.prepare_invoke();
         call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
-        call.arg(&id.prefix).arg(count).arg(u8::from(again));
-        call.arg(self.options.max_message_bytes).arg(self.options.dead_limit);
+        call.arg(&id.prefix).arg(count).arg(u8::from(tries > 0));
+        call.arg(self.options.max_message_bytes)
+            .arg(self.options.dead_limit)
+            .arg(BYTES);
         for (key, index) in &keys {
             call.key(key).arg(&*queues[*index]);
         }
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        let reply = self.main.pipeline(&pipe).await?.pop();
+        let reply = self.main.pipeline_try(&pipe, tries).await?.pop();
         let claims = read(reply, &keys, queues)?;
         if let Some(last) = claims.messages.last() {
             self.rotate(queues, &last.queue);

@@ -4,7 +4,7 @@
 //! and an idle connection is asked for a sign of life, so that a half-open one is found within seconds.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -45,6 +45,41 @@ pub type Push = (String, Vec<u8>);
 /// Pub/sub messages that wait to be read; beyond them the newest are dropped, so that a flood cannot fill the memory.
 const PUSHES: usize = 4096;
 
+/// The longest wait for one answer, however often it was tried.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
+
+/// The pipelines that wait for their answer. They are answered in order, so each is given as much time as the most
+/// patient of those before it.
+#[derive(Default)]
+struct Waiting {
+    count: AtomicUsize,
+    patience_ms: AtomicU64,
+}
+
+impl Waiting {
+    /// Joins with a patience; gives back the one to use.
+    fn join(&self, patience: Duration) -> (Duration, WaitingGuard<'_>) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let own = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let longest = self.patience_ms.fetch_max(own, Ordering::Relaxed).max(own);
+        (Duration::from_millis(longest), WaitingGuard(self))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+}
+
+struct WaitingGuard<'a>(&'a Waiting);
+
+impl Drop for WaitingGuard<'_> {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.patience_ms.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
 /// One connection to a Redis, made again when it breaks. Clones share it.
 #[derive(Clone)]
 pub struct Link {
@@ -58,6 +93,8 @@ struct Shared {
     /// The connection that stands, with its number; `None` while there is none.
     current: watch::Sender<Option<(u64, MultiplexedConnection)>>,
     used: AtomicU64,
+    /// Pipelines that wait for their answer.
+    waiting: Waiting,
     setup: Mutex<Setup>,
     woken: Arc<Notify>,
     pushes: mpsc::Sender<Push>,
@@ -88,6 +125,7 @@ impl Link {
             client,
             current: watch::Sender::new(None),
             used: AtomicU64::new(0),
+            waiting: Waiting::default(),
             setup: Mutex::default(),
             woken: Arc::new(Notify::new()),
             pushes,
@@ -146,23 +184,35 @@ impl Link {
     /// # Errors
     /// The connection broke (some of the commands may have run), or the server answers none of them now.
     pub async fn pipeline(&self, pipe: &Pipeline) -> Result<Vec<Value>, Error> {
-        match self.attempt(pipe).await {
+        self.pipeline_try(pipe, 0).await
+    }
+
+    /// The `n`th try to run many commands, from 0: each waits twice as long for the answer as the one before it, so
+    /// that what is large gets through a slow network, and a connection that is dead is still found soon.
+    ///
+    /// # Errors
+    /// See [`pipeline`](Self::pipeline).
+    pub async fn pipeline_try(&self, pipe: &Pipeline, n: u32) -> Result<Vec<Value>, Error> {
+        let patience = (self.shared.options.response_timeout * (1 << n.min(8))).min(LONGEST_WAIT);
+        match self.attempt(pipe, patience).await {
             // The scripts are gone from the server's cache: load them again, once.
             Err(Error::Transient(text)) if text.contains("NOSCRIPT") => {
                 self.load_scripts().await?;
-                self.attempt(pipe).await
+                self.attempt(pipe, patience).await
             }
             answer => answer,
         }
     }
 
-    async fn attempt(&self, pipe: &Pipeline) -> Result<Vec<Value>, Error> {
+    async fn attempt(&self, pipe: &Pipeline, patience: Duration) -> Result<Vec<Value>, Error> {
         let url = || self.shared.endpoint.to_string();
         let current = self.shared.current.borrow().clone();
         let Some((epoch, mut connection)) = current else {
             return Err(Error::Transient(format!("not connected to Redis at {}", url())));
         };
         self.shared.used.fetch_add(1, Ordering::Relaxed);
+        let (patience, _waiting) = self.shared.waiting.join(patience);
+        connection.set_response_timeout(patience);
         match connection.req_packed_commands(pipe, 0, pipe.len()).await {
             Ok(values) => {
                 for value in &values {
@@ -204,7 +254,7 @@ impl Link {
         if pipe.is_empty() {
             return Ok(());
         }
-        for value in self.attempt(&pipe).await? {
+        for value in self.attempt(&pipe, self.shared.options.response_timeout).await? {
             if let Value::ServerError(error) = value {
                 return Err(Error::from_server(&error, &self.shared.endpoint.to_string()));
             }
@@ -407,6 +457,7 @@ async fn supervise(shared: Weak<Shared>) {
                 drop(changes);
                 let Some(strong) = weak.upgrade() else { return };
                 if !broke
+                    && strong.waiting.is_empty()
                     && strong.used.load(Ordering::Relaxed) == used
                     && let Err(error) = redis::cmd("PING").exec_async(&mut connection).await
                     && is_broken(&error)

@@ -182,8 +182,8 @@ async fn insist(link: &Link, pipe: &Pipeline) {
     if pipe.is_empty() {
         return;
     }
-    loop {
-        match link.pipeline(pipe).await {
+    for n in 0.. {
+        match link.pipeline_try(pipe, n).await {
             Ok(replies) => {
                 for reply in replies {
                     if let redis::Value::ServerError(error) = reply {

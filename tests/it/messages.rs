@@ -120,3 +120,30 @@ async fn odd_messages_are_run() {
         assert_eq!(result.ok(), Some(1), "{what}: {}", worker.log());
     }
 }
+
+/// A claim has a bound in bytes, and time for what is large: neither one huge message nor many large ones stop a worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn huge_messages_are_taken_in_portions() {
+    let redis = Redis::start();
+    let huge = "x".repeat(40 << 20);
+    let large = "x".repeat(3 << 20);
+    let text = |id: &str, text: &str| {
+        let mut message = message(id, &json!([[1], {"note": text}, {}]));
+        message["headers"]["argsrepr"] = json!("(1,)");
+        message.to_string()
+    };
+    redis.command::<i64>(&["LPUSH", "celery", &text("huge", &huge)]);
+    for n in 0..20 {
+        redis.command::<i64>(&["LPUSH", "celery", &text(&format!("large-{n}"), &large)]);
+    }
+    let worker = Worker::start(&redis, &["-c", "2", "--prefetch-multiplier", "0"]);
+    let client = redis.client().await;
+    let good = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+    let patient = std::time::Duration::from_secs(120);
+    assert_eq!(good.get::<i64>(patient).await.unwrap(), 1, "{}", worker.log());
+    // Too many arguments: FAILURE, as Python would say, for each of them.
+    for id in ["huge", "large-0", "large-19"] {
+        let failure = client.result(id).get::<Value>(patient).await.unwrap_err();
+        assert!(failure.to_string().contains("TypeError"), "{failure}");
+    }
+}

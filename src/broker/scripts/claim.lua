@@ -2,10 +2,12 @@
 -- message is in neither place (kombu's BRPOP and HSET have one).
 -- KEYS  1 unacked, 2 unacked_index, 3.. queue keys in the order to look at
 -- ARGV  1 tag prefix, chosen by the caller, 2 how many, 3 "1" when a reply to this prefix may have been lost,
---       4 largest message in bytes, 5 dead-letter list length, 6.. routing key of each queue key
+--       4 largest message in bytes, 5 dead-letter list length, 6 bytes after which no further message is
+--       taken, 7.. routing key of each queue key
 -- RETURNS a flat list: for a message tag, index of its key, the message; for an element that is no message "",
 --       index of its key, why. No cjson here: it would change large numbers and fail on deep nesting after the pop.
-local found, out = 0, {}
+local found, bytes, out = 0, 0, {}
+local most = tonumber(ARGV[6])
 local count, again = tonumber(ARGV[2]), ARGV[3] == '1'
 if again then
   for n = 1, count do
@@ -13,7 +15,7 @@ if again then
     if held then
       -- '[' message ',"","' queue '"]': give back the message and the queue it was spliced with
       for i = 3, #KEYS do
-        local tail = ',"","' .. ARGV[i + 3] .. '"]'
+        local tail = ',"","' .. ARGV[i + 4] .. '"]'
         if string.sub(held, -string.len(tail)) == tail then
           out[#out + 1] = ARGV[1] .. n
           out[#out + 1] = i - 2
@@ -28,7 +30,7 @@ end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 for i = 3, #KEYS do
-  while found < count do
+  while found < count and bytes < most do
     local message = redis.pcall('RPOP', KEYS[i])
     if type(message) ~= 'string' then
       if type(message) == 'table' and message.err then
@@ -40,23 +42,24 @@ for i = 3, #KEYS do
     end
     found = found + 1
     local size = string.len(message)
+    bytes = bytes + size
     if size > tonumber(ARGV[4]) or string.sub(message, 1, 1) ~= '{' or string.sub(message, -1) ~= '}' then
       local why = 'not a message: it is no JSON object'
       if size > tonumber(ARGV[4]) then why = 'the message is larger than the limit of ' .. ARGV[4] .. ' bytes' end
-      redis.call('LPUSH', ARGV[i + 3] .. '.dead', message)
-      redis.call('LTRIM', ARGV[i + 3] .. '.dead', 0, tonumber(ARGV[5]) - 1)
+      redis.call('LPUSH', ARGV[i + 4] .. '.dead', message)
+      redis.call('LTRIM', ARGV[i + 4] .. '.dead', 0, tonumber(ARGV[5]) - 1)
       out[#out + 1] = ''
       out[#out + 1] = i - 2
       out[#out + 1] = why
     else
       local tag = ARGV[1] .. found
-      redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"","' .. ARGV[i + 3] .. '"]')
+      redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"","' .. ARGV[i + 4] .. '"]')
       redis.call('ZADD', KEYS[2], now, tag)
       out[#out + 1] = tag
       out[#out + 1] = i - 2
       out[#out + 1] = message
     end
   end
-  if found >= count then break end
+  if found >= count or bytes >= most then break end
 end
 return out
