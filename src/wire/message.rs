@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 
-use super::{Body, Envelope, Headers, Limits, Properties, decompress};
+use super::{Body, Envelope, Headers, Limits, Properties, decompress, protocol1};
 
 /// A task message that can be given to its task.
 #[derive(Debug)]
@@ -53,6 +53,13 @@ pub struct Undecodable {
     pub headers: Option<Box<Headers>>,
 }
 
+impl Undecodable {
+    fn answered(error: DecodeError, headers: Headers) -> Self {
+        let headers = Some(Box::new(headers));
+        Self { error, headers }
+    }
+}
+
 impl From<DecodeError> for Undecodable {
     fn from(error: DecodeError) -> Self {
         Self { error, headers: None }
@@ -65,24 +72,37 @@ impl From<DecodeError> for Undecodable {
 /// See [`DecodeError`]; when the headers were sound they come back with the error.
 pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
     let envelope = envelope(raw)?;
-    let headers = headers(&envelope, limits)?;
+    let outside = envelope.headers.map_or("{}", |headers| headers.get());
+    let headers = headers(outside)?;
     let properties = envelope.properties.unwrap_or_default();
-    match body(
+    let of_protocol_1 = headers.task.is_empty();
+    if !of_protocol_1 {
+        check(&headers, limits)?;
+    }
+    let text = text(
         envelope.body.unwrap_or_default(),
         envelope.content_type.as_deref(),
         &headers,
         &properties,
         limits,
-    ) {
+    );
+    let unfolded = text.and_then(|text| match protocol1::is_body(&text) {
+        true => protocol1::unfold(&text, outside).map(|(headers, text)| (Some(headers), text)),
+        false => Ok((None, text)),
+    });
+    let (headers, text) = match unfolded {
+        Ok((unfolded, text)) => (unfolded.unwrap_or(headers), text),
+        Err(error) if of_protocol_1 => return Err(error.into()),
+        Err(error) => return Err(Undecodable::answered(error, headers)),
+    };
+    check(&headers, limits)?;
+    match Body::parse(text) {
         Ok(body) => Ok(Message {
             headers,
             properties,
             body,
         }),
-        Err(error) => Err(Undecodable {
-            error,
-            headers: Some(Box::new(headers)),
-        }),
+        Err(error) => Err(Undecodable::answered(error, headers)),
     }
 }
 
@@ -91,19 +111,21 @@ fn envelope(raw: &[u8]) -> Result<Envelope<'_>, DecodeError> {
     serde_json::from_str(text).map_err(|error| DecodeError::Envelope(error.to_string()))
 }
 
-fn headers(envelope: &Envelope<'_>, limits: &Limits) -> Result<Headers, DecodeError> {
-    let text = envelope.headers.map_or("{}", |headers| headers.get());
-    let headers: Headers = match text {
-        "null" => Headers::default(),
-        text => super::json::parse(text).map_err(|error| DecodeError::NotATask(error.to_string()))?,
-    };
+fn headers(text: &str) -> Result<Headers, DecodeError> {
+    match text {
+        "null" => Ok(Headers::default()),
+        text => super::json::parse(text).map_err(|error| DecodeError::NotATask(error.to_string())),
+    }
+}
+
+fn check(headers: &Headers, limits: &Limits) -> Result<(), DecodeError> {
     if headers.task.is_empty() {
         return Err(DecodeError::NotATask(
-            "it has no header `task` (protocol 1 messages are not supported)".into(),
+            "neither its headers nor its body name a task".into(),
         ));
     }
     if headers.id.is_empty() {
-        return Err(DecodeError::NotATask("it has no header `id`".into()));
+        return Err(DecodeError::NotATask("it has no `id`".into()));
     }
     if headers.id.len() > limits.name || headers.task.len() > limits.name {
         return Err(DecodeError::TooLarge {
@@ -111,16 +133,17 @@ fn headers(envelope: &Envelope<'_>, limits: &Limits) -> Result<Headers, DecodeEr
             limit: limits.name,
         });
     }
-    Ok(headers)
+    Ok(())
 }
 
-fn body(
+/// The body as text: unwrapped and decompressed.
+fn text(
     encoded: Cow<'_, str>,
     content_type: Option<&str>,
     headers: &Headers,
     properties: &Properties,
     limits: &Limits,
-) -> Result<Body, DecodeError> {
+) -> Result<String, DecodeError> {
     // The allow-list comes before anything touches the body: a pickle is never even unpacked.
     match content_type {
         Some("application/json") => {}
@@ -149,9 +172,7 @@ fn body(
     if bytes.len() > limits.body {
         return Err(too_large(limits));
     }
-    let text =
-        String::from_utf8(bytes).map_err(|error| DecodeError::Body(format!("not UTF-8: {}", error.utf8_error())))?;
-    Body::parse(text)
+    String::from_utf8(bytes).map_err(|error| DecodeError::Body(format!("not UTF-8: {}", error.utf8_error())))
 }
 
 fn too_large(limits: &Limits) -> DecodeError {

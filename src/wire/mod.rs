@@ -1,7 +1,7 @@
 //! What Celery puts on the wire, as types. No I/O, no time, no Redis.
 //!
-//! An *envelope* is what lies in a queue (kombu); decoded it is a *message* (Celery's task protocol 2). What is only
-//! passed on (arguments, callbacks) stays JSON text, so that it leaves as it came.
+//! An *envelope* is what lies in a queue (kombu); decoded it is a *message* (Celery's task protocol 2; protocol 1
+//! is turned into it). What is only passed on (arguments, callbacks) stays JSON text, so that it leaves as it came.
 
 mod body;
 mod compression;
@@ -13,6 +13,7 @@ pub mod json;
 mod limits;
 mod message;
 pub mod pidbox;
+mod protocol1;
 mod record;
 mod repr;
 mod retry;
