@@ -46,3 +46,33 @@ print('all good')
 ";
     assert_eq!(run_python(&program, &redis.url()), "all good\n", "{}", worker.log());
 }
+
+#[test]
+fn every_compression_of_kombu_is_read() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &["-c", "2"]);
+    let program = HEAD.to_owned()
+        + "
+from kombu import compression
+names = list(compression._aliases) + compression.encoders()
+assert len(compression.encoders()) == 5, names
+sent = {n: app.send_task('hello.add', (2,), {'y': i}, compression=n) for i, n in enumerate(names)}
+for i, result in enumerate(sent.values()):
+    assert result.get(timeout=20) == 2 + i
+for name in compression.encoders():
+    # The body of a retry stays compressed.
+    assert app.send_task('hello.flaky', (1,), compression=name).get(timeout=20) == 1
+    # A zstd frame of this size names a window larger than every decoder must have.
+    error = raised(app.send_task('hello.add', (1,), {'note': 'x' * 10_000_000}, compression=name))
+    assert type(error) is TypeError and len(str(error)) < 100
+print('all good')
+";
+    let program = program.replace(
+        "import sys
+",
+        "import sys
+from kombu.exceptions import ContentDisallowed
+",
+    );
+    assert_eq!(run_python(&program, &redis.url()), "all good\n", "{}", worker.log());
+}
