@@ -15,7 +15,7 @@ use toml::Spanned;
 use crate::ai::{self, Folder};
 use crate::broker::QueueOrder;
 use crate::conn::Endpoint;
-use crate::worker;
+use crate::{wire, worker};
 
 /// The settings file that is read when none is named.
 const DEFAULT_FILE: &str = "orchestra.toml";
@@ -65,6 +65,8 @@ settings! {
     result_backend: String = "the broker",
     /// Queues to consume.
     task_queues: Words = "[\"celery\"]",
+    /// Serializers of messages that are read, by name or mime type: json, msgpack, yaml.
+    accept_content: Words = "[\"json\"]",
     /// How many tasks run at once.
     worker_concurrency: usize = "number of CPUs",
     /// Messages held per place to run; 0 is without bound.
@@ -369,6 +371,10 @@ impl Settings {
         if options.broker_options.visibility_timeout < Duration::from_secs(1) {
             return Err("broker_transport_options: visibility_timeout must be at least one second".into());
         }
+        if let Some(names) = given.accept_content.clone() {
+            options.accept =
+                wire::Accept::parse(&names.into_vec()).map_err(|error| format!("accept_content: {error}"))?;
+        }
         options.concurrency = self.concurrency.unwrap_or(options.concurrency);
         options.prefetch_multiplier = self.prefetch_multiplier;
         options.queues.clone_from(&self.queues);
@@ -406,6 +412,11 @@ impl Settings {
                 .into(),
         );
         add("task_queues", self.queues.clone().into());
+        let accept = self.given.accept_content.clone().map(Words::into_vec);
+        add(
+            "accept_content",
+            accept.unwrap_or_else(|| vec!["json".to_owned()]).into(),
+        );
         add("worker_concurrency", self.concurrency.map_or(Value::Null, Into::into));
         add("worker_prefetch_multiplier", self.prefetch_multiplier.into());
         add("worker_send_task_events", self.task_events.into());

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 
+use super::serializer::{Accept, Accepted};
 use super::{Body, Envelope, Headers, Limits, Properties, decompress, protocol1};
 
 /// A task message that can be given to its task.
@@ -27,9 +28,7 @@ pub enum DecodeError {
     #[error("not a task message: {0}")]
     NotATask(String),
     /// Its content type is not accepted.
-    #[error(
-        "refusing content type {0:?}: only application/json is accepted; set task_serializer = 'json' in the sender"
-    )]
+    #[error("refusing to deserialize {0}")]
     ContentType(String),
     /// The body cannot be decoded.
     #[error("cannot decode the body: {0}")]
@@ -66,11 +65,16 @@ impl From<DecodeError> for Undecodable {
     }
 }
 
-/// Decodes a queue element.
+/// Decodes a queue element as a worker does that accepts what Celery accepts by default, which is JSON.
 ///
 /// # Errors
 /// See [`DecodeError`]; when the headers were sound they come back with the error.
 pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
+    decode_accepted(raw, limits, &Accept::default())
+}
+
+/// Decodes a queue element of an accepted content type.
+pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> Result<Message, Undecodable> {
     let envelope = envelope(raw)?;
     let outside = envelope.headers.map_or("{}", |headers| headers.get());
     let headers = headers(outside)?;
@@ -81,7 +85,7 @@ pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
     }
     let text = text(
         envelope.body.unwrap_or_default(),
-        envelope.content_type.as_deref(),
+        accept.serializer(envelope.content_type.as_deref()),
         &headers,
         &properties,
         limits,
@@ -136,19 +140,16 @@ fn check(headers: &Headers, limits: &Limits) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// The body as text: unwrapped and decompressed.
+/// The body as JSON text: unwrapped, decompressed, deserialized.
 fn text(
     encoded: Cow<'_, str>,
-    content_type: Option<&str>,
+    serializer: Result<Accepted, DecodeError>,
     headers: &Headers,
     properties: &Properties,
     limits: &Limits,
 ) -> Result<String, DecodeError> {
     // The allow-list comes before anything touches the body: a pickle is never even unpacked.
-    match content_type {
-        Some("application/json") => {}
-        other => return Err(DecodeError::ContentType(other.unwrap_or("none").to_owned())),
-    }
+    let serializer = serializer?;
     let bytes = match properties.body_encoding.as_deref() {
         Some("base64") => {
             if encoded.len() / 4 * 3 > limits.body.saturating_add(4) {
@@ -172,7 +173,7 @@ fn text(
     if bytes.len() > limits.body {
         return Err(too_large(limits));
     }
-    String::from_utf8(bytes).map_err(|error| DecodeError::Body(format!("not UTF-8: {}", error.utf8_error())))
+    serializer.read(bytes, limits.body)
 }
 
 fn too_large(limits: &Limits) -> DecodeError {
@@ -205,8 +206,42 @@ mod tests {
     fn p_065_a_pickle_is_refused_by_name() {
         let pickle = MINIMAL.replace("application/json", "application/x-python-serialize");
         let refused = decode(pickle.as_bytes(), &Limits::default()).unwrap_err();
-        assert!(refused.error.to_string().contains("x-python-serialize"));
+        let why = refused.error.to_string();
+        assert!(why.starts_with(
+            "refusing to deserialize untrusted content of type pickle (application/x-python-serialize): it can run any code"
+        ));
         assert_eq!(refused.headers.unwrap().id, "1");
+    }
+
+    #[test]
+    fn p_064_p_065_a_body_is_read_by_its_content_type_where_that_is_accepted() {
+        let accept = |names: &[&str]| Accept::parse(names).unwrap();
+        let yaml = MINIMAL.replace("application/json", "application/x-yaml");
+        let message = accept(&["json", "yaml"]).decode(yaml.as_bytes(), &Limits::default());
+        assert_eq!(message.unwrap().body.args(), "[2,3]");
+        let refused = accept(&["json", "application/x-msgpack"]).decode(yaml.as_bytes(), &Limits::default());
+        assert_eq!(
+            refused.unwrap_err().error.to_string(),
+            "refusing to deserialize untrusted content of type yaml (application/x-yaml): this worker's accept_content \
+             is json, msgpack"
+        );
+        let refused = accept(&["yaml"]).decode(MINIMAL.as_bytes(), &Limits::default());
+        assert!(
+            refused
+                .unwrap_err()
+                .error
+                .to_string()
+                .contains("type json (application/json)")
+        );
+        let none = MINIMAL.replace(r#""content-type": "application/json","#, "");
+        assert!(decode(none.as_bytes(), &Limits::default()).is_err());
+        for (name, why) in [
+            ("pickle", "any code"),
+            ("application/x-python-serialize", "any code"),
+            ("jsn", "no serializer"),
+        ] {
+            assert!(Accept::parse(&[name]).unwrap_err().contains(why));
+        }
     }
 
     #[test]

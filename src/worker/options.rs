@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::conn::Endpoint;
 use crate::task;
-use crate::wire::Limits;
+use crate::wire::{Accept, Limits};
 use crate::{backend, broker};
 
 /// Everything a worker is told at start.
@@ -50,6 +50,8 @@ pub struct Options {
     pub backend_options: backend::Options,
     /// Bounds on messages.
     pub limits: Limits,
+    /// Serializers of messages that are read.
+    pub accept: Accept,
 }
 
 /// Policy for all tasks, from settings such as `task_acks_late`; `None` leaves it to the task.
@@ -90,6 +92,7 @@ impl Options {
             broker_options: broker::Options::default(),
             backend_options: backend::Options::default(),
             limits: Limits::default(),
+            accept: Accept::default(),
         }
     }
 

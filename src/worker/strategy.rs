@@ -24,7 +24,7 @@ pub(crate) struct Refusal {
 
 /// Makes a request of a claimed message.
 pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Result<Request, Box<Refusal>> {
-    let message = wire::decode(&raw, &options.limits).map_err(|undecodable| {
+    let message = options.accept.decode(&raw, &options.limits).map_err(|undecodable| {
         let reason = undecodable.error.to_string();
         let class = match undecodable.error {
             wire::DecodeError::ContentType(_) => "ContentDisallowed",

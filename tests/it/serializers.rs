@@ -1,5 +1,8 @@
 //! What a Python sender can put into a message: the stock client in each of its ways to write one.
 
+use orchestra::wire::{Accept, Limits, json};
+use serde_json::Value;
+
 use crate::support::{Redis, Worker, run_python};
 
 const HEAD: &str = "
@@ -75,4 +78,118 @@ from kombu.exceptions import ContentDisallowed
 ",
     );
     assert_eq!(run_python(&program, &redis.url()), "all good\n", "{}", worker.log());
+}
+
+/// Values of every type that a serializer of kombu can write, made by chance, sent with every serializer and
+/// compression: the arguments that we read are those that kombu itself would read, as kombu writes them in JSON.
+#[test]
+fn arguments_are_read_as_kombu_reads_them() {
+    let redis = Redis::start();
+    let program = HEAD.to_owned()
+        + r#"
+import random, string, uuid
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from kombu import compression
+from kombu.serialization import dumps, loads
+from kombu.utils import json
+chance = random.Random(64)
+def text():
+    odd = ['yes', 'No', 'null', '~', '', '1', '0o7', '010', '08', '1e5', '.5', '1_0', '2024-01-02', '2024-01-02 03:04:05', '<<', '=', '!x',
+           '&a', '*a', '- a', 'a: b', '#', '"', "'", '%', 'é\u2028\U0001f600', '\x07\t\n', ' x ', '\n', 'a\nb\n', '.inf', '0x1', '1:30', '-', '---']
+    return chance.choice(odd + [''.join(chance.choice(string.printable) for _ in range(chance.randrange(200)))])
+def plain():
+    return chance.choice([None, True, False, 0, -1, 2**63 - 1, -2**63, 2**64 - 1, chance.randrange(-10**6, 10**6), 1.5, -0.25, 1e300, 1e-7,
+                          chance.random(), float('nan'), float('inf'), text(), text(), text()])
+def when():
+    return datetime(chance.randrange(1, 9999), chance.randrange(1, 13), chance.randrange(1, 29), chance.randrange(24), chance.randrange(60),
+                    chance.randrange(60), chance.choice([0, 6, 100000, 123456]),
+                    chance.choice([None, timezone.utc, timezone(timedelta(hours=-5, minutes=-30)), timezone(timedelta(hours=2))]))
+data = lambda: bytes(chance.randrange(256) for _ in range(chance.randrange(100)))
+more = {
+    'json': [lambda: data(), lambda: b'abc', when, lambda: when().date(), lambda: when().time(), lambda: Decimal('1.50'), lambda: uuid.UUID(int=5)],
+    'yaml': [lambda: data(), lambda: b'abc', when, lambda: when().date()],
+    'msgpack': [lambda: data(), lambda: b'abc'],
+}
+def value(name, depth):
+    kind = chance.randrange(8) if depth else 0
+    if kind == 7:
+        return [value(name, depth - 1) for _ in range(chance.randrange(4))]
+    if kind == 6:
+        return {text(): value(name, depth - 1) for _ in range(chance.randrange(4))}
+    return chance.choice(more[name])() if kind == 5 else plain()
+for name in more:
+    for method in [None] + compression.encoders():
+        for _ in range(40):
+            shared = value(name, 3)
+            args = [value(name, 4) for _ in range(3)] + [shared, [shared]]
+            app.send_task('t', args, serializer=name, compression=method, queue='q')
+            kind, encoding, body = dumps(args, serializer=name)
+            print(json.dumps(loads(body, kind, encoding, force=True)))
+"#;
+    let printed = run_python(&program, &redis.url());
+    let accept = Accept::parse(&["json", "application/x-yaml", "msgpack"]).unwrap();
+    let messages: Vec<String> = redis.command(&["LRANGE", "q", "0", "-1"]);
+    assert_eq!((messages.len(), printed.lines().count()), (3 * 6 * 40, 3 * 6 * 40));
+    for (message, expected) in messages.iter().rev().zip(printed.lines()) {
+        let message = accept.decode(message.as_bytes(), &Limits::default()).unwrap();
+        let read: Value = serde_json::from_str(message.body.args()).unwrap();
+        let expected: Value = json::parse(expected).unwrap();
+        assert_eq!(read, expected);
+    }
+}
+
+#[test]
+fn every_serializer_is_served_where_it_is_accepted() {
+    let redis = Redis::start();
+    let accept = [("ORCHESTRA_ACCEPT_CONTENT", "json, msgpack, application/x-yaml")];
+    let worker = Worker::start_with(&redis, &["-c", "2"], &accept);
+    let program = HEAD.to_owned()
+        + "
+from kombu import compression
+for protocol in (1, 2):
+    app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+    app.conf.task_protocol = protocol
+    for name in ('json', 'msgpack', 'yaml'):
+        for method in [None] + compression.encoders():
+            sent = dict(serializer=name, compression=method)
+            assert app.send_task('hello.add', (2,), {'y': 3}, **sent).get(timeout=20) == 5, sent
+            assert app.send_task('hello.flaky', (1,), **sent).get(timeout=20) == 1, sent
+    error = raised(app.send_task('hello.add', (1, 2, 3), serializer='yaml'))
+    assert type(error) is TypeError, repr(error)
+error = raised(app.send_task('hello.add', (1,), serializer='pickle'))
+assert type(error).__name__ == 'ContentDisallowed' and 'type pickle' in str(error) and 'any code' in str(error), repr(error)
+print('all good')
+";
+    assert_eq!(run_python(&program, &redis.url()), "all good\n", "{}", worker.log());
+}
+
+#[test]
+fn what_is_not_accepted_is_refused_by_name() {
+    let redis = Redis::start();
+    let mut worker = Worker::start(&redis, &[]);
+    let program = HEAD.to_owned()
+        + "
+from kombu.exceptions import ContentDisallowed
+for name in ('msgpack', 'yaml', 'pickle'):
+    error = raised(app.send_task('hello.add', (1,), serializer=name))
+    assert type(error) is ContentDisallowed and f'type {name} ' in str(error), repr(error)
+assert app.send_task('hello.add', (1,)).get(timeout=20) == 1
+print('all good')
+";
+    assert_eq!(run_python(&program, &redis.url()), "all good\n", "{}", worker.log());
+    assert_eq!(redis.length("LLEN", "celery.dead"), 3);
+    assert_eq!(worker.stop(), Some(0));
+    for (names, why) in [
+        ("json,pickle", "is never accepted"),
+        ("jsn", "\"jsn\" is no serializer"),
+    ] {
+        let mut refused = Worker::spawn("hello_task", &redis, &[], &[("ORCHESTRA_ACCEPT_CONTENT", names)]);
+        assert_ne!(refused.process.wait(), Some(0));
+        assert!(
+            refused.log().contains("accept_content: ") && refused.log().contains(why),
+            "{}",
+            refused.log()
+        );
+    }
 }
