@@ -30,6 +30,13 @@ impl Client {
         Ok(calls.iter().map(|call| self.result(call.headers.id.clone())).collect())
     }
 
+    fn signed(&self, envelope: Vec<u8>) -> Result<Vec<u8>, Error> {
+        match &self.signer {
+            None => Ok(envelope),
+            Some(signer) => signer.sign_envelope(&envelope).map_err(Error::Sign),
+        }
+    }
+
     async fn publish(&self, calls: &[Call]) -> Result<(), Error> {
         let (origin, reply_to) = (self.results.origin(), self.results.oid());
         let mut writes = Vec::with_capacity(calls.len() + 1);
@@ -41,7 +48,7 @@ impl Client {
                 exchange: String::new(),
                 routing_key: call.queue.clone(),
                 priority: call.priority,
-                envelope: call.envelope(origin, reply_to)?.into(),
+                envelope: self.signed(call.envelope(origin, reply_to)?)?.into(),
             });
         }
         let mut pipe = Pipeline::with_capacity(writes.len());

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 
-use super::serializer::{Accept, Accepted};
+use super::serializer::{Accept, Reader};
 use super::{Body, Envelope, Headers, Limits, Properties, decompress, protocol1};
 
 /// A task message that can be given to its task.
@@ -30,6 +30,9 @@ pub enum DecodeError {
     /// Its content type is not accepted.
     #[error("refusing to deserialize {0}")]
     ContentType(String),
+    /// It is signed by nobody who is believed.
+    #[error("refusing a signed message: {0}")]
+    Security(String),
     /// The body cannot be decoded.
     #[error("cannot decode the body: {0}")]
     Body(String),
@@ -85,7 +88,7 @@ pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> R
     }
     let text = text(
         envelope.body.unwrap_or_default(),
-        accept.serializer(envelope.content_type.as_deref()),
+        accept.reader(envelope.content_type.as_deref()),
         &headers,
         &properties,
         limits,
@@ -143,13 +146,13 @@ fn check(headers: &Headers, limits: &Limits) -> Result<(), DecodeError> {
 /// The body as JSON text: unwrapped, decompressed, deserialized.
 fn text(
     encoded: Cow<'_, str>,
-    serializer: Result<Accepted, DecodeError>,
+    reader: Result<Reader<'_>, DecodeError>,
     headers: &Headers,
     properties: &Properties,
     limits: &Limits,
 ) -> Result<String, DecodeError> {
     // The allow-list comes before anything touches the body: a pickle is never even unpacked.
-    let serializer = serializer?;
+    let reader = reader?;
     let bytes = match properties.body_encoding.as_deref() {
         Some("base64") => {
             if encoded.len() / 4 * 3 > limits.body.saturating_add(4) {
@@ -173,7 +176,7 @@ fn text(
     if bytes.len() > limits.body {
         return Err(too_large(limits));
     }
-    serializer.read(bytes, limits.body)
+    reader.read(bytes, limits.body)
 }
 
 fn too_large(limits: &Limits) -> DecodeError {
@@ -215,7 +218,7 @@ mod tests {
 
     #[test]
     fn p_064_p_065_a_body_is_read_by_its_content_type_where_that_is_accepted() {
-        let accept = |names: &[&str]| Accept::parse(names).unwrap();
+        let accept = |names: &[&str]| Accept::parse(names, None).unwrap();
         let yaml = MINIMAL.replace("application/json", "application/x-yaml");
         let message = accept(&["json", "yaml"]).decode(yaml.as_bytes(), &Limits::default());
         assert_eq!(message.unwrap().body.args(), "[2,3]");
@@ -239,8 +242,9 @@ mod tests {
             ("pickle", "any code"),
             ("application/x-python-serialize", "any code"),
             ("jsn", "no serializer"),
+            ("auth", "security_cert_store"),
         ] {
-            assert!(Accept::parse(&[name]).unwrap_err().contains(why));
+            assert!(Accept::parse(&[name], None).unwrap_err().contains(why));
         }
     }
 

@@ -1,4 +1,4 @@
-//! What Celery puts on the wire, as types. No I/O, no time, no Redis.
+//! What Celery puts on the wire, as types. No I/O, no Redis; no time but to see that a certificate has expired.
 //!
 //! An *envelope* is what lies in a queue (kombu); decoded it is a *message* (Celery's task protocol 2; protocol 1
 //! is turned into it). What is only passed on (arguments, callbacks) stays JSON text, so that it leaves as it came.
@@ -18,6 +18,7 @@ mod protocol1;
 mod record;
 mod repr;
 mod retry;
+mod security;
 mod serializer;
 mod signature;
 mod state;
@@ -37,6 +38,7 @@ pub use record::Record;
 pub(crate) use repr::repr_args;
 pub use repr::{repr, repr_bounded};
 pub use retry::{backoff, retry_envelope};
+pub use security::Security;
 pub use serializer::{Accept, Serializer};
 pub use signature::Signature;
 pub use state::State;

@@ -1,8 +1,10 @@
 //! How bodies are written, and which ways a worker accepts (`kombu.serialization`). Whatever the serializer, a body
 //! becomes JSON text, so that the rest of the worker sees one shape.
 
+use std::sync::Arc;
+
 use super::message::{self, DecodeError};
-use super::{Limits, Message, Undecodable, msgpack, yaml};
+use super::{Limits, Message, Security, Undecodable, msgpack, yaml};
 
 /// A serializer that Celery knows by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,11 +15,13 @@ pub enum Serializer {
     Msgpack,
     /// YAML, as PyYAML's safe loader reads it.
     Yaml,
+    /// Another one, signed.
+    Auth,
 }
 
 impl Serializer {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Json, Self::Msgpack, Self::Yaml];
+    pub const ALL: [Self; 4] = [Self::Json, Self::Msgpack, Self::Yaml, Self::Auth];
 
     /// Celery's name.
     pub fn name(self) -> &'static str {
@@ -25,6 +29,7 @@ impl Serializer {
             Self::Json => "json",
             Self::Msgpack => "msgpack",
             Self::Yaml => "yaml",
+            Self::Auth => "auth",
         }
     }
 
@@ -34,6 +39,7 @@ impl Serializer {
             Self::Json => "application/json",
             Self::Msgpack => "application/x-msgpack",
             Self::Yaml => "application/x-yaml",
+            Self::Auth => "application/data",
         }
     }
 
@@ -42,27 +48,21 @@ impl Serializer {
             .into_iter()
             .find(|serializer| serializer.content_type() == content_type)
     }
-
-    fn read(self, bytes: Vec<u8>, limit: usize) -> Result<String, DecodeError> {
-        if self == Self::Msgpack {
-            return msgpack::to_json(&bytes, limit);
-        }
-        let text = String::from_utf8(bytes)
-            .map_err(|error| DecodeError::Body(format!("not UTF-8: {}", error.utf8_error())))?;
-        match self {
-            Self::Yaml => yaml::to_json(&text, limit),
-            _ => Ok(text),
-        }
-    }
 }
 
 /// The serializers a worker accepts (`accept_content`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Accept(Vec<Serializer>);
+#[derive(Clone, Debug)]
+pub struct Accept {
+    serializers: Vec<Serializer>,
+    security: Option<Arc<Security>>,
+}
 
 impl Default for Accept {
     fn default() -> Self {
-        Self(vec![Serializer::Json])
+        Self {
+            serializers: vec![Serializer::Json],
+            security: None,
+        }
     }
 }
 
@@ -70,18 +70,22 @@ impl Accept {
     /// From names or mime types, as in Celery's setting.
     ///
     /// # Errors
-    /// A name of none, or of one that is not read.
-    pub fn parse<S: AsRef<str>>(names: &[S]) -> Result<Self, String> {
+    /// A name of none, or of one that is not read; or `auth` without anybody to believe.
+    pub fn parse<S: AsRef<str>>(names: &[S], security: Option<Arc<Security>>) -> Result<Self, String> {
         let find = |name: &str| {
             let mut all = Serializer::ALL.into_iter();
             all.find(|serializer| [serializer.name(), serializer.content_type()].contains(&name))
                 .ok_or_else(|| match known(name) {
                     PICKLE => format!("{name} can run any code in whoever reads it: it is never accepted"),
-                    _ => format!("{name:?} is no serializer; there are json, msgpack and yaml"),
+                    _ => format!("{name:?} is no serializer; there are json, msgpack, yaml and auth"),
                 })
         };
         let names = names.iter().map(|name| find(name.as_ref()));
-        names.collect::<Result<_, _>>().map(Self)
+        let serializers: Vec<Serializer> = names.collect::<Result<_, _>>()?;
+        if serializers.contains(&Serializer::Auth) && security.is_none() {
+            return Err("auth needs security_cert_store, which says whose signatures are believed".into());
+        }
+        Ok(Self { serializers, security })
     }
 
     /// Decodes a queue element whose content is accepted.
@@ -92,18 +96,21 @@ impl Accept {
         message::decode_accepted(raw, limits, self)
     }
 
-    /// The serializer of a content type, if it is accepted.
-    pub(super) fn serializer(&self, content_type: Option<&str>) -> Result<Accepted, DecodeError> {
+    /// How to read a content type, if it is accepted.
+    pub(super) fn reader(&self, content_type: Option<&str>) -> Result<Reader<'_>, DecodeError> {
         let content_type = content_type.unwrap_or("application/data");
         match Serializer::of_content_type(content_type) {
-            Some(serializer) if self.0.contains(&serializer) => Ok(Accepted(serializer)),
+            Some(serializer) if self.serializers.contains(&serializer) => Ok(Reader {
+                serializer,
+                accept: self,
+            }),
             _ => Err(DecodeError::ContentType(self.refusal(content_type))),
         }
     }
 
     /// In Celery's words, and what to do.
     fn refusal(&self, content_type: &str) -> String {
-        let accepted: Vec<&str> = self.0.iter().map(|serializer| serializer.name()).collect();
+        let accepted: Vec<&str> = self.serializers.iter().map(|serializer| serializer.name()).collect();
         let accepted = accepted.join(", ");
         let advice = match known(content_type) {
             PICKLE => {
@@ -118,14 +125,37 @@ impl Accept {
     }
 }
 
-/// A serializer that may be used on the message at hand.
-pub(super) struct Accepted(Serializer);
+/// Reads one body.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a> {
+    serializer: Serializer,
+    accept: &'a Accept,
+}
 
-impl Accepted {
+impl Reader<'_> {
     /// The body as JSON text.
-    pub(super) fn read(&self, bytes: Vec<u8>, limit: usize) -> Result<String, DecodeError> {
-        self.0.read(bytes, limit)
+    pub(super) fn read(self, bytes: Vec<u8>, limit: usize) -> Result<String, DecodeError> {
+        match (self.serializer, &self.accept.security) {
+            (Serializer::Json, _) => text(bytes),
+            (Serializer::Msgpack, _) => msgpack::to_json(&bytes, limit),
+            (Serializer::Yaml, _) => yaml::to_json(&text(bytes)?, limit),
+            (Serializer::Auth, Some(security)) => {
+                let opened = security.open(&bytes)?;
+                // What is signed is accepted in every form but one that runs code, or another envelope.
+                match Serializer::of_content_type(&opened.content_type) {
+                    None | Some(Serializer::Auth) => {
+                        Err(DecodeError::ContentType(self.accept.refusal(&opened.content_type)))
+                    }
+                    Some(serializer) => Self { serializer, ..self }.read(opened.body, limit),
+                }
+            }
+            (Serializer::Auth, None) => Err(DecodeError::Security("there is nobody to believe".into())),
+        }
     }
+}
+
+fn text(bytes: Vec<u8>) -> Result<String, DecodeError> {
+    String::from_utf8(bytes).map_err(|error| DecodeError::Body(format!("not UTF-8: {}", error.utf8_error())))
 }
 
 const PICKLE: &str = "pickle";

@@ -167,7 +167,7 @@ impl Worker {
             notes: notes_seen,
             stop: stop.phases(),
         };
-        let client = Client::new(broker.clone(), backend);
+        let client = Client::new(broker.clone(), backend).signing(options.signer.clone());
         let consumer = Consumer {
             scribe: Scribe::new(&options),
             events: Events::new(hostname, options.event_exchange.clone(), freq, options.task_events),

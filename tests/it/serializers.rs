@@ -3,7 +3,7 @@
 use orchestra::wire::{Accept, Limits, json};
 use serde_json::Value;
 
-use crate::support::{Redis, Worker, run_python};
+use crate::support::{Folder, Redis, Worker, program, run_python};
 
 const HEAD: &str = "
 import sys
@@ -128,7 +128,7 @@ for name in more:
             print(json.dumps(loads(body, kind, encoding, force=True)))
 "#;
     let printed = run_python(&program, &redis.url());
-    let accept = Accept::parse(&["json", "application/x-yaml", "msgpack"]).unwrap();
+    let accept = Accept::parse(&["json", "application/x-yaml", "msgpack"], None).unwrap();
     let messages: Vec<String> = redis.command(&["LRANGE", "q", "0", "-1"]);
     assert_eq!((messages.len(), printed.lines().count()), (3 * 6 * 40, 3 * 6 * 40));
     for (message, expected) in messages.iter().rev().zip(printed.lines()) {
@@ -191,5 +191,183 @@ print('all good')
             "{}",
             refused.log()
         );
+    }
+}
+
+/// Makes keys and certificates: `store` knows `worker` and `client`, nobody knows `stranger`, and `old` has expired.
+const CERTIFICATES: &str = r#"
+import os, sys
+from datetime import datetime, timedelta, timezone
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import hashes, serialization as s
+from cryptography.hazmat.primitives.asymmetric import rsa
+folder = sys.argv[1]
+os.mkdir(folder + '/store')
+def make(name, bits, form, password, days):
+    key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    issuer = x509.Name([x509.NameAttribute(NameOID.COUNTRY_NAME, 'DE'), x509.NameAttribute(NameOID.ORGANIZATION_NAME, 'Größe & Co'),
+                        x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(timezone.utc)
+    cert = (x509.CertificateBuilder().subject_name(issuer).issuer_name(issuer).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=9)).not_valid_after(now + timedelta(days=days))
+            .sign(key, hashes.SHA256()))
+    lock = s.BestAvailableEncryption(password) if password else s.NoEncryption()
+    open(f'{folder}/{name}.key', 'wb').write(key.private_bytes(s.Encoding.PEM, form, lock))
+    pem = cert.public_bytes(s.Encoding.PEM)
+    open(f'{folder}/{name}.pem', 'wb').write(pem)
+    if name in ('worker', 'client'):
+        open(f'{folder}/store/{name}.pem', 'wb').write(pem)
+make('worker', 2048, s.PrivateFormat.PKCS8, b'open sesame', 9)
+make('client', 3072, s.PrivateFormat.PKCS8, None, 9)
+make('stranger', 2048, s.PrivateFormat.TraditionalOpenSSL, None, 9)
+make('old', 2048, s.PrivateFormat.PKCS8, None, -1)
+"#;
+
+/// Celery's own `setup_security` on the other side, in both directions.
+#[test]
+fn signed_messages_are_verified_and_signed() {
+    for digest in ["sha256", "sha512"] {
+        let (redis, keys) = (Redis::start(), Folder::new());
+        let folder = keys.path().to_str().unwrap();
+        run_python(CERTIFICATES, folder);
+        let file = |name: &str| format!("{folder}/{name}");
+        let (store, key, certificate) = (file("store"), file("worker.key"), file("worker.pem"));
+        let settings = [
+            ("ORCHESTRA_ACCEPT_CONTENT", "auth"),
+            ("ORCHESTRA_TASK_SERIALIZER", "auth"),
+            ("ORCHESTRA_SECURITY_CERT_STORE", &store),
+            ("ORCHESTRA_SECURITY_KEY", &key),
+            ("ORCHESTRA_SECURITY_KEY_PASSWORD", "open sesame"),
+            ("ORCHESTRA_SECURITY_CERTIFICATE", &certificate),
+            ("ORCHESTRA_SECURITY_DIGEST", digest),
+        ];
+        let mut worker = Worker::start_with(&redis, &["-c", "2"], &settings);
+        let sent = std::process::Command::new(program("orchestra"))
+            .args([
+                "--broker",
+                &redis.url(),
+                "send",
+                "hello.add",
+                "2",
+                "3",
+                "--queue",
+                "signed",
+            ])
+            .env_clear()
+            .envs(settings)
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+        let program = HEAD.to_owned()
+            + &format!("folder, digest = {folder:?}, {digest:?}\n")
+            + r#"
+import json
+from base64 import b64decode, b64encode
+from kombu import compression
+from kombu.serialization import registry
+url = sys.argv[1]
+def signing(name, protocol=2, serializer='json'):
+    app = Celery(broker=url, backend=url)
+    app.conf.update(task_serializer='auth', accept_content=['auth'], result_accept_content=['json'], task_protocol=protocol,
+                    security_key=f'{folder}/{name}.key', security_certificate=f'{folder}/{name}.pem',
+                    security_cert_store=f'{folder}/store/*.pem')
+    app.setup_security(serializer=serializer, digest=digest)
+    registry.enable('json')
+    return app
+for protocol in (1, 2):
+    for serializer in ('json', 'yaml', 'msgpack'):
+        client = signing('client', protocol, serializer)
+        for method in (None, 'gzip', 'zstd'):
+            assert client.send_task('hello.add', (2, 3), compression=method).get(timeout=20) == 5
+            assert client.send_task('hello.flaky', (1,), compression=method).get(timeout=20) == 1
+error = raised(client.send_task('hello.add', (1,), serializer='json'))
+assert type(error).__name__ == 'ContentDisallowed' and 'accept_content is auth' in str(error), repr(error)
+error = raised(signing('stranger').send_task('hello.add', (1,)))
+assert type(error).__name__ == 'SecurityError' and 'nobody here knows' in str(error) and 'Größe & Co stranger' in str(error), repr(error)
+# One bit of what was signed, of the signature, of everything.
+client = signing('client')
+def spoiled(at):
+    def spoil(body):
+        fields = b64decode(body).split(b'\0\1', 4)
+        if at == 1:
+            signature = bytearray(b64decode(fields[1]))
+            signature[9] ^= 1
+            fields[1] = b64encode(bytes(signature))
+        else:
+            fields[at] = fields[at].replace(b'[[1]', b'[[2]').replace(b'client', b'nobody')
+        return b64encode(b'\0\1'.join(fields)).decode()
+    return spoil
+import redis as r
+store = r.Redis.from_url(url)
+for at, spoil in enumerate([spoiled(1), spoiled(4), lambda body: body[:40], lambda body: '!', lambda body: '']):
+    result = client.send_task('hello.add', (1,), queue='spoiled')
+    message = json.loads(store.rpop('spoiled'))
+    body = b64decode(message['body']).decode()
+    message['body'] = b64encode(spoil(body).encode()).decode()
+    store.lpush('celery', json.dumps(message))
+    error = raised(result)
+    assert type(error).__name__ == 'SecurityError' and str(error).startswith('refusing a signed message'), (at, repr(error))
+    assert ('the signature is not one of' in str(error)) == (at < 2), (at, repr(error))
+assert client.send_task('hello.add', (1,)).get(timeout=20) == 1
+# What we signed is what Celery verifies.
+message = json.loads(store.rpop('signed'))
+body = registry.loads(b64decode(message['body']), message['content-type'], message['content-encoding'], accept={'application/data'})
+assert body[0] == [2, 3] and message['content-type'] == 'application/data', message
+print('all good')
+"#;
+        assert_eq!(run_python(&program, &redis.url()), "all good\n", "{}", worker.log());
+        assert_eq!(worker.stop(), Some(0));
+    }
+}
+
+#[test]
+fn keys_and_certificates_that_cannot_be_used_are_named() {
+    let (redis, keys) = (Redis::start(), Folder::new());
+    let folder = keys.path().to_str().unwrap();
+    run_python(CERTIFICATES, folder);
+    let file = |name: &str| format!("{folder}/{name}");
+    let base = ("ORCHESTRA_ACCEPT_CONTENT", "auth".to_owned());
+    let store = ("ORCHESTRA_SECURITY_CERT_STORE", file("store"));
+    let key = |name: &str| ("ORCHESTRA_SECURITY_KEY", file(name));
+    let certificate = |name: &str| ("ORCHESTRA_SECURITY_CERTIFICATE", file(name));
+    for (settings, why) in [
+        (vec![], "auth needs security_cert_store"),
+        (vec![("ORCHESTRA_SECURITY_CERT_STORE", file("nothing"))], "cannot read"),
+        (vec![("ORCHESTRA_SECURITY_CERT_STORE", file("old.pem"))], "has expired"),
+        (
+            vec![("ORCHESTRA_SECURITY_CERT_STORE", file("client.key"))],
+            "it is no certificate",
+        ),
+        (
+            vec![("ORCHESTRA_SECURITY_CERT_STORE", file("*er.pem")), key("client.key")],
+            "go together",
+        ),
+        (
+            vec![store.clone(), key("client.key"), certificate("worker.pem")],
+            "the key is not that of the certificate",
+        ),
+        (
+            vec![store.clone(), key("worker.key"), certificate("worker.pem")],
+            "security_key_password",
+        ),
+        (
+            vec![store.clone(), ("ORCHESTRA_SECURITY_DIGEST", "md5".into())],
+            "not one of sha224",
+        ),
+        (
+            vec![store, ("ORCHESTRA_TASK_SERIALIZER", "auth".into())],
+            "auth needs security_key",
+        ),
+    ] {
+        let settings: Vec<(&str, &str)> = [&base]
+            .into_iter()
+            .chain(&settings)
+            .map(|(name, value)| (*name, &**value))
+            .collect();
+        let mut refused = Worker::spawn("hello_task", &redis, &[], &settings);
+        assert_ne!(refused.process.wait(), Some(0), "{why}");
+        assert!(refused.log().contains(why), "{why}: {}", refused.log());
     }
 }
