@@ -58,6 +58,16 @@ pub fn parse_iso(text: &str) -> Result<Timestamp, jiff::Error> {
     }
 }
 
+/// Reads a time without offset as one of this machine's time zone; `None` for everything else.
+pub fn parse_local(text: &str) -> Option<Timestamp> {
+    if text.parse::<Timestamp>().is_ok() {
+        return None;
+    }
+    let naive: jiff::civil::DateTime = text.parse().ok()?;
+    let zoned = naive.to_zoned(jiff::tz::TimeZone::system()).ok()?;
+    Some(zoned.timestamp())
+}
+
 /// Hours *west* of UTC of the local time zone, DST included: the `utcoffset` of events
 /// (`celery.utils.time.utcoffset`).
 pub fn utc_offset_hours_west() -> f64 {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use toml::Spanned;
 use crate::ai::{self, Folder};
 use crate::broker::QueueOrder;
 use crate::conn::Endpoint;
-use crate::worker;
+use crate::{wire, worker};
 
 /// The settings file that is read when none is named.
 const DEFAULT_FILE: &str = "orchestra.toml";
@@ -65,6 +66,20 @@ settings! {
     result_backend: String = "the broker",
     /// Queues to consume.
     task_queues: Words = "[\"celery\"]",
+    /// Serializers of messages that are read, by name or mime type: json, msgpack, yaml, auth (signed).
+    accept_content: Words = "[\"json\"]",
+    /// Serializer of messages that are sent: json, or auth, which is JSON signed with `security_key`.
+    task_serializer: String = "json",
+    /// Certificates whose signatures are believed: a file, a folder of files, or a path that ends in a pattern with `*`. PEM.
+    security_cert_store: String = "none",
+    /// Certificate under whose name is signed. PEM.
+    security_certificate: PathBuf = "none",
+    /// Private RSA key that signs. PEM.
+    security_key: PathBuf = "none",
+    /// Password of `security_key`.
+    security_key_password: String = "none",
+    /// Digest of signatures: sha224, sha256, sha384, sha512.
+    security_digest: String = "sha256",
     /// How many tasks run at once.
     worker_concurrency: usize = "number of CPUs",
     /// Messages held per place to run; 0 is without bound.
@@ -369,6 +384,12 @@ impl Settings {
         if options.broker_options.visibility_timeout < Duration::from_secs(1) {
             return Err("broker_transport_options: visibility_timeout must be at least one second".into());
         }
+        let security = self.security()?;
+        if let Some(names) = given.accept_content.clone() {
+            options.accept =
+                wire::Accept::parse(&names.into_vec(), security).map_err(|error| format!("accept_content: {error}"))?;
+        }
+        options.signer = self.signer()?;
         options.concurrency = self.concurrency.unwrap_or(options.concurrency);
         options.prefetch_multiplier = self.prefetch_multiplier;
         options.queues.clone_from(&self.queues);
@@ -390,6 +411,55 @@ impl Settings {
         Ok(options)
     }
 
+    /// Whose signatures are believed, and what signs: the files that the settings name.
+    ///
+    /// # Errors
+    /// A file cannot be read, or is not what it should be.
+    fn security(&self) -> Result<Option<Arc<wire::Security>>, String> {
+        let given = &self.given;
+        let read = |setting: &str, path: &Path| {
+            std::fs::read_to_string(path).map_err(|error| format!("{setting}: cannot read {}: {error}", path.display()))
+        };
+        let Some(store) = &given.security_cert_store else {
+            return match given.security_key.is_some() || given.security_certificate.is_some() {
+                true => Err("security_cert_store is not set: it says whose signatures are believed".into()),
+                false => Ok(None),
+            };
+        };
+        let mut security = wire::Security::new(given.security_digest.as_deref().unwrap_or("sha256"))
+            .map_err(|error| format!("security_digest: {error}"))?;
+        for path in certificates(store).map_err(|error| format!("security_cert_store: {store}: {error}"))? {
+            security
+                .trust(&read("security_cert_store", &path)?)
+                .map_err(|error| format!("security_cert_store: {}: {error}", path.display()))?;
+        }
+        match (&given.security_key, &given.security_certificate) {
+            (Some(key), Some(certificate)) => security
+                .sign_with(
+                    &read("security_key", key)?,
+                    given.security_key_password.as_deref(),
+                    &read("security_certificate", certificate)?,
+                )
+                .map_err(|error| format!("security_key: {}: {error}", key.display()))?,
+            (None, None) => {}
+            _ => return Err("security_key and security_certificate go together: one of them is not set".into()),
+        }
+        Ok(Some(Arc::new(security)))
+    }
+
+    /// What signs messages that are sent, where they are to be signed.
+    ///
+    /// # Errors
+    /// The serializer is not one that is written, or what signing needs is not there.
+    pub fn signer(&self) -> Result<Option<Arc<wire::Security>>, String> {
+        match self.given.task_serializer.as_deref() {
+            None | Some("json") => Ok(None),
+            Some("auth") if self.given.security_key.is_some() => self.security(),
+            Some("auth") => Err("task_serializer: auth needs security_key and its certificate".into()),
+            Some(other) => Err(format!("task_serializer: {other:?} is not one of json and auth")),
+        }
+    }
+
     /// The settings as they are now, without passwords; for `celery inspect conf` and `orchestra config`.
     pub fn shown(&self) -> Map<String, Value> {
         let url =
@@ -406,6 +476,13 @@ impl Settings {
                 .into(),
         );
         add("task_queues", self.queues.clone().into());
+        let accept = self.given.accept_content.clone().map(Words::into_vec);
+        add(
+            "accept_content",
+            accept.unwrap_or_else(|| vec!["json".to_owned()]).into(),
+        );
+        let serializer = self.given.task_serializer.as_deref();
+        add("task_serializer", serializer.unwrap_or("json").into());
         add("worker_concurrency", self.concurrency.map_or(Value::Null, Into::into));
         add("worker_prefetch_multiplier", self.prefetch_multiplier.into());
         add("worker_send_task_events", self.task_events.into());
@@ -422,6 +499,44 @@ impl Settings {
         add("ai_tasks", self.ai.tasks.path().display().to_string().into());
         add("ai_hosts", self.ai.hosts.clone().into());
         map
+    }
+}
+
+/// The files of a certificate store, as Celery finds them: a folder means everything in it.
+fn certificates(store: &str) -> std::io::Result<Vec<PathBuf>> {
+    let path = Path::new(store);
+    let (folder, pattern) = if path.is_dir() {
+        (path, "*")
+    } else {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !name.contains('*') {
+            return Ok(vec![path.to_owned()]);
+        }
+        (path.parent().unwrap_or(Path::new(".")), name)
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    })? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if path.is_file() && !name.starts_with('.') && fits(name, pattern) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Whether a name fits a pattern in which `*` stands for anything.
+fn fits(name: &str, pattern: &str) -> bool {
+    match pattern.split_once('*') {
+        None => name == pattern,
+        Some((start, rest)) => name
+            .strip_prefix(start)
+            .is_some_and(|name| (0..=name.len()).any(|at| name.is_char_boundary(at) && fits(&name[at..], rest))),
     }
 }
 
@@ -540,6 +655,20 @@ mod tests {
             settings.backend_options().result_expires,
             Some(Duration::from_millis(500))
         );
+    }
+
+    #[test]
+    fn a_pattern_of_a_certificate_store_fits_as_in_a_shell() {
+        for (name, pattern, is_so) in [
+            ("a.pem", "*.pem", true),
+            ("a.pem", "*", true),
+            ("a.pem", "a*p*m", true),
+            ("a.pem", "*.key", false),
+            ("ä.pem", "a*", false),
+            ("", "*", true),
+        ] {
+            assert_eq!(fits(name, pattern), is_so, "{name} {pattern}");
+        }
     }
 
     #[test]

@@ -203,7 +203,8 @@ impl Common {
                 Some(Backend::new(link, settings.backend_options()).await.map_err(world)?)
             }
         };
-        Ok(Client::new(broker, backend))
+        let signer = settings.signer().map_err(usage)?;
+        Ok(Client::new(broker, backend).signing(signer))
     }
 
     /// The AI layer as a worker started here would have it.

@@ -33,6 +33,9 @@ pub enum Error {
         /// What was waited.
         seconds: f64,
     },
+    /// The message cannot be signed.
+    #[error("the message cannot be signed: {0}")]
+    Sign(String),
     /// The client has no result backend.
     #[error("this client has no result backend; give one to Client::connect_to")]
     NoBackend,

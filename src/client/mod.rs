@@ -29,6 +29,7 @@ use std::sync::Arc;
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
 use crate::conn::{Endpoint, Link, LinkOptions};
+use crate::wire::Security;
 use results::Results;
 pub(crate) use send::group_write;
 
@@ -38,6 +39,7 @@ pub struct Client {
     broker: Broker,
     backend: Option<Backend>,
     results: Arc<Results>,
+    signer: Option<Arc<Security>>,
 }
 
 impl Client {
@@ -71,7 +73,15 @@ impl Client {
             broker,
             backend,
             results: Arc::default(),
+            signer: None,
         }
+    }
+
+    /// Signs what it sends, or with `None` does not (`task_serializer = "auth"`).
+    #[must_use]
+    pub fn signing(mut self, signer: Option<Arc<Security>>) -> Self {
+        self.signer = signer;
+        self
     }
 }
 

@@ -64,6 +64,13 @@ impl Client {
         Ok(Applied::new(self.clone(), handle, children))
     }
 
+    fn signed(&self, envelope: Vec<u8>) -> Result<Vec<u8>, Error> {
+        match &self.signer {
+            None => Ok(envelope),
+            Some(signer) => signer.sign_envelope(&envelope).map_err(Error::Sign),
+        }
+    }
+
     async fn publish(&self, plan: Plan) -> Result<(), Error> {
         let mut groups = Vec::with_capacity(plan.groups.len());
         for write in plan.groups {
@@ -77,7 +84,8 @@ impl Client {
         }
         let mut writes = Vec::with_capacity(plan.sends.len() + 1);
         for outbound in &plan.sends {
-            let parcel = outbound.parcel(clock::now(), self.results.origin(), QUEUE)?;
+            let mut parcel = outbound.parcel(clock::now(), self.results.origin(), QUEUE)?;
+            parcel.envelope = self.signed(parcel.envelope)?;
             if parcel.exchange.is_empty() && self.results.declare(&parcel.routing_key) {
                 writes.push(Write::Declare(parcel.routing_key.as_str().into()));
             }

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 
-use super::{Body, Envelope, Headers, Limits, Properties, decompress};
+use super::serializer::{Accept, Reader};
+use super::{Body, Envelope, Headers, Limits, Properties, decompress, protocol1};
 
 /// A task message that can be given to its task.
 #[derive(Debug)]
@@ -27,10 +28,11 @@ pub enum DecodeError {
     #[error("not a task message: {0}")]
     NotATask(String),
     /// Its content type is not accepted.
-    #[error(
-        "refusing content type {0:?}: only application/json is accepted; set task_serializer = 'json' in the sender"
-    )]
+    #[error("refusing to deserialize {0}")]
     ContentType(String),
+    /// It is signed by nobody who is believed.
+    #[error("refusing a signed message: {0}")]
+    Security(String),
     /// The body cannot be decoded.
     #[error("cannot decode the body: {0}")]
     Body(String),
@@ -53,36 +55,61 @@ pub struct Undecodable {
     pub headers: Option<Box<Headers>>,
 }
 
+impl Undecodable {
+    fn answered(error: DecodeError, headers: Headers) -> Self {
+        let headers = Some(Box::new(headers));
+        Self { error, headers }
+    }
+}
+
 impl From<DecodeError> for Undecodable {
     fn from(error: DecodeError) -> Self {
         Self { error, headers: None }
     }
 }
 
-/// Decodes a queue element.
+/// Decodes a queue element as a worker does that accepts what Celery accepts by default, which is JSON.
 ///
 /// # Errors
 /// See [`DecodeError`]; when the headers were sound they come back with the error.
 pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
+    decode_accepted(raw, limits, &Accept::default())
+}
+
+/// Decodes a queue element of an accepted content type.
+pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> Result<Message, Undecodable> {
     let envelope = envelope(raw)?;
-    let headers = headers(&envelope, limits)?;
+    let outside = envelope.headers.map_or("{}", |headers| headers.get());
+    let headers = headers(outside)?;
     let properties = envelope.properties.unwrap_or_default();
-    match body(
+    let of_protocol_1 = headers.task.is_empty();
+    if !of_protocol_1 {
+        check(&headers, limits)?;
+    }
+    let text = text(
         envelope.body.unwrap_or_default(),
-        envelope.content_type.as_deref(),
+        accept.reader(envelope.content_type.as_deref()),
         &headers,
         &properties,
         limits,
-    ) {
+    );
+    let unfolded = text.and_then(|text| match protocol1::is_body(&text) {
+        true => protocol1::unfold(&text, outside).map(|(headers, text)| (Some(headers), text)),
+        false => Ok((None, text)),
+    });
+    let (headers, text) = match unfolded {
+        Ok((unfolded, text)) => (unfolded.unwrap_or(headers), text),
+        Err(error) if of_protocol_1 => return Err(error.into()),
+        Err(error) => return Err(Undecodable::answered(error, headers)),
+    };
+    check(&headers, limits)?;
+    match Body::parse(text) {
         Ok(body) => Ok(Message {
             headers,
             properties,
             body,
         }),
-        Err(error) => Err(Undecodable {
-            error,
-            headers: Some(Box::new(headers)),
-        }),
+        Err(error) => Err(Undecodable::answered(error, headers)),
     }
 }
 
@@ -91,19 +118,21 @@ fn envelope(raw: &[u8]) -> Result<Envelope<'_>, DecodeError> {
     serde_json::from_str(text).map_err(|error| DecodeError::Envelope(error.to_string()))
 }
 
-fn headers(envelope: &Envelope<'_>, limits: &Limits) -> Result<Headers, DecodeError> {
-    let text = envelope.headers.map_or("{}", |headers| headers.get());
-    let headers: Headers = match text {
-        "null" => Headers::default(),
-        text => super::json::parse(text).map_err(|error| DecodeError::NotATask(error.to_string()))?,
-    };
+fn headers(text: &str) -> Result<Headers, DecodeError> {
+    match text {
+        "null" => Ok(Headers::default()),
+        text => super::json::parse(text).map_err(|error| DecodeError::NotATask(error.to_string())),
+    }
+}
+
+fn check(headers: &Headers, limits: &Limits) -> Result<(), DecodeError> {
     if headers.task.is_empty() {
         return Err(DecodeError::NotATask(
-            "it has no header `task` (protocol 1 messages are not supported)".into(),
+            "neither its headers nor its body name a task".into(),
         ));
     }
     if headers.id.is_empty() {
-        return Err(DecodeError::NotATask("it has no header `id`".into()));
+        return Err(DecodeError::NotATask("it has no `id`".into()));
     }
     if headers.id.len() > limits.name || headers.task.len() > limits.name {
         return Err(DecodeError::TooLarge {
@@ -111,21 +140,19 @@ fn headers(envelope: &Envelope<'_>, limits: &Limits) -> Result<Headers, DecodeEr
             limit: limits.name,
         });
     }
-    Ok(headers)
+    Ok(())
 }
 
-fn body(
+/// The body as JSON text: unwrapped, decompressed, deserialized.
+fn text(
     encoded: Cow<'_, str>,
-    content_type: Option<&str>,
+    reader: Result<Reader<'_>, DecodeError>,
     headers: &Headers,
     properties: &Properties,
     limits: &Limits,
-) -> Result<Body, DecodeError> {
+) -> Result<String, DecodeError> {
     // The allow-list comes before anything touches the body: a pickle is never even unpacked.
-    match content_type {
-        Some("application/json") => {}
-        other => return Err(DecodeError::ContentType(other.unwrap_or("none").to_owned())),
-    }
+    let reader = reader?;
     let bytes = match properties.body_encoding.as_deref() {
         Some("base64") => {
             if encoded.len() / 4 * 3 > limits.body.saturating_add(4) {
@@ -149,9 +176,7 @@ fn body(
     if bytes.len() > limits.body {
         return Err(too_large(limits));
     }
-    let text =
-        String::from_utf8(bytes).map_err(|error| DecodeError::Body(format!("not UTF-8: {}", error.utf8_error())))?;
-    Body::parse(text)
+    reader.read(bytes, limits.body)
 }
 
 fn too_large(limits: &Limits) -> DecodeError {
@@ -184,8 +209,43 @@ mod tests {
     fn p_065_a_pickle_is_refused_by_name() {
         let pickle = MINIMAL.replace("application/json", "application/x-python-serialize");
         let refused = decode(pickle.as_bytes(), &Limits::default()).unwrap_err();
-        assert!(refused.error.to_string().contains("x-python-serialize"));
+        let why = refused.error.to_string();
+        assert!(why.starts_with(
+            "refusing to deserialize untrusted content of type pickle (application/x-python-serialize): it can run any code"
+        ));
         assert_eq!(refused.headers.unwrap().id, "1");
+    }
+
+    #[test]
+    fn p_064_p_065_a_body_is_read_by_its_content_type_where_that_is_accepted() {
+        let accept = |names: &[&str]| Accept::parse(names, None).unwrap();
+        let yaml = MINIMAL.replace("application/json", "application/x-yaml");
+        let message = accept(&["json", "yaml"]).decode(yaml.as_bytes(), &Limits::default());
+        assert_eq!(message.unwrap().body.args(), "[2,3]");
+        let refused = accept(&["json", "application/x-msgpack"]).decode(yaml.as_bytes(), &Limits::default());
+        assert_eq!(
+            refused.unwrap_err().error.to_string(),
+            "refusing to deserialize untrusted content of type yaml (application/x-yaml): this worker's accept_content \
+             is json, msgpack"
+        );
+        let refused = accept(&["yaml"]).decode(MINIMAL.as_bytes(), &Limits::default());
+        assert!(
+            refused
+                .unwrap_err()
+                .error
+                .to_string()
+                .contains("type json (application/json)")
+        );
+        let none = MINIMAL.replace(r#""content-type": "application/json","#, "");
+        assert!(decode(none.as_bytes(), &Limits::default()).is_err());
+        for (name, why) in [
+            ("pickle", "any code"),
+            ("application/x-python-serialize", "any code"),
+            ("jsn", "no serializer"),
+            ("auth", "security_cert_store"),
+        ] {
+            assert!(Accept::parse(&[name], None).unwrap_err().contains(why));
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! What Celery puts on the wire, as types. No I/O, no time, no Redis.
+//! What Celery puts on the wire, as types. No I/O, no Redis; no time but to see that a certificate has expired.
 //!
-//! An *envelope* is what lies in a queue (kombu); decoded it is a *message* (Celery's task protocol 2). What is only
-//! passed on (arguments, callbacks) stays JSON text, so that it leaves as it came.
+//! An *envelope* is what lies in a queue (kombu); decoded it is a *message* (Celery's task protocol 2; protocol 1
+//! is turned into it). What is only passed on (arguments, callbacks) stays JSON text, so that it leaves as it came.
 
 mod body;
 mod compression;
@@ -12,14 +12,20 @@ mod headers;
 pub mod json;
 mod limits;
 mod message;
+mod msgpack;
 mod outbound;
 pub mod pidbox;
+mod protocol1;
 mod raw;
 mod record;
 mod repr;
 mod retry;
+mod security;
+mod serializer;
 mod signature;
 mod state;
+mod transcode;
+mod yaml;
 
 pub use body::{Arguments, Body, Embed};
 pub use compression::decompress;
@@ -36,5 +42,7 @@ pub use record::Record;
 pub(crate) use repr::repr_args;
 pub use repr::{repr, repr_bounded};
 pub use retry::{backoff, retry_envelope};
+pub use security::Security;
+pub use serializer::{Accept, Serializer};
 pub use signature::{CallOptions, Chord, Kind, Kwargs, Signature};
 pub use state::State;

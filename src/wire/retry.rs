@@ -21,6 +21,11 @@ pub fn retry_envelope(
 ) -> Result<Vec<u8>, serde_json::Error> {
     let mut envelope: Map<String, Value> = serde_json::from_slice(raw)?;
     let mut headers = object(envelope.remove("headers"));
+    // A message of protocol 1 has none: with all of them it becomes a hybrid, whose body can stay as it is. Python
+    // workers read it too.
+    if !headers.contains_key("task") {
+        headers.extend(object(Some(serde_json::to_value(&message.headers)?)));
+    }
     headers.insert("retries".into(), (message.headers.retries + 1).into());
     headers.insert("eta".into(), clock::iso(eta).into());
     // Celery: a retried task is its own parent when it had none (P-088).
@@ -83,6 +88,20 @@ mod tests {
         assert_eq!(value["more"], 1);
         assert!(value["headers"].get("redelivered").is_none());
         assert!(value["properties"]["delivery_info"].get("redelivered").is_none());
+    }
+
+    #[test]
+    fn p_061_a_retry_of_protocol_1_is_a_hybrid() {
+        let raw = br#"{"body": "{\"task\": \"t\", \"id\": \"1\", \"args\": [1], \"retries\": 1, \"taskset\": \"g\"}",
+            "content-type": "application/json", "headers": {"x-mine": 1}, "properties": {}}"#;
+        let message = decode(raw, &Limits::default()).unwrap();
+        assert_eq!(message.headers.retries, 1);
+        let again = retry_envelope(raw, &message, clock::now(), "gen1@h").unwrap();
+        let again = decode(&again, &Limits::default()).unwrap();
+        assert_eq!((&*again.headers.task, again.headers.retries), ("t", 2));
+        assert_eq!(again.headers.group.as_deref(), Some("g"));
+        assert_eq!(again.headers.extra["x-mine"], 1);
+        assert_eq!(again.body.args(), "[1]");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::canvas::ResultNode;
 use crate::task::Registry;
-use crate::wire::{self, CallOptions, Exception, Headers, Json, Record, State as Stored};
+use crate::wire::{self, CallOptions, Exception, Headers, Json, Record, Security, State as Stored};
 use crate::{backend, broker, clock};
 
 /// Turns effects into writes.
@@ -28,6 +28,8 @@ pub(crate) struct Scribe {
     /// `task_default_queue`: where follow-ups go that do not say.
     pub queue: String,
     pub control_exchange: String,
+    /// What signs follow-ups (`task_serializer = "auth"`).
+    pub signer: Option<Arc<Security>>,
     /// Tasks that run in the worker when they are error callbacks.
     pub inline_errbacks: HashSet<Arc<str>>,
 }
@@ -39,6 +41,7 @@ impl Scribe {
             reply_to: reply_to.to_owned(),
             queue: options.default_queue.clone(),
             control_exchange: options.control_exchange.clone(),
+            signer: options.signer.clone(),
             inline_errbacks: inline.map(|entry| entry.name.clone()).collect(),
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),

@@ -11,7 +11,7 @@ use crate::broker;
 use crate::canvas::{Freeze, GroupWrite, Parent, Plan, Planner, ResultNode, group};
 use crate::client::group_write;
 use crate::clock;
-use crate::wire::{CallOptions, Exception, Json, Kind, Record, Signature, State, pidbox};
+use crate::wire::{CallOptions, Exception, Json, Kind, Outbound, Parcel, Record, Signature, State, pidbox};
 
 /// What follows a failure.
 #[derive(Default)]
@@ -237,12 +237,21 @@ impl Scribe {
             out.extend(self.group_write(write));
         }
         for outbound in &plan.sends {
-            match outbound.parcel(clock::now(), &self.origin, &self.queue) {
+            match self.parcel(outbound) {
                 Ok(parcel) => out.push(Out::Broker(parcel.into())),
-                Err(error) => error!(task.id = %outbound.id, %error, "a message cannot be encoded"),
+                Err(error) => error!(task.id = %outbound.id, "a message cannot be encoded: {error}"),
             }
         }
         (out, plan.children)
+    }
+
+    fn parcel(&self, outbound: &Outbound) -> Result<Parcel, String> {
+        let parcel = outbound.parcel(clock::now(), &self.origin, &self.queue);
+        let mut parcel = parcel.map_err(|error| error.to_string())?;
+        if let Some(signer) = &self.signer {
+            parcel.envelope = signer.sign_envelope(&parcel.envelope)?;
+        }
+        Ok(parcel)
     }
 
     fn group_write(&self, write: GroupWrite) -> Option<Out> {

@@ -1,12 +1,13 @@
 //! Settings of a worker. Names follow Celery's (`worker_…`, `task_…`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use crate::conn::Endpoint;
 use crate::task;
-use crate::wire::Limits;
+use crate::wire::{Accept, Limits, Security};
 use crate::{backend, broker};
 
 /// Everything a worker is told at start.
@@ -52,6 +53,10 @@ pub struct Options {
     pub backend_options: backend::Options,
     /// Bounds on messages.
     pub limits: Limits,
+    /// Serializers of messages that are read.
+    pub accept: Accept,
+    /// What signs the tasks that tasks send (`task_serializer = "auth"`).
+    pub signer: Option<Arc<Security>>,
 }
 
 /// Policy for all tasks, from settings such as `task_acks_late`; `None` leaves it to the task.
@@ -93,6 +98,8 @@ impl Options {
             broker_options: broker::Options::default(),
             backend_options: backend::Options::default(),
             limits: Limits::default(),
+            accept: Accept::default(),
+            signer: None,
         }
     }
 

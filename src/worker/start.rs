@@ -161,7 +161,7 @@ impl Worker {
         let (notes, notes_seen) = mpsc::channel(NOTES);
         let (pool, ends) = Pool::new(options.concurrency);
         let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
-        let client = Client::new(broker.clone(), backend.clone());
+        let client = Client::new(broker.clone(), backend.clone()).signing(options.signer.clone());
         let scribe = Arc::new(Scribe::new(&options, &registry, client.oid()));
         let (members, members_seen) = mpsc::unbounded_channel();
         let (joined_to, joined) = mpsc::unbounded_channel();

@@ -34,13 +34,14 @@ pub(crate) struct Failed {
 
 /// Makes a request of a claimed message.
 pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Result<Request, Box<Refusal>> {
-    let message = wire::decode(&raw, &options.limits).map_err(|undecodable| {
+    let message = options.accept.decode(&raw, &options.limits).map_err(|undecodable| {
         let reason = undecodable.error.to_string();
-        let class = match undecodable.error {
-            wire::DecodeError::ContentType(_) => "ContentDisallowed",
-            _ => "DecodeError",
+        let (module, class) = match undecodable.error {
+            wire::DecodeError::ContentType(_) => ("kombu.exceptions", "ContentDisallowed"),
+            wire::DecodeError::Security(_) => ("celery.exceptions", "SecurityError"),
+            _ => ("kombu.exceptions", "DecodeError"),
         };
-        let exception = Exception::new("kombu.exceptions", class, reason.clone());
+        let exception = Exception::new(module, class, reason.clone());
         Refusal {
             reason,
             failure: undecodable.headers.map(|headers| Failed {

@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("ai", &["task", "wire", "clock", "backoff", "text"]),
-    ("config", &["ai", "worker", "broker", "backend", "conn", "text"]),
+    ("config", &["ai", "worker", "broker", "backend", "wire", "conn", "text"]),
     (
         "cli",
         &[

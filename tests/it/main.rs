@@ -20,5 +20,6 @@ mod layers;
 mod loss;
 mod messages;
 mod python;
+mod serializers;
 mod support;
 mod worker;
