@@ -8,6 +8,7 @@
 //! - [`client`]: send them and wait.
 //! - [`worker`]: run them in a process of your own, or use [`cli::worker_main`] for a whole worker program.
 //! - [`ai`]: templates and models.
+//! - [`beat`]: periodic tasks.
 //!
 //! Modules are layers, and imports point down; `docs/architecture.md` has the map.
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@
 pub mod ai;
 pub mod backend;
 pub mod backoff;
+pub mod beat;
 pub mod broker;
 #[cfg(feature = "server")]
 pub mod cli;

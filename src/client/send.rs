@@ -30,6 +30,14 @@ impl Client {
         Ok(calls.iter().map(|call| self.result(call.headers.id.clone())).collect())
     }
 
+    /// What [`send`](Self::send) would put into the queue of a call, for a script that does more than that.
+    ///
+    /// # Errors
+    /// An argument is not JSON.
+    pub fn envelope(&self, call: &Call) -> Result<Vec<u8>, Error> {
+        Ok(call.envelope(self.results.origin(), self.results.oid())?)
+    }
+
     async fn publish(&self, calls: &[Call]) -> Result<(), Error> {
         let (origin, reply_to) = (self.results.origin(), self.results.oid());
         let mut writes = Vec::with_capacity(calls.len() + 1);

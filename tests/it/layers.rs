@@ -20,12 +20,13 @@ const LAYERS: &[(&str, &[&str])] = &[
             "task", "client", "broker", "backend", "wire", "conn", "clock", "backoff",
         ],
     ),
+    ("beat", &["client", "broker", "wire", "conn", "clock"]),
     ("ai", &["task", "wire", "clock", "backoff", "text"]),
-    ("config", &["ai", "worker", "broker", "backend", "conn", "text"]),
+    ("config", &["ai", "beat", "worker", "broker", "backend", "conn", "text"]),
     (
         "cli",
         &[
-            "config", "ai", "worker", "task", "client", "broker", "backend", "wire", "conn", "clock", "text",
+            "config", "ai", "beat", "worker", "task", "client", "broker", "backend", "wire", "conn", "clock", "text",
         ],
     ),
     ("bin", &["cli"]),
