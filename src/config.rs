@@ -103,7 +103,7 @@ settings! {
     broker_transport_options: TransportOptions = "{}",
     /// Of kombu's: `global_keyprefix`.
     result_backend_transport_options: ResultTransportOptions = "{}",
-    /// Periodic tasks by name, in the form of Celery's `beat_schedule`; see [beat](beat.md).
+    /// Periodic tasks by name, in the form of Celery's `beat_schedule`; see docs/beat.md.
     beat_schedule: BTreeMap<String, toml::Value> = "{}",
     /// Longest sleep of beat, in seconds.
     beat_max_loop_interval: Seconds = "300",

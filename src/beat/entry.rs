@@ -19,7 +19,7 @@ const LONGEST_NAME: usize = 255;
 pub struct Definition {
     /// Name of the task.
     pub task: String,
-    /// Seconds, a crontab line, or the fields of a crontab.
+    /// Seconds, a crontab line, the fields of a crontab, or an event of the sun.
     pub schedule: Value,
     /// Positional arguments.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -30,6 +30,9 @@ pub struct Definition {
     /// Options of `apply_async`.
     #[serde(default, skip_serializing_if = "CallOptions::is_empty")]
     pub options: CallOptions,
+    /// An interval is due at full days, hours or minutes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relative: bool,
 }
 
 /// Options of `apply_async`, in Celery's names; times are in seconds.
@@ -110,7 +113,8 @@ impl Entry {
         ] {
             duration(seconds).map_err(|error| format!("options.{what}: {error}"))?;
         }
-        let schedule = Schedule::read(&definition.schedule, zone).map_err(|error| format!("schedule: {error}"))?;
+        let schedule = Schedule::read(&definition.schedule, definition.relative, zone)
+            .map_err(|error| format!("schedule: {error}"))?;
         Ok(Self {
             name,
             definition,

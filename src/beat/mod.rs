@@ -9,9 +9,11 @@ mod agenda;
 mod control;
 mod crontab;
 mod entry;
+mod interval;
 mod lease;
 mod schedule;
 mod service;
+mod solar;
 mod store;
 
 pub use crontab::{Crontab, fields};

@@ -8,10 +8,9 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
 use super::crontab::{Crontab, FIELDS};
-use crate::clock::{self, Timestamp};
-
-/// An interval below this would be a flood.
-const SHORTEST: Duration = Duration::from_millis(10);
+use super::interval::Interval;
+use super::solar::Solar;
+use crate::clock::Timestamp;
 
 /// A schedule, and the time zone in which it is told.
 #[derive(Clone, Debug)]
@@ -22,8 +21,9 @@ pub struct Schedule {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Interval(Duration),
+    Interval(Interval),
     Crontab(Crontab),
+    Solar(Solar),
 }
 
 /// What a schedule says at a time.
@@ -36,16 +36,17 @@ pub enum Due {
 }
 
 impl Schedule {
-    /// Reads a schedule: a number of seconds, a crontab line, or the fields of a crontab (with `timezone` if it has one
-    /// of its own).
+    /// Reads a schedule: a number of seconds, a crontab line, the fields of a crontab (with `timezone` if it has one of
+    /// its own), or `event`, `lat` and `lon`. An interval that is `relative` is due at full units; others always are.
     ///
     /// # Errors
     /// What is wrong, in words for whoever wrote it.
-    pub fn read(value: &Value, zone: &TimeZone) -> Result<Self, String> {
+    pub fn read(value: &Value, relative: bool, zone: &TimeZone) -> Result<Self, String> {
         let mut zone = zone.clone();
         let kind = match value {
-            Value::Number(seconds) => Kind::Interval(interval(seconds.as_f64().unwrap_or(f64::NAN))?),
+            Value::Number(seconds) => Kind::Interval(Interval::new(seconds.as_f64().unwrap_or(f64::NAN), relative)?),
             Value::String(line) => Kind::Crontab(Crontab::from_line(line)?),
+            Value::Object(fields) if fields.contains_key("event") => Kind::Solar(Solar::from_fields(fields)?),
             Value::Object(fields) => {
                 if let Some(name) = fields.get("timezone") {
                     zone = time_zone(name.as_str().unwrap_or_default())?;
@@ -64,8 +65,9 @@ impl Schedule {
     /// The first due time after a run.
     pub fn next(&self, last_run_at: Timestamp) -> Timestamp {
         match &self.kind {
-            Kind::Interval(every) => clock::after(last_run_at, *every),
+            Kind::Interval(interval) => interval.next(last_run_at, &self.zone),
             Kind::Crontab(crontab) => crontab.next(last_run_at, &self.zone),
+            Kind::Solar(solar) => solar.next(last_run_at),
         }
     }
 
@@ -86,14 +88,6 @@ impl Schedule {
         }
         Due::Now(next)
     }
-}
-
-fn interval(seconds: f64) -> Result<Duration, String> {
-    let every = Duration::try_from_secs_f64(seconds).map_err(|_| format!("{seconds} is no number of seconds"))?;
-    if every < SHORTEST {
-        return Err(format!("{seconds} s is too short for an interval"));
-    }
-    Ok(every)
 }
 
 fn crontab(fields: &Map<String, Value>) -> Result<Crontab, String> {
@@ -131,7 +125,7 @@ mod tests {
     }
 
     fn schedule(value: Value) -> Schedule {
-        Schedule::read(&value, &TimeZone::UTC).unwrap()
+        Schedule::read(&value, false, &TimeZone::UTC).unwrap()
     }
 
     #[test]
@@ -161,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_is_no_schedule_is_explained() {
-        let error = |value: Value| Schedule::read(&value, &TimeZone::UTC).unwrap_err();
+        let error = |value: Value| Schedule::read(&value, false, &TimeZone::UTC).unwrap_err();
         assert_eq!(error(json!(-1)), "-1 is no number of seconds");
         assert_eq!(error(json!(0)), "0 s is too short for an interval");
         assert!(error(json!(true)).starts_with("true is no schedule: "));

@@ -164,14 +164,16 @@ impl Store {
         self.run(&pipe).await.map(drop)
     }
 
-    /// Says whether an entry is sent.
+    /// Says whether an entry is sent. One that is sent again counts from now on: what was due in between is not made up
+    /// for.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn enable(&self, name: &str, enabled: bool) -> Result<(), Error> {
-        let mut pipe = Pipeline::with_capacity(1);
+        let mut pipe = Pipeline::with_capacity(2);
         if enabled {
-            pipe.srem(self.key(DISABLED), name);
+            pipe.hdel(self.key(LAST_RUN_AT), name).srem(self.key(DISABLED), name);
+            pipe.atomic();
         } else {
             pipe.sadd(self.key(DISABLED), name);
         }

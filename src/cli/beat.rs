@@ -119,6 +119,7 @@ pub(super) fn plan(settings: &Settings, engine: &Engine) -> Result<(beat::Option
             args: Vec::new(),
             kwargs: serde_json::Map::new(),
             options: beat::CallOptions::default(),
+            relative: false,
         };
         let entry = Entry::new(&task.name, definition, &options.zone);
         entries.push(entry.map_err(|error| usage(format!("{}: {error}", task.place)))?);

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Args, Subcommand};
+use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
 use super::program::{Common, Stopped, usage, world};
@@ -10,7 +11,6 @@ use super::send::value;
 use crate::beat::{CallOptions, Definition, Entry, Store, Stored};
 use crate::broker::Broker;
 use crate::clock::{self, Timestamp};
-use jiff::tz::TimeZone;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Schedule {
@@ -68,12 +68,18 @@ pub(super) struct Add {
     /// Every so many seconds
     #[arg(long, value_name = "SECONDS", group = "when")]
     every: Option<f64>,
+    /// At full days, hours or minutes
+    #[arg(long, requires = "every")]
+    relative: bool,
     /// Minute, hour, day of month, month, day of week
     #[arg(long, value_name = "'M H D M W'", group = "when")]
     crontab: Option<String>,
     /// Time zone of the crontab [default: the setting timezone]
     #[arg(long, value_name = "NAME", requires = "crontab")]
     timezone: Option<String>,
+    /// An event of the sun (sunrise, sunset, solar_noon, dawn_civil, …) at a latitude and a longitude
+    #[arg(long, value_names = ["EVENT", "LAT", "LON"], num_args = 3, group = "when", allow_negative_numbers = true)]
+    solar: Option<Vec<String>>,
     /// Queue
     #[arg(short = 'Q', long)]
     queue: Option<String>,
@@ -144,9 +150,10 @@ impl Schedule {
                 store.remove(name).await.map_err(world)?;
             }
             Self::Enable { name } | Self::Disable { name } => {
-                known(name)?;
                 let enabled = matches!(self, Self::Enable { .. });
-                store.enable(name, enabled).await.map_err(world)?;
+                if known(name)?.enabled != enabled {
+                    store.enable(name, enabled).await.map_err(world)?;
+                }
             }
             Self::RunNow { name } => {
                 let (entry, _) = read(name)?;
@@ -168,14 +175,15 @@ impl Schedule {
 
 impl Add {
     fn entry(&self, zone: &TimeZone) -> Result<Entry, Stopped> {
-        let schedule = match (&self.crontab, &self.timezone, self.every) {
+        let schedule = match (&self.crontab, &self.timezone, self.solar.as_deref()) {
             (Some(line), None, _) => json!(line),
+            (_, _, Some([event, lat, lon])) => json!({"event": event, "lat": value(lat), "lon": value(lon)}),
             (Some(line), Some(zone), _) => {
                 let mut fields = crate::beat::fields(line).map_err(|error| usage(format!("--crontab: {error}")))?;
                 fields.insert("timezone".into(), json!(zone));
                 Value::Object(fields)
             }
-            (None, _, every) => json!(every),
+            (None, ..) => json!(self.every),
         };
         let mut kwargs = Map::new();
         for pair in &self.kwargs {
@@ -195,6 +203,7 @@ impl Add {
                 expires: self.expires,
                 ..CallOptions::default()
             },
+            relative: self.relative,
         };
         Entry::new(&self.name, definition, zone).map_err(usage)
     }
