@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use toml::Spanned;
 
 use crate::ai::{self, Folder};
+use crate::beat;
 use crate::broker::QueueOrder;
 use crate::conn::Endpoint;
 use crate::{wire, worker};
@@ -116,6 +118,18 @@ settings! {
     broker_transport_options: TransportOptions = "{}",
     /// Of kombu's: `global_keyprefix`.
     result_backend_transport_options: ResultTransportOptions = "{}",
+    /// Periodic tasks by name, in the form of Celery's `beat_schedule`; see docs/beat.md.
+    beat_schedule: BTreeMap<String, toml::Value> = "{}",
+    /// Longest sleep of beat, in seconds.
+    beat_max_loop_interval: Seconds = "300",
+    /// How many seconds ago a missed time of a crontab may be and still be made up for.
+    beat_cron_starting_deadline: Seconds = "none",
+    /// Let beat answer `celery inspect ping`.
+    beat_enable_remote_control: bool = "false",
+    /// Seconds without a sign of life after which another beat takes over.
+    beat_lock_timeout: Seconds = "15",
+    /// Time zone of crontabs.
+    timezone: String = "UTC",
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL.
     log_level: String = "WARNING",
     /// Log as JSON, one object per line.
@@ -460,6 +474,43 @@ impl Settings {
         }
     }
 
+    /// The options of beat, as the node of that name.
+    ///
+    /// # Errors
+    /// The time zone is none, or a number makes no sense.
+    pub fn beat(&self, hostname: String) -> Result<beat::Options, String> {
+        let given = &self.given;
+        let mut options = beat::Options::new(hostname);
+        if let Some(name) = &given.timezone {
+            options.zone = beat::time_zone(name).map_err(|error| format!("timezone: {error}"))?;
+        }
+        if let Some(Seconds(longest)) = given.beat_max_loop_interval.filter(|seconds| !seconds.0.is_zero()) {
+            options.max_interval = longest;
+        }
+        if let Some(Seconds(timeout)) = given.beat_lock_timeout {
+            // Renewed three times in this time; below that, a slow answer of Redis would end it.
+            if timeout < Duration::from_secs(1) || timeout > Duration::from_secs(86_400) {
+                return Err("beat_lock_timeout: must be one second to one day".into());
+            }
+            options.lock_timeout = timeout;
+        }
+        options.cron_starting_deadline = given.beat_cron_starting_deadline.map(|seconds| seconds.0);
+        options.remote_control = given.beat_enable_remote_control.unwrap_or(false);
+        options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
+        Ok(options)
+    }
+
+    /// The entries of `beat_schedule`.
+    ///
+    /// # Errors
+    /// The name of the first that is wrong, and what is wrong with it.
+    pub fn beat_schedule(&self, zone: &TimeZone) -> Result<Vec<beat::Entry>, String> {
+        let entries = self.given.beat_schedule.iter().flatten();
+        entries
+            .map(|(name, value)| entry(name, value, zone).map_err(|error| format!("beat_schedule.{name}: {error}")))
+            .collect()
+    }
+
     /// The settings as they are now, without passwords; for `celery inspect conf` and `orchestra config`.
     pub fn shown(&self) -> Map<String, Value> {
         let url =
@@ -565,6 +616,32 @@ fn read<T: DeserializeOwned>(value: toml::Value) -> Result<T, String> {
     })
 }
 
+/// An entry of `beat_schedule`.
+fn entry(name: &str, value: &toml::Value, zone: &TimeZone) -> Result<beat::Entry, String> {
+    let definition = beat::Definition::deserialize(value.clone());
+    let definition = definition.map_err(|error| error.message().trim().replace('\n', " "))?;
+    beat::Entry::new(name, definition, zone)
+}
+
+/// The entries of `beat_schedule` are checked where their lines are still known.
+fn check_schedule(path: &Path, text: &str, line_of: impl Fn(usize) -> usize) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct Only {
+        #[serde(default)]
+        beat_schedule: BTreeMap<String, Spanned<toml::Value>>,
+    }
+    // A schedule that is no table is reported as every other setting is.
+    let Ok(only) = toml::from_str::<Only>(text) else {
+        return Ok(());
+    };
+    for (name, value) in only.beat_schedule {
+        let line = line_of(value.span().start);
+        entry(&name, value.get_ref(), &TimeZone::UTC)
+            .map_err(|error| format!("{}:{line}: beat_schedule.{name}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
 fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<(), String> {
     let line_of = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
     let table: BTreeMap<String, Spanned<toml::Value>> = toml::from_str(text).map_err(|error| {
@@ -577,7 +654,7 @@ fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<(), String> {
             .set(&name, value.into_inner())
             .map_err(|error| format!("{}:{line}: {name}: {error}", path.display()))?;
     }
-    Ok(())
+    check_schedule(path, text, line_of)
 }
 
 /// Reads the environment. A variable that is no setting is no error: Kubernetes makes `ORCHESTRA_PORT` and others for a
@@ -684,6 +761,16 @@ mod tests {
                 .starts_with("orchestra.toml:1: worker_concurrency: \"many\" does not fit")
         );
         assert!(error("task_time_limit = -1").contains("-1 is no number of seconds"));
+        assert_eq!(
+            error("[beat_schedule.a]\ntask = 't'\nschedule = 5\n[beat_schedule.b]\ntask = 't'\nschedule = '* * *'"),
+            "orchestra.toml:4: beat_schedule.b: schedule: a crontab has five fields \
+             (minute hour day_of_month month_of_year day_of_week), \"* * *\" has 3"
+        );
+        assert_eq!(
+            error("[beat_schedule.a]\ntask = 't'"),
+            "orchestra.toml:1: beat_schedule.a: missing field `schedule`"
+        );
+        assert!(error("beat_schedule = 5").starts_with("orchestra.toml:1: beat_schedule: 5 does not fit"));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! - [`client`]: send them and wait.
 //! - [`worker`]: run them in a process of your own, or use [`cli::worker_main`] for a whole worker program.
 //! - [`ai`]: templates and models.
+//! - [`beat`]: periodic tasks.
 //!
 //! Modules are layers, and imports point down; `docs/architecture.md` has the map.
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@
 pub mod ai;
 pub mod backend;
 pub mod backoff;
+pub mod beat;
 pub mod broker;
 pub mod canvas;
 #[cfg(feature = "server")]

@@ -10,7 +10,7 @@ use super::fault::template_not_found;
 use super::ollama::Ollama;
 use super::options::{Folder, Options};
 use super::run;
-use super::task_file::{Binding, files};
+use super::task_file::{Binding, Scheduled, files};
 use super::tasks::{Chat, Generate, RunTemplate};
 use super::template::{Problem, Template};
 use crate::task::{Context, Failure, RegisterError, Registry};
@@ -88,6 +88,11 @@ impl Engine {
     /// All templates, by name.
     pub fn templates(&self) -> impl Iterator<Item = &Arc<Template>> {
         self.templates.values()
+    }
+
+    /// The task files that say when beat sends them.
+    pub fn scheduled(&self) -> impl Iterator<Item = &Scheduled> {
+        self.bindings.iter().filter_map(Binding::scheduled)
     }
 
     /// The model servers.

@@ -13,4 +13,5 @@ pub mod template;
 
 pub use engine::{Engine, LoadError};
 pub use options::{CallLimits, DEFAULT_HOST, Folder, Options};
+pub use task_file::Scheduled;
 pub use tasks::{Chat, Generate, RunTemplate};

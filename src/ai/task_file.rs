@@ -30,6 +30,8 @@ struct TaskFile {
     acks_late: Option<bool>,
     track_started: Option<bool>,
     ignore_result: Option<bool>,
+    /// When beat sends it.
+    schedule: Option<Value>,
 }
 
 /// A template under a name of its own.
@@ -46,6 +48,18 @@ pub(super) struct Binding {
     options: Options,
     /// Parameters a caller gives, in order.
     names: Vec<String>,
+    scheduled: Option<Scheduled>,
+}
+
+/// A task that beat sends.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    /// Its Celery name, which is that of the entry as well.
+    pub name: String,
+    /// When, as it is written.
+    pub schedule: Value,
+    /// Where that is written: file and line.
+    pub place: String,
 }
 
 impl Binding {
@@ -65,7 +79,33 @@ impl Binding {
             .map(|parameter| parameter.name.clone())
             .filter(|name| !file.params.contains_key(name))
             .collect();
-        Ok(Self { file, options, names })
+        let scheduled = match file.schedule.clone() {
+            None => None,
+            Some(schedule) => {
+                let missing = template
+                    .parameters()
+                    .find(|parameter| parameter.required && !file.params.contains_key(&parameter.name));
+                if let Some(missing) = missing {
+                    let name = &missing.name;
+                    return Err(at(
+                        "schedule",
+                        format!("the parameter {name:?} has no value; give it one in params"),
+                    ));
+                }
+                let place = Problem::at(path, &text, &["schedule".into()], "").to_string();
+                Some(Scheduled {
+                    name: file.name.clone(),
+                    schedule,
+                    place: place.trim_end_matches([':', ' ']).to_owned(),
+                })
+            }
+        };
+        Ok(Self {
+            file,
+            options,
+            names,
+            scheduled,
+        })
     }
 
     /// The task.
@@ -76,6 +116,11 @@ impl Binding {
             template,
             binding: self,
         })
+    }
+
+    /// When beat sends it.
+    pub(super) fn scheduled(&self) -> Option<&Scheduled> {
+        self.scheduled.as_ref()
     }
 
     /// Its Celery name.

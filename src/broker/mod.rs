@@ -150,6 +150,16 @@ impl Broker {
         &self.writer
     }
 
+    /// The name of a key beside the queues: with the prefix that all keys of this broker have.
+    pub fn key(&self, name: &str) -> String {
+        self.keys.name(name)
+    }
+
+    /// The list of a queue for a priority, for scripts that publish.
+    pub fn queue_key(&self, queue: &str, priority: u8) -> String {
+        self.keys.queue(queue, priority)
+    }
+
     /// How it is used.
     pub fn options(&self) -> &Options {
         &self.options

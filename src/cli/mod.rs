@@ -1,5 +1,6 @@
 //! The command lines: settings, wiring, signals. The only layer that knows all others.
 
+mod beat;
 mod children;
 mod config;
 mod doctor;
@@ -7,6 +8,7 @@ mod inspect;
 mod log;
 mod nodename;
 mod program;
+mod schedule;
 mod send;
 mod signals;
 mod templates;

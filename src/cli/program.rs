@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use super::{config, doctor, inspect, send, templates, up};
+use super::{beat, config, doctor, inspect, schedule, send, templates, up};
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
 use crate::broker::Broker;
@@ -86,6 +86,11 @@ enum Command {
     Stream(send::Follow),
     /// Tell all workers not to run a task, or to end it
     Revoke(send::Revoke),
+    /// Send periodic tasks when they are due
+    Beat(beat::Beat),
+    /// See and change what beat sends: list, add, remove, enable, disable, run-now, next
+    #[command(subcommand)]
+    Schedule(schedule::Schedule),
     /// Which workers are there
     Status(inspect::Status),
     /// Ask workers: active, scheduled, reserved, registered, stats, conf, …
@@ -154,6 +159,8 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Result(result) => result.run(&common).await,
         Command::Stream(follow) => follow.run(&common).await,
         Command::Revoke(revoke) => revoke.run(&common).await,
+        Command::Beat(beat) => beat.run(&common).await,
+        Command::Schedule(schedule) => schedule.run(&common).await,
         Command::Status(status) => status.run(&common).await,
         Command::Inspect(inspect) => inspect.run(&common).await,
         Command::Templates(templates) => templates.run(&common),

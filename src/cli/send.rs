@@ -179,6 +179,6 @@ async fn follow(pending: &Pending) -> Result<(), Stopped> {
 }
 
 /// JSON, or the text itself.
-fn value(text: &str) -> Value {
+pub(super) fn value(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
 }

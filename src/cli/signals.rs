@@ -8,6 +8,20 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::worker::{Exit, Stop};
 
+/// Done when the first SIGTERM, SIGINT or SIGQUIT comes, for programs that have nothing to finish.
+pub(super) fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let mut quit = signal(SignalKind::quit())?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+            _ = quit.recv() => {}
+        }
+    })
+}
+
 /// Turns signals into stops: the first SIGTERM or SIGINT is warm, the second cold; SIGQUIT is cold.
 pub(super) struct Signals {
     failed: Arc<AtomicBool>,

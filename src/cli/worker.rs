@@ -46,6 +46,15 @@ pub struct Arguments {
     /// Send task events from the start
     #[arg(short = 'E', long, action = ArgAction::SetTrue)]
     task_events: bool,
+    /// Send periodic tasks as well, as `orchestra beat` does
+    #[arg(short = 'B', long, action = ArgAction::SetTrue)]
+    beat: bool,
+    /// Accepted for compatibility: the schedule of -B is kept in Redis
+    #[arg(short = 's', long, value_name = "FILE")]
+    schedule_filename: Option<PathBuf>,
+    /// Accepted for compatibility: -B has one scheduler
+    #[arg(long, value_name = "CLASS")]
+    scheduler: Option<String>,
     /// Messages held per place to run; 0 is without bound [default: 4]
     #[arg(long, value_name = "N")]
     prefetch_multiplier: Option<u32>,
@@ -153,6 +162,10 @@ fn start(
     let mut registry = Registry::new();
     register(&mut registry).map_err(usage)?;
     let engine = Engine::load(&settings.ai).map_err(usage)?;
+    let beat = arguments
+        .beat
+        .then(|| super::beat::plan(&settings, &engine))
+        .transpose()?;
     engine.register(&mut registry).map_err(usage)?;
     let options = options(&arguments, &settings).map_err(usage)?;
     if !arguments.quiet {
@@ -171,8 +184,23 @@ fn start(
             Signals::listen(stop.clone()).map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let worker = Worker::connect(options, registry).await;
         let worker = worker.map_err(world)?;
+        let beat = match beat {
+            None => None,
+            Some((options, entries)) => Some(super::beat::start(&settings, options, entries).await?),
+        };
         eprintln!("orchestra-worker: ready");
-        Ok(signals.code(worker.run(stop).await))
+        let working = async {
+            let exit = worker.run(stop.clone()).await;
+            // However the worker came to its end, beat ends with it.
+            stop.warm();
+            exit
+        };
+        let beating = async {
+            if let Some(beat) = beat {
+                beat.run(stop.asked()).await;
+            }
+        };
+        Ok(signals.code(tokio::join!(working, beating).0))
     });
     // What blocks on a thread of its own cannot be interrupted; it must not keep the process either.
     runtime.shutdown_background();

@@ -64,6 +64,19 @@ impl Client {
         Ok(Applied::new(self.clone(), handle, children))
     }
 
+    /// What [`send`](Self::send) would put into the queue of a call, for a script that does more than that.
+    ///
+    /// # Errors
+    /// An argument is not JSON.
+    pub fn envelope(&self, call: &Call) -> Result<Vec<u8>, Error> {
+        let mut planner = Planner::new(None, self.results.oid());
+        planner.apply(call.signature.clone(), &[], CallOptions::default());
+        let outbound = planner.plan.sends.first();
+        let outbound = outbound.ok_or_else(|| Error::Argument("there is nothing to send".into()))?;
+        let parcel = outbound.parcel(clock::now(), self.results.origin(), QUEUE)?;
+        self.signed(parcel.envelope)
+    }
+
     fn signed(&self, envelope: Vec<u8>) -> Result<Vec<u8>, Error> {
         match &self.signer {
             None => Ok(envelope),

@@ -168,8 +168,8 @@ impl Scribe {
             self.call_errbacks(parent, &id, &errbacks, error, &mut fallout);
             let children: Vec<ResultNode> = children.iter().chain(&fallout.children).cloned().collect();
             fallout.out.extend(self.fail_unrun(&id, &body, error, &children));
-            // The body may be in the header of an outer chord, which would wait for ever.
-            fallout.parts.extend(part_of(&id, &body.options, error));
+            // A body that is in the header of another chord is not counted there, as in Celery: the error callbacks of
+            // both would be called for one failure. A client's `get()` finds the failure among the parents.
         }
         self.fail_chain(&chain, error, true, &mut fallout);
         fallout
@@ -198,7 +198,6 @@ impl Scribe {
             }
             self.call_errbacks(parent, &id, &errbacks, cause, fallout);
             fallout.out.extend(self.fail_unrun(&id, task, cause, &[]));
-            fallout.parts.extend(part_of(&id, &task.options, cause));
             ids.push(id);
         }
         fallout

@@ -49,6 +49,12 @@ impl Stop {
         self.raise(Phase::Cold);
     }
 
+    /// Waits until a stop is asked for, of either kind.
+    pub async fn asked(&self) {
+        // Fails only when the sender is gone, which `self` holds.
+        let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Run).await;
+    }
+
     pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
     }

@@ -21,12 +21,16 @@ const LAYERS: &[(&str, &[&str])] = &[
             "task", "client", "broker", "backend", "canvas", "wire", "conn", "clock", "backoff",
         ],
     ),
+    ("beat", &["client", "broker", "wire", "conn", "clock"]),
     ("ai", &["task", "wire", "clock", "backoff", "text"]),
-    ("config", &["ai", "worker", "broker", "backend", "wire", "conn", "text"]),
+    (
+        "config",
+        &["ai", "beat", "worker", "broker", "backend", "wire", "conn", "text"],
+    ),
     (
         "cli",
         &[
-            "config", "ai", "worker", "task", "client", "broker", "backend", "wire", "conn", "clock", "text",
+            "config", "ai", "beat", "worker", "task", "client", "broker", "backend", "wire", "conn", "clock", "text",
         ],
     ),
     ("bin", &["cli"]),

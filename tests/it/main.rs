@@ -12,6 +12,7 @@
 )]
 
 mod ai;
+mod beat;
 mod cli;
 mod contract;
 mod errors;

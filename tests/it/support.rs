@@ -213,10 +213,22 @@ impl Worker {
 
     /// Does not wait until it is ready.
     pub fn spawn(name: &str, redis: &Redis, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::spawn_words(name, &["--quiet"], redis, arguments, environment)
+    }
+
+    /// A program whose first words are others.
+    pub fn spawn_words(
+        name: &str,
+        words: &[&str],
+        redis: &Redis,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let folder = Folder::new();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(program(name))
-            .args(["--broker", &redis.url(), "--loglevel", "INFO", "--quiet"])
+            .args(words)
+            .args(["--broker", &redis.url(), "--loglevel", "INFO"])
             .args(arguments)
             .env_clear()
             .envs(environment.iter().copied())
