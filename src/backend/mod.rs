@@ -48,6 +48,7 @@ pub struct Backend {
     options: Arc<Options>,
     prefix: String,
     store: Arc<Script>,
+    revoke: Arc<Script>,
 }
 
 impl Backend {
@@ -57,7 +58,8 @@ impl Backend {
     /// The server cannot be reached or refuses scripts.
     pub async fn new(link: Link, options: Options) -> Result<Self, Error> {
         let store = Script::new(include_str!("scripts/store.lua"));
-        link.register([store.clone()]).await?;
+        let revoke = Script::new(include_str!("scripts/revoke.lua"));
+        link.register([store.clone(), revoke.clone()]).await?;
         let prefix = match options.global_keyprefix.as_str() {
             "" => String::new(),
             prefix if prefix.ends_with([':', '_', '-', '.']) => prefix.to_owned(),
@@ -68,6 +70,7 @@ impl Backend {
             options: Arc::new(options),
             prefix,
             store: Arc::new(store),
+            revoke: Arc::new(revoke),
         })
     }
 

@@ -227,12 +227,35 @@ impl Broker {
         let _ = self.writer.pipeline(&pipe).await;
     }
 
-    /// Makes a place for answers to remote control requests.
+    /// Listens to what workers say of themselves; it comes where remote control comes. The beginning of the channels.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn bind_replies(&self, oid: &str) -> Result<(), Error> {
-        let exchange = "reply.celery.pidbox";
+    pub async fn subscribe_workers(&self, exchange: &str) -> Result<String, Error> {
+        self.main.subscribe(&[self.keys.channel(exchange, "worker.*")]).await?;
+        Ok(self.keys.channel(exchange, "worker."))
+    }
+
+    /// Sends a message to all who listen to a fanout exchange, and tells how many they are.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn tell(&self, exchange: &str, payload: &[u8]) -> Result<usize, Error> {
+        let channel = self.keys.channel(exchange, "");
+        self.writer.query(redis::cmd("PUBLISH").arg(channel).arg(payload)).await
+    }
+
+    /// The number of the connection on which news come; it changes when the connection was lost and is there again,
+    /// and is 0 while there is none.
+    pub fn epoch(&self) -> u64 {
+        self.main.epoch()
+    }
+
+    /// Makes a place for answers to remote control requests, at an exchange for replies.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn bind_replies(&self, exchange: &str, oid: &str) -> Result<(), Error> {
         let mut call = self.scripts.bind.prepare_invoke();
         call.key(self.keys.bindings(exchange)).key(self.keys.deadlines());
         call.arg(binding(oid, &format!("{oid}.{exchange}")))
@@ -247,8 +270,8 @@ impl Broker {
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn take_replies(&self, oid: &str) -> Result<Vec<Vec<u8>>, Error> {
-        let key = self.keys.name(&format!("{oid}.reply.celery.pidbox"));
+    pub async fn take_replies(&self, exchange: &str, oid: &str) -> Result<Vec<Vec<u8>>, Error> {
+        let key = self.keys.name(&format!("{oid}.{exchange}"));
         let replies: Option<Vec<Vec<u8>>> = self.writer.query(redis::cmd("RPOP").arg(key).arg(100)).await?;
         Ok(replies.unwrap_or_default())
     }
@@ -257,8 +280,8 @@ impl Broker {
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn unbind_replies(&self, oid: &str) -> Result<(), Error> {
-        let (exchange, queue) = ("reply.celery.pidbox", format!("{oid}.reply.celery.pidbox"));
+    pub async fn unbind_replies(&self, exchange: &str, oid: &str) -> Result<(), Error> {
+        let queue = format!("{oid}.{exchange}");
         let mut pipe = Pipeline::new();
         pipe.srem(self.keys.bindings(exchange), binding(oid, &queue))
             .del(self.keys.name(&queue));

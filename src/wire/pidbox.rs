@@ -49,10 +49,7 @@ pub struct ReplyTo {
 /// # Errors
 /// A text for the log: what was wrong with the request.
 pub fn decode(payload: &[u8]) -> Result<Request, String> {
-    let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
-    let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let headers = headers(&envelope);
-    let request: Request = body(envelope)?;
+    let (headers, request): (_, Request) = open(payload)?;
     Ok(Request {
         clock: headers.get("clock").and_then(Value::as_u64).unwrap_or_default(),
         ..request
@@ -78,11 +75,13 @@ pub fn encode_reply(
     wrap(headers, &body, &reply_to.exchange, &reply_to.routing_key, false)
 }
 
-/// The envelope of a request; `reply` is the sender's id and the ticket of the conversation.
+/// The envelope of a request in a namespace (`control_exchange`, mostly `celery`); `reply` is the sender's id and the
+/// ticket of the conversation.
 ///
 /// # Errors
 /// Never in practice.
 pub fn encode_request(
+    namespace: &str,
     method: &str,
     arguments: &Value,
     destination: Option<&[String]>,
@@ -93,15 +92,20 @@ pub fn encode_request(
     });
     if let Some((oid, ticket)) = reply {
         body["ticket"] = ticket.into();
-        body["reply_to"] = serde_json::json!({"exchange": "reply.celery.pidbox", "routing_key": oid});
+        body["reply_to"] = serde_json::json!({"exchange": reply_exchange(namespace), "routing_key": oid});
     }
     wrap(
         serde_json::json!({"clock": 1, "expires": 0}),
         &body,
-        "celery.pidbox",
+        &format!("{namespace}.pidbox"),
         "",
         true,
     )
+}
+
+/// Where replies to requests of a namespace go.
+pub fn reply_exchange(namespace: &str) -> String {
+    format!("reply.{namespace}.pidbox")
 }
 
 /// Decodes a reply: its ticket, and the answers by node name.
@@ -109,11 +113,16 @@ pub fn encode_request(
 /// # Errors
 /// A text for the log.
 pub fn decode_reply(payload: &[u8]) -> Result<(Option<String>, Map<String, Value>), String> {
+    let (headers, answers) = open(payload)?;
+    let ticket = headers.get("ticket").and_then(Value::as_str).map(str::to_owned);
+    Ok((ticket, answers))
+}
+
+/// Headers and body of a message on a fanout or reply exchange.
+pub(super) fn open<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<(Map<String, Value>, T), String> {
     let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
     let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let headers = headers(&envelope);
-    let ticket = headers.get("ticket").and_then(Value::as_str).map(str::to_owned);
-    Ok((ticket, body(envelope)?))
+    Ok((headers(&envelope), body(envelope)?))
 }
 
 fn headers(envelope: &Envelope<'_>) -> Map<String, Value> {

@@ -49,15 +49,15 @@ impl Scribe {
                 Effect::Retry(eta) => out.extend(self.retry(request, eta)),
                 Effect::Store(state, content) => {
                     if let Content::Value(value) = &content
-                        && events.tasks_enabled()
+                        && (events.tasks_enabled() || tracing::enabled!(tracing::Level::INFO))
                     {
-                        // The event comes after the record, which takes the value away.
+                        // Event and log line come after the record, which takes the value away.
                         shown = Some(result_repr(value.get()));
                     }
                     out.extend(self.store(&state, content, request));
                 }
                 Effect::Emit(happening) => {
-                    log(&happening, request);
+                    log(&happening, request, shown.as_deref());
                     out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
                 }
                 Effect::EndStream(state) => out.extend(self.end_stream(&request.id, &state)),
@@ -78,7 +78,12 @@ impl Scribe {
     pub(crate) fn revoked(&self, id: &str) -> Option<Out> {
         let exception = Exception::celery("TaskRevokedError", "revoked");
         let record = Record::new(id, &Stored::Revoked, &exception, clock::iso(clock::now())).children(None);
-        self.encode(&id.into(), Stored::Revoked, &record)
+        match self.encode(&id.into(), Stored::Revoked, &record)? {
+            Out::Backend(backend::Write::Store { id, record, .. }) => {
+                Some(Out::Backend(backend::Write::Revoke { id, record }))
+            }
+            other => Some(other),
+        }
     }
 
     /// A state that the task itself reports.
@@ -200,7 +205,7 @@ fn requeue(delivery: Delivery, end: End, request: &Request) -> broker::Write {
 }
 
 /// Celery's log lines (protocol 3.1).
-fn log(happening: &Happening, request: &Request) {
+fn log(happening: &Happening, request: &Request, result: Option<&str>) {
     let (name, id) = (&*request.entry.name, &*request.id);
     let attempt = request.message.headers.retries;
     match happening {
@@ -216,8 +221,9 @@ fn log(happening: &Happening, request: &Request) {
                 task.id = id,
                 task.name = name,
                 run.attempt = attempt,
-                "Task {name}[{id}] succeeded in {}s",
-                runtime.as_secs_f64()
+                "Task {name}[{id}] succeeded in {}s: {}",
+                runtime.as_secs_f64(),
+                result.unwrap_or("None")
             );
         }
         Happening::Failed(exception) => {

@@ -1,5 +1,6 @@
 //! Settings of a worker. Names follow Celery's (`worker_…`, `task_…`).
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -34,12 +35,24 @@ pub struct Options {
     pub result_extended: bool,
     /// Listen to `celery inspect` and `celery control`.
     pub remote_control: bool,
+    /// Ask the other workers at start what they have revoked.
+    pub mingle: bool,
+    /// Listen to what other workers say of themselves.
+    pub gossip: bool,
+    /// Keep what was revoked in this file, across restarts.
+    pub state_db: Option<PathBuf>,
+    /// The range of `--autoscale`: most and fewest places to run.
+    pub autoscale: Option<(usize, usize)>,
+    /// Answer `pool_restart`.
+    pub pool_restarts: bool,
     /// Exchange of events.
     pub event_exchange: String,
     /// Name of the control exchange without `.pidbox`.
     pub control_exchange: String,
     /// Settings shown by `inspect conf`; secrets are masked already.
     pub conf: Map<String, Value>,
+    /// The defaults of all settings, shown by `inspect conf` when asked for.
+    pub conf_defaults: Map<String, Value>,
     /// Where the broker is.
     pub broker: Endpoint,
     /// How the broker is used.
@@ -82,9 +95,15 @@ impl Options {
             task_defaults: TaskDefaults::default(),
             result_extended: false,
             remote_control: true,
+            mingle: true,
+            gossip: true,
+            state_db: None,
+            autoscale: None,
+            pool_restarts: false,
             event_exchange: "celeryev".into(),
             control_exchange: "celery".into(),
             conf: Map::new(),
+            conf_defaults: Map::new(),
             backend: Some(broker.clone()),
             broker,
             broker_options: broker::Options::default(),
