@@ -80,6 +80,8 @@ settings! {
     worker_prefetch_multiplier: u32 = "4",
     /// Send task events from the start (`-E`).
     worker_send_task_events: bool = "false",
+    /// Tell monitors of every task that is sent, by this worker or the `orchestra` program.
+    task_send_sent_event: bool = "false",
     /// Seconds between heartbeats; 0 sends no worker events.
     worker_heartbeat_interval: Seconds = "2",
     /// Listen to `celery inspect` and `celery control`.
@@ -348,6 +350,17 @@ impl Settings {
         }
     }
 
+    /// Where `task-sent` events go, if they are wanted.
+    pub fn sent_events(&self) -> Option<String> {
+        let exchange = || {
+            self.given
+                .event_exchange
+                .clone()
+                .unwrap_or_else(|| "celeryev".to_owned())
+        };
+        self.given.task_send_sent_event.unwrap_or(false).then(exchange)
+    }
+
     /// How the broker is used.
     pub fn broker_options(&self) -> crate::broker::Options {
         let mut options = crate::broker::Options::default();
@@ -401,6 +414,7 @@ impl Settings {
         options.prefetch_multiplier = self.prefetch_multiplier;
         options.queues.clone_from(&self.queues);
         options.task_events = self.task_events;
+        options.sent_events = given.task_send_sent_event.unwrap_or(false);
         options.heartbeat = self.heartbeat;
         options.time_limit = self.time_limit;
         options.soft_time_limit = self.soft_time_limit;

@@ -203,7 +203,11 @@ impl Common {
                 Some(Backend::new(link, settings.backend_options()).await.map_err(world)?)
             }
         };
-        Ok(Client::new(broker, backend))
+        let client = Client::new(broker, backend);
+        Ok(match settings.sent_events() {
+            Some(exchange) => client.with_sent_events(exchange),
+            None => client,
+        })
     }
 
     /// The AI layer as a worker started here would have it.

@@ -22,6 +22,7 @@ pub use error::Error;
 pub use results::Pending;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
@@ -34,6 +35,14 @@ pub struct Client {
     broker: Broker,
     backend: Option<Backend>,
     results: Arc<Results>,
+    sent_events: Option<Arc<SentEvents>>,
+}
+
+/// Where `task-sent` events go, and the clock they carry.
+#[derive(Debug)]
+struct SentEvents {
+    exchange: String,
+    clock: AtomicU64,
 }
 
 impl Client {
@@ -67,6 +76,18 @@ impl Client {
             broker,
             backend,
             results: Arc::default(),
+            sent_events: None,
         }
+    }
+
+    /// Tells monitors of every task that is sent (`task_send_sent_event`): without it Flower knows of a task when a
+    /// worker has it. The exchange is `event_exchange`, mostly `celeryev`.
+    #[must_use]
+    pub fn with_sent_events(mut self, exchange: impl Into<String>) -> Self {
+        self.sent_events = Some(Arc::new(SentEvents {
+            exchange: exchange.into(),
+            clock: AtomicU64::new(0),
+        }));
+        self
     }
 }

@@ -1,11 +1,13 @@
 //! Sending.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Pipeline;
 
 use super::{Call, Client, Error, Pending};
 use crate::broker::Write;
+use crate::wire::{Event, Events, Limits, decode};
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
@@ -30,6 +32,20 @@ impl Client {
         Ok(calls.iter().map(|call| self.result(call.headers.id.clone())).collect())
     }
 
+    /// Tells monitors of the message, if they are to be told.
+    fn sent_event(&self, envelope: &[u8], queue: &str) -> Option<Write> {
+        let sent = self.sent_events.as_ref()?;
+        let headers = decode(envelope, &Limits::default()).ok()?.headers;
+        let clock = sent.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        let event = Event::sent(&headers, "", queue, self.results.origin(), clock);
+        let (routing_key, payload) = Events::one(&event, &sent.exchange).ok()?;
+        Some(Write::Broadcast {
+            exchange: sent.exchange.clone(),
+            routing_key,
+            payload: payload.into(),
+        })
+    }
+
     async fn publish(&self, calls: &[Call]) -> Result<(), Error> {
         let (origin, reply_to) = (self.results.origin(), self.results.oid());
         let mut writes = Vec::with_capacity(calls.len() + 1);
@@ -37,12 +53,15 @@ impl Client {
             if self.results.declare(&call.queue) {
                 writes.push(Write::Declare(call.queue.as_str().into()));
             }
+            let envelope = call.envelope(origin, reply_to)?;
+            let event = self.sent_event(&envelope, &call.queue);
             writes.push(Write::Publish {
                 exchange: String::new(),
                 routing_key: call.queue.clone(),
                 priority: call.priority,
-                envelope: call.envelope(origin, reply_to)?.into(),
+                envelope: envelope.into(),
             });
+            writes.extend(event);
         }
         let mut pipe = Pipeline::with_capacity(writes.len());
         self.broker.append(&mut pipe, &writes);

@@ -5,7 +5,8 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::envelope::wrap;
-use super::pidbox;
+use super::{Headers, pidbox};
+use crate::clock;
 
 /// The fields of one event, by type. Names and order are Celery's (protocol 6.3, 6.4).
 #[derive(Clone, Debug, Serialize)]
@@ -158,6 +159,35 @@ pub struct Event {
     /// `task-received`, …
     #[serde(rename = "type")]
     pub name: &'static str,
+}
+
+impl Event {
+    /// The `task-sent` of a message, by its sender (`gen<pid>@<host>`).
+    pub fn sent(headers: &Headers, exchange: &str, routing_key: &str, sender: &str, clock: u64) -> Self {
+        Self {
+            hostname: sender.into(),
+            utcoffset: clock::utc_offset_hours_west(),
+            pid: std::process::id(),
+            clock,
+            kind: EventKind::Sent {
+                uuid: headers.id.clone(),
+                root_id: headers.root_id.clone(),
+                parent_id: headers.parent_id.clone(),
+                name: headers.task.clone(),
+                args: headers.argsrepr.clone(),
+                kwargs: headers.kwargsrepr.clone(),
+                retries: headers.retries,
+                eta: headers.eta.clone(),
+                expires: headers.expires.clone(),
+                // On Redis a message to the default exchange is addressed by its queue.
+                queue: routing_key.to_owned(),
+                exchange: exchange.to_owned(),
+                routing_key: routing_key.to_owned(),
+            },
+            timestamp: clock::epoch_seconds(clock::now()),
+            name: "task-sent",
+        }
+    }
 }
 
 /// A batch of events in one message.

@@ -1,6 +1,7 @@
 //! Remote control requests and replies (`kombu.pidbox`).
 
 use base64::Engine as _;
+use regex::RegexBuilder;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -149,50 +150,60 @@ impl Request {
     pub fn is_for(&self, hostname: &str) -> bool {
         match (&self.destination, &self.pattern, &self.matcher) {
             (Some(names), _, _) if !names.is_empty() => names.iter().any(|name| name == hostname),
-            (_, Some(pattern), Some(matcher)) if matcher == "glob" => glob(pattern, hostname),
-            (_, Some(pattern), Some(_)) => {
-                // Python anchors the expression at the start only; literal prefixes and `.*` are what people write.
-                prefix_expression(pattern, hostname)
-            }
+            (_, Some(pattern), Some(matcher)) if matcher == "glob" => matches(&expression(pattern), hostname),
+            // Python anchors the expression at the start only.
+            (_, Some(pattern), Some(_)) => matches(&format!("^(?:{pattern})"), hostname),
             _ => true,
         }
     }
 }
 
-/// Shell-style match of the whole text (`fnmatch`): `*`, `?`; linear in both, never exponential.
-fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-    let (mut p, mut t, mut star) = (0, 0, None);
-    while t < text.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                star = Some((p, t));
-                p += 1;
-            }
-            Some(&char) if char == '?' || char == text[t] => {
-                p += 1;
-                t += 1;
-            }
-            _ => match star {
-                Some((at, from)) => {
-                    p = at + 1;
-                    t = from + 1;
-                    star = Some((at, from + 1));
-                }
-                None => return false,
-            },
-        }
+/// Longest pattern that is looked at.
+const PATTERN: usize = 1000;
+
+/// Whether an expression, in linear time, matches; one that cannot be read matches nothing.
+fn matches(expression: &str, text: &str) -> bool {
+    if expression.len() > 2 * PATTERN {
+        return false;
     }
-    pattern[p..].iter().all(|char| *char == '*')
+    let built = RegexBuilder::new(expression).size_limit(1 << 20).build();
+    built.is_ok_and(|expression| expression.is_match(text))
 }
 
-fn prefix_expression(pattern: &str, text: &str) -> bool {
-    let mut simple = pattern.trim_start_matches('^').replace(".*", "*");
-    match simple.strip_suffix('$') {
-        Some(exact) => simple = exact.to_owned(),
-        None => simple.push('*'),
+/// The expression of a shell pattern for a whole text (`fnmatch`): `*`, `?`, `[a-z]`, `[!a-z]`.
+fn expression(pattern: &str) -> String {
+    let mut out = String::from("^(?s:");
+    let mut rest = pattern.chars();
+    while let Some(char) = rest.next() {
+        match char {
+            '*' => out.push_str(".*"),
+            '?' => out.push('.'),
+            '[' => match set(rest.as_str()) {
+                Some((set, behind)) => {
+                    out.push_str(&set);
+                    rest = behind.chars();
+                }
+                None => out.push_str("\\["),
+            },
+            char => out.push_str(&regex::escape(char.encode_utf8(&mut [0; 4]))),
+        }
     }
-    glob(&simple.replace("\\.", "."), text)
+    out.push_str(")$");
+    out
+}
+
+/// What stands behind a `[`, and what comes after its `]`; a `]` in first place is part of the set.
+fn set(text: &str) -> Option<(String, &str)> {
+    let (not, inside) = text.strip_prefix('!').map_or(("", text), |rest| ("^", rest));
+    let end = inside.char_indices().skip(1).find(|(_, char)| *char == ']')?.0;
+    let escaped = inside[..end]
+        .replace('\\', "\\\\")
+        .replace('[', "\\[")
+        .replace(']', "\\]")
+        .replace('^', "\\^");
+    // Doubled, these would mean something else here.
+    let escaped = escaped.replace("&&", "&\\&").replace("~~", "~\\~");
+    Some((format!("[{not}{escaped}]"), &inside[end + 1..]))
 }
 
 #[cfg(test)]
@@ -211,7 +222,27 @@ mod tests {
         request.matcher = Some("glob".into());
         request.pattern = Some("w?@*".into());
         assert!(request.is_for("w1@host") && !request.is_for("x1@host"));
+        for (pattern, is) in [
+            ("w[0-3]@host", true),
+            ("w[!1]@host", false),
+            ("[w]1*", true),
+            ("w1@hos", false),
+            ("w[1@host", false),
+        ] {
+            request.pattern = Some(pattern.into());
+            assert_eq!(request.is_for("w1@host"), is, "{pattern}");
+        }
         request.matcher = Some("pcre".into());
+        for (pattern, is) in [
+            ("w.@h", true),
+            ("(a|w)\\d@", true),
+            ("w1$", false),
+            ("w(", false),
+            ("(w{999}){999}", false),
+        ] {
+            request.pattern = Some(pattern.into());
+            assert_eq!(request.is_for("w1@host"), is, "{pattern}");
+        }
         request.pattern = Some("w1".into());
         assert!(request.is_for("w1@host") && !request.is_for("aw1@host"));
     }

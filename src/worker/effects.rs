@@ -20,6 +20,8 @@ pub(crate) struct Scribe {
     pub stores_results: bool,
     pub result_extended: bool,
     pub origin: String,
+    /// Tell monitors of retries that are sent.
+    pub sent_events: bool,
 }
 
 impl Scribe {
@@ -28,6 +30,7 @@ impl Scribe {
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
+            sent_events: options.sent_events,
             origin: format!(
                 "gen{}@{}",
                 std::process::id(),
@@ -46,7 +49,12 @@ impl Scribe {
                 Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) => {}
-                Effect::Retry(eta) => out.extend(self.retry(request, eta)),
+                Effect::Retry(eta) => {
+                    let retry = self.retry(request, eta);
+                    let sent = retry.as_ref().and_then(|retry| self.sent(retry, events));
+                    out.extend(retry);
+                    out.extend(sent);
+                }
                 Effect::Store(state, content) => {
                     if let Content::Value(value) = &content
                         && (events.tasks_enabled() || tracing::enabled!(tracing::Level::INFO))
@@ -177,6 +185,21 @@ impl Scribe {
                 error!(task.id = %request.id, %error, "the retry cannot be published");
                 None
             }
+        }
+    }
+
+    /// The `task-sent` event of a message, if monitors are to be told.
+    fn sent(&self, message: &Out, events: &mut Events) -> Option<Out> {
+        match message {
+            Out::Broker(broker::Write::Publish {
+                exchange,
+                routing_key,
+                envelope,
+                ..
+            }) if self.sent_events => events
+                .sent(envelope, exchange, routing_key, &self.origin)
+                .map(Out::Broker),
+            _ => None,
         }
     }
 

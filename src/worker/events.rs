@@ -133,6 +133,19 @@ impl Events {
         self.broadcast(&event)
     }
 
+    /// The `task-sent` of a message that this worker sends.
+    pub(crate) fn sent(
+        &mut self,
+        envelope: &[u8],
+        exchange: &str,
+        routing_key: &str,
+        sender: &str,
+    ) -> Option<broker::Write> {
+        let headers = wire::decode(envelope, &wire::Limits::default()).ok()?.headers;
+        let clock = self.tick();
+        self.broadcast(&Event::sent(&headers, exchange, routing_key, sender, clock))
+    }
+
     fn broadcast(&self, event: &Event) -> Option<broker::Write> {
         let (routing_key, payload) = Envelopes::one(event, &self.exchange).ok()?;
         Some(broker::Write::Broadcast {

@@ -23,6 +23,8 @@ pub struct Options {
     pub queues: Vec<String>,
     /// Send task events from the start (`-E`); without it Flower switches them on.
     pub task_events: bool,
+    /// Tell monitors of every task that this worker sends: retries, and what its tasks send.
+    pub sent_events: bool,
     /// Pause between heartbeats; `None` sends no worker events at all.
     pub heartbeat: Option<Duration>,
     /// Hard limit of tasks that have none of their own.
@@ -89,6 +91,7 @@ impl Options {
             prefetch_multiplier: 4,
             queues: vec!["celery".into()],
             task_events: false,
+            sent_events: false,
             heartbeat: Some(Duration::from_secs(2)),
             time_limit: None,
             soft_time_limit: None,

@@ -187,7 +187,10 @@ impl Worker {
             notes: notes_seen,
             stop: stop.phases(),
         };
-        let client = Client::new(broker.clone(), backend);
+        let mut client = Client::new(broker.clone(), backend);
+        if options.sent_events {
+            client = client.with_sent_events(&options.event_exchange);
+        }
         let mut events = Events::new(hostname, options.event_exchange.clone(), freq, options.task_events);
         let mut revoked = Revoked::default();
         let state_db = state.map(|(db, saved)| {

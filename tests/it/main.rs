@@ -14,6 +14,7 @@
 mod ai;
 mod cli;
 mod contract;
+mod control;
 mod errors;
 mod examples;
 mod layers;

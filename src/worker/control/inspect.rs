@@ -148,7 +148,7 @@ impl Consumer {
         json!({
             "implementation": "orchestra.worker.pool:Pool",
             "max-concurrency": self.pool.size(),
-            "threads": self.running,
+            "threads": self.pool.size(),
             "max-tasks-per-child": "N/A",
             "put-guarded-by-semaphore": true,
             "timeouts": [seconds(self.options.soft_time_limit), seconds(self.options.time_limit)],
