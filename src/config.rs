@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use toml::Spanned;
 
 use crate::ai::{self, Folder};
@@ -57,6 +57,15 @@ macro_rules! settings {
                 }
                 Ok(())
             }
+
+            /// Everything that was given, by name.
+            fn shown(&self) -> Map<String, Value> {
+                let mut map = Map::new();
+                $(if let Some(value) = &self.$name {
+                    map.insert(stringify!($name).to_owned(), json!(value));
+                })+
+                map
+            }
         }
     };
 }
@@ -88,10 +97,16 @@ settings! {
     worker_prefetch_multiplier: u32 = "4",
     /// Send task events from the start (`-E`).
     worker_send_task_events: bool = "false",
+    /// Tell monitors of every task that is sent, by this worker or the `orchestra` program.
+    task_send_sent_event: bool = "false",
     /// Seconds between heartbeats; 0 sends no worker events.
     worker_heartbeat_interval: Seconds = "2",
     /// Listen to `celery inspect` and `celery control`.
     worker_enable_remote_control: bool = "true",
+    /// Answer `celery control pool_restart` instead of refusing it.
+    worker_pool_restarts: bool = "false",
+    /// Keep what was revoked in this file, across restarts (`--statedb`).
+    worker_state_db: PathBuf = "none",
     /// Hard time limit of tasks that have none, in seconds.
     task_time_limit: Seconds = "none",
     /// Soft time limit of tasks that have none, in seconds.
@@ -153,7 +168,7 @@ settings! {
 }
 
 /// A list of words, or one text with commas.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(untagged)]
 enum Words {
     One(String),
@@ -175,8 +190,8 @@ impl Words {
 }
 
 /// A number of seconds.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(try_from = "f64")]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(try_from = "f64", into = "f64")]
 struct Seconds(Duration);
 
 impl TryFrom<f64> for Seconds {
@@ -190,26 +205,40 @@ impl TryFrom<f64> for Seconds {
     }
 }
 
+impl From<Seconds> for f64 {
+    fn from(seconds: Seconds) -> Self {
+        seconds.0.as_secs_f64()
+    }
+}
+
 impl Seconds {
     fn positive(self) -> Option<Duration> {
         (!self.0.is_zero()).then_some(self.0)
     }
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct TransportOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
     visibility_timeout: Option<Seconds>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     global_keyprefix: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     priority_steps: Option<Vec<u8>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     sep: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     queue_order_strategy: Option<Order>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_message_bytes: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_deliveries: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     dead_limit: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Order {
     RoundRobin,
@@ -217,9 +246,10 @@ enum Order {
     Sorted,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct ResultTransportOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
     global_keyprefix: Option<String>,
 }
 
@@ -349,6 +379,17 @@ impl Settings {
         }
     }
 
+    /// Where `task-sent` events go, if they are wanted.
+    pub fn sent_events(&self) -> Option<String> {
+        let exchange = || {
+            self.given
+                .event_exchange
+                .clone()
+                .unwrap_or_else(|| "celeryev".to_owned())
+        };
+        self.given.task_send_sent_event.unwrap_or(false).then(exchange)
+    }
+
     /// How the broker is used.
     pub fn broker_options(&self) -> crate::broker::Options {
         let mut options = crate::broker::Options::default();
@@ -408,6 +449,7 @@ impl Settings {
         options.prefetch_multiplier = self.prefetch_multiplier;
         options.queues.clone_from(&self.queues);
         options.task_events = self.task_events;
+        options.sent_events = given.task_send_sent_event.unwrap_or(false);
         options.heartbeat = self.heartbeat;
         options.time_limit = self.time_limit;
         options.soft_time_limit = self.soft_time_limit;
@@ -419,6 +461,8 @@ impl Settings {
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
         options.result_extended = given.result_extended.unwrap_or(false);
+        options.pool_restarts = given.worker_pool_restarts.unwrap_or(false);
+        options.state_db.clone_from(&given.worker_state_db);
         options.remote_control = given.worker_enable_remote_control.unwrap_or(true);
         options.event_exchange = given.event_exchange.clone().unwrap_or(options.event_exchange);
         options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
@@ -513,19 +557,12 @@ impl Settings {
 
     /// The settings as they are now, without passwords; for `celery inspect conf` and `orchestra config`.
     pub fn shown(&self) -> Map<String, Value> {
-        let url =
-            |text: &str| Endpoint::parse(text).map_or_else(|_| "invalid".to_owned(), |endpoint| endpoint.to_string());
         let seconds = |limit: Option<Duration>| limit.map_or(Value::Null, |limit| limit.as_secs_f64().into());
-        let mut map = Map::new();
+        let mut map = self.given.shown();
         let mut add = |name: &str, value: Value| map.insert(name.to_owned(), value);
-        add("broker_url", url(&self.broker_url).into());
-        add(
-            "result_backend",
-            self.result_backend
-                .as_deref()
-                .map_or_else(|| url(&self.broker_url), url)
-                .into(),
-        );
+        let backend = self.result_backend.as_ref().unwrap_or(&self.broker_url);
+        add("broker_url", self.broker_url.clone().into());
+        add("result_backend", backend.clone().into());
         add("task_queues", self.queues.clone().into());
         let accept = self.given.accept_content.clone().map(Words::into_vec);
         add(
@@ -541,14 +578,16 @@ impl Settings {
         add("task_time_limit", seconds(self.time_limit));
         add("task_soft_time_limit", seconds(self.soft_time_limit));
         add("result_expires", seconds(self.backend_options().result_expires));
-        add(
-            "visibility_timeout",
-            seconds(Some(self.broker_options().visibility_timeout)),
-        );
         add("log_level", self.log_level.clone().into());
         add("ai_templates", self.ai.templates.path().display().to_string().into());
         add("ai_tasks", self.ai.tasks.path().display().to_string().into());
         add("ai_hosts", self.ai.hosts.clone().into());
+        // Celery's names for what is always so here: times are UTC, and no Python modules are imported.
+        add("timezone", "UTC".into());
+        add("include", json!([]));
+        for (name, value) in &mut map {
+            hide(name, value);
+        }
         map
     }
 }
@@ -589,6 +628,49 @@ fn fits(name: &str, pattern: &str) -> bool {
             .strip_prefix(start)
             .is_some_and(|name| (0..=name.len()).any(|at| name.is_char_boundary(at) && fits(&name[at..], rest))),
     }
+}
+
+/// The defaults of all settings, as values where they are some.
+pub fn defaults() -> Map<String, Value> {
+    let value = |setting: &Setting| {
+        let read: Result<BTreeMap<String, Value>, _> = toml::from_str(&format!("v = {}", setting.default));
+        let read = read.ok().and_then(|mut read| read.remove("v"));
+        let text = || (setting.default != "none").then(|| Value::from(setting.default));
+        (setting.name.to_owned(), read.or_else(text).unwrap_or_default())
+    };
+    SETTINGS.iter().map(value).collect()
+}
+
+/// What Celery shows instead of a secret.
+const HIDDEN: &str = "********";
+
+/// Hides what is secret by its name, and passwords in URLs wherever they stand (`celery.app.utils`).
+fn hide(name: &str, value: &mut Value) {
+    const SECRET: &[&str] = &["api", "token", "key", "secret", "pass", "signature", "database"];
+    let words = || name.split(['_', '-']);
+    // `global_keyprefix` and `control_exchange` are no secrets: whole words, or the end of one.
+    if words().any(|word| SECRET.iter().any(|secret| word.eq_ignore_ascii_case(secret)) || word.ends_with("password")) {
+        *value = HIDDEN.into();
+        return;
+    }
+    match value {
+        Value::String(text) => {
+            if let Some(hidden) = hide_password(text) {
+                *text = hidden;
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| hide("", item)),
+        Value::Object(map) => map.iter_mut().for_each(|(name, value)| hide(name, value)),
+        _ => {}
+    }
+}
+
+/// A URL without its password; `None` when there is none in it.
+fn hide_password(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let (credentials, place) = rest.rsplit_once('@')?;
+    let (user, _) = credentials.split_once(':')?;
+    Some(format!("{scheme}://{user}:{HIDDEN}@{place}"))
 }
 
 fn read<T: DeserializeOwned>(value: toml::Value) -> Result<T, String> {
@@ -746,6 +828,39 @@ mod tests {
         ] {
             assert_eq!(fits(name, pattern), is_so, "{name} {pattern}");
         }
+    }
+
+    #[test]
+    fn p_184_secrets_are_not_shown() {
+        let settings = file(
+            "broker_url = 'redis://:hunter2@h:1/2'\nresult_backend = 'rediss://u:hunter2@h:1/2?x=1'\n\
+             ai_hosts = ['http://me:hunter2@gpu:11434', 'http://plain:11434']\n\
+             [broker_transport_options]\nglobal_keyprefix = 'app:'\n",
+        )
+        .unwrap();
+        let shown = Value::Object(settings.shown());
+        assert!(!shown.to_string().contains("hunter2"), "{shown}");
+        assert_eq!(shown["broker_url"], "redis://:********@h:1/2");
+        assert_eq!(shown["result_backend"], "rediss://u:********@h:1/2?x=1");
+        assert_eq!(
+            shown["ai_hosts"],
+            json!(["http://me:********@gpu:11434", "http://plain:11434"])
+        );
+        assert_eq!(shown["broker_transport_options"], json!({"global_keyprefix": "app:"}));
+        for name in ["ai_api_token", "http_secret_key", "store_password"] {
+            let mut value = json!("hunter2");
+            hide(name, &mut value);
+            assert_eq!(value, HIDDEN, "{name}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_values() {
+        let defaults = defaults();
+        assert_eq!(defaults.len(), SETTINGS.len());
+        assert_eq!(defaults["worker_prefetch_multiplier"], 4);
+        assert_eq!(defaults["task_queues"], json!(["celery"]));
+        assert_eq!(defaults["task_time_limit"], Value::Null);
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub struct Backend {
 #[derive(Debug)]
 struct Scripts {
     store: Script,
+    revoke: Script,
     chord_part: Script,
     chord_claim: Script,
     chord_end: Script,
@@ -69,12 +70,14 @@ impl Backend {
     pub async fn new(link: Link, options: Options) -> Result<Self, Error> {
         let scripts = Scripts {
             store: Script::new(include_str!("scripts/store.lua")),
+            revoke: Script::new(include_str!("scripts/revoke.lua")),
             chord_part: Script::new(include_str!("scripts/chord_part.lua")),
             chord_claim: Script::new(include_str!("scripts/chord_claim.lua")),
             chord_end: Script::new(include_str!("scripts/chord_end.lua")),
         };
         let all = [
             &scripts.store,
+            &scripts.revoke,
             &scripts.chord_part,
             &scripts.chord_claim,
             &scripts.chord_end,

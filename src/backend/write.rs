@@ -25,6 +25,13 @@ pub enum Write {
         /// The record, JSON.
         record: Bytes,
     },
+    /// A task that nobody has started is revoked; what has a result, or runs elsewhere, is left alone (P-100).
+    Revoke {
+        /// Task id.
+        id: Arc<str>,
+        /// The record, JSON.
+        record: Bytes,
+    },
     /// Entries of a token stream.
     Stream {
         /// Task id.
@@ -55,6 +62,14 @@ impl Backend {
         for write in writes {
             match write {
                 Write::Store { id, status, record } => records.push((id, status, record)),
+                Write::Revoke { id, record } => {
+                    self.append_records(pipe, &mut records);
+                    let mut call = self.scripts.revoke.prepare_invoke();
+                    call.key(self.result_key(id))
+                        .arg(self.ttl(&State::Revoked))
+                        .arg(&record[..]);
+                    pipe.invoke_script(&call);
+                }
                 Write::Stream { id, entries } => {
                     self.append_records(pipe, &mut records);
                     self.append_stream(pipe, id, entries);
@@ -74,13 +89,7 @@ impl Backend {
         for batch in records.chunks(BATCH) {
             let mut call = self.scripts.store.prepare_invoke();
             for (id, status, record) in batch {
-                let expires = match status {
-                    State::Failure => self.options.result_failure_expires.or(self.options.result_expires),
-                    _ => self.options.result_expires,
-                };
-                call.key(self.result_key(id))
-                    .arg(expires.map_or(0, |ttl| ttl.as_secs().max(1)))
-                    .arg(&record[..]);
+                call.key(self.result_key(id)).arg(self.ttl(status)).arg(&record[..]);
             }
             pipe.invoke_script(&call);
         }
@@ -92,6 +101,15 @@ impl Backend {
             Some(ttl) => pipe.set_ex(key, value, ttl.as_secs().max(1)),
             None => pipe.set(key, value),
         };
+    }
+
+    /// Seconds a record is kept; 0 is for ever.
+    fn ttl(&self, status: &State) -> u64 {
+        let expires = match status {
+            State::Failure => self.options.result_failure_expires.or(self.options.result_expires),
+            _ => self.options.result_expires,
+        };
+        expires.map_or(0, |ttl| ttl.as_secs().max(1))
     }
 
     fn append_stream(&self, pipe: &mut Pipeline, id: &str, entries: &[Bytes]) {

@@ -48,6 +48,7 @@ pub(super) async fn listen(
         };
         let mut pipe = Pipeline::new();
         let reply = Write::Reply {
+            exchange: reply_to.exchange.clone(),
             routing_key: reply_to.routing_key.clone(),
             payload: payload.into(),
         };

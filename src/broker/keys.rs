@@ -94,6 +94,26 @@ pub(super) fn binding(routing_key: &str, queue: &str) -> String {
     format!("{routing_key}{SEP}{SEP}{queue}")
 }
 
+/// The member of a topic exchange's binding set: with the expression that kombu makes of the routing key, in which `*`
+/// is a word and `#` is any number of them.
+pub(super) fn topic_binding(routing_key: &str, queue: &str) -> String {
+    let escape = |word: &str| {
+        let plain = |char: char| char.is_alphanumeric() || char == '#' || char == '*';
+        let escaped = word.chars().map(|char| match char {
+            char if plain(char) => char.to_string(),
+            char => format!("\\{char}"),
+        });
+        escaped.collect::<String>()
+    };
+    let words = routing_key.split('.').map(|word| match word {
+        "*" => r".*?[^\.]".to_owned(),
+        "#" => ".*?".to_owned(),
+        word => escape(word),
+    });
+    let pattern = words.collect::<Vec<_>>().join(r"\.");
+    format!("{routing_key}{SEP}^{pattern}${SEP}{queue}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +130,9 @@ mod tests {
         assert_eq!(names, ["a", "b", "a\x06\x163"]);
         assert_eq!(keys.channel("celeryev", "worker.online"), "/0.celeryev/worker.online");
         assert_eq!(keys.channel("celery.pidbox", ""), "/0.celery.pidbox");
+        assert_eq!(
+            topic_binding("a_b.*.#", "q"),
+            "a_b.*.#\x06\x16^a\\_b\\..*?[^\\.]\\..*?$\x06\x16q"
+        );
     }
 }

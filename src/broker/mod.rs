@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use redis::{Pipeline, Script};
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 
 use crate::conn::{Endpoint, Link, LinkOptions, Push};
 use keys::{Keys, binding};
@@ -90,6 +90,9 @@ pub struct Broker {
     scripts: Arc<Scripts>,
     turn: Arc<AtomicUsize>,
     tracked: Arc<std::sync::atomic::AtomicBool>,
+    /// What is told to everybody comes on a connection of its own: Redis closes a connection that has subscribed to
+    /// something when 32 MiB wait on it, and one claimed message may be larger.
+    listening: Arc<OnceCell<Link>>,
 }
 
 /// Compiled in, loaded on every connection.
@@ -121,7 +124,8 @@ impl Scripts {
 }
 
 impl Broker {
-    /// Connects: one connection to take messages and hear news on, one to write on.
+    /// Connects: one connection to take messages and hear of queues on, one to write on. One to hear what is
+    /// told to everybody comes with [`subscribe_control`](Self::subscribe_control).
     ///
     /// # Errors
     /// The server cannot be reached, or refuses.
@@ -142,6 +146,7 @@ impl Broker {
             scripts: Arc::new(scripts),
             turn: Arc::default(),
             tracked: Arc::default(),
+            listening: Arc::default(),
         })
     }
 
@@ -222,14 +227,22 @@ impl Broker {
         let mut pipe = Pipeline::new();
         pipe.invoke_script(&call);
         self.writer.pipeline(&pipe).await?;
-        self.main.subscribe(&[self.keys.channel(&exchange, "")]).await?;
-        Ok(self.main.pushes())
+        let link = self.listening().await?;
+        link.subscribe(&[self.keys.channel(&exchange, "")]).await?;
+        Ok(link.pushes())
+    }
+
+    async fn listening(&self) -> Result<&Link, Error> {
+        let connect = || Link::connect(self.main.endpoint(), self.options.link.clone());
+        self.listening.get_or_try_init(connect).await
     }
 
     /// Ends what [`subscribe_control`](Self::subscribe_control) began.
     pub async fn unsubscribe_control(&self, exchange: &str, node: &str) {
         let exchange = format!("{exchange}.pidbox");
-        self.main.unsubscribe(&self.keys.channel(&exchange, "")).await;
+        if let Some(link) = self.listening.get() {
+            link.unsubscribe(&self.keys.channel(&exchange, "")).await;
+        }
         let mut pipe = Pipeline::new();
         let member = binding("", &format!("{node}.{exchange}"));
         pipe.srem(self.keys.bindings(&exchange), member);
@@ -237,12 +250,36 @@ impl Broker {
         let _ = self.writer.pipeline(&pipe).await;
     }
 
-    /// Makes a place for answers to remote control requests.
+    /// Listens to what workers say of themselves; it comes where remote control comes. The beginning of the channels.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn bind_replies(&self, oid: &str) -> Result<(), Error> {
-        let exchange = "reply.celery.pidbox";
+    pub async fn subscribe_workers(&self, exchange: &str) -> Result<String, Error> {
+        let link = self.listening().await?;
+        link.subscribe(&[self.keys.channel(exchange, "worker.*")]).await?;
+        Ok(self.keys.channel(exchange, "worker."))
+    }
+
+    /// Sends a message to all who listen to a fanout exchange, and tells how many they are.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn tell(&self, exchange: &str, payload: &[u8]) -> Result<usize, Error> {
+        let channel = self.keys.channel(exchange, "");
+        self.writer.query(redis::cmd("PUBLISH").arg(channel).arg(payload)).await
+    }
+
+    /// The number of the connection on which news come; it changes when the connection was lost and is there again,
+    /// and is 0 while there is none.
+    pub fn epoch(&self) -> u64 {
+        self.listening.get().map_or(0, Link::epoch)
+    }
+
+    /// Makes a place for answers to remote control requests, at an exchange for replies.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn bind_replies(&self, exchange: &str, oid: &str) -> Result<(), Error> {
         let mut call = self.scripts.bind.prepare_invoke();
         call.key(self.keys.bindings(exchange)).key(self.keys.deadlines());
         call.arg(binding(oid, &format!("{oid}.{exchange}")))
@@ -257,8 +294,8 @@ impl Broker {
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn take_replies(&self, oid: &str) -> Result<Vec<Vec<u8>>, Error> {
-        let key = self.keys.name(&format!("{oid}.reply.celery.pidbox"));
+    pub async fn take_replies(&self, exchange: &str, oid: &str) -> Result<Vec<Vec<u8>>, Error> {
+        let key = self.keys.name(&format!("{oid}.{exchange}"));
         let replies: Option<Vec<Vec<u8>>> = self.writer.query(redis::cmd("RPOP").arg(key).arg(100)).await?;
         Ok(replies.unwrap_or_default())
     }
@@ -267,8 +304,8 @@ impl Broker {
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn unbind_replies(&self, oid: &str) -> Result<(), Error> {
-        let (exchange, queue) = ("reply.celery.pidbox", format!("{oid}.reply.celery.pidbox"));
+    pub async fn unbind_replies(&self, exchange: &str, oid: &str) -> Result<(), Error> {
+        let queue = format!("{oid}.{exchange}");
         let mut pipe = Pipeline::new();
         pipe.srem(self.keys.bindings(exchange), binding(oid, &queue))
             .del(self.keys.name(&queue));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use redis::Pipeline;
 
-use super::keys::binding;
+use super::keys::{binding, topic_binding};
 use super::{Broker, Tag, mark_redelivered};
 use crate::wire::Parcel;
 
@@ -62,6 +62,8 @@ pub enum Write {
     },
     /// The answer to a remote control request; dropped when the client waits no longer.
     Reply {
+        /// The exchange for replies.
+        exchange: String,
         /// The client's id.
         routing_key: String,
         /// The envelope.
@@ -80,6 +82,17 @@ pub enum Write {
     },
     /// A queue is consumed from now on.
     Declare(Arc<str>),
+    /// What is sent to an exchange with a routing key goes to a queue.
+    Bind {
+        /// The queue.
+        queue: Arc<str>,
+        /// The exchange.
+        exchange: String,
+        /// Its routing key, or pattern.
+        routing_key: String,
+        /// Whether it is a pattern of a topic exchange.
+        topic: bool,
+    },
 }
 
 impl From<Parcel> for Write {
@@ -159,11 +172,14 @@ impl Broker {
             } => {
                 pipe.publish(self.keys.channel(exchange, routing_key), &payload[..]);
             }
-            Write::Reply { routing_key, payload } => {
-                let queue = format!("{routing_key}.reply.celery.pidbox");
+            Write::Reply {
+                exchange,
+                routing_key,
+                payload,
+            } => {
+                let queue = format!("{routing_key}.{exchange}");
                 let mut call = self.scripts.reply.prepare_invoke();
-                call.key(self.keys.bindings("reply.celery.pidbox"))
-                    .key(self.keys.name(&queue));
+                call.key(self.keys.bindings(exchange)).key(self.keys.name(&queue));
                 call.arg(binding(routing_key, &queue)).arg(&payload[..]).arg(REPLY_TTL);
                 pipe.invoke_script(&call);
             }
@@ -183,6 +199,20 @@ impl Broker {
                 pipe.invoke_script(&call);
             }
             Write::Declare(queue) => self.append_declare(pipe, queue),
+            Write::Bind {
+                queue,
+                exchange,
+                routing_key,
+                topic,
+            } => {
+                let member = if *topic {
+                    topic_binding(routing_key, queue)
+                } else {
+                    binding(routing_key, queue)
+                };
+                pipe.sadd(self.keys.bindings(exchange), &member);
+                pipe.sadd(self.keys.permanent_bindings(exchange), &member);
+            }
         }
     }
 }

@@ -211,7 +211,11 @@ impl Common {
             }
         };
         let signer = settings.signer().map_err(usage)?;
-        Ok(Client::new(broker, backend).signing(signer))
+        let client = Client::new(broker, backend).signing(signer);
+        Ok(match settings.sent_events() {
+            Some(exchange) => client.with_sent_events(exchange),
+            None => client,
+        })
     }
 
     /// The AI layer as a worker started here would have it.

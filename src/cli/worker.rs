@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
-use serde_json::json;
 
 use super::nodename;
 use super::program::{Stopped, refuse, usage, world};
@@ -73,12 +72,18 @@ pub struct Arguments {
     /// Accepted for compatibility, with a word about it: there is no Python app here
     #[arg(short = 'A', long, value_name = "APP")]
     app: Option<String>,
-    /// Accepted for compatibility: this worker does not gossip
+    /// Do not listen to what other workers say of themselves
     #[arg(long)]
     without_gossip: bool,
-    /// Accepted for compatibility: this worker answers its neighbours and asks none
+    /// Do not ask the other workers at start what they have revoked
     #[arg(long)]
     without_mingle: bool,
+    /// As many places to run as there is work for, between these two: MAX,MIN
+    #[arg(long, value_name = "MAX,MIN", value_parser = autoscale)]
+    autoscale: Option<(usize, usize)>,
+    /// Keep what was revoked in this file, across restarts
+    #[arg(short = 'S', long, value_name = "FILE")]
+    statedb: Option<PathBuf>,
     /// Accepted for compatibility: there is one pool
     #[arg(short = 'P', long, value_name = "POOL")]
     pool: Option<String>,
@@ -276,9 +281,25 @@ fn options(arguments: &Arguments, settings: &Settings) -> Result<worker::Options
     if options.queues.is_empty() {
         return Err("--queues: there is no queue left to consume".into());
     }
+    options.mingle = !arguments.without_mingle;
+    options.gossip = !arguments.without_gossip;
+    options.autoscale = arguments.autoscale;
+    if let Some(path) = &arguments.statedb {
+        options.state_db = Some(path.clone());
+    }
     options.conf = settings.shown();
-    options.conf.insert("worker_hijack_root_logger".into(), json!(false));
+    options.conf_defaults = crate::config::defaults();
     Ok(options)
+}
+
+/// `MAX,MIN`, or `MAX` alone.
+fn autoscale(text: &str) -> Result<(usize, usize), String> {
+    let number = |text: &str| text.trim().parse().map_err(|_| format!("{text:?} is no whole number"));
+    let (max, min) = text.split_once(',').unwrap_or((text, "0"));
+    match (number(max)?, number(min)?) {
+        (max, min) if max >= 1 && min <= max => Ok((max, min)),
+        _ => Err("the first is the most, at least 1, the second the fewest".into()),
+    }
 }
 
 fn banner(options: &worker::Options, registry: &Registry, settings: &Settings) -> String {

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use redis::Pipeline;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{Client, Error};
-use crate::broker::Write;
 use crate::clock;
 use crate::wire::pidbox;
 
-const EXCHANGE: &str = "celery.pidbox";
+/// `control_exchange`.
+const NAMESPACE: &str = "celery";
 
 impl Client {
     /// Tells workers something and does not wait for answers; `None` tells all of them.
@@ -19,7 +18,7 @@ impl Client {
     /// # Errors
     /// Redis cannot be reached.
     pub async fn cast(&self, method: &str, arguments: &Value, destination: Option<&[String]>) -> Result<(), Error> {
-        let payload = pidbox::encode_request(method, arguments, destination, None)?;
+        let payload = pidbox::encode_request(NAMESPACE, method, arguments, destination, None)?;
         self.broadcast(payload).await
     }
 
@@ -36,12 +35,13 @@ impl Client {
         timeout: Duration,
     ) -> Result<Map<String, Value>, Error> {
         let (oid, ticket) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
-        self.broker.bind_replies(&oid).await?;
-        let payload = pidbox::encode_request(method, arguments, destination, Some((&oid, &ticket)))?;
+        let exchange = pidbox::reply_exchange(NAMESPACE);
+        self.broker.bind_replies(&exchange, &oid).await?;
+        let payload = pidbox::encode_request(NAMESPACE, method, arguments, destination, Some((&oid, &ticket)))?;
         let asked = self.broadcast(payload).await;
         let (mut answers, end) = (Map::new(), clock::instant() + timeout);
         while asked.is_ok() && clock::instant() < end {
-            for payload in self.broker.take_replies(&oid).await? {
+            for payload in self.broker.take_replies(&exchange, &oid).await? {
                 if let Ok((theirs, answer)) = pidbox::decode_reply(&payload)
                     && theirs.is_none_or(|theirs| theirs == ticket)
                 {
@@ -53,19 +53,12 @@ impl Client {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.broker.unbind_replies(&oid).await?;
+        self.broker.unbind_replies(&exchange, &oid).await?;
         asked.map(|()| answers)
     }
 
     async fn broadcast(&self, payload: Vec<u8>) -> Result<(), Error> {
-        let mut pipe = Pipeline::new();
-        let broadcast = Write::Broadcast {
-            exchange: EXCHANGE.into(),
-            routing_key: String::new(),
-            payload: payload.into(),
-        };
-        self.broker.append(&mut pipe, &[broadcast]);
-        self.broker.writer().pipeline(&pipe).await?;
+        self.broker.tell(&format!("{NAMESPACE}.pidbox"), &payload).await?;
         Ok(())
     }
 

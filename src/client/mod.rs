@@ -25,6 +25,7 @@ pub use error::Error;
 pub use results::Pending;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
@@ -40,6 +41,14 @@ pub struct Client {
     backend: Option<Backend>,
     results: Arc<Results>,
     signer: Option<Arc<Security>>,
+    sent_events: Option<Arc<SentEvents>>,
+}
+
+/// Where `task-sent` events go, and the clock they carry.
+#[derive(Debug)]
+struct SentEvents {
+    exchange: String,
+    clock: AtomicU64,
 }
 
 impl Client {
@@ -74,6 +83,7 @@ impl Client {
             backend,
             results: Arc::default(),
             signer: None,
+            sent_events: None,
         }
     }
 
@@ -81,6 +91,17 @@ impl Client {
     #[must_use]
     pub fn signing(mut self, signer: Option<Arc<Security>>) -> Self {
         self.signer = signer;
+        self
+    }
+
+    /// Tells monitors of every task that is sent (`task_send_sent_event`): without it Flower knows of a task when a
+    /// worker has it. The exchange is `event_exchange`, mostly `celeryev`.
+    #[must_use]
+    pub fn with_sent_events(mut self, exchange: impl Into<String>) -> Self {
+        self.sent_events = Some(Arc::new(SentEvents {
+            exchange: exchange.into(),
+            clock: AtomicU64::new(0),
+        }));
         self
     }
 }

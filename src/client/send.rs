@@ -1,5 +1,6 @@
 //! Sending.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Pipeline;
@@ -11,6 +12,7 @@ use crate::canvas::{GroupWrite, Parent, Plan, Planner};
 use crate::clock;
 use crate::conn::Link;
 use crate::wire::{CallOptions, Signature};
+use crate::wire::{Event, Events, Limits, decode};
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
@@ -84,6 +86,20 @@ impl Client {
         }
     }
 
+    /// Tells monitors of the message, if they are to be told.
+    fn sent_event(&self, envelope: &[u8], queue: &str) -> Option<Write> {
+        let sent = self.sent_events.as_ref()?;
+        let headers = decode(envelope, &Limits::default()).ok()?.headers;
+        let clock = sent.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        let event = Event::sent(&headers, "", queue, self.results.origin(), clock);
+        let (routing_key, payload) = Events::one(&event, &sent.exchange).ok()?;
+        Some(Write::Broadcast {
+            exchange: sent.exchange.clone(),
+            routing_key,
+            payload: payload.into(),
+        })
+    }
+
     async fn publish(&self, plan: Plan) -> Result<(), Error> {
         let mut groups = Vec::with_capacity(plan.groups.len());
         for write in plan.groups {
@@ -102,7 +118,9 @@ impl Client {
             if parcel.exchange.is_empty() && self.results.declare(&parcel.routing_key) {
                 writes.push(Write::Declare(parcel.routing_key.as_str().into()));
             }
+            let event = self.sent_event(&parcel.envelope, &parcel.routing_key);
             writes.push(parcel.into());
+            writes.extend(event);
         }
         let mut pipe = Pipeline::with_capacity(writes.len());
         self.broker.append(&mut pipe, &writes);

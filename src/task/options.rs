@@ -86,7 +86,7 @@ pub struct RateLimit {
     per_second: f64,
     /// How it was written, for `inspect registered`.
     count: f64,
-    unit: char,
+    unit: Option<char>,
 }
 
 impl RateLimit {
@@ -99,16 +99,19 @@ impl RateLimit {
         if text.is_empty() {
             return Ok(None);
         }
-        let (count, unit) = text.split_once('/').unwrap_or((text, "s"));
+        let (count, unit) = match text.split_once('/') {
+            Some((count, unit)) => (count, Some(unit.trim())),
+            None => (text, None),
+        };
         let count: f64 = count
             .trim()
             .parse()
-            .map_err(|_| format!("could not convert string to float: {count:?}"))?;
-        let seconds = match unit.trim() {
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            other => return Err(format!("unknown unit {other:?}: use s, m or h")),
+            .map_err(|_| format!("could not convert string to float: '{}'", count.trim()))?;
+        let seconds = match unit {
+            None | Some("s") => 1.0,
+            Some("m") => 60.0,
+            Some("h") => 3600.0,
+            Some(other) => return Err(format!("unknown unit '{other}': use s, m or h")),
         };
         if !count.is_finite() || count < 0.0 {
             return Err(format!("{count} is no rate"));
@@ -116,7 +119,7 @@ impl RateLimit {
         Ok((count > 0.0).then_some(Self {
             per_second: count / seconds,
             count,
-            unit: unit.trim().chars().next().unwrap_or('s'),
+            unit: unit.and_then(|unit| unit.chars().next()),
         }))
     }
 
@@ -128,7 +131,8 @@ impl RateLimit {
 
 impl std::fmt::Display for RateLimit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.count, self.unit)
+        write!(f, "{}", self.count)?;
+        self.unit.map_or(Ok(()), |unit| write!(f, "/{unit}"))
     }
 }
 
@@ -145,6 +149,7 @@ mod tests {
         assert_eq!(interval("1/h"), Some(Duration::from_secs(3600)));
         assert_eq!(interval("0"), None);
         assert_eq!(RateLimit::parse("2/m").unwrap().unwrap().to_string(), "2/m");
+        assert_eq!(RateLimit::parse("3").unwrap().unwrap().to_string(), "3");
         for bad in ["x", "1/d", "-1", "nan", "1/"] {
             assert!(RateLimit::parse(bad).is_err(), "{bad}");
         }

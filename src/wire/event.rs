@@ -2,8 +2,11 @@
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::envelope::wrap;
+use super::{Headers, pidbox};
+use crate::clock;
 
 /// The fields of one event, by type. Names and order are Celery's (protocol 6.3, 6.4).
 #[derive(Clone, Debug, Serialize)]
@@ -28,6 +31,49 @@ pub enum EventKind {
         sw_ver: &'static str,
         /// Operating system.
         sw_sys: &'static str,
+    },
+    /// `worker-elect`: a vote in an election.
+    Elect {
+        /// The election.
+        id: String,
+        /// What the winner does.
+        topic: String,
+        /// With what.
+        action: Value,
+        /// Version of the votes.
+        cver: u32,
+    },
+    /// `worker-elect-ack`: a vote was seen.
+    ElectAck {
+        /// The election.
+        id: String,
+    },
+    /// `task-sent`, by whoever sends a task.
+    Sent {
+        /// Task id.
+        uuid: String,
+        /// First task of the workflow.
+        root_id: Option<String>,
+        /// The task that sent it.
+        parent_id: Option<String>,
+        /// Name.
+        name: String,
+        /// `argsrepr`.
+        args: Option<String>,
+        /// `kwargsrepr`.
+        kwargs: Option<String>,
+        /// Retries so far.
+        retries: u32,
+        /// ISO time.
+        eta: Option<String>,
+        /// ISO time.
+        expires: Option<String>,
+        /// Queue.
+        queue: String,
+        /// Exchange.
+        exchange: String,
+        /// Routing key.
+        routing_key: String,
     },
     /// `task-received`.
     Received {
@@ -115,15 +161,44 @@ pub struct Event {
     pub name: &'static str,
 }
 
+impl Event {
+    /// The `task-sent` of a message, by its sender (`gen<pid>@<host>`).
+    pub fn sent(headers: &Headers, exchange: &str, routing_key: &str, sender: &str, clock: u64) -> Self {
+        Self {
+            hostname: sender.into(),
+            utcoffset: clock::utc_offset_hours_west(),
+            pid: std::process::id(),
+            clock,
+            kind: EventKind::Sent {
+                uuid: headers.id.clone(),
+                root_id: headers.root_id.clone(),
+                parent_id: headers.parent_id.clone(),
+                name: headers.task.clone(),
+                args: headers.argsrepr.clone(),
+                kwargs: headers.kwargsrepr.clone(),
+                retries: headers.retries,
+                eta: headers.eta.clone(),
+                expires: headers.expires.clone(),
+                // On Redis a message to the default exchange is addressed by its queue.
+                queue: routing_key.to_owned(),
+                exchange: exchange.to_owned(),
+                routing_key: routing_key.to_owned(),
+            },
+            timestamp: clock::epoch_seconds(clock::now()),
+            name: "task-sent",
+        }
+    }
+}
+
 /// A batch of events in one message.
 pub struct Events;
 
 impl Events {
-    /// The envelope of one worker event, and its routing key.
+    /// The envelope of one event, and its routing key.
     ///
     /// # Errors
     /// Never in practice: events hold numbers and text only.
-    pub fn worker(event: &Event, exchange: &str) -> Result<(String, Vec<u8>), serde_json::Error> {
+    pub fn one(event: &Event, exchange: &str) -> Result<(String, Vec<u8>), serde_json::Error> {
         let routing_key = event.name.replace('-', ".");
         let payload = wrap(
             Sender {
@@ -156,4 +231,72 @@ impl Events {
 #[derive(Serialize)]
 struct Sender<'a> {
     hostname: &'a str,
+}
+
+/// An event as it is heard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heard {
+    /// `worker-heartbeat`, …
+    pub name: String,
+    /// The sender's node name.
+    pub hostname: String,
+    /// Its process.
+    pub pid: Option<u64>,
+    /// Its Lamport clock.
+    pub clock: Option<u64>,
+    /// Everything.
+    pub fields: Map<String, Value>,
+}
+
+impl Heard {
+    /// Decodes an event. What is not of its type is taken as missing; without name or sender it is none.
+    ///
+    /// # Errors
+    /// A text for the log.
+    pub fn decode(payload: &[u8]) -> Result<Self, String> {
+        let (headers, fields): (_, Map<String, Value>) = pidbox::open(payload)?;
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+        let hostname = text(headers.get("hostname")).or_else(|| text(fields.get("hostname")));
+        Ok(Self {
+            name: text(fields.get("type")).ok_or("no type")?,
+            hostname: hostname.ok_or("no hostname")?,
+            pid: fields.get("pid").and_then(Value::as_u64),
+            clock: fields.get("clock").and_then(Value::as_u64),
+            fields,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p_199_an_event_is_heard_as_it_was_said() {
+        let event = Event {
+            hostname: "w1@h".into(),
+            utcoffset: 0.0,
+            pid: 7,
+            clock: 12,
+            kind: EventKind::ElectAck { id: "e".into() },
+            timestamp: 1.5,
+            name: "worker-elect-ack",
+        };
+        let (routing_key, payload) = Events::one(&event, "celeryev").unwrap();
+        assert_eq!(routing_key, "worker.elect.ack");
+        let heard = Heard::decode(&payload).unwrap();
+        assert_eq!(
+            (&*heard.name, &*heard.hostname, heard.pid, heard.clock),
+            ("worker-elect-ack", "w1@h", Some(7), Some(12))
+        );
+        assert_eq!(heard.fields["id"], "e");
+        for bad in [
+            &b""[..],
+            b"{}",
+            b"\xff",
+            br#"{"body": "e30=", "properties": {"body_encoding": "base64"}}"#,
+        ] {
+            Heard::decode(bad).unwrap_err();
+        }
+    }
 }

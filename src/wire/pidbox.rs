@@ -1,6 +1,7 @@
 //! Remote control requests and replies (`kombu.pidbox`).
 
 use base64::Engine as _;
+use regex::RegexBuilder;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -49,10 +50,7 @@ pub struct ReplyTo {
 /// # Errors
 /// A text for the log: what was wrong with the request.
 pub fn decode(payload: &[u8]) -> Result<Request, String> {
-    let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
-    let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let headers = headers(&envelope);
-    let request: Request = body(envelope)?;
+    let (headers, request): (_, Request) = open(payload)?;
     Ok(Request {
         clock: headers.get("clock").and_then(Value::as_u64).unwrap_or_default(),
         ..request
@@ -78,11 +76,13 @@ pub fn encode_reply(
     wrap(headers, &body, &reply_to.exchange, &reply_to.routing_key, false)
 }
 
-/// The envelope of a request; `reply` is the sender's id and the ticket of the conversation.
+/// The envelope of a request in a namespace (`control_exchange`, mostly `celery`); `reply` is the sender's id and the
+/// ticket of the conversation.
 ///
 /// # Errors
 /// Never in practice.
 pub fn encode_request(
+    namespace: &str,
     method: &str,
     arguments: &Value,
     destination: Option<&[String]>,
@@ -93,15 +93,20 @@ pub fn encode_request(
     });
     if let Some((oid, ticket)) = reply {
         body["ticket"] = ticket.into();
-        body["reply_to"] = serde_json::json!({"exchange": "reply.celery.pidbox", "routing_key": oid});
+        body["reply_to"] = serde_json::json!({"exchange": reply_exchange(namespace), "routing_key": oid});
     }
     wrap(
         serde_json::json!({"clock": 1, "expires": 0}),
         &body,
-        "celery.pidbox",
+        &format!("{namespace}.pidbox"),
         "",
         true,
     )
+}
+
+/// Where replies to requests of a namespace go.
+pub fn reply_exchange(namespace: &str) -> String {
+    format!("reply.{namespace}.pidbox")
 }
 
 /// Decodes a reply: its ticket, and the answers by node name.
@@ -109,11 +114,16 @@ pub fn encode_request(
 /// # Errors
 /// A text for the log.
 pub fn decode_reply(payload: &[u8]) -> Result<(Option<String>, Map<String, Value>), String> {
+    let (headers, answers) = open(payload)?;
+    let ticket = headers.get("ticket").and_then(Value::as_str).map(str::to_owned);
+    Ok((ticket, answers))
+}
+
+/// Headers and body of a message on a fanout or reply exchange.
+pub(super) fn open<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<(Map<String, Value>, T), String> {
     let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
     let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let headers = headers(&envelope);
-    let ticket = headers.get("ticket").and_then(Value::as_str).map(str::to_owned);
-    Ok((ticket, body(envelope)?))
+    Ok((headers(&envelope), body(envelope)?))
 }
 
 fn headers(envelope: &Envelope<'_>) -> Map<String, Value> {
@@ -140,50 +150,60 @@ impl Request {
     pub fn is_for(&self, hostname: &str) -> bool {
         match (&self.destination, &self.pattern, &self.matcher) {
             (Some(names), _, _) if !names.is_empty() => names.iter().any(|name| name == hostname),
-            (_, Some(pattern), Some(matcher)) if matcher == "glob" => glob(pattern, hostname),
-            (_, Some(pattern), Some(_)) => {
-                // Python anchors the expression at the start only; literal prefixes and `.*` are what people write.
-                prefix_expression(pattern, hostname)
-            }
+            (_, Some(pattern), Some(matcher)) if matcher == "glob" => matches(&expression(pattern), hostname),
+            // Python anchors the expression at the start only.
+            (_, Some(pattern), Some(_)) => matches(&format!("^(?:{pattern})"), hostname),
             _ => true,
         }
     }
 }
 
-/// Shell-style match of the whole text (`fnmatch`): `*`, `?`; linear in both, never exponential.
-fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-    let (mut p, mut t, mut star) = (0, 0, None);
-    while t < text.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                star = Some((p, t));
-                p += 1;
-            }
-            Some(&char) if char == '?' || char == text[t] => {
-                p += 1;
-                t += 1;
-            }
-            _ => match star {
-                Some((at, from)) => {
-                    p = at + 1;
-                    t = from + 1;
-                    star = Some((at, from + 1));
-                }
-                None => return false,
-            },
-        }
+/// Longest pattern that is looked at.
+const PATTERN: usize = 1000;
+
+/// Whether an expression, in linear time, matches; one that cannot be read matches nothing.
+fn matches(expression: &str, text: &str) -> bool {
+    if expression.len() > 2 * PATTERN {
+        return false;
     }
-    pattern[p..].iter().all(|char| *char == '*')
+    let built = RegexBuilder::new(expression).size_limit(1 << 20).build();
+    built.is_ok_and(|expression| expression.is_match(text))
 }
 
-fn prefix_expression(pattern: &str, text: &str) -> bool {
-    let mut simple = pattern.trim_start_matches('^').replace(".*", "*");
-    match simple.strip_suffix('$') {
-        Some(exact) => simple = exact.to_owned(),
-        None => simple.push('*'),
+/// The expression of a shell pattern for a whole text (`fnmatch`): `*`, `?`, `[a-z]`, `[!a-z]`.
+fn expression(pattern: &str) -> String {
+    let mut out = String::from("^(?s:");
+    let mut rest = pattern.chars();
+    while let Some(char) = rest.next() {
+        match char {
+            '*' => out.push_str(".*"),
+            '?' => out.push('.'),
+            '[' => match set(rest.as_str()) {
+                Some((set, behind)) => {
+                    out.push_str(&set);
+                    rest = behind.chars();
+                }
+                None => out.push_str("\\["),
+            },
+            char => out.push_str(&regex::escape(char.encode_utf8(&mut [0; 4]))),
+        }
     }
-    glob(&simple.replace("\\.", "."), text)
+    out.push_str(")$");
+    out
+}
+
+/// What stands behind a `[`, and what comes after its `]`; a `]` in first place is part of the set.
+fn set(text: &str) -> Option<(String, &str)> {
+    let (not, inside) = text.strip_prefix('!').map_or(("", text), |rest| ("^", rest));
+    let end = inside.char_indices().skip(1).find(|(_, char)| *char == ']')?.0;
+    let escaped = inside[..end]
+        .replace('\\', "\\\\")
+        .replace('[', "\\[")
+        .replace(']', "\\]")
+        .replace('^', "\\^");
+    // Doubled, these would mean something else here.
+    let escaped = escaped.replace("&&", "&\\&").replace("~~", "~\\~");
+    Some((format!("[{not}{escaped}]"), &inside[end + 1..]))
 }
 
 #[cfg(test)]
@@ -202,7 +222,27 @@ mod tests {
         request.matcher = Some("glob".into());
         request.pattern = Some("w?@*".into());
         assert!(request.is_for("w1@host") && !request.is_for("x1@host"));
+        for (pattern, is) in [
+            ("w[0-3]@host", true),
+            ("w[!1]@host", false),
+            ("[w]1*", true),
+            ("w1@hos", false),
+            ("w[1@host", false),
+        ] {
+            request.pattern = Some(pattern.into());
+            assert_eq!(request.is_for("w1@host"), is, "{pattern}");
+        }
         request.matcher = Some("pcre".into());
+        for (pattern, is) in [
+            ("w.@h", true),
+            ("(a|w)\\d@", true),
+            ("w1$", false),
+            ("w(", false),
+            ("(w{999}){999}", false),
+        ] {
+            request.pattern = Some(pattern.into());
+            assert_eq!(request.is_for("w1@host"), is, "{pattern}");
+        }
         request.pattern = Some("w1".into());
         assert!(request.is_for("w1@host") && !request.is_for("aw1@host"));
     }

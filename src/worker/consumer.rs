@@ -10,18 +10,21 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::Options;
-use super::control::Order;
+use super::autoscale::Autoscaler;
+use super::control::{Order, Panel};
 use super::effects::Scribe;
 use super::errback;
 use super::events::Events;
 use super::fetcher::Fetched;
 use super::follow::{ErrbackCall, Fallout};
+use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
 use super::keeper::Keeper;
 use super::pool::{Ended, Pool};
 use super::rate_limit::RateLimits;
-use super::request::{Delivery, Done, Effect, Input, Request, RunId, State};
+use super::request::{Delivery, Done, Effect, Happening, Input, Request, RunId, State};
 use super::revoke::Revoked;
+use super::state_db::StateDb;
 use super::stop::{Exit, Phase};
 use super::strategy::{self, Failed, Refusal};
 use super::timers::Timers;
@@ -77,6 +80,10 @@ pub(crate) struct Consumer {
     pub timers: Timers,
     pub rate_limits: RateLimits,
     pub revoked: Revoked,
+    pub gossip: Gossip,
+    pub panel: Panel,
+    pub autoscaler: Option<Autoscaler>,
+    pub state_db: Option<StateDb>,
     pub totals: HashMap<Arc<str>, u64>,
     pub processed: u64,
     pub running: usize,
@@ -102,6 +109,7 @@ impl Consumer {
     /// Runs until everything has stopped.
     pub(crate) async fn run(mut self, mut inputs: Inputs) -> Exit {
         let mut heartbeat = every(self.options.heartbeat.unwrap_or(Duration::from_secs(3600)));
+        let mut round = every(Gossip::PAUSE);
         let mut lease = every(Keeper::pause(self.options.broker_options.visibility_timeout));
         let (mut fetched, mut ends) = (Vec::with_capacity(TURN), Vec::with_capacity(TURN));
         self.worker_event("worker-online");
@@ -127,11 +135,13 @@ impl Consumer {
                 () = sleep_until(due) => self.on_due(),
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
                 _ = lease.tick() => self.on_lease(),
+                _ = round.tick() => self.on_round(),
                 Ok(()) = inputs.stop.changed() => {
                     let phase = *inputs.stop.borrow_and_update();
                     self.on_stop(phase);
                 }
             }
+            self.autoscale();
             self.start_reserved();
             self.send();
             if self.phase != Phase::Run && self.drained && self.active.is_empty() && self.joining.is_empty() {
@@ -142,7 +152,8 @@ impl Consumer {
     }
 
     /// Everything is accounted for; what was decided still has to reach Redis.
-    async fn say_goodbye(self) -> Exit {
+    async fn say_goodbye(mut self) -> Exit {
+        let saving = self.save_state();
         let patience = if self.phase == Phase::Cold {
             Duration::from_secs(2)
         } else {
@@ -153,6 +164,10 @@ impl Consumer {
                 "Redis cannot be reached: {} writes are lost; messages that were not acknowledged run again elsewhere",
                 self.outbox.backlog()
             );
+        }
+        if let Some(saving) = saving {
+            // A disk that hangs must not keep the worker from ending.
+            let _ = tokio::time::timeout(patience, saving).await;
         }
         if self.phase == Phase::Cold {
             Exit::Cold
@@ -430,6 +445,13 @@ impl Consumer {
             }
             self.flush_stream(&request.id);
         }
+        if effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Emit(Happening::Revoked { expired: true, .. })))
+        {
+            // Celery lists what expired among what was revoked.
+            self.revoked.add(request.id.to_string(), clock::instant());
+        }
         let mut children = context.as_ref().map(Context::children).unwrap_or_default();
         let scribe = self.scribe.clone();
         scribe.write(&mut effects, &request, &mut children, &mut self.events, &mut self.out);
@@ -554,7 +576,7 @@ impl Consumer {
             active.context = Some(context.clone());
             active.started = Some(clock::now());
         }
-        let revoked = self.revoked.contains(&request.id);
+        let revoked = self.revoked.covers(&request.id, headers);
         self.step(
             key,
             Input::Slot {
@@ -579,7 +601,7 @@ impl Consumer {
     fn is_revoked(&self, key: Key) -> bool {
         self.active
             .get(&key)
-            .is_some_and(|active| self.revoked.contains(&active.request.id))
+            .is_some_and(|active| self.revoked.covers(&active.request.id, &active.request.message.headers))
     }
 
     /// Streamed entries of a run go out before its end does.

@@ -32,6 +32,8 @@ pub(crate) struct Scribe {
     pub signer: Option<Arc<Security>>,
     /// Tasks that run in the worker when they are error callbacks.
     pub inline_errbacks: HashSet<Arc<str>>,
+    /// Tell monitors of retries that are sent.
+    pub sent_events: bool,
 }
 
 impl Scribe {
@@ -46,6 +48,7 @@ impl Scribe {
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
+            sent_events: options.sent_events,
             origin: format!(
                 "gen{}@{}",
                 std::process::id(),
@@ -72,12 +75,17 @@ impl Scribe {
                 Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) => {}
-                Effect::Retry(eta) => out.extend(self.retry(request, eta)),
+                Effect::Retry(eta) => {
+                    let retry = self.retry(request, eta);
+                    let sent = retry.as_ref().and_then(|retry| self.sent(retry, events));
+                    out.extend(retry);
+                    out.extend(sent);
+                }
                 Effect::Store(state, content) => {
                     if let Content::Value(value) = &content
-                        && events.tasks_enabled()
+                        && (events.tasks_enabled() || tracing::enabled!(tracing::Level::INFO))
                     {
-                        // The event comes after the record, which takes the value away.
+                        // Event and log line come after the record, which takes the value away.
                         shown = Some(result_repr(value.get()));
                     }
                     out.extend(self.store(&state, content, request, children));
@@ -100,7 +108,7 @@ impl Scribe {
                     out.extend(sent);
                 }
                 Effect::Emit(happening) => {
-                    log(&happening, request);
+                    log(&happening, request, shown.as_deref());
                     out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
                 }
                 Effect::EndStream(state) => out.extend(self.end_stream(&request.id, &state)),
@@ -126,7 +134,12 @@ impl Scribe {
     pub(crate) fn revoked(&self, id: &str) -> Option<Out> {
         let exception = Exception::celery("TaskRevokedError", "revoked");
         let record = Record::new(id, &Stored::Revoked, &exception, clock::iso(clock::now())).children(None);
-        self.encode(&id.into(), Stored::Revoked, &record)
+        match self.encode(&id.into(), Stored::Revoked, &record)? {
+            Out::Backend(backend::Write::Store { id, record, .. }) => {
+                Some(Out::Backend(backend::Write::Revoke { id, record }))
+            }
+            other => Some(other),
+        }
     }
 
     /// A state that the task itself reports.
@@ -234,6 +247,21 @@ impl Scribe {
         }
     }
 
+    /// The `task-sent` event of a message, if monitors are to be told.
+    fn sent(&self, message: &Out, events: &mut Events) -> Option<Out> {
+        match message {
+            Out::Broker(broker::Write::Publish {
+                exchange,
+                routing_key,
+                envelope,
+                ..
+            }) if self.sent_events => events
+                .sent(envelope, exchange, routing_key, &self.origin)
+                .map(Out::Broker),
+            _ => None,
+        }
+    }
+
     fn end_stream(&self, id: &Arc<str>, state: &Stored) -> Option<Out> {
         let entry = json!({"type": "end", "state": state.as_str()}).to_string();
         self.stores_results.then(|| {
@@ -259,7 +287,7 @@ fn requeue(delivery: Delivery, end: End, request: &Request) -> broker::Write {
 }
 
 /// Celery's log lines (protocol 3.1).
-fn log(happening: &Happening, request: &Request) {
+fn log(happening: &Happening, request: &Request, result: Option<&str>) {
     let (name, id) = (&*request.entry.name, &*request.id);
     let attempt = request.message.headers.retries;
     match happening {
@@ -275,8 +303,9 @@ fn log(happening: &Happening, request: &Request) {
                 task.id = id,
                 task.name = name,
                 run.attempt = attempt,
-                "Task {name}[{id}] succeeded in {}s",
-                runtime.as_secs_f64()
+                "Task {name}[{id}] succeeded in {}s: {}",
+                runtime.as_secs_f64(),
+                result.unwrap_or("None")
             );
         }
         Happening::Failed(exception) => {

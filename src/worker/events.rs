@@ -90,18 +90,18 @@ impl Events {
         self.encode(name, kind)
     }
 
-    /// The `task-failed` of a message that never became a request (an unregistered task).
+    /// The `task-failed` of a message that never became a request. For a task that is not registered Celery sends no
+    /// traceback.
     pub(crate) fn refused(&mut self, id: &str, exception: &wire::Exception) -> Option<Box<RawValue>> {
         if !self.tasks {
             return None;
         }
-        let (uuid, exception) = (id.to_owned(), exception.repr());
         self.encode(
             "task-failed",
             EventKind::Failed {
-                uuid,
-                exception,
-                traceback: None,
+                uuid: id.to_owned(),
+                exception: exception.repr(),
+                traceback: (exception.name != "NotRegistered").then(|| exception.traceback_text()),
             },
         )
     }
@@ -124,7 +124,30 @@ impl Events {
                 sw_sys: facts::system(),
             },
         );
-        let (routing_key, payload) = Envelopes::worker(&event, &self.exchange).ok()?;
+        self.broadcast(&event)
+    }
+
+    /// An event of an election.
+    pub(crate) fn election(&mut self, name: &'static str, kind: EventKind) -> Option<broker::Write> {
+        let event = self.event(name, kind);
+        self.broadcast(&event)
+    }
+
+    /// The `task-sent` of a message that this worker sends.
+    pub(crate) fn sent(
+        &mut self,
+        envelope: &[u8],
+        exchange: &str,
+        routing_key: &str,
+        sender: &str,
+    ) -> Option<broker::Write> {
+        let headers = wire::decode(envelope, &wire::Limits::default()).ok()?.headers;
+        let clock = self.tick();
+        self.broadcast(&Event::sent(&headers, exchange, routing_key, sender, clock))
+    }
+
+    fn broadcast(&self, event: &Event) -> Option<broker::Write> {
+        let (routing_key, payload) = Envelopes::one(event, &self.exchange).ok()?;
         Some(broker::Write::Broadcast {
             exchange: self.exchange.clone(),
             routing_key,

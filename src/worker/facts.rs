@@ -47,6 +47,12 @@ pub(crate) fn resident_bytes() -> u64 {
     pages * 4096
 }
 
+/// The version of the kernel; empty where it cannot be told.
+pub(crate) fn kernel() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    text.trim().to_owned()
+}
+
 /// `Linux`, as Python's `platform.system()` says.
 pub(crate) fn system() -> &'static str {
     match std::env::consts::OS {

@@ -208,7 +208,7 @@ impl Scribe {
 
     fn revoke(&self, ids: &[String]) -> Option<Out> {
         let arguments = serde_json::json!({"task_id": ids, "terminate": false, "signal": null});
-        let payload = pidbox::encode_request("revoke", &arguments, None, None)
+        let payload = pidbox::encode_request(&self.control_exchange, "revoke", &arguments, None, None)
             .inspect_err(|error| error!(%error, "a revoke cannot be encoded"))
             .ok()?;
         Some(Out::Broker(broker::Write::Broadcast {

@@ -9,6 +9,7 @@
 //! One loop ([`consumer`]) owns all state. Fetching, running, writing and keeping leases happen in services around it
 //! and reach it as inputs; what it decides leaves it as effects. [`request`] alone decides what happens to a task.
 
+mod autoscale;
 mod consumer;
 mod control;
 mod effects;
@@ -17,8 +18,10 @@ mod events;
 mod facts;
 mod fetcher;
 mod follow;
+mod gossip;
 mod joiner;
 mod keeper;
+mod mingle;
 mod options;
 mod pool;
 mod rate_limit;
@@ -28,6 +31,7 @@ mod request_walk;
 mod revoke;
 mod services;
 mod start;
+mod state_db;
 mod stop;
 mod strategy;
 mod timers;

@@ -1,5 +1,6 @@
 //! Settings of a worker. Names follow Celery's (`worker_…`, `task_…`).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Options {
     pub default_queue: String,
     /// Send task events from the start (`-E`); without it Flower switches them on.
     pub task_events: bool,
+    /// Tell monitors of every task that this worker sends: retries, and what its tasks send.
+    pub sent_events: bool,
     /// Pause between heartbeats; `None` sends no worker events at all.
     pub heartbeat: Option<Duration>,
     /// Hard limit of tasks that have none of their own.
@@ -37,12 +40,24 @@ pub struct Options {
     pub result_extended: bool,
     /// Listen to `celery inspect` and `celery control`.
     pub remote_control: bool,
+    /// Ask the other workers at start what they have revoked.
+    pub mingle: bool,
+    /// Listen to what other workers say of themselves.
+    pub gossip: bool,
+    /// Keep what was revoked in this file, across restarts.
+    pub state_db: Option<PathBuf>,
+    /// The range of `--autoscale`: most and fewest places to run.
+    pub autoscale: Option<(usize, usize)>,
+    /// Answer `pool_restart`.
+    pub pool_restarts: bool,
     /// Exchange of events.
     pub event_exchange: String,
     /// Name of the control exchange without `.pidbox`.
     pub control_exchange: String,
     /// Settings shown by `inspect conf`; secrets are masked already.
     pub conf: Map<String, Value>,
+    /// The defaults of all settings, shown by `inspect conf` when asked for.
+    pub conf_defaults: Map<String, Value>,
     /// Where the broker is.
     pub broker: Endpoint,
     /// How the broker is used.
@@ -84,15 +99,22 @@ impl Options {
             queues: vec!["celery".into()],
             default_queue: "celery".into(),
             task_events: false,
+            sent_events: false,
             heartbeat: Some(Duration::from_secs(2)),
             time_limit: None,
             soft_time_limit: None,
             task_defaults: TaskDefaults::default(),
             result_extended: false,
             remote_control: true,
+            mingle: true,
+            gossip: true,
+            state_db: None,
+            autoscale: None,
+            pool_restarts: false,
             event_exchange: "celeryev".into(),
             control_exchange: "celery".into(),
             conf: Map::new(),
+            conf_defaults: Map::new(),
             backend: Some(broker.clone()),
             broker,
             broker_options: broker::Options::default(),

@@ -18,6 +18,8 @@ pub(crate) enum ServiceKind {
     Joiner,
     /// Reads remote control requests. Its death ends the worker.
     Control,
+    /// Says hello to the neighbours. Without it the worker goes on.
+    Mingle,
 }
 
 /// Starts a service. A panic in it is a bug; it is logged with the service's name, and the channel it held closes,

@@ -4,21 +4,25 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::Options;
+use super::autoscale::Autoscaler;
 use super::consumer::{Consumer, Inputs};
-use super::control::{self, Order};
+use super::control::{self, Order, Panel};
 use super::effects::Scribe;
 use super::events::Events;
 use super::fetcher::Fetcher;
+use super::gossip::Gossip;
 use super::joiner::Joiner;
 use super::keeper::Keeper;
+use super::mingle::Mingle;
 use super::pool::Pool;
 use super::rate_limit::RateLimits;
 use super::revoke::Revoked;
 use super::services::{ServiceKind, spawn};
+use super::state_db::{Saved, StateDb};
 use super::stop::{Exit, Phase, Stop};
 use super::timers::Timers;
 use super::writer::Writer;
@@ -53,6 +57,7 @@ pub struct Worker {
     registry: Registry,
     broker: Broker,
     backend: Option<Backend>,
+    state: Option<(StateDb, Saved)>,
 }
 
 impl Worker {
@@ -60,7 +65,15 @@ impl Worker {
     ///
     /// # Errors
     /// Redis cannot be reached or refuses, or an option makes no sense.
-    pub async fn connect(options: Options, mut registry: Registry) -> Result<Self, Error> {
+    pub async fn connect(mut options: Options, mut registry: Registry) -> Result<Self, Error> {
+        if let Some((max, min)) = options.autoscale {
+            if max == 0 || min > max {
+                return Err(Error::Option(
+                    "autoscale: max must be at least 1, and min not above it".into(),
+                ));
+            }
+            options.concurrency = min.max(1);
+        }
         if options.concurrency == 0 {
             return Err(Error::Option("concurrency must be at least 1".into()));
         }
@@ -68,6 +81,8 @@ impl Worker {
             return Err(Error::Option("there is no queue to consume".into()));
         }
         builtins::register(&mut registry).map_err(|error| Error::Option(error.to_string()))?;
+        let state = options.state_db.as_deref().map(StateDb::open).transpose();
+        let state = state.map_err(Error::Option)?;
         let broker = Broker::connect(&options.broker, options.broker_options.clone()).await?;
         let backend = match &options.backend {
             None => None,
@@ -86,6 +101,7 @@ impl Worker {
             registry,
             broker,
             backend,
+            state,
         })
     }
 
@@ -96,6 +112,7 @@ impl Worker {
             registry,
             broker,
             backend,
+            state,
         } = self;
         let hostname: Arc<str> = options.hostname.as_str().into();
         let (outbox, writer) = Writer::new(
@@ -108,24 +125,23 @@ impl Worker {
 
         let prefetch = match options.prefetch_multiplier as usize {
             0 => Semaphore::MAX_PERMITS >> 4,
-            multiplier => options.concurrency.saturating_mul(multiplier),
+            multiplier => options
+                .autoscale
+                .map_or(options.concurrency, |(max, _)| max)
+                .saturating_mul(multiplier),
         };
         let credit = Arc::new(Semaphore::new(prefetch));
         let (queues, queues_seen) =
             watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
         let (fetched_to, fetched) = mpsc::channel(FETCHED);
-        spawn(
-            ServiceKind::Fetcher,
-            Fetcher {
-                broker: broker.clone(),
-                credit: credit.clone(),
-                queues: queues_seen,
-                stop: stop.phases(),
-                outbox: outbox.clone(),
-                to: fetched_to,
-            }
-            .run(),
-        );
+        let fetcher = Fetcher {
+            broker: broker.clone(),
+            credit: credit.clone(),
+            queues: queues_seen,
+            stop: stop.phases(),
+            outbox: outbox.clone(),
+            to: fetched_to,
+        };
 
         let (held, held_seen) = mpsc::channel(1);
         let (lost_to, lost) = mpsc::unbounded_channel();
@@ -142,26 +158,33 @@ impl Worker {
         );
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
-        if options.remote_control {
-            match broker
-                .subscribe_control(&options.control_exchange, &options.hostname)
-                .await
-            {
-                Ok(messages) => {
-                    spawn(
-                        ServiceKind::Control,
-                        control::listen(messages, options.hostname.clone(), orders_to),
-                    );
-                }
-                // Tasks matter more than remote control: an ACL may allow the one and not the other.
-                Err(error) => warn!("no remote control: {error}"),
-            }
+        let (mingled, is_mingled) = oneshot::channel();
+        let listens = options.remote_control && listen(&broker, &options, &orders_to).await;
+        if listens && options.mingle {
+            let mingle = Mingle {
+                broker: broker.clone(),
+                hostname: options.hostname.clone(),
+                namespace: options.control_exchange.clone(),
+                orders: orders_to,
+                done: mingled,
+            };
+            spawn(ServiceKind::Mingle, mingle.run());
+        } else {
+            drop(mingled);
         }
+        spawn(ServiceKind::Fetcher, async move {
+            // No task is taken before it is known what was revoked.
+            let _ = is_mingled.await;
+            fetcher.run().await;
+        });
 
         let (notes, notes_seen) = mpsc::channel(NOTES);
         let (pool, ends) = Pool::new(options.concurrency);
         let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
-        let client = Client::new(broker.clone(), backend.clone()).signing(options.signer.clone());
+        let mut client = Client::new(broker.clone(), backend.clone()).signing(options.signer.clone());
+        if options.sent_events {
+            client = client.with_sent_events(&options.event_exchange);
+        }
         let scribe = Arc::new(Scribe::new(&options, &registry, client.oid()));
         let (members, members_seen) = mpsc::unbounded_channel();
         let (joined_to, joined) = mpsc::unbounded_channel();
@@ -185,11 +208,21 @@ impl Worker {
             joined,
             stop: stop.phases(),
         };
+        let mut events = Events::new(hostname, options.event_exchange.clone(), freq, options.task_events);
+        let mut revoked = Revoked::default();
+        let state_db = state.map(|(db, saved)| {
+            events.adjust(saved.clock);
+            revoked.merge(saved.revoked.iter().map(String::as_str), clock::instant());
+            db
+        });
         let consumer = Consumer {
             scribe,
             members,
             joining: Vec::new(),
-            events: Events::new(hostname, options.event_exchange.clone(), freq, options.task_events),
+            events,
+            autoscaler: options
+                .autoscale
+                .map(|(max, min)| Autoscaler::new(max, min, clock::instant())),
             options,
             registry,
             client,
@@ -200,7 +233,10 @@ impl Worker {
             reserved: VecDeque::new(),
             timers: Timers::default(),
             rate_limits: RateLimits::default(),
-            revoked: Revoked::default(),
+            revoked,
+            gossip: Gossip::default(),
+            panel: Panel::default(),
+            state_db,
             totals: HashMap::new(),
             processed: 0,
             running: 0,
@@ -228,4 +264,31 @@ impl Worker {
         writing.abort();
         exit
     }
+}
+
+/// Remote control, and gossip beside it on the same connection; whether there is any. Tasks matter more: an ACL may
+/// allow the one and not the other.
+async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>) -> bool {
+    let messages = broker
+        .subscribe_control(&options.control_exchange, &options.hostname)
+        .await;
+    let messages = match messages {
+        Ok(messages) => messages,
+        Err(error) => {
+            warn!("no remote control: {error}");
+            return false;
+        }
+    };
+    let events = if options.gossip {
+        let events = broker.subscribe_workers(&options.event_exchange).await;
+        events.inspect_err(|error| warn!("no gossip: {error}")).ok()
+    } else {
+        None
+    };
+    let hostname = options.hostname.clone();
+    spawn(
+        ServiceKind::Control,
+        control::listen(messages, hostname, events, orders.clone()),
+    );
+    true
 }

@@ -150,7 +150,7 @@ fn settings_come_from_file_environment_and_command_line() {
         (&file["worker_concurrency"], &file["task_queues"][1]),
         (&3.into(), &"b".into())
     );
-    assert_eq!(file["broker_url"], "redis://user:**@file:1/0");
+    assert_eq!(file["broker_url"], "redis://user:********@file:1/0");
     let environment = [
         ("ORCHESTRA_WORKER_CONCURRENCY", "5"),
         ("CELERY_BROKER_URL", "redis://environment:1/0"),

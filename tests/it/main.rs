@@ -15,6 +15,7 @@ mod ai;
 mod beat;
 mod cli;
 mod contract;
+mod control;
 mod errors;
 mod examples;
 mod layers;

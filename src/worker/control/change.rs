@@ -1,56 +1,43 @@
-//! Commands that change something (protocol 7.6).
+//! Commands that change something (protocol 7.6); those for queues, the pool and revokes have files of their own.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tracing::info;
+use serde_json::Value;
+use tracing::{info, warn};
 
-use super::{Answer, Arguments};
+use super::{Answer, Arguments, error_reply, ok, text_repr};
 use crate::clock;
 use crate::task::RateLimit;
 use crate::worker::consumer::{Consumer, Key};
-use crate::worker::request::Input;
+use crate::worker::request::{Hold, State};
 use crate::worker::writer::Out;
 
 impl Consumer {
     /// Carries out a command; `None` when there is no such command.
-    pub(super) fn change(&mut self, method: &str, arguments: &Arguments<'_>) -> Option<Result<Answer, String>> {
-        Some(match method {
+    pub(super) fn change(&mut self, name: &str, arguments: &Arguments<'_>) -> Option<Result<Answer, String>> {
+        Some(match name {
             "revoke" => self.revoke(arguments, arguments.flag("terminate")),
             "terminate" => self.revoke(arguments, true),
+            "revoke_by_stamped_headers" => self.revoke_by_stamps(arguments),
             "rate_limit" => self.rate_limit(arguments),
             "time_limit" => self.time_limit(arguments),
-            "enable_events" => {
-                let enabled = self.events.enable_tasks();
-                ok(if enabled {
-                    "task events enabled"
-                } else {
-                    "task events already enabled"
-                })
-            }
-            "disable_events" => {
-                let disabled = self.events.disable_tasks();
-                ok(if disabled {
-                    "task events disabled"
-                } else {
-                    "task events already disabled"
-                })
-            }
+            "enable_events" => self.enable_events(),
+            "disable_events" => self.disable_events(),
             "heartbeat" => {
                 self.out
                     .extend(self.events.worker("worker-heartbeat", None).map(Out::Broker));
-                Ok(None)
+                Ok(Some(Value::Null))
             }
-            "election" => Ok(None),
+            "election" => self.election(arguments),
             "pool_grow" => self.grow(arguments),
             "pool_shrink" => self.shrink(arguments),
-            "pool_restart" => Err("ValueError('Pool restarts not enabled')".into()),
-            "autoscale" => Err("ValueError('Autoscale not enabled')".into()),
+            "pool_restart" => self.restart(),
+            "autoscale" => self.set_autoscale(arguments),
             "add_consumer" => self.add_consumer(arguments),
             "cancel_consumer" => self.cancel_consumer(arguments),
             "shutdown" => {
-                info!("shutdown asked for by remote control");
+                warn!("Got shutdown from remote");
                 self.shutdown.warm();
                 Ok(None)
             }
@@ -58,37 +45,27 @@ impl Consumer {
         })
     }
 
-    fn revoke(&mut self, arguments: &Arguments<'_>, terminate: bool) -> Result<Answer, String> {
-        let ids = arguments.texts("task_id")?;
-        let signal = terminate.then(|| signal_number(arguments.get("signal"))).transpose()?;
-        let now = clock::instant();
-        let mut terminated = Vec::new();
-        for id in &ids {
-            self.revoked.add(id.clone(), now);
-            let known: Vec<Key> = self
-                .active
-                .iter()
-                .filter(|(_, active)| *active.request.id == **id)
-                .map(|(key, _)| *key)
-                .collect();
-            if known.is_empty() {
-                self.out.extend(self.scribe.revoked(id));
-            } else if signal.is_some() {
-                terminated.push(id.as_str());
-            }
-            for key in known {
-                self.step(key, Input::Revoked { terminate: signal });
-            }
+    fn enable_events(&mut self) -> Result<Answer, String> {
+        if !self.events.enable_tasks() {
+            return ok("task events already enabled");
         }
-        info!("tasks flagged as revoked: {}", ids.join(", "));
-        match (terminate, &terminated[..]) {
-            (true, []) => ok("terminate: tasks unknown"),
-            (true, ids) => ok(format!("terminate: {}", ids.join(", "))),
-            (false, _) => {
-                let set: Vec<String> = ids.iter().map(|id| format!("'{id}'")).collect();
-                ok(format!("tasks {{{}}} flagged as revoked", set.join(", ")))
-            }
+        info!("Events of group {{task}} enabled by remote.");
+        ok("task events enabled")
+    }
+
+    fn disable_events(&mut self) -> Result<Answer, String> {
+        if !self.events.disable_tasks() {
+            return ok("task events already disabled");
         }
+        info!("Events of group {{task}} disabled by remote.");
+        ok("task events disabled")
+    }
+
+    fn election(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
+        let (id, topic) = (arguments.text("id")?.to_owned(), arguments.text("topic")?.to_owned());
+        let action = arguments.get("action").cloned().unwrap_or_default();
+        self.hold_election(id, topic, action);
+        Ok(Some(Value::Null))
     }
 
     fn rate_limit(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
@@ -100,128 +77,90 @@ impl Consumer {
         };
         let limit = match RateLimit::parse(&rate) {
             Ok(limit) => limit,
-            Err(error) => return error_reply(format!("Invalid rate limit string: ValueError({error:?})")),
+            Err(error) => {
+                return error_reply(format!("Invalid rate limit string: ValueError({})", text_repr(&error)));
+            }
         };
         if !self.registry.change(&name, |options| options.rate_limit = limit) {
             return error_reply("unknown task");
         }
         self.rate_limits.reset(&name);
-        ok(if limit.is_some() {
-            "new rate limit set successfully"
-        } else {
-            "rate limit disabled successfully"
-        })
+        self.wake_limited(&name);
+        if limit.is_none() {
+            info!("Rate limits disabled for tasks of type {name}");
+            return ok("rate limit disabled successfully");
+        }
+        info!("New rate limit for tasks of type {name}: {rate}.");
+        ok("new rate limit set successfully")
+    }
+
+    /// Tasks that wait for a place under the old limit get in line for one under the new, in their order.
+    fn wake_limited(&mut self, name: &str) {
+        let now = clock::instant();
+        for (key, active) in &mut self.active {
+            let waits = matches!(
+                active.state,
+                State::Held {
+                    why: Hold::RateLimit,
+                    ..
+                }
+            );
+            if waits && *active.request.entry.name == *name {
+                active.has_place = false;
+                self.timers.set(now, *key);
+            }
+        }
     }
 
     fn time_limit(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
-        let name = arguments.text("task_name")?.to_owned();
+        let name = arguments.get("task_name").and_then(Value::as_str).unwrap_or_default();
         let limit = |which: &str| -> Result<Option<Duration>, String> {
             let seconds = match arguments.get(which) {
                 None => return Ok(None),
                 Some(Value::String(text)) => text.parse().ok(),
                 Some(value) => value.as_f64(),
             };
-            let seconds: f64 = seconds.ok_or_else(|| format!("ValueError('{which} is not a number')"))?;
-            let limit =
-                Duration::try_from_secs_f64(seconds).map_err(|_| format!("ValueError('{which} is no duration')"))?;
+            let limit = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            let limit = limit.ok_or_else(|| format!("ValueError('{which} is no number of seconds')"))?;
             Ok((!limit.is_zero()).then_some(limit))
         };
         let (hard, soft) = (limit("hard")?, limit("soft")?);
-        let known = self.registry.change(&name, |options| {
+        let known = self.registry.change(name, |options| {
             options.time_limit = hard;
             options.soft_time_limit = soft;
         });
-        if known {
-            ok("time limits set successfully")
-        } else {
-            error_reply("unknown task")
+        if !known {
+            return error_reply("unknown task");
         }
+        let name = name.to_owned();
+        self.apply_limits(&name, hard, soft);
+        let shown =
+            |limit: Option<Duration>| limit.map_or_else(|| "None".to_owned(), |limit| limit.as_secs_f64().to_string());
+        info!(
+            "New time limits for tasks of type {name}: soft={} hard={}",
+            shown(soft),
+            shown(hard)
+        );
+        ok("time limits set successfully")
     }
 
-    fn grow(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
-        let by = arguments.number("n", 1)?.min(100_000);
-        self.pool.grow(by);
-        let credit = by * self.options.prefetch_multiplier as usize;
-        self.prefetch += credit;
-        self.credit.add_permits(credit);
-        ok("pool will grow")
-    }
-
-    fn shrink(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
-        let by = arguments.number("n", 1)?;
-        if !self.pool.shrink(by) {
-            return Err("ValueError(\"Can't shrink pool. All processes busy!\")".into());
-        }
-        let credit = (by * self.options.prefetch_multiplier as usize).min(self.prefetch);
-        // What is in use at the moment stays so; the count is smaller from then on.
-        self.prefetch -= self.credit.forget_permits(credit);
-        ok("pool will shrink")
-    }
-
-    fn add_consumer(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
-        let name = arguments.text("queue")?.to_owned();
-        if name.is_empty() || name.len() > 255 {
-            return Err("ValueError('a queue name has 1 to 255 characters')".into());
-        }
-        let queue: Arc<str> = name.as_str().into();
-        let added = self.queues.send_if_modified(|queues| {
-            let new = !queues.contains(&queue);
-            if new {
-                queues.push(queue.clone());
+    /// Tasks that were received and have not started get the new limits too, which Celery forgets.
+    fn apply_limits(&mut self, name: &str, hard: Option<Duration>, soft: Option<Duration>) {
+        let (hard, soft) = (hard.or(self.options.time_limit), soft.or(self.options.soft_time_limit));
+        let waiting: Vec<Key> = self
+            .active
+            .iter()
+            .filter(|(_, active)| *active.request.entry.name == *name && active.context.is_none())
+            .map(|(key, _)| *key)
+            .collect();
+        for key in waiting {
+            // Nobody else has a request that has not started.
+            if let Some(active) = self.active.get_mut(&key)
+                && let Some(request) = Arc::get_mut(&mut active.request)
+            {
+                request.policy.time_limit = hard;
+                request.policy.soft_time_limit = soft;
             }
-            new
-        });
-        if added {
-            self.out.push(Out::Broker(crate::broker::Write::Declare(queue)));
-            ok(format!("add consumer {name}"))
-        } else {
-            ok(format!("already consuming from {name}"))
         }
     }
-
-    fn cancel_consumer(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
-        let name = arguments.text("queue")?.to_owned();
-        self.queues.send_if_modified(|queues| {
-            let before = queues.len();
-            queues.retain(|queue| **queue != *name);
-            queues.len() != before
-        });
-        ok(format!("no longer consuming from {name}"))
-    }
-}
-
-fn ok(text: impl Into<String>) -> Result<Answer, String> {
-    Ok(Some(json!({"ok": text.into()})))
-}
-
-fn error_reply(text: impl Into<String>) -> Result<Answer, String> {
-    Ok(Some(json!({"error": text.into()})))
-}
-
-/// `SIGTERM`, `TERM`, `15`; Celery's default is SIGTERM. The signal itself is not sent: the run is ended exactly, and
-/// the number is told to the monitors.
-fn signal_number(signal: Option<&Value>) -> Result<i32, String> {
-    const NAMES: [(&str, i32); 7] = [
-        ("HUP", 1),
-        ("INT", 2),
-        ("QUIT", 3),
-        ("KILL", 9),
-        ("USR1", 10),
-        ("USR2", 12),
-        ("TERM", 15),
-    ];
-    let number = match signal {
-        None => return Ok(15),
-        Some(Value::Number(number)) => number.as_i64().and_then(|number| i32::try_from(number).ok()),
-        Some(Value::String(name)) => {
-            let short = name.trim_start_matches("SIG");
-            let named = NAMES
-                .iter()
-                .find(|(known, _)| *known == short)
-                .map(|(_, number)| *number);
-            named.or_else(|| name.parse().ok())
-        }
-        Some(_) => None,
-    };
-    number.ok_or_else(|| "ValueError('unknown signal')".into())
 }

@@ -1,44 +1,45 @@
 //! Commands that only ask (protocol 7.6 to 7.10).
 
 use serde_json::{Map, Value, json};
+use tracing::info;
 
 use super::request_info::request_info;
-use super::{Answer, Arguments};
+use super::{Answer, Arguments, ok};
 use crate::clock;
+use crate::task;
 use crate::worker::consumer::{Active, Consumer};
-use crate::worker::events::VERSION;
+use crate::worker::events::{IDENT, VERSION};
 use crate::worker::facts;
 use crate::worker::request::{Hold, State};
 
+/// Samples of memory that are remembered.
+const SAMPLES: usize = 1000;
+
 impl Consumer {
     /// Answers a question; `None` when the method is none.
-    pub(super) fn inspect(&mut self, method: &str, arguments: &Arguments<'_>) -> Option<Result<Answer, String>> {
-        let answer = match method {
-            "ping" => json!({"ok": "pong"}),
-            "active" | "dump_active" => self.list(arguments.flag("safe"), |active| {
+    pub(super) fn inspect(&mut self, name: &str, arguments: &Arguments<'_>) -> Option<Result<Answer, String>> {
+        let answer = match name {
+            "ping" => return Some(ok("pong")),
+            "active" => self.list(arguments.flag("safe"), |active| {
                 matches!(active.state, State::Running { .. })
             }),
-            "reserved" | "dump_reserved" => self.list(false, |active| {
+            "reserved" => self.list(false, |active| {
                 matches!(active.state, State::Received { .. } | State::Reserved { .. })
             }),
-            "scheduled" | "dump_schedule" => self.scheduled(),
-            "revoked" | "dump_revoked" => self.revoked.ids().collect(),
-            "registered" | "dump_tasks" => self.registered(arguments),
+            "scheduled" => self.scheduled(),
+            "revoked" => self.revoked.ids().collect(),
+            "registered" => self.registered(arguments),
             "stats" => self.stats(),
             "active_queues" => self.active_queues(),
             "query_task" => match arguments.texts("ids") {
                 Ok(ids) => self.query(&ids),
                 Err(error) => return Some(Err(error)),
             },
-            "conf" | "dump_conf" => Value::Object(self.options.conf.clone()),
-            "report" => json!({"ok": self.report()}),
+            "conf" => self.conf(arguments.flag("with_defaults")),
+            "report" => return Some(ok(self.report())),
             "clock" => json!({"clock": self.events.clock()}),
-            "memsample" => format!("{:.2}MB", facts::resident_bytes() as f64 / 1e6).into(),
-            "memdump" => format!(
-                "{:.2}MB resident now; this worker keeps no samples",
-                facts::resident_bytes() as f64 / 1e6
-            )
-            .into(),
+            "memsample" => self.sample_memory(),
+            "memdump" => self.dump_memory(arguments),
             "objgraph" => {
                 return Some(Err(
                     "NotImplementedError('objgraph draws Python objects; this worker has none')".into(),
@@ -75,13 +76,23 @@ impl Consumer {
     fn registered(&self, arguments: &Arguments<'_>) -> Value {
         let builtins = arguments.flag("builtins");
         let wanted = arguments.texts("taskinfoitems").unwrap_or_default();
-        let shows = |item: &str| wanted.is_empty() || wanted.iter().any(|name| name == item);
+        let wanted: Vec<&str> = match &wanted[..] {
+            [] => vec!["exchange", "routing_key", "rate_limit"],
+            wanted => wanted.iter().map(String::as_str).collect(),
+        };
         self.registry
             .entries()
             .filter(|entry| builtins || !entry.name.starts_with("celery."))
-            .map(|entry| match entry.options.rate_limit {
-                Some(limit) if shows("rate_limit") => format!("{} [rate_limit={limit}]", entry.name),
-                _ => entry.name.to_string(),
+            .map(|entry| {
+                let policy = self.options.policy(&entry.options);
+                let items: Vec<String> = wanted
+                    .iter()
+                    .filter_map(|item| Some(format!("{item}={}", attribute(entry, &policy, item)?)))
+                    .collect();
+                match &items[..] {
+                    [] => entry.name.to_string(),
+                    items => format!("{} [{}]", entry.name, items.join(" ")),
+                }
             })
             .collect()
     }
@@ -92,22 +103,13 @@ impl Consumer {
             .iter()
             .map(|(name, count)| (name.to_string(), (*count).into()))
             .collect();
-        let seconds = |limit: Option<std::time::Duration>| limit.map_or(0.0, |limit| limit.as_secs_f64());
         let broker = &self.options.broker;
-        json!({
+        let mut stats = json!({
             "total": totals,
             "pid": std::process::id(),
             "clock": self.events.clock().to_string(),
             "uptime": clock::instant().saturating_duration_since(self.born).as_secs(),
-            "pool": {
-                "implementation": "orchestra.worker.pool:Pool",
-                "max-concurrency": self.pool.size(),
-                "processes": [std::process::id()],
-                "max-tasks-per-child": "N/A",
-                "put-guarded-by-semaphore": true,
-                "timeouts": [seconds(self.options.soft_time_limit), seconds(self.options.time_limit)],
-                "writes": {"total": self.processed, "backlog": self.outbox.backlog()},
-            },
+            "pool": self.pool_stats(),
             "broker": {
                 "hostname": broker.host(),
                 "userid": broker.username(),
@@ -120,13 +122,36 @@ impl Consumer {
                 "transport_options": self.options.conf.get("broker_transport_options").cloned().unwrap_or_else(|| json!({})),
                 "login_method": null,
                 "uri_prefix": null,
-                "heartbeat": 0,
+                "heartbeat": 0.0,
                 "failover_strategy": "round-robin",
                 "alternates": [],
                 "credential_provider": null,
             },
             "prefetch_count": self.prefetch + self.held_for_eta(),
             "rusage": facts::resource_usage(),
+        });
+        if let Some(scaler) = &self.autoscaler {
+            stats["autoscaler"] = json!({
+                "max": scaler.max,
+                "min": scaler.min,
+                "current": self.pool.size(),
+                "qty": self.reserved.len() + self.running,
+            });
+        }
+        stats
+    }
+
+    /// As the thread pool of Celery shows itself, and what its process pool adds that has a meaning here. There is no
+    /// list of processes: there are none.
+    fn pool_stats(&self) -> Value {
+        let seconds = |limit: Option<std::time::Duration>| limit.map_or(json!(0), |limit| json!(limit.as_secs_f64()));
+        json!({
+            "implementation": "orchestra.worker.pool:Pool",
+            "max-concurrency": self.pool.size(),
+            "threads": self.pool.size(),
+            "max-tasks-per-child": "N/A",
+            "put-guarded-by-semaphore": true,
+            "timeouts": [seconds(self.options.soft_time_limit), seconds(self.options.time_limit)],
         })
     }
 
@@ -135,38 +160,6 @@ impl Consumer {
             .values()
             .filter(|active| matches!(active.state, State::Held { why: Hold::Eta, .. }))
             .count()
-    }
-
-    fn active_queues(&self) -> Value {
-        self.queues
-            .borrow()
-            .iter()
-            .map(|queue| {
-                json!({
-                    "name": queue,
-                    "exchange": {
-                        "name": queue, "type": "direct", "arguments": null, "durable": true, "passive": false,
-                        "auto_delete": false, "delivery_mode": null, "no_declare": false,
-                    },
-                    "routing_key": queue,
-                    "queue_arguments": null,
-                    "binding_arguments": null,
-                    "consumer_arguments": null,
-                    "durable": true,
-                    "exclusive": false,
-                    "auto_delete": false,
-                    "no_ack": false,
-                    "alias": null,
-                    "bindings": [],
-                    "no_declare": null,
-                    "expires": null,
-                    "message_ttl": null,
-                    "max_length": null,
-                    "max_length_bytes": null,
-                    "max_priority": null,
-                })
-            })
-            .collect()
     }
 
     fn query(&self, ids: &[String]) -> Value {
@@ -187,29 +180,98 @@ impl Consumer {
         found.into()
     }
 
+    fn conf(&self, with_defaults: bool) -> Value {
+        let mut conf = Map::new();
+        if with_defaults {
+            conf.extend(self.options.conf_defaults.clone());
+        }
+        conf.extend(self.options.conf.clone());
+        conf.into()
+    }
+
+    /// In the form of Celery's bug report.
     fn report(&self) -> String {
-        format!(
-            "software -> orchestra:{VERSION} (rust)\nplatform -> system:{} arch:{}\nbroker   -> {}\nresults  -> {}\n",
-            facts::system(),
-            std::env::consts::ARCH,
-            self.options.broker,
-            self.options
-                .backend
-                .as_ref()
-                .map_or_else(|| "disabled".to_owned(), ToString::to_string),
-        )
+        let (system, kernel) = (facts::system(), facts::kernel());
+        let results = self.options.backend.as_ref();
+        let results = results.map_or_else(|| "disabled".to_owned(), ToString::to_string);
+        let mut report = format!(
+            "\nsoftware -> {IDENT}:{VERSION} (rust)\n\
+             platform -> system:{system} arch:{arch}\n            kernel version:{kernel}\n\
+             loader   -> {IDENT}\n\
+             settings -> transport:redis results:{results}\n\n",
+            arch = std::env::consts::ARCH,
+        );
+        for (name, value) in &self.options.conf {
+            report.push_str(&format!("{name}: {}\n", crate::wire::repr(value)));
+        }
+        report
+    }
+
+    fn sample_memory(&mut self) -> Value {
+        let sample = megabytes();
+        let samples = &mut self.panel.samples;
+        if samples.len() == SAMPLES {
+            samples.pop_front();
+        }
+        samples.push_back(sample.clone());
+        sample.into()
+    }
+
+    /// In the form of `celery.utils.debug.memdump`.
+    fn dump_memory(&self, arguments: &Arguments<'_>) -> Value {
+        let wanted = arguments.number("samples").ok().flatten().unwrap_or(10);
+        let samples = &self.panel.samples;
+        let mut text = String::new();
+        if !samples.is_empty() {
+            text.push_str("- rss (sample):\n");
+            for sample in samples.iter().skip(samples.len().saturating_sub(wanted)) {
+                text.push_str(&format!("-    > {sample},\n"));
+            }
+        }
+        text.push_str(&format!("- rss (end): {}.\n", megabytes()));
+        text.into()
     }
 
     /// Another worker introduces itself (P-197): both learn what the other has revoked.
     fn hello(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
-        if arguments.text("from_node")? == self.options.hostname {
-            return Ok(None);
+        let from = arguments.text("from_node")?;
+        if from == self.options.hostname {
+            return Ok(Some(Value::Null));
         }
+        info!("sync with {}", from.escape_debug());
         let now = clock::instant();
-        for id in arguments.texts("revoked").unwrap_or_default() {
-            self.revoked.add(id, now);
+        match arguments.get("revoked") {
+            Some(Value::Array(ids)) => self.revoked.merge(ids.iter().filter_map(Value::as_str), now),
+            // Celery before 5.7 sends ids with their times, which mean nothing here.
+            Some(Value::Object(ids)) => self.revoked.merge(ids.keys().map(String::as_str), now),
+            _ => {}
         }
+        self.revoked.purge(now);
         let revoked: Vec<&str> = self.revoked.ids().collect();
-        Ok(Some(json!({"revoked": revoked, "clock": self.events.clock()})))
+        Ok(Some(json!({"revoked": revoked, "clock": self.events.tick()})))
+    }
+}
+
+fn megabytes() -> String {
+    format!("{:.2}MB", facts::resident_bytes() as f64 / 1e6)
+}
+
+/// An attribute of a task class under Celery's name, as Python shows it; `None` where it would be None or is unknown.
+fn attribute(entry: &task::Entry, policy: &task::Options, name: &str) -> Option<String> {
+    let flag = |value: bool| Some(if value { "True" } else { "False" }.to_owned());
+    let seconds = |value: Option<std::time::Duration>| value.map(|value| value.as_secs_f64().to_string());
+    match name {
+        "name" => Some(entry.name.to_string()),
+        "rate_limit" => policy.rate_limit.map(|limit| limit.to_string()),
+        "max_retries" => policy.max_retries.map(|max| max.to_string()),
+        "default_retry_delay" => seconds(Some(policy.default_retry_delay)),
+        "time_limit" => seconds(policy.time_limit),
+        "soft_time_limit" => seconds(policy.soft_time_limit),
+        "acks_late" => flag(policy.acks_late),
+        "ignore_result" => flag(policy.ignore_result),
+        "store_errors_even_if_ignored" => flag(policy.store_errors_even_if_ignored),
+        "track_started" => flag(policy.track_started),
+        "send_events" => flag(policy.send_events),
+        _ => None,
     }
 }

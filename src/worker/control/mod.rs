@@ -4,31 +4,72 @@
 //! its other inputs, so that a flood of them cannot starve tasks.
 
 mod change;
+mod commands;
 mod inspect;
+mod pool;
+mod queues;
 mod request_info;
+mod revoke;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use super::consumer::Consumer;
+use super::mingle::Neighbour;
 use super::writer::Out;
-use crate::broker;
+use crate::wire::Heard;
 use crate::wire::pidbox::{self, Request};
+use crate::{broker, clock};
+use queues::Binding;
 
-/// A request for this worker.
-pub(crate) struct Order(pub Request);
+/// What others say to this worker.
+pub(crate) enum Order {
+    /// A remote control request.
+    Request(Request),
+    /// An event of a worker, maybe our own.
+    Heard(Heard),
+    /// A worker answered our hello.
+    Neighbour(Neighbour),
+    /// What have we revoked?
+    Revoked(oneshot::Sender<Vec<String>>),
+    /// Another worker answered in our name.
+    Double,
+    /// The connection to the broker was lost and is there again.
+    Reconnected,
+}
 
-/// What a command answers: a value, or nothing at all (`shutdown`).
+/// What a command answers: a value (also null), or nothing at all (`shutdown`).
 type Answer = Option<Value>;
 
-/// Reads the control channel until it closes.
+/// What remote control remembers.
+#[derive(Default)]
+pub(crate) struct Panel {
+    /// Samples of `memsample`, newest last.
+    samples: VecDeque<String>,
+    /// Queues that were added with an exchange of another name.
+    bindings: HashMap<Arc<str>, Binding>,
+}
+
+/// Reads the control channel, and the events of workers, until it closes.
 pub(crate) async fn listen(
     mut messages: mpsc::Receiver<(String, Vec<u8>)>,
     hostname: String,
+    events: Option<String>,
     orders: mpsc::Sender<Order>,
 ) {
     while let Some((channel, payload)) = messages.recv().await {
+        if events.as_deref().is_some_and(|events| channel.starts_with(events)) {
+            match Heard::decode(&payload) {
+                // An event is news that the next one replaces: rather lost than in the way of a request.
+                Ok(heard) => drop(orders.try_send(Order::Heard(heard))),
+                Err(error) => debug!("a message on {channel} is no event: {error}"),
+            }
+            continue;
+        }
         let request = match pidbox::decode(&payload) {
             Ok(request) => request,
             Err(error) => {
@@ -36,33 +77,40 @@ pub(crate) async fn listen(
                 continue;
             }
         };
-        if request.is_for(&hostname) && orders.send(Order(request)).await.is_err() {
+        if request.is_for(&hostname) && orders.send(Order::Request(request)).await.is_err() {
             return;
         }
     }
 }
 
 impl Consumer {
+    pub(super) fn on_order(&mut self, order: Order) {
+        match order {
+            Order::Request(request) => self.on_request(&request),
+            Order::Heard(heard) => self.on_heard(&heard),
+            Order::Neighbour(neighbour) => self.on_neighbour(neighbour),
+            Order::Revoked(answer) => {
+                self.revoked.purge(clock::instant());
+                // Whoever asked may be gone.
+                let _ = answer.send(self.revoked.ids().map(str::to_owned).collect());
+            }
+            Order::Double => self.warn_of_double(),
+            Order::Reconnected => self.worker_event("worker-online"),
+        }
+    }
+
     /// Carries out a request and answers it, if an answer is wanted.
-    pub(super) fn on_order(&mut self, Order(request): Order) {
-        self.events.adjust(request.clock);
+    fn on_request(&mut self, request: &Request) {
+        // Only counted, not compared: clients have a clock of their own (trap T37).
         let clock = self.events.tick();
         debug!(method = %request.method, "control request");
-        let arguments = Arguments {
-            method: &request.method,
-            map: request.arguments.as_ref(),
+        let answer = match self.obey(request) {
+            Ok(answer) => answer,
+            Err(error) => {
+                warn!("control command {} failed: {error}", request.method.escape_debug());
+                Some(json!({"error": error}))
+            }
         };
-        let answer = self
-            .inspect(&request.method, &arguments)
-            .or_else(|| self.change(&request.method, &arguments));
-        let answer = match answer {
-            Some(Ok(answer)) => answer,
-            Some(Err(error)) => Some(json!({"error": error})),
-            None => Some(json!({"error": format!("KeyError('{}')", request.method)})),
-        };
-        if let Some(error) = answer.as_ref().and_then(|answer| answer.get("error")) {
-            warn!("control command {} failed: {error}", request.method);
-        }
         let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) else {
             return;
         };
@@ -74,17 +122,29 @@ impl Consumer {
             &answer,
         ) {
             Ok(payload) => self.out.push(Out::Broker(broker::Write::Reply {
+                exchange: reply_to.exchange.clone(),
                 routing_key: reply_to.routing_key.clone(),
                 payload: payload.into(),
             })),
             Err(error) => warn!(%error, "a reply cannot be encoded"),
         }
     }
+
+    fn obey(&mut self, request: &Request) -> Result<Answer, String> {
+        let map = request.arguments.as_ref();
+        let unknown = || format!("KeyError({})", text_repr(&request.method));
+        let command = commands::find(&request.method).ok_or_else(unknown)?;
+        command.check(map)?;
+        let arguments = Arguments { map };
+        match self.inspect(command.name, &arguments) {
+            Some(answer) => answer,
+            None => self.change(command.name, &arguments).unwrap_or_else(|| Err(unknown())),
+        }
+    }
 }
 
-/// The arguments of a command, with Python's errors for what is missing.
+/// The arguments of a command.
 pub(super) struct Arguments<'a> {
-    method: &'a str,
     map: Option<&'a Map<String, Value>>,
 }
 
@@ -94,7 +154,8 @@ impl Arguments<'_> {
     }
 
     pub(super) fn text(&self, name: &str) -> Result<&str, String> {
-        self.get(name).and_then(Value::as_str).ok_or_else(|| self.missing(name))
+        let text = self.get(name).and_then(Value::as_str);
+        text.ok_or_else(|| format!("TypeError('{name} must be text')"))
     }
 
     pub(super) fn flag(&self, name: &str) -> bool {
@@ -107,28 +168,45 @@ impl Arguments<'_> {
     }
 
     /// A whole number; the celery command sends numbers as text at times.
-    pub(super) fn number(&self, name: &str, default: usize) -> Result<usize, String> {
+    pub(super) fn number(&self, name: &str) -> Result<Option<usize>, String> {
         match self.get(name) {
-            None => Some(default),
+            None => return Ok(None),
             Some(Value::String(text)) => text.parse().ok(),
             Some(value) => value.as_u64().and_then(|number| usize::try_from(number).ok()),
         }
-        .ok_or_else(|| format!("ValueError(\"{}: {name} is not a whole number\")", self.method))
+        .map(Some)
+        .ok_or_else(|| format!("ValueError('{name} must be a whole number from 0')"))
     }
 
-    /// One text or a list of texts.
+    /// One text or a list of texts, each once; nothing is an empty list.
     pub(super) fn texts(&self, name: &str) -> Result<Vec<String>, String> {
-        match self.get(name) {
-            Some(Value::String(text)) => Ok(vec![text.clone()]),
-            Some(Value::Array(items)) => Ok(items.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
-            _ => Err(self.missing(name)),
-        }
+        let wrong = || format!("TypeError('{name} must be text or a list of texts')");
+        let items = match self.get(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::String(text)) => return Ok(vec![text.clone()]),
+            Some(Value::Array(items)) => items,
+            Some(_) => return Err(wrong()),
+        };
+        let mut seen = std::collections::HashSet::new();
+        let texts: Result<Vec<&str>, String> = items.iter().map(|item| item.as_str().ok_or_else(wrong)).collect();
+        Ok(texts?
+            .into_iter()
+            .filter(|text| seen.insert(*text))
+            .map(str::to_owned)
+            .collect())
     }
+}
 
-    fn missing(&self, name: &str) -> String {
-        format!(
-            "TypeError(\"{}() missing 1 required positional argument: '{name}'\")",
-            self.method
-        )
-    }
+fn ok(text: impl Into<String>) -> Result<Answer, String> {
+    Ok(Some(json!({"ok": text.into()})))
+}
+
+/// An error that is an answer of the command, not an exception in it.
+fn error_reply(text: impl Into<String>) -> Result<Answer, String> {
+    Ok(Some(json!({"error": text.into()})))
+}
+
+/// Python's repr of a text.
+fn text_repr(text: &str) -> String {
+    crate::wire::repr(&Value::String(text.to_owned()))
 }

@@ -1,0 +1,131 @@
+//! Commands for queues: add, cancel, list.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::{Answer, Arguments, ok};
+use crate::broker;
+use crate::worker::consumer::Consumer;
+use crate::worker::writer::Out;
+
+/// Queues that remote control may add.
+const MOST: usize = 1000;
+
+/// How a queue is bound, when not to the direct exchange of its own name.
+#[derive(Debug)]
+pub(super) struct Binding {
+    exchange: String,
+    kind: &'static str,
+    routing_key: String,
+}
+
+impl Consumer {
+    pub(super) fn add_consumer(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
+        let text = |name: &str| match arguments.get(name) {
+            None => Ok(None),
+            Some(_) => arguments
+                .text(name)
+                .map(|text| Some(text).filter(|text| !text.is_empty())),
+        };
+        let name = arguments.text("queue")?;
+        let (exchange, routing_key) = (text("exchange")?.unwrap_or(name), text("routing_key")?.unwrap_or(name));
+        let kind = match text("exchange_type")? {
+            None | Some("direct") => "direct",
+            Some("topic") => "topic",
+            Some(other) => {
+                return Err(format!(
+                    "ValueError({})",
+                    super::text_repr(&format!("queues of {other} exchanges cannot be consumed"))
+                ));
+            }
+        };
+        if [name, exchange, routing_key]
+            .iter()
+            .any(|name| name.is_empty() || name.len() > 255)
+        {
+            return Err("ValueError('a name has 1 to 255 characters')".into());
+        }
+        let queue: Arc<str> = name.into();
+        let known = self.queues.borrow().contains(&queue);
+        if !known && self.queues.borrow().len() >= MOST {
+            return Err(format!("ValueError('this worker consumes from {MOST} queues already')"));
+        }
+        if !known {
+            self.bind(&queue, exchange, kind, routing_key);
+            self.queues.send_modify(|queues| queues.push(queue));
+            info!("Started consuming from {name}");
+        }
+        ok(format!("add consumer {name}"))
+    }
+
+    fn bind(&mut self, queue: &Arc<str>, exchange: &str, kind: &'static str, routing_key: &str) {
+        self.out.push(Out::Broker(broker::Write::Declare(queue.clone())));
+        if exchange == &**queue && routing_key == &**queue {
+            return;
+        }
+        self.out.push(Out::Broker(broker::Write::Bind {
+            queue: queue.clone(),
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
+            topic: kind == "topic",
+        }));
+        let binding = Binding {
+            exchange: exchange.to_owned(),
+            kind,
+            routing_key: routing_key.to_owned(),
+        };
+        self.panel.bindings.insert(queue.clone(), binding);
+    }
+
+    pub(super) fn cancel_consumer(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
+        let name = arguments.text("queue")?;
+        let cancelled = self.queues.send_if_modified(|queues| {
+            let before = queues.len();
+            queues.retain(|queue| **queue != *name);
+            queues.len() != before
+        });
+        if cancelled {
+            self.panel.bindings.remove(name);
+            info!("Canceling queue {name}");
+        }
+        ok(format!("no longer consuming from {name}"))
+    }
+
+    pub(super) fn active_queues(&self) -> Value {
+        let queues = self.queues.borrow();
+        queues.iter().map(|queue| self.shown_queue(queue)).collect()
+    }
+
+    /// A queue with the fields of kombu's `Queue.as_dict`.
+    fn shown_queue(&self, queue: &Arc<str>) -> Value {
+        let (exchange, kind, routing_key) = match self.panel.bindings.get(queue) {
+            Some(bound) => (&*bound.exchange, bound.kind, &*bound.routing_key),
+            None => (&**queue, "direct", &**queue),
+        };
+        json!({
+            "name": queue,
+            "exchange": {
+                "name": exchange, "type": kind, "arguments": null, "durable": true, "passive": false,
+                "auto_delete": false, "delivery_mode": null, "no_declare": false,
+            },
+            "routing_key": routing_key,
+            "queue_arguments": null,
+            "binding_arguments": null,
+            "consumer_arguments": null,
+            "durable": true,
+            "exclusive": false,
+            "auto_delete": false,
+            "no_ack": false,
+            "alias": null,
+            "bindings": [],
+            "no_declare": null,
+            "expires": null,
+            "message_ttl": null,
+            "max_length": null,
+            "max_length_bytes": null,
+            "max_priority": null,
+        })
+    }
+}

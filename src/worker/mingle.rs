@@ -1,0 +1,180 @@
+//! Says hello to the neighbours (`celery.worker.consumer.mingle`), at start and whenever the connection was lost in
+//! between: they tell what was revoked while we could not hear it, and how late it is by the Lamport clock.
+//!
+//! Celery waits a second for answers. Redis says how many heard the question, so we wait no longer than until they have
+//! answered, and not at all when we are alone.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use super::consumer::Consumer;
+use super::control::Order;
+use crate::broker::{Broker, Error};
+use crate::clock;
+use crate::wire::pidbox;
+
+/// How long answers are waited for, at most.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often the answers, and the connection, are looked at.
+const LOOK: Duration = Duration::from_millis(5);
+const LOOK_FOR_CONNECTION: Duration = Duration::from_secs(1);
+
+/// What a neighbour answered.
+pub(crate) struct Neighbour {
+    node: String,
+    clock: Option<u64>,
+    revoked: Vec<String>,
+    /// Told when it is part of our state: no task may start before that.
+    merged: oneshot::Sender<()>,
+}
+
+/// The service that says hello.
+pub(crate) struct Mingle {
+    pub broker: Broker,
+    pub hostname: String,
+    pub namespace: String,
+    pub orders: mpsc::Sender<Order>,
+    /// Told when the first round is over.
+    pub done: oneshot::Sender<()>,
+}
+
+impl Mingle {
+    /// Runs as long as the worker takes orders.
+    pub(crate) async fn run(self) {
+        let Self {
+            broker,
+            hostname,
+            namespace,
+            orders,
+            done,
+        } = self;
+        let round = Round {
+            broker: &broker,
+            hostname: &hostname,
+            namespace: &namespace,
+            orders: &orders,
+        };
+        let mut epoch = broker.epoch();
+        round.run().await;
+        // Nobody waits for it when the worker is about to stop.
+        let _ = done.send(());
+        while !orders.is_closed() {
+            tokio::time::sleep(LOOK_FOR_CONNECTION).await;
+            let now = broker.epoch();
+            if now != 0 && now != epoch {
+                epoch = now;
+                if orders.send(Order::Reconnected).await.is_err() {
+                    return;
+                }
+                round.run().await;
+            }
+        }
+    }
+}
+
+struct Round<'a> {
+    broker: &'a Broker,
+    hostname: &'a str,
+    namespace: &'a str,
+    orders: &'a mpsc::Sender<Order>,
+}
+
+impl Round<'_> {
+    async fn run(&self) {
+        info!("mingle: searching for neighbors");
+        let (ours, revoked) = oneshot::channel();
+        if self.orders.send(Order::Revoked(ours)).await.is_err() {
+            return;
+        }
+        let oid = Uuid::new_v4().to_string();
+        let exchange = pidbox::reply_exchange(self.namespace);
+        let asked = self.ask(&exchange, &oid, &revoked.await.unwrap_or_default()).await;
+        // What is left behind expires.
+        let _ = self.broker.unbind_replies(&exchange, &oid).await;
+        match asked {
+            Ok(0) => info!("mingle: all alone"),
+            Ok(nodes) => {
+                info!("mingle: sync with {nodes} nodes");
+                info!("mingle: sync complete");
+            }
+            Err(error) => warn!("mingle: the neighbours cannot be asked: {error}"),
+        }
+    }
+
+    /// Asks, and hands over what comes back; how many answered.
+    async fn ask(&self, exchange: &str, oid: &str, revoked: &[String]) -> Result<usize, Error> {
+        let ticket = Uuid::new_v4().to_string();
+        let arguments = json!({"from_node": self.hostname, "revoked": revoked});
+        let Ok(payload) = pidbox::encode_request(self.namespace, "hello", &arguments, None, Some((oid, &ticket)))
+        else {
+            return Ok(0);
+        };
+        self.broker.bind_replies(exchange, oid).await?;
+        let heard = self
+            .broker
+            .tell(&format!("{}.pidbox", self.namespace), &payload)
+            .await?;
+        let (mut answers, mut own, mut nodes) = (0, 0, 0);
+        let end = clock::instant() + PATIENCE;
+        // One of those who heard it is ourselves.
+        while heard > 1 && answers < heard && clock::instant() < end {
+            for reply in self.broker.take_replies(exchange, oid).await? {
+                answers += 1;
+                let Ok((_, answer)) = pidbox::decode_reply(&reply) else {
+                    continue;
+                };
+                for (node, answer) in answer {
+                    if node == self.hostname {
+                        own += 1;
+                    } else if self.hand_over(node, &answer).await {
+                        nodes += 1;
+                    }
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        if own > 1 {
+            // The worker is gone if nobody takes it.
+            let _ = self.orders.send(Order::Double).await;
+        }
+        Ok(nodes)
+    }
+
+    async fn hand_over(&self, node: String, answer: &Value) -> bool {
+        if !answer.is_object() {
+            debug!("mingle: {node} answered something else");
+            return false;
+        }
+        let ids = answer.get("revoked").and_then(Value::as_array);
+        let (merged, is_merged) = oneshot::channel();
+        let neighbour = Neighbour {
+            clock: answer.get("clock").and_then(Value::as_u64),
+            revoked: ids
+                .into_iter()
+                .flatten()
+                .filter_map(|id| id.as_str().map(str::to_owned))
+                .collect(),
+            node,
+            merged,
+        };
+        self.orders.send(Order::Neighbour(neighbour)).await.is_ok() && is_merged.await.is_ok()
+    }
+}
+
+impl Consumer {
+    pub(super) fn on_neighbour(&mut self, neighbour: Neighbour) {
+        debug!("mingle: processing reply from {}", neighbour.node);
+        match neighbour.clock {
+            Some(clock) => self.events.adjust(clock),
+            None => drop(self.events.tick()),
+        }
+        let ids = neighbour.revoked.iter().map(String::as_str);
+        self.revoked.merge(ids, clock::instant());
+        // It may have given up waiting.
+        let _ = neighbour.merged.send(());
+    }
+}
