@@ -59,6 +59,8 @@ pub struct Claims {
     pub messages: Vec<Claimed>,
     /// Elements that are none.
     pub dead: Vec<Dead>,
+    /// Why nothing can be taken from one of the queues: its key holds something else than a list.
+    pub unusable: Option<String>,
 }
 
 impl Broker {
@@ -78,7 +80,8 @@ impl Broker {
         call.arg(&id.prefix).arg(count).arg(u8::from(tries > 0));
         call.arg(self.options.max_message_bytes)
             .arg(self.options.dead_limit)
-            .arg(BYTES);
+            .arg(BYTES)
+            .arg(self.keys.name(""));
         for (key, index) in &keys {
             call.key(key).arg(&*queues[*index]);
         }
@@ -140,20 +143,24 @@ fn read(reply: Option<Value>, keys: &[(String, usize)], queues: &[Arc<str>]) -> 
         let (Value::BulkString(tag), Value::Int(key), Value::BulkString(body)) = (tag, key, body) else {
             return Err(unexpected(None));
         };
-        let queue = usize::try_from(key).ok().and_then(|key| keys.get(key.checked_sub(1)?));
-        let Some(queue) = queue.map(|(_, index)| queues[*index].clone()) else {
+        let key = usize::try_from(key).ok().and_then(|key| keys.get(key.checked_sub(1)?));
+        let Some((key, queue)) = key.map(|(key, index)| (key, queues[*index].clone())) else {
             return Err(unexpected(None));
         };
-        if tag.is_empty() {
-            let reason = String::from_utf8_lossy(&body).into_owned();
-            claims.dead.push(Dead { queue, reason });
-        } else {
-            let tag = Tag(String::from_utf8_lossy(&tag).into());
-            claims.messages.push(Claimed {
-                tag,
+        match &tag[..] {
+            b"" => {
+                let reason = String::from_utf8_lossy(&body).into_owned();
+                claims.dead.push(Dead { queue, reason });
+            }
+            b"-" => {
+                let reason = String::from_utf8_lossy(&body);
+                claims.unusable = Some(format!("the key {key:?} of queue {queue:?} holds no list: {reason}"));
+            }
+            tag => claims.messages.push(Claimed {
+                tag: Tag(String::from_utf8_lossy(tag).into()),
                 queue,
                 raw: Bytes::from(body),
-            });
+            }),
         }
     }
     Ok(claims)

@@ -21,7 +21,7 @@ use keys::{Keys, binding};
 
 pub use crate::conn::Error;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
-pub use restore::{Restored, mark_redelivered};
+pub use restore::{GivenUp, Restored, mark_redelivered};
 pub use write::{End, Write};
 
 /// How the broker is used. Names are those of Celery's `broker_transport_options`.

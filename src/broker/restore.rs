@@ -18,12 +18,29 @@ const BATCH: usize = 100;
 const DELIVERIES: &str = "x-orchestra-deliveries";
 
 /// What a sweep did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Restored {
     /// Back in their queues.
     pub requeued: usize,
     /// In a dead-letter list: beyond repair, or given back too often.
-    pub dead: usize,
+    pub dead: Vec<GivenUp>,
+}
+
+/// A message that nobody gets any more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// Its envelope, or what stood in its place.
+    pub raw: Vec<u8>,
+    /// Why.
+    pub reason: String,
+}
+
+/// Where a held message goes.
+struct Destination {
+    keys: Vec<String>,
+    push: Vec<u8>,
+    /// Set when `keys` is a dead-letter list.
+    given_up: Option<GivenUp>,
 }
 
 /// The parts of a value of `unacked`: kombu's `[envelope, exchange, routing_key]`, with the envelope as text.
@@ -50,52 +67,62 @@ impl Broker {
         let mut restored = Restored::default();
         let mut found = found.into_iter();
         while let (Some(Value::BulkString(tag)), Some(Value::BulkString(value))) = (found.next(), found.next()) {
-            let (keys, push, dead) = self.destination(&value).await?;
+            let Destination { keys, push, given_up } = self.destination(&value).await?;
             let mut call = self.scripts.restore.prepare_invoke();
             call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
             for key in &keys {
                 call.key(key);
             }
             call.arg(&tag[..]).arg(&value[..]).arg(timeout).arg(&push[..]);
+            call.arg(given_up.as_ref().map_or(0, |_| self.options.dead_limit));
             let mut pipe = Pipeline::with_capacity(1);
             pipe.invoke_script(&call);
             if self.main.pipeline(&pipe).await?.pop() == Some(Value::Int(1)) {
-                if dead {
-                    restored.dead += 1;
-                } else {
-                    restored.requeued += 1;
+                match given_up {
+                    Some(given_up) => restored.dead.push(given_up),
+                    None => restored.requeued += 1,
                 }
             }
         }
         Ok(restored)
     }
 
-    /// Where a held message goes: the lists, what to push, and whether that is a dead-letter list.
-    async fn destination(&self, value: &[u8]) -> Result<(Vec<String>, Vec<u8>, bool), Error> {
-        let fallback = "celery".to_owned();
+    async fn destination(&self, value: &[u8]) -> Result<Destination, Error> {
         let held = std::str::from_utf8(value)
             .ok()
             .and_then(|text| serde_json::from_str::<Held<'_>>(text).ok());
         let Some((envelope, exchange, routing_key)) = held else {
-            let letter = self.letter(value, &fallback, "an entry of unacked that is no message");
-            return Ok((vec![self.dead_key(&fallback)], letter, true));
+            return Ok(self.give_up(value, "celery", "an entry of unacked that is no message".to_owned()));
         };
-        let marked = redelivered(envelope);
-        let deliveries = marked.as_ref().map_or(0, |(_, _, deliveries)| *deliveries);
+        let raw = envelope.get().as_bytes();
+        let Some((marked, priority, deliveries)) = redelivered(envelope) else {
+            let reason = "an entry of unacked that cannot be marked as redelivered".to_owned();
+            return Ok(self.give_up(raw, &routing_key, reason));
+        };
+        if deliveries > self.options.max_deliveries {
+            let reason = format!(
+                "delivered {} times without an end: each worker that took it was gone before it was done",
+                deliveries - 1
+            );
+            return Ok(self.give_up(raw, &routing_key, reason));
+        }
         let queues = self.route(&exchange, &routing_key).await?;
-        let Some((marked, priority, _)) = marked.filter(|_| deliveries <= self.options.max_deliveries) else {
-            let reason = if deliveries > self.options.max_deliveries {
-                format!(
-                    "delivered {deliveries} times without an end: each worker that took it was gone before it was done"
-                )
-            } else {
-                "an entry of unacked that cannot be marked as redelivered".to_owned()
-            };
-            let letter = self.letter(envelope.get().as_bytes(), &routing_key, &reason);
-            return Ok((vec![self.dead_key(&routing_key)], letter, true));
-        };
-        let keys = queues.iter().map(|queue| self.keys.queue(queue, priority)).collect();
-        Ok((keys, marked, false))
+        Ok(Destination {
+            keys: queues.iter().map(|queue| self.keys.queue(queue, priority)).collect(),
+            push: marked,
+            given_up: None,
+        })
+    }
+
+    fn give_up(&self, raw: &[u8], queue: &str, reason: String) -> Destination {
+        Destination {
+            keys: vec![self.dead_key(queue)],
+            push: self.letter(raw, queue, &reason),
+            given_up: Some(GivenUp {
+                raw: raw.to_vec(),
+                reason,
+            }),
+        }
     }
 
     /// The queues behind an exchange and a routing key (`kombu.transport.virtual.Channel._lookup`).

@@ -1,7 +1,9 @@
 //! A connection that comes back by itself.
 //!
 //! A supervisor owns the making of connections; everybody else uses the one that stands. Every command has a deadline
-//! and an idle connection is asked for a sign of life, so that a half-open one is found within seconds.
+//! and an idle connection is asked for a sign of life, so that a half-open one is found within seconds. What is heard by
+//! pub/sub comes on a connection of its own: a server closes one that subscribes as soon as 32 MB of answers wait for
+//! it (`client-output-buffer-limit pubsub`), so that one large message would stop a worker.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,22 +12,22 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, PushInfo, PushKind, Script, Value};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, OnceCell, mpsc, watch};
 use tracing::{info, warn};
 
 use super::error::{is_broken, needs_reconnect};
 use super::{Endpoint, Error};
 use crate::backoff::Backoff;
-use crate::clock;
+use crate::clock::{self, Instant};
 
 /// Time limits of a link.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
     /// For making a connection.
     pub connect_timeout: Duration,
-    /// For the answer to a command or pipeline.
+    /// For the first answer to a command or pipeline; a repeated one waits longer.
     pub response_timeout: Duration,
-    /// An idle connection is asked for a sign of life this often.
+    /// A connection that said nothing for this long is asked for a sign of life, and has as long to give it.
     pub health_check: Duration,
 }
 
@@ -33,7 +35,7 @@ impl Default for LinkOptions {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(1),
-            response_timeout: Duration::from_secs(5),
+            response_timeout: Duration::from_secs(4),
             health_check: Duration::from_secs(2),
         }
     }
@@ -47,6 +49,9 @@ const PUSHES: usize = 4096;
 
 /// The longest wait for one answer, however often it was tried.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
+
+/// Between two looks at a connection.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// The pipelines that wait for their answer. They are answered in order, so each is given as much time as the most
 /// patient of those before it.
@@ -92,11 +97,14 @@ struct Shared {
     client: Client,
     /// The connection that stands, with its number; `None` while there is none.
     current: watch::Sender<Option<(u64, MultiplexedConnection)>>,
-    used: AtomicU64,
+    /// When it last said something.
+    heard: Mutex<Instant>,
     /// Pipelines that wait for their answer.
     waiting: Waiting,
     setup: Mutex<Setup>,
     woken: Arc<Notify>,
+    /// The link that hears pub/sub; it is made when somebody subscribes.
+    ears: OnceCell<Link>,
     pushes: mpsc::Sender<Push>,
     unread: Mutex<Option<mpsc::Receiver<Push>>>,
     dropped: AtomicBool,
@@ -107,8 +115,30 @@ struct Shared {
 struct Setup {
     scripts: Vec<Script>,
     tracked: Vec<String>,
-    patterns: Vec<String>,
-    channels: HashSet<String>,
+    heard: HashSet<Heard>,
+}
+
+/// What is listened to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Heard {
+    Pattern(String),
+    Channel(String),
+}
+
+impl Heard {
+    async fn subscribe(&self, connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+        match self {
+            Self::Pattern(pattern) => connection.psubscribe(pattern).await,
+            Self::Channel(channel) => connection.subscribe(channel).await,
+        }
+    }
+
+    async fn unsubscribe(&self, connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+        match self {
+            Self::Pattern(pattern) => connection.punsubscribe(pattern).await,
+            Self::Channel(channel) => connection.unsubscribe(channel).await,
+        }
+    }
 }
 
 impl Link {
@@ -117,28 +147,56 @@ impl Link {
     /// # Errors
     /// The server cannot be reached; the text says which and what to do.
     pub async fn connect(endpoint: &Endpoint, options: LinkOptions) -> Result<Self, Error> {
-        let client = endpoint.client()?;
         let (pushes, unread) = mpsc::channel(PUSHES);
+        let link = Self::new(endpoint, options, pushes, Some(unread))?;
+        link.first()
+            .await
+            .map_err(|error| Error::unreachable(&error, &endpoint.to_string()))?;
+        tokio::spawn(supervise(Arc::downgrade(&link.shared)));
+        Ok(link)
+    }
+
+    fn new(
+        endpoint: &Endpoint,
+        options: LinkOptions,
+        pushes: mpsc::Sender<Push>,
+        unread: Option<mpsc::Receiver<Push>>,
+    ) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
             options,
-            client,
+            client: endpoint.client()?,
             current: watch::Sender::new(None),
-            used: AtomicU64::new(0),
+            heard: Mutex::new(clock::instant()),
             waiting: Waiting::default(),
             setup: Mutex::default(),
             woken: Arc::new(Notify::new()),
+            ears: OnceCell::new(),
             pushes,
-            unread: Mutex::new(Some(unread)),
+            unread: Mutex::new(unread),
             dropped: AtomicBool::new(false),
         });
-        let connection = shared
-            .open()
-            .await
-            .map_err(|error| Error::unreachable(&error, &shared.endpoint.to_string()))?;
-        shared.current.send_replace(Some((1, connection)));
-        tokio::spawn(supervise(Arc::downgrade(&shared)));
         Ok(Self { shared })
+    }
+
+    /// The first connection; its number is 1.
+    async fn first(&self) -> redis::RedisResult<()> {
+        let connection = self.shared.open().await?;
+        self.shared.current.send_replace(Some((1, connection)));
+        Ok(())
+    }
+
+    /// The link that hears pub/sub. It need not be connected yet.
+    async fn ears(&self) -> Result<&Self, Error> {
+        let shared = &self.shared;
+        let make = async || {
+            let ears = Self::new(&shared.endpoint, shared.options.clone(), shared.pushes.clone(), None)?;
+            // Should it fail, the supervisor tries again.
+            let _ = ears.first().await;
+            tokio::spawn(supervise(Arc::downgrade(&ears.shared)));
+            Ok(ears)
+        };
+        shared.ears.get_or_try_init(make).await
     }
 
     /// Where it goes.
@@ -210,11 +268,11 @@ impl Link {
         let Some((epoch, mut connection)) = current else {
             return Err(Error::Transient(format!("not connected to Redis at {}", url())));
         };
-        self.shared.used.fetch_add(1, Ordering::Relaxed);
         let (patience, _waiting) = self.shared.waiting.join(patience);
         connection.set_response_timeout(patience);
         match connection.req_packed_commands(pipe, 0, pipe.len()).await {
             Ok(values) => {
+                self.shared.hear();
                 for value in &values {
                     if let Value::ServerError(error) = value {
                         if needs_reconnect(error.code()) {
@@ -278,53 +336,58 @@ impl Link {
         self.shared.woken.notified().await;
     }
 
-    /// Subscribes to patterns, on this and every later connection; messages come to [`pushes`](Self::pushes).
+    /// Subscribes to patterns, now and on every later connection; messages come to [`pushes`](Self::pushes).
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn subscribe(&self, patterns: &[String]) -> Result<(), Error> {
-        self.shared.setup().patterns.extend_from_slice(patterns);
-        let current = self.shared.current.borrow().clone();
-        if let Some((_, mut connection)) = current {
-            for pattern in patterns {
-                let subscribed = connection.psubscribe(pattern).await;
-                subscribed.map_err(|error| Error::from_redis(&error, &self.shared.endpoint.to_string()))?;
-            }
+        for pattern in patterns {
+            self.listen(Heard::Pattern(pattern.clone())).await?;
         }
         Ok(())
     }
 
     /// Ends a subscription.
     pub async fn unsubscribe(&self, pattern: &str) {
-        self.shared.setup().patterns.retain(|known| known != pattern);
-        let current = self.shared.current.borrow().clone();
-        if let Some((_, mut connection)) = current {
-            // A connection that is gone has no subscriptions left.
-            let _ = connection.punsubscribe(pattern).await;
-        }
+        self.ignore(&Heard::Pattern(pattern.to_owned())).await;
     }
 
-    /// Subscribes to one channel, on this and every later connection.
+    /// Subscribes to one channel, now and on every later connection.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn subscribe_to(&self, channel: &str) -> Result<(), Error> {
-        self.shared.setup().channels.insert(channel.to_owned());
-        let current = self.shared.current.borrow().clone();
-        if let Some((_, mut connection)) = current {
-            let subscribed = connection.subscribe(channel).await;
-            subscribed.map_err(|error| Error::from_redis(&error, &self.shared.endpoint.to_string()))?;
-        }
-        Ok(())
+        self.listen(Heard::Channel(channel.to_owned())).await
     }
 
     /// Ends a subscription to one channel.
     pub async fn unsubscribe_from(&self, channel: &str) {
-        self.shared.setup().channels.remove(channel);
-        let current = self.shared.current.borrow().clone();
+        self.ignore(&Heard::Channel(channel.to_owned())).await;
+    }
+
+    async fn listen(&self, what: Heard) -> Result<(), Error> {
+        let ears = &self.ears().await?.shared;
+        ears.setup().heard.insert(what.clone());
+        let Some((_, mut connection)) = ears.current.borrow().clone() else {
+            return Ok(());
+        };
+        what.subscribe(&mut connection).await.map_err(|error| {
+            let error = Error::from_redis(&error, &ears.endpoint.to_string());
+            if !error.is_transient() {
+                // What is refused now is refused later, and would keep the next connection from being made.
+                ears.setup().heard.remove(&what);
+            }
+            error
+        })
+    }
+
+    async fn ignore(&self, what: &Heard) {
+        let Some(ears) = self.shared.ears.get() else { return };
+        ears.shared.setup().heard.remove(what);
+        let current = ears.shared.current.borrow().clone();
         if let Some((_, mut connection)) = current {
             // A connection that is gone has no subscriptions left.
-            let _ = connection.unsubscribe(channel).await;
+            let _ = what.unsubscribe(&mut connection).await;
         }
     }
 
@@ -345,6 +408,16 @@ impl Shared {
     /// What new connections are told. A panic while it was held cannot leave it half-written: it is only extended.
     fn setup(&self) -> std::sync::MutexGuard<'_, Setup> {
         self.setup.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = clock::instant();
+    }
+
+    /// How long it has said nothing.
+    fn silence(&self) -> Duration {
+        let heard = *self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        clock::instant().saturating_duration_since(heard)
     }
 
     async fn open(self: &Arc<Self>) -> redis::RedisResult<MultiplexedConnection> {
@@ -378,17 +451,16 @@ impl Shared {
                 }
             }
         }
-        for pattern in &setup.patterns {
-            connection.psubscribe(pattern).await?;
-        }
-        for channel in &setup.channels {
-            connection.subscribe(channel).await?;
+        for what in &setup.heard {
+            what.subscribe(&mut connection).await?;
         }
         redis::cmd("PING").exec_async(&mut connection).await?;
+        self.hear();
         Ok(connection)
     }
 
     fn on_push(&self, push: PushInfo) {
+        self.hear();
         match push.kind {
             PushKind::Invalidate => self.woken.notify_one(),
             PushKind::Message | PushKind::PMessage => {
@@ -442,27 +514,28 @@ async fn supervise(shared: Weak<Shared>) {
     let mut epoch = 1;
     loop {
         let Some(strong) = shared.upgrade() else { return };
-        let pause = strong.options.health_check;
+        let health_check = strong.options.health_check;
         let standing = strong.current.borrow().clone();
         match standing {
             Some((epoch, mut connection)) => {
                 let mut changes = strong.current.subscribe();
-                let used = strong.used.load(Ordering::Relaxed);
+                let pause = health_check.saturating_sub(strong.silence());
                 let weak = Arc::downgrade(&strong);
                 drop(strong);
-                // Wake up at once when the connection is taken for gone, else look after it now and then.
-                let broke = tokio::time::timeout(pause, changes.wait_for(Option::is_none))
+                // Wake up at once when the connection is taken for gone, else look after it when it was silent.
+                let broke = tokio::time::timeout(pause.max(SHORTEST_PAUSE), changes.wait_for(Option::is_none))
                     .await
                     .is_ok();
                 drop(changes);
                 let Some(strong) = weak.upgrade() else { return };
-                if !broke
-                    && strong.waiting.is_empty()
-                    && strong.used.load(Ordering::Relaxed) == used
-                    && let Err(error) = redis::cmd("PING").exec_async(&mut connection).await
-                    && is_broken(&error)
-                {
-                    strong.broken(epoch, "no sign of life");
+                // Whoever waits for an answer finds out by itself.
+                if broke || !strong.waiting.is_empty() || strong.silence() < health_check {
+                    continue;
+                }
+                connection.set_response_timeout(health_check);
+                match redis::cmd("PING").exec_async(&mut connection).await {
+                    Err(error) if is_broken(&error) => strong.broken(epoch, "no sign of life"),
+                    _ => strong.hear(),
                 }
             }
             None => {

@@ -48,6 +48,7 @@ pub(crate) struct Fetcher {
 impl Fetcher {
     /// Runs until the worker stops; closing the channel is how the loop knows that nothing more comes.
     pub(crate) async fn run(mut self) {
+        let mut unusable = None;
         while *self.stop.borrow() == Phase::Run {
             let Some(mut credit) = self.room().await else { return };
             let more = self.credit.available_permits().min(BATCH - 1);
@@ -78,6 +79,13 @@ impl Fetcher {
                 }
             };
             let empty = claims.messages.is_empty() && claims.dead.is_empty();
+            if claims.unusable != unusable {
+                // Once, and not at each look.
+                if let Some(reason) = &claims.unusable {
+                    error!("{reason}; delete or rename that key");
+                }
+                unusable = claims.unusable;
+            }
             for dead in claims.dead {
                 let dead = Fetched::Dead {
                     queue: dead.queue,

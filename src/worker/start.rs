@@ -134,6 +134,9 @@ impl Worker {
                 broker: broker.clone(),
                 held: held_seen,
                 lost: lost_to,
+                outbox: outbox.clone(),
+                scribe: Scribe::new(&options),
+                limits: options.limits,
                 sweep,
             }
             .run(),

@@ -91,7 +91,7 @@ async fn a_long_task_is_not_delivered_twice() {
 async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     let redis = Redis::start();
     let client = redis.client().await;
-    client.send(Call::new("hello.die")).await.unwrap();
+    let pending = client.send(Call::new("hello.die")).await.unwrap();
     let settings = [
         (
             "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
@@ -116,4 +116,10 @@ async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     assert_eq!(redis.length("HLEN", "unacked"), 0);
     let dead: Vec<String> = redis.command(&["LRANGE", "celery.dead", "0", "-1"]);
     assert!(dead[0].contains("deliver"), "{}", dead[0]);
+    // Whoever waits for it is told.
+    let failure = pending.get::<serde_json::Value>(LONG).await.unwrap_err().to_string();
+    assert!(
+        failure.contains("WorkerLostError") && failure.contains("delivered 2 times"),
+        "{failure}"
+    );
 }

@@ -16,6 +16,7 @@ mod cli;
 mod contract;
 mod errors;
 mod examples;
+mod faults;
 mod layers;
 mod loss;
 mod messages;
