@@ -17,7 +17,7 @@ use redis::{Pipeline, Script};
 use tokio::sync::mpsc;
 
 use crate::conn::{Endpoint, Link, LinkOptions, Push};
-use keys::{Keys, binding};
+use keys::Keys;
 
 pub use crate::conn::Error;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
@@ -101,6 +101,7 @@ struct Scripts {
     bury: Script,
     overdue: Script,
     restore: Script,
+    publish: Script,
     reply: Script,
     bind: Script,
 }
@@ -113,11 +114,17 @@ impl Scripts {
             requeue: Script::new(include_str!("scripts/requeue.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
             overdue: Script::new(include_str!("scripts/overdue.lua")),
-            restore: Script::new(include_str!("scripts/restore.lua")),
+            restore: routed(include_str!("scripts/restore.lua")),
+            publish: routed(include_str!("scripts/publish.lua")),
             reply: Script::new(include_str!("scripts/reply.lua")),
             bind: Script::new(include_str!("scripts/bind.lua")),
         }
     }
+}
+
+/// A script that knows where exchanges send.
+fn routed(script: &str) -> Script {
+    Script::new(&[include_str!("scripts/route.lua"), script].concat())
 }
 
 impl Broker {
@@ -132,7 +139,16 @@ impl Broker {
         main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone))
             .await?;
         writer
-            .register([&scripts.requeue, &scripts.bury, &scripts.reply, &scripts.bind].map(Clone::clone))
+            .register(
+                [
+                    &scripts.requeue,
+                    &scripts.bury,
+                    &scripts.publish,
+                    &scripts.reply,
+                    &scripts.bind,
+                ]
+                .map(Clone::clone),
+            )
             .await?;
         Ok(Self {
             keys: Keys::new(&options, endpoint.db()),
@@ -204,7 +220,7 @@ impl Broker {
     /// The server cannot be reached or refuses.
     pub async fn subscribe_control(&self, exchange: &str, node: &str) -> Result<mpsc::Receiver<Push>, Error> {
         let exchange = format!("{exchange}.pidbox");
-        let member = binding("", &format!("{node}.{exchange}"));
+        let member = self.keys.binding("", &format!("{node}.{exchange}"));
         let mut call = self.scripts.bind.prepare_invoke();
         call.key(self.keys.bindings(&exchange)).key(self.keys.deadlines());
         // kombu: max(2 × x-expires, one hour); the control queue expires after 10 s.
@@ -221,7 +237,7 @@ impl Broker {
         let exchange = format!("{exchange}.pidbox");
         self.main.unsubscribe(&self.keys.channel(&exchange, "")).await;
         let mut pipe = Pipeline::new();
-        let member = binding("", &format!("{node}.{exchange}"));
+        let member = self.keys.binding("", &format!("{node}.{exchange}"));
         pipe.srem(self.keys.bindings(&exchange), member);
         // What is left behind expires.
         let _ = self.writer.pipeline(&pipe).await;
@@ -235,7 +251,7 @@ impl Broker {
         let exchange = "reply.celery.pidbox";
         let mut call = self.scripts.bind.prepare_invoke();
         call.key(self.keys.bindings(exchange)).key(self.keys.deadlines());
-        call.arg(binding(oid, &format!("{oid}.{exchange}")))
+        call.arg(self.keys.binding(oid, &format!("{oid}.{exchange}")))
             .arg(exchange)
             .arg(3_600_000);
         let mut pipe = Pipeline::new();
@@ -260,13 +276,13 @@ impl Broker {
     pub async fn unbind_replies(&self, oid: &str) -> Result<(), Error> {
         let (exchange, queue) = ("reply.celery.pidbox", format!("{oid}.reply.celery.pidbox"));
         let mut pipe = Pipeline::new();
-        pipe.srem(self.keys.bindings(exchange), binding(oid, &queue))
+        pipe.srem(self.keys.bindings(exchange), self.keys.binding(oid, &queue))
             .del(self.keys.name(&queue));
         self.writer.pipeline(&pipe).await.map(drop)
     }
 
     fn append_declare(&self, pipe: &mut Pipeline, queue: &str) {
-        let member = binding(queue, queue);
+        let member = self.keys.binding(queue, queue);
         pipe.sadd(self.keys.bindings(queue), &member);
         pipe.sadd(self.keys.permanent_bindings(queue), &member);
     }

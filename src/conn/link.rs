@@ -252,15 +252,26 @@ impl Link {
     /// See [`pipeline`](Self::pipeline).
     pub async fn pipeline_try(&self, pipe: &Pipeline, n: u32) -> Result<Vec<Value>, Error> {
         let patience = (self.shared.options.response_timeout * (1 << n.min(8))).min(LONGEST_WAIT);
-        match self.attempt(pipe, patience).await {
-            // The scripts are gone from the server's cache: load them again, once.
-            Err(Error::Transient(text)) if text.contains("NOSCRIPT") => {
-                self.load_scripts().await?;
-                self.attempt(pipe, patience).await
+        let answer = self.attempt(pipe, patience).await?;
+        // The scripts are gone from the server's cache: load them again, once.
+        let answer = if answer.iter().any(has_no_script) {
+            self.load_scripts().await?;
+            self.attempt(pipe, patience).await?
+        } else {
+            answer
+        };
+        for value in &answer {
+            if let Value::ServerError(error) = value {
+                let error = Error::from_server(error, &self.shared.endpoint.to_string());
+                if error.is_transient() {
+                    return Err(error);
+                }
             }
-            answer => answer,
         }
+        Ok(answer)
     }
+
+    /// Sends, and waits for the answer, whatever it says.
 
     async fn attempt(&self, pipe: &Pipeline, patience: Duration) -> Result<Vec<Value>, Error> {
         let url = || self.shared.endpoint.to_string();
@@ -274,14 +285,10 @@ impl Link {
             Ok(values) => {
                 self.shared.hear();
                 for value in &values {
-                    if let Value::ServerError(error) = value {
-                        if needs_reconnect(error.code()) {
-                            self.shared.broken(epoch, &error.to_string());
-                        }
-                        let error = Error::from_server(error, &url());
-                        if error.is_transient() {
-                            return Err(error);
-                        }
+                    if let Value::ServerError(error) = value
+                        && needs_reconnect(error.code())
+                    {
+                        self.shared.broken(epoch, &error.to_string());
                     }
                 }
                 Ok(values)
@@ -498,6 +505,10 @@ impl Shared {
             warn!("lost the connection to Redis at {}: {why}; reconnecting", self.endpoint);
         }
     }
+}
+
+fn has_no_script(value: &Value) -> bool {
+    matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 
 fn tracking(prefixes: &[String]) -> Cmd {

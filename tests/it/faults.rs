@@ -73,3 +73,17 @@ async fn dead_letters_have_the_global_prefix() {
     .await;
     assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
 }
+
+/// `SCRIPT FLUSH`, or a server that forgot: the scripts are loaded again.
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_that_the_server_forgot_are_loaded_again() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &[]);
+    let client = redis.client().await;
+    for n in 0..5 {
+        redis.command::<()>(&["SCRIPT", "FLUSH"]);
+        let sum = client.send(Call::new("hello.add").arg(n)).await.unwrap();
+        assert_eq!(sum.get::<i64>(LONG).await.unwrap(), n, "{}", worker.log());
+    }
+    assert!(!worker.log().contains("lost the connection"), "{}", worker.log());
+}

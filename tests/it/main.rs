@@ -21,5 +21,6 @@ mod layers;
 mod loss;
 mod messages;
 mod python;
+mod routing;
 mod support;
 mod worker;
