@@ -14,7 +14,7 @@ use toml::Spanned;
 
 use crate::ai::{self, Folder};
 use crate::broker::QueueOrder;
-use crate::conn::Endpoint;
+use crate::conn::{Endpoint, Login};
 use crate::worker;
 
 /// The settings file that is read when none is named.
@@ -97,9 +97,9 @@ settings! {
     event_exchange: String = "celeryev",
     /// Name of the control exchange, without `.pidbox`.
     control_exchange: String = "celery",
-    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
     broker_transport_options: TransportOptions = "{}",
-    /// Of kombu's: `global_keyprefix`.
+    /// Of Celery's: `global_keyprefix`, `master_name` and `sentinel_kwargs` for Sentinels.
     result_backend_transport_options: ResultTransportOptions = "{}",
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL.
     log_level: String = "WARNING",
@@ -170,6 +170,8 @@ impl Seconds {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TransportOptions {
+    master_name: Option<String>,
+    sentinel_kwargs: Option<SentinelLogin>,
     visibility_timeout: Option<Seconds>,
     global_keyprefix: Option<String>,
     priority_steps: Option<Vec<u8>>,
@@ -178,6 +180,19 @@ struct TransportOptions {
     max_message_bytes: Option<usize>,
     max_deliveries: Option<u32>,
     dead_limit: Option<usize>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SentinelLogin {
+    username: Option<String>,
+    password: Option<String>,
+}
+
+impl From<SentinelLogin> for Login {
+    fn from(SentinelLogin { username, password }: SentinelLogin) -> Self {
+        Self { username, password }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -191,6 +206,8 @@ enum Order {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ResultTransportOptions {
+    master_name: Option<String>,
+    sentinel_kwargs: Option<SentinelLogin>,
     global_keyprefix: Option<String>,
 }
 
@@ -303,7 +320,15 @@ impl Settings {
     /// # Errors
     /// The URL is none.
     pub fn broker(&self) -> Result<Endpoint, String> {
-        Endpoint::parse(&self.broker_url).map_err(|error| format!("broker: {error}"))
+        let given = self.given.broker_transport_options.clone().unwrap_or_default();
+        Endpoint::parse(&self.broker_url)
+            .and_then(|url| {
+                url.with_master(
+                    given.master_name.as_deref(),
+                    given.sentinel_kwargs.unwrap_or_default().into(),
+                )
+            })
+            .map_err(|error| format!("broker: {error}"))
     }
 
     /// Where results go; `None` stores none.
@@ -314,9 +339,18 @@ impl Settings {
         match self.result_backend.as_deref() {
             None | Some("") => self.broker().map(Some),
             Some("disabled" | "disabled://") => Ok(None),
-            Some(url) => Endpoint::parse(url)
-                .map(Some)
-                .map_err(|error| format!("result backend: {error}")),
+            Some(url) => {
+                let given = self.given.result_backend_transport_options.clone().unwrap_or_default();
+                Endpoint::parse(url)
+                    .and_then(|url| {
+                        url.with_master(
+                            given.master_name.as_deref(),
+                            given.sentinel_kwargs.unwrap_or_default().into(),
+                        )
+                    })
+                    .map(Some)
+                    .map_err(|error| format!("result backend: {error}"))
+            }
         }
     }
 

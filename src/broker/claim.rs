@@ -1,13 +1,14 @@
 //! Taking messages.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use redis::{Pipeline, Value};
 use uuid::Uuid;
 
 use super::{Broker, Error, QueueOrder, Tag};
+use crate::conn::Patience;
 
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
 const BYTES: usize = 8 << 20;
@@ -17,8 +18,9 @@ const BYTES: usize = 8 << 20;
 #[derive(Clone, Debug)]
 pub struct ClaimId {
     prefix: String,
-    /// How often it was asked for.
-    asked: Arc<AtomicU32>,
+    /// Whether it was asked for before.
+    asked: Arc<AtomicBool>,
+    patience: Patience,
 }
 
 impl ClaimId {
@@ -28,6 +30,7 @@ impl ClaimId {
         Self {
             prefix: format!("{}.", Uuid::new_v4().simple()),
             asked: Arc::default(),
+            patience: Patience::default(),
         }
     }
 }
@@ -72,12 +75,12 @@ impl Broker {
         if queues.is_empty() || count == 0 {
             return Ok(Claims::default());
         }
-        let tries = id.asked.fetch_add(1, Ordering::Relaxed);
+        let again = id.asked.swap(true, Ordering::Relaxed);
         let order = self.order(queues);
         let keys = self.keys.all(order.iter().map(|index| (*index, &*queues[*index])));
         let mut call = self.scripts.claim.prepare_invoke();
         call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
-        call.arg(&id.prefix).arg(count).arg(u8::from(tries > 0));
+        call.arg(&id.prefix).arg(count).arg(u8::from(again));
         call.arg(self.options.max_message_bytes)
             .arg(self.options.dead_limit)
             .arg(BYTES)
@@ -87,7 +90,7 @@ impl Broker {
         }
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        let reply = self.main.pipeline_try(&pipe, tries).await?.pop();
+        let reply = self.main.pipeline_with(&pipe, &id.patience).await?.pop();
         let claims = read(reply, &keys, queues)?;
         if let Some(last) = claims.messages.last() {
             self.rotate(queues, &last.queue);

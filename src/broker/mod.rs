@@ -228,14 +228,14 @@ impl Broker {
         let mut pipe = Pipeline::new();
         pipe.invoke_script(&call);
         self.writer.pipeline(&pipe).await?;
-        self.main.subscribe(&[self.keys.channel(&exchange, "")]).await?;
+        self.main.subscribe_to(&self.keys.channel(&exchange, "")).await?;
         Ok(self.main.pushes())
     }
 
     /// Ends what [`subscribe_control`](Self::subscribe_control) began.
     pub async fn unsubscribe_control(&self, exchange: &str, node: &str) {
         let exchange = format!("{exchange}.pidbox");
-        self.main.unsubscribe(&self.keys.channel(&exchange, "")).await;
+        self.main.unsubscribe_from(&self.keys.channel(&exchange, "")).await;
         let mut pipe = Pipeline::new();
         let member = self.keys.binding("", &format!("{node}.{exchange}"));
         pipe.srem(self.keys.bindings(&exchange), member);

@@ -154,7 +154,9 @@ impl Broker {
                 let mut call = self.scripts.reply.prepare_invoke();
                 call.key(self.keys.bindings("reply.celery.pidbox"))
                     .key(self.keys.name(&queue));
-                call.arg(self.keys.binding(routing_key, &queue)).arg(&payload[..]).arg(REPLY_TTL);
+                call.arg(self.keys.binding(routing_key, &queue))
+                    .arg(&payload[..])
+                    .arg(REPLY_TTL);
                 pipe.invoke_script(&call);
             }
             Write::Dead {

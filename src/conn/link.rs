@@ -6,7 +6,7 @@
 //! it (`client-output-buffer-limit pubsub`), so that one large message would stop a worker.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -53,6 +53,22 @@ const LONGEST_WAIT: Duration = Duration::from_secs(120);
 /// Between two looks at a connection.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long the answer to something is waited for: twice as long after each time that it did not come in time, so that
+/// what is large gets through a slow network, and a dead connection is still found soon.
+#[derive(Clone, Debug, Default)]
+pub struct Patience(Arc<AtomicU32>);
+
+impl Patience {
+    fn wait(&self, options: &LinkOptions) -> Duration {
+        let late = self.0.load(Ordering::Relaxed).min(8);
+        (options.response_timeout * (1 << late)).min(LONGEST_WAIT)
+    }
+
+    fn grow(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// The pipelines that wait for their answer. They are answered in order, so each is given as much time as the most
 /// patient of those before it.
 #[derive(Default)]
@@ -94,7 +110,6 @@ pub struct Link {
 struct Shared {
     endpoint: Endpoint,
     options: LinkOptions,
-    client: Client,
     /// The connection that stands, with its number; `None` while there is none.
     current: watch::Sender<Option<(u64, MultiplexedConnection)>>,
     /// When it last said something.
@@ -115,30 +130,7 @@ struct Shared {
 struct Setup {
     scripts: Vec<Script>,
     tracked: Vec<String>,
-    heard: HashSet<Heard>,
-}
-
-/// What is listened to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Heard {
-    Pattern(String),
-    Channel(String),
-}
-
-impl Heard {
-    async fn subscribe(&self, connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
-        match self {
-            Self::Pattern(pattern) => connection.psubscribe(pattern).await,
-            Self::Channel(channel) => connection.subscribe(channel).await,
-        }
-    }
-
-    async fn unsubscribe(&self, connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
-        match self {
-            Self::Pattern(pattern) => connection.punsubscribe(pattern).await,
-            Self::Channel(channel) => connection.unsubscribe(channel).await,
-        }
-    }
+    channels: HashSet<String>,
 }
 
 impl Link {
@@ -148,10 +140,8 @@ impl Link {
     /// The server cannot be reached; the text says which and what to do.
     pub async fn connect(endpoint: &Endpoint, options: LinkOptions) -> Result<Self, Error> {
         let (pushes, unread) = mpsc::channel(PUSHES);
-        let link = Self::new(endpoint, options, pushes, Some(unread))?;
-        link.first()
-            .await
-            .map_err(|error| Error::unreachable(&error, &endpoint.to_string()))?;
+        let link = Self::new(endpoint, options, pushes, Some(unread));
+        link.first().await?;
         tokio::spawn(supervise(Arc::downgrade(&link.shared)));
         Ok(link)
     }
@@ -161,11 +151,10 @@ impl Link {
         options: LinkOptions,
         pushes: mpsc::Sender<Push>,
         unread: Option<mpsc::Receiver<Push>>,
-    ) -> Result<Self, Error> {
+    ) -> Self {
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
             options,
-            client: endpoint.client()?,
             current: watch::Sender::new(None),
             heard: Mutex::new(clock::instant()),
             waiting: Waiting::default(),
@@ -176,27 +165,27 @@ impl Link {
             unread: Mutex::new(unread),
             dropped: AtomicBool::new(false),
         });
-        Ok(Self { shared })
+        Self { shared }
     }
 
     /// The first connection; its number is 1.
-    async fn first(&self) -> redis::RedisResult<()> {
+    async fn first(&self) -> Result<(), Error> {
         let connection = self.shared.open().await?;
         self.shared.current.send_replace(Some((1, connection)));
         Ok(())
     }
 
     /// The link that hears pub/sub. It need not be connected yet.
-    async fn ears(&self) -> Result<&Self, Error> {
+    async fn ears(&self) -> &Self {
         let shared = &self.shared;
         let make = async || {
-            let ears = Self::new(&shared.endpoint, shared.options.clone(), shared.pushes.clone(), None)?;
+            let ears = Self::new(&shared.endpoint, shared.options.clone(), shared.pushes.clone(), None);
             // Should it fail, the supervisor tries again.
             let _ = ears.first().await;
             tokio::spawn(supervise(Arc::downgrade(&ears.shared)));
-            Ok(ears)
+            ears
         };
-        shared.ears.get_or_try_init(make).await
+        shared.ears.get_or_init(make).await
     }
 
     /// Where it goes.
@@ -242,16 +231,14 @@ impl Link {
     /// # Errors
     /// The connection broke (some of the commands may have run), or the server answers none of them now.
     pub async fn pipeline(&self, pipe: &Pipeline) -> Result<Vec<Value>, Error> {
-        self.pipeline_try(pipe, 0).await
+        self.pipeline_with(pipe, &Patience::default()).await
     }
 
-    /// The `n`th try to run many commands, from 0: each waits twice as long for the answer as the one before it, so
-    /// that what is large gets through a slow network, and a connection that is dead is still found soon.
+    /// Runs many commands that were or will be tried again with the same patience.
     ///
     /// # Errors
     /// See [`pipeline`](Self::pipeline).
-    pub async fn pipeline_try(&self, pipe: &Pipeline, n: u32) -> Result<Vec<Value>, Error> {
-        let patience = (self.shared.options.response_timeout * (1 << n.min(8))).min(LONGEST_WAIT);
+    pub async fn pipeline_with(&self, pipe: &Pipeline, patience: &Patience) -> Result<Vec<Value>, Error> {
         let answer = self.attempt(pipe, patience).await?;
         // The scripts are gone from the server's cache: load them again, once.
         let answer = if answer.iter().any(has_no_script) {
@@ -272,15 +259,14 @@ impl Link {
     }
 
     /// Sends, and waits for the answer, whatever it says.
-
-    async fn attempt(&self, pipe: &Pipeline, patience: Duration) -> Result<Vec<Value>, Error> {
+    async fn attempt(&self, pipe: &Pipeline, patience: &Patience) -> Result<Vec<Value>, Error> {
         let url = || self.shared.endpoint.to_string();
         let current = self.shared.current.borrow().clone();
         let Some((epoch, mut connection)) = current else {
             return Err(Error::Transient(format!("not connected to Redis at {}", url())));
         };
-        let (patience, _waiting) = self.shared.waiting.join(patience);
-        connection.set_response_timeout(patience);
+        let (longest, _waiting) = self.shared.waiting.join(patience.wait(&self.shared.options));
+        connection.set_response_timeout(longest);
         match connection.req_packed_commands(pipe, 0, pipe.len()).await {
             Ok(values) => {
                 self.shared.hear();
@@ -294,6 +280,9 @@ impl Link {
                 Ok(values)
             }
             Err(error) => {
+                if error.is_timeout() {
+                    patience.grow();
+                }
                 if is_broken(&error) || error.code().is_some_and(needs_reconnect) {
                     self.shared.broken(epoch, &error.to_string());
                 }
@@ -319,7 +308,7 @@ impl Link {
         if pipe.is_empty() {
             return Ok(());
         }
-        for value in self.attempt(&pipe, self.shared.options.response_timeout).await? {
+        for value in self.attempt(&pipe, &Patience::default()).await? {
             if let Value::ServerError(error) = value {
                 return Err(Error::from_server(&error, &self.shared.endpoint.to_string()));
             }
@@ -343,58 +332,34 @@ impl Link {
         self.shared.woken.notified().await;
     }
 
-    /// Subscribes to patterns, now and on every later connection; messages come to [`pushes`](Self::pushes).
-    ///
-    /// # Errors
-    /// The server cannot be reached or refuses.
-    pub async fn subscribe(&self, patterns: &[String]) -> Result<(), Error> {
-        for pattern in patterns {
-            self.listen(Heard::Pattern(pattern.clone())).await?;
-        }
-        Ok(())
-    }
-
-    /// Ends a subscription.
-    pub async fn unsubscribe(&self, pattern: &str) {
-        self.ignore(&Heard::Pattern(pattern.to_owned())).await;
-    }
-
-    /// Subscribes to one channel, now and on every later connection.
+    /// Subscribes to one channel, now and on every later connection; messages come to [`pushes`](Self::pushes).
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn subscribe_to(&self, channel: &str) -> Result<(), Error> {
-        self.listen(Heard::Channel(channel.to_owned())).await
-    }
-
-    /// Ends a subscription to one channel.
-    pub async fn unsubscribe_from(&self, channel: &str) {
-        self.ignore(&Heard::Channel(channel.to_owned())).await;
-    }
-
-    async fn listen(&self, what: Heard) -> Result<(), Error> {
-        let ears = &self.ears().await?.shared;
-        ears.setup().heard.insert(what.clone());
+        let ears = &self.ears().await.shared;
+        ears.setup().channels.insert(channel.to_owned());
         let Some((_, mut connection)) = ears.current.borrow().clone() else {
             return Ok(());
         };
-        what.subscribe(&mut connection).await.map_err(|error| {
+        connection.subscribe(channel).await.map_err(|error| {
             let error = Error::from_redis(&error, &ears.endpoint.to_string());
             if !error.is_transient() {
                 // What is refused now is refused later, and would keep the next connection from being made.
-                ears.setup().heard.remove(&what);
+                ears.setup().channels.remove(channel);
             }
             error
         })
     }
 
-    async fn ignore(&self, what: &Heard) {
+    /// Ends a subscription to one channel.
+    pub async fn unsubscribe_from(&self, channel: &str) {
         let Some(ears) = self.shared.ears.get() else { return };
-        ears.shared.setup().heard.remove(what);
+        ears.shared.setup().channels.remove(channel);
         let current = ears.shared.current.borrow().clone();
         if let Some((_, mut connection)) = current {
             // A connection that is gone has no subscriptions left.
-            let _ = what.unsubscribe(&mut connection).await;
+            let _ = connection.unsubscribe(channel).await;
         }
     }
 
@@ -427,7 +392,13 @@ impl Shared {
         clock::instant().saturating_duration_since(heard)
     }
 
-    async fn open(self: &Arc<Self>) -> redis::RedisResult<MultiplexedConnection> {
+    async fn open(self: &Arc<Self>) -> Result<MultiplexedConnection, Error> {
+        let client = self.endpoint.client(&self.options).await?;
+        let opened = self.open_with(&client).await;
+        opened.map_err(|error| Error::unreachable(&error, &self.endpoint.to_string()))
+    }
+
+    async fn open_with(self: &Arc<Self>, client: &Client) -> redis::RedisResult<MultiplexedConnection> {
         let weak = Arc::downgrade(self);
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.options.connect_timeout))
@@ -438,10 +409,14 @@ impl Shared {
                 }
                 Ok(())
             });
-        let mut connection = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        if self.endpoint.is_behind_sentinels() {
+            // Sentinels may not have noticed yet that it is none any more.
+            let role: Value = redis::cmd("ROLE").query_async(&mut connection).await?;
+            if !is_master(&role) {
+                return Err((redis::ErrorKind::Io, "it is a replica").into());
+            }
+        }
         let setup = self.setup().clone();
         let mut pipe = Pipeline::new();
         for script in &setup.scripts {
@@ -458,8 +433,8 @@ impl Shared {
                 }
             }
         }
-        for what in &setup.heard {
-            what.subscribe(&mut connection).await?;
+        for channel in &setup.channels {
+            connection.subscribe(channel).await?;
         }
         redis::cmd("PING").exec_async(&mut connection).await?;
         self.hear();
@@ -470,7 +445,7 @@ impl Shared {
         self.hear();
         match push.kind {
             PushKind::Invalidate => self.woken.notify_one(),
-            PushKind::Message | PushKind::PMessage => {
+            PushKind::Message => {
                 let mut parts = push.data.into_iter().rev();
                 let (Some(payload), Some(channel)) = (parts.next(), parts.next()) else {
                     return;
@@ -504,6 +479,13 @@ impl Shared {
         if gone {
             warn!("lost the connection to Redis at {}: {why}; reconnecting", self.endpoint);
         }
+    }
+}
+
+fn is_master(role: &Value) -> bool {
+    match role {
+        Value::Array(parts) => parts.first() == Some(&Value::BulkString(b"master".to_vec())),
+        _ => false,
     }
 }
 

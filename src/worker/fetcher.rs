@@ -71,10 +71,14 @@ impl Fetcher {
                             error!(%error, "messages cannot be taken; trying again");
                             tokio::time::sleep(Duration::from_secs(1)).await;
                         }
+                        tokio::select! {
+                            () = self.broker.ready() => {}
+                            _ = self.stop.wait_for(|phase| *phase != Phase::Run) => {}
+                        }
+                        // What the claim took without our knowing comes back when its lease runs out.
                         if *self.stop.borrow() != Phase::Run {
                             return;
                         }
-                        self.broker.ready().await;
                     }
                 }
             };

@@ -15,7 +15,8 @@ async fn a_message_larger_than_what_a_subscriber_may_get_is_taken() {
     let worker = Worker::start(&redis, &["-c", "1"]);
     // Remote control is listened to from here on.
     until("the worker listens", async || {
-        redis.command::<i64>(&["PUBSUB", "NUMPAT"]) > 0
+        let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS"]);
+        channels.contains(&"/0.celery.pidbox".to_owned())
     })
     .await;
     let client = redis.client().await;
@@ -86,4 +87,14 @@ async fn scripts_that_the_server_forgot_are_loaded_again() {
         assert_eq!(sum.get::<i64>(LONG).await.unwrap(), n, "{}", worker.log());
     }
     assert!(!worker.log().contains("lost the connection"), "{}", worker.log());
+}
+
+/// A worker that is stopped while its Redis is away ends all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_its_redis_can_be_stopped() {
+    let mut redis = Redis::start();
+    let mut worker = Worker::start(&redis, &[]);
+    redis.stop();
+    worker.wait_for_log("lost the connection");
+    assert_eq!(worker.stop(), Some(0), "{}", worker.log());
 }

@@ -23,4 +23,5 @@ mod messages;
 mod python;
 mod routing;
 mod support;
+mod transport;
 mod worker;
