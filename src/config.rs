@@ -69,6 +69,8 @@ settings! {
     worker_concurrency: usize = "number of CPUs",
     /// Messages held per place to run; 0 is without bound.
     worker_prefetch_multiplier: u32 = "4",
+    /// Memory that held messages may take, in bytes; those that wait for their ETA count.
+    worker_prefetch_bytes: usize = "268435456",
     /// Send task events from the start (`-E`).
     worker_send_task_events: bool = "false",
     /// Seconds between heartbeats; 0 sends no worker events.
@@ -405,6 +407,7 @@ impl Settings {
         }
         options.concurrency = self.concurrency.unwrap_or(options.concurrency);
         options.prefetch_multiplier = self.prefetch_multiplier;
+        options.prefetch_bytes = given.worker_prefetch_bytes.unwrap_or(options.prefetch_bytes);
         options.queues.clone_from(&self.queues);
         options.task_events = self.task_events;
         options.heartbeat = self.heartbeat;

@@ -11,7 +11,7 @@ use super::{Broker, Error, QueueOrder, Tag};
 use crate::conn::Patience;
 
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
-const BYTES: usize = 8 << 20;
+const MOST_BYTES: usize = 8 << 20;
 
 /// Names one attempt to take messages. Asked again with the same name, after a lost reply, the broker gives what that
 /// reply carried.
@@ -67,11 +67,12 @@ pub struct Claims {
 }
 
 impl Broker {
-    /// Takes up to `count` messages from `queues`: higher priorities first, queues in their order.
+    /// Takes up to `count` messages from `queues`, and none beyond the first that reaches `bytes`: higher priorities
+    /// first, queues in their order.
     ///
     /// # Errors
     /// The server cannot be reached or refuses. Messages may have been taken: ask again with the same `id`.
-    pub async fn claim(&self, id: &ClaimId, queues: &[Arc<str>], count: usize) -> Result<Claims, Error> {
+    pub async fn claim(&self, id: &ClaimId, queues: &[Arc<str>], count: usize, bytes: usize) -> Result<Claims, Error> {
         if queues.is_empty() || count == 0 {
             return Ok(Claims::default());
         }
@@ -83,7 +84,7 @@ impl Broker {
         call.arg(&id.prefix).arg(count).arg(u8::from(again));
         call.arg(self.options.max_message_bytes)
             .arg(self.options.dead_limit)
-            .arg(BYTES)
+            .arg(bytes.clamp(1, MOST_BYTES))
             .arg(self.keys.name(""));
         for (key, index) in &keys {
             call.key(key).arg(&*queues[*index]);

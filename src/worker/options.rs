@@ -18,6 +18,8 @@ pub struct Options {
     pub concurrency: usize,
     /// Messages held per place to run; 0 is without bound.
     pub prefetch_multiplier: u32,
+    /// Memory that messages held may take, in bytes: with none left no more are taken.
+    pub prefetch_bytes: usize,
     /// Queues to consume.
     pub queues: Vec<String>,
     /// Send task events from the start (`-E`); without it Flower switches them on.
@@ -74,6 +76,7 @@ impl Options {
             hostname: hostname.into(),
             concurrency: std::thread::available_parallelism().map_or(1, Into::into),
             prefetch_multiplier: 4,
+            prefetch_bytes: 256 << 20,
             queues: vec!["celery".into()],
             task_events: false,
             heartbeat: Some(Duration::from_secs(2)),

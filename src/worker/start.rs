@@ -17,6 +17,7 @@ use super::keeper::Keeper;
 use super::pool::Pool;
 use super::rate_limit::RateLimits;
 use super::revoke::Revoked;
+use super::room::Room;
 use super::services::{ServiceKind, spawn};
 use super::stop::{Exit, Phase, Stop};
 use super::timers::Timers;
@@ -117,6 +118,7 @@ impl Worker {
             Fetcher {
                 broker: broker.clone(),
                 credit: credit.clone(),
+                room: Room::new(options.prefetch_bytes),
                 queues: queues_seen,
                 stop: stop.phases(),
                 outbox: outbox.clone(),

@@ -98,3 +98,24 @@ async fn a_worker_without_its_redis_can_be_stopped() {
     worker.wait_for_log("lost the connection");
     assert_eq!(worker.stop(), Some(0), "{}", worker.log());
 }
+
+/// Without a prefetch count the memory of what is held is bounded all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_is_bounded_in_bytes() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let calls: Vec<Call> = (0..200).map(|n| Call::new("hello.nap").arg(10).arg(n)).collect();
+    let pending = client.send_many(&calls).await.unwrap();
+    let settings = [("ORCHESTRA_WORKER_PREFETCH_BYTES", "60000")];
+    let worker = Worker::start_with(&redis, &["-c", "1", "--prefetch-multiplier", "0"], &settings);
+    let mut most = 0;
+    while redis.length("LLEN", "celery") > 0 {
+        most = most.max(redis.length("HLEN", "unacked"));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for (n, pending) in pending.iter().enumerate() {
+        assert_eq!(pending.get::<usize>(LONG).await.unwrap(), n, "{}", worker.log());
+    }
+    assert!((2..=30).contains(&most), "{most}");
+    assert!(worker.log().contains("worker_prefetch_bytes"), "{}", worker.log());
+}

@@ -78,3 +78,80 @@ assert 300 < count < 2700, count
 ";
     run_python(&program, &redis.url());
 }
+
+/// Priorities before queues, steps as the settings say, in both libraries' messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn p_003_p_004_priorities_come_before_queues() {
+    let redis = Redis::start();
+    let program = HEAD.to_owned()
+        + "
+app.conf.broker_transport_options = {'priority_steps': [0, 5], 'sep': ':'}
+for queue in 'first', 'second':
+    for priority in 9, 5, 4, 0:
+        app.send_task('hello.add', (1,), task_id=f'{queue}-{priority}', queue=queue, priority=priority)
+";
+    run_python(&program, &redis.url());
+    assert_eq!((redis.length("LLEN", "first"), redis.length("LLEN", "first:5")), (2, 2));
+    let options = "{priority_steps = [0, 5], sep = ':', queue_order_strategy = 'priority'}";
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", options)];
+    let arguments = [
+        "-Q",
+        "first,second,third",
+        "-X",
+        "third",
+        "-c",
+        "1",
+        "--prefetch-multiplier",
+        "1",
+    ];
+    let worker = Worker::start_with(&redis, &arguments, &settings);
+    until("all are done", async || {
+        worker.log().matches(" succeeded ").count() == 8
+    })
+    .await;
+    let log = worker.log();
+    let mut order: Vec<(usize, &str)> = ["first", "second"]
+        .iter()
+        .flat_map(|queue| [9, 5, 4, 0].map(|priority| format!("{queue}-{priority}")))
+        .map(|id| {
+            (
+                log.find(&format!("hello.add[{id}] received")).unwrap(),
+                id.leak() as &str,
+            )
+        })
+        .collect();
+    order.sort_unstable();
+    let order: Vec<&str> = order.into_iter().map(|(_, id)| id).collect();
+    assert_eq!(
+        order,
+        [
+            "first-4", "first-0", "second-4", "second-0", "first-9", "first-5", "second-9", "second-5"
+        ]
+    );
+}
+
+/// A queue with many messages does not keep another one waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn p_007_queues_take_turns() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let calls: Vec<_> = (0..60)
+        .map(|n| orchestra::client::Call::new("hello.add").arg(n).queue("long"))
+        .collect();
+    client.send_many(&calls).await.unwrap();
+    let short = orchestra::client::Call::new("hello.add")
+        .arg(1)
+        .queue("short")
+        .task_id("short");
+    client.send(short).await.unwrap();
+    let worker = Worker::start(&redis, &["-Q", "long,short", "-c", "1", "--prefetch-multiplier", "1"]);
+    until("all are done", async || {
+        worker.log().matches(" succeeded ").count() == 61
+    })
+    .await;
+    let log = worker.log();
+    let before = log[..log.find("hello.add[short] received").unwrap()]
+        .matches(" received")
+        .count();
+    assert!(before <= 2, "{before} came first");
+}
