@@ -17,7 +17,7 @@ use toml::Spanned;
 use crate::ai::{self, Folder};
 use crate::beat;
 use crate::broker::QueueOrder;
-use crate::conn::Endpoint;
+use crate::conn::{Endpoint, Login};
 use crate::{wire, worker};
 
 /// The settings file that is read when none is named.
@@ -95,6 +95,8 @@ settings! {
     worker_concurrency: usize = "number of CPUs",
     /// Messages held per place to run; 0 is without bound.
     worker_prefetch_multiplier: u32 = "4",
+    /// Memory that held messages may take, in bytes; those that wait for their ETA count.
+    worker_prefetch_bytes: usize = "268435456",
     /// Send task events from the start (`-E`).
     worker_send_task_events: bool = "false",
     /// Tell monitors of every task that is sent, by this worker or the `orchestra` program.
@@ -129,9 +131,9 @@ settings! {
     event_exchange: String = "celeryev",
     /// Name of the control exchange, without `.pidbox`.
     control_exchange: String = "celery",
-    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
     broker_transport_options: TransportOptions = "{}",
-    /// Of kombu's: `global_keyprefix`.
+    /// Of Celery's: `global_keyprefix`, `master_name` and `sentinel_kwargs` for Sentinels.
     result_backend_transport_options: ResultTransportOptions = "{}",
     /// Periodic tasks by name, in the form of Celery's `beat_schedule`; see docs/beat.md.
     beat_schedule: BTreeMap<String, toml::Value> = "{}",
@@ -221,6 +223,10 @@ impl Seconds {
 #[serde(deny_unknown_fields)]
 struct TransportOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
+    master_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sentinel_kwargs: Option<SentinelLogin>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     visibility_timeout: Option<Seconds>,
     #[serde(skip_serializing_if = "Option::is_none")]
     global_keyprefix: Option<String>,
@@ -238,6 +244,21 @@ struct TransportOptions {
     dead_limit: Option<usize>,
 }
 
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct SentinelLogin {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password: Option<String>,
+}
+
+impl From<SentinelLogin> for Login {
+    fn from(SentinelLogin { username, password }: SentinelLogin) -> Self {
+        Self { username, password }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Order {
@@ -249,6 +270,10 @@ enum Order {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct ResultTransportOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    master_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sentinel_kwargs: Option<SentinelLogin>,
     #[serde(skip_serializing_if = "Option::is_none")]
     global_keyprefix: Option<String>,
 }
@@ -362,7 +387,15 @@ impl Settings {
     /// # Errors
     /// The URL is none.
     pub fn broker(&self) -> Result<Endpoint, String> {
-        Endpoint::parse(&self.broker_url).map_err(|error| format!("broker: {error}"))
+        let given = self.given.broker_transport_options.clone().unwrap_or_default();
+        Endpoint::parse(&self.broker_url)
+            .and_then(|url| {
+                url.with_master(
+                    given.master_name.as_deref(),
+                    given.sentinel_kwargs.unwrap_or_default().into(),
+                )
+            })
+            .map_err(|error| format!("broker: {error}"))
     }
 
     /// Where results go; `None` stores none.
@@ -373,9 +406,18 @@ impl Settings {
         match self.result_backend.as_deref() {
             None | Some("") => self.broker().map(Some),
             Some("disabled" | "disabled://") => Ok(None),
-            Some(url) => Endpoint::parse(url)
-                .map(Some)
-                .map_err(|error| format!("result backend: {error}")),
+            Some(url) => {
+                let given = self.given.result_backend_transport_options.clone().unwrap_or_default();
+                Endpoint::parse(url)
+                    .and_then(|url| {
+                        url.with_master(
+                            given.master_name.as_deref(),
+                            given.sentinel_kwargs.unwrap_or_default().into(),
+                        )
+                    })
+                    .map(Some)
+                    .map_err(|error| format!("result backend: {error}"))
+            }
         }
     }
 
@@ -447,6 +489,7 @@ impl Settings {
         options.signer = self.signer()?;
         options.concurrency = self.concurrency.unwrap_or(options.concurrency);
         options.prefetch_multiplier = self.prefetch_multiplier;
+        options.prefetch_bytes = given.worker_prefetch_bytes.unwrap_or(options.prefetch_bytes);
         options.queues.clone_from(&self.queues);
         options.task_events = self.task_events;
         options.sent_events = given.task_send_sent_event.unwrap_or(false);

@@ -1,24 +1,26 @@
 //! Taking messages.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use redis::{Pipeline, Value};
 use uuid::Uuid;
 
 use super::{Broker, Error, QueueOrder, Tag};
+use crate::conn::Patience;
 
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
-const BYTES: usize = 8 << 20;
+const MOST_BYTES: usize = 8 << 20;
 
 /// Names one attempt to take messages. Asked again with the same name, after a lost reply, the broker gives what that
 /// reply carried.
 #[derive(Clone, Debug)]
 pub struct ClaimId {
     prefix: String,
-    /// How often it was asked for.
-    asked: Arc<AtomicU32>,
+    /// Whether it was asked for before.
+    asked: Arc<AtomicBool>,
+    patience: Patience,
 }
 
 impl ClaimId {
@@ -28,6 +30,7 @@ impl ClaimId {
         Self {
             prefix: format!("{}.", Uuid::new_v4().simple()),
             asked: Arc::default(),
+            patience: Patience::default(),
         }
     }
 }
@@ -59,32 +62,36 @@ pub struct Claims {
     pub messages: Vec<Claimed>,
     /// Elements that are none.
     pub dead: Vec<Dead>,
+    /// Why nothing can be taken from one of the queues: its key holds something else than a list.
+    pub unusable: Option<String>,
 }
 
 impl Broker {
-    /// Takes up to `count` messages from `queues`: higher priorities first, queues in their order.
+    /// Takes up to `count` messages from `queues`, and none beyond the first that reaches `bytes`: higher priorities
+    /// first, queues in their order.
     ///
     /// # Errors
     /// The server cannot be reached or refuses. Messages may have been taken: ask again with the same `id`.
-    pub async fn claim(&self, id: &ClaimId, queues: &[Arc<str>], count: usize) -> Result<Claims, Error> {
+    pub async fn claim(&self, id: &ClaimId, queues: &[Arc<str>], count: usize, bytes: usize) -> Result<Claims, Error> {
         if queues.is_empty() || count == 0 {
             return Ok(Claims::default());
         }
-        let tries = id.asked.fetch_add(1, Ordering::Relaxed);
+        let again = id.asked.swap(true, Ordering::Relaxed);
         let order = self.order(queues);
         let keys = self.keys.all(order.iter().map(|index| (*index, &*queues[*index])));
         let mut call = self.scripts.claim.prepare_invoke();
         call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
-        call.arg(&id.prefix).arg(count).arg(u8::from(tries > 0));
+        call.arg(&id.prefix).arg(count).arg(u8::from(again));
         call.arg(self.options.max_message_bytes)
             .arg(self.options.dead_limit)
-            .arg(BYTES);
+            .arg(bytes.clamp(1, MOST_BYTES))
+            .arg(self.keys.name(""));
         for (key, index) in &keys {
             call.key(key).arg(&*queues[*index]);
         }
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        let reply = self.main.pipeline_try(&pipe, tries).await?.pop();
+        let reply = self.main.pipeline_with(&pipe, &id.patience).await?.pop();
         let claims = read(reply, &keys, queues)?;
         if let Some(last) = claims.messages.last() {
             self.rotate(queues, &last.queue);
@@ -140,20 +147,24 @@ fn read(reply: Option<Value>, keys: &[(String, usize)], queues: &[Arc<str>]) -> 
         let (Value::BulkString(tag), Value::Int(key), Value::BulkString(body)) = (tag, key, body) else {
             return Err(unexpected(None));
         };
-        let queue = usize::try_from(key).ok().and_then(|key| keys.get(key.checked_sub(1)?));
-        let Some(queue) = queue.map(|(_, index)| queues[*index].clone()) else {
+        let key = usize::try_from(key).ok().and_then(|key| keys.get(key.checked_sub(1)?));
+        let Some((key, queue)) = key.map(|(key, index)| (key, queues[*index].clone())) else {
             return Err(unexpected(None));
         };
-        if tag.is_empty() {
-            let reason = String::from_utf8_lossy(&body).into_owned();
-            claims.dead.push(Dead { queue, reason });
-        } else {
-            let tag = Tag(String::from_utf8_lossy(&tag).into());
-            claims.messages.push(Claimed {
-                tag,
+        match &tag[..] {
+            b"" => {
+                let reason = String::from_utf8_lossy(&body).into_owned();
+                claims.dead.push(Dead { queue, reason });
+            }
+            b"-" => {
+                let reason = String::from_utf8_lossy(&body);
+                claims.unusable = Some(format!("the key {key:?} of queue {queue:?} holds no list: {reason}"));
+            }
+            tag => claims.messages.push(Claimed {
+                tag: Tag(String::from_utf8_lossy(tag).into()),
                 queue,
                 raw: Bytes::from(body),
-            });
+            }),
         }
     }
     Ok(claims)

@@ -2,7 +2,7 @@
 
 use super::Options;
 
-/// Between the parts of a binding and before a priority step.
+/// kombu's separator.
 pub(super) const SEP: &str = "\x06\x16";
 
 /// Names keys as the options say.
@@ -35,15 +35,28 @@ impl Keys {
         format!("{}{name}", self.prefix)
     }
 
-    /// The list of a queue for a priority: the largest step that is not above it (P-003).
+    /// The list of a queue for a priority.
     pub(super) fn queue(&self, queue: &str, priority: u8) -> String {
+        format!("{}{queue}{}", self.prefix, self.suffix(priority))
+    }
+
+    /// What follows a queue's name: the largest step that is not above the priority (P-003).
+    pub(super) fn suffix(&self, priority: u8) -> String {
         let step = self
             .steps
             .iter()
             .rev()
             .find(|step| **step <= priority)
             .or(self.steps.first());
-        self.step(queue, step.copied().unwrap_or(0))
+        match step.copied().unwrap_or(0) {
+            0 => String::new(),
+            step => format!("{}{step}", self.sep),
+        }
+    }
+
+    /// Between the parts of a binding and before a priority step.
+    pub(super) fn sep(&self) -> &str {
+        &self.sep
     }
 
     /// All lists of all queues, in the order in which they are looked at: priority before queue (P-004). With each
@@ -70,6 +83,31 @@ impl Keys {
         format!("{}_kombu.binding.{exchange}", self.prefix)
     }
 
+    /// The member of a binding set: routing key, pattern, queue; all three always there (P-011).
+    pub(super) fn binding(&self, routing_key: &str, queue: &str) -> String {
+        format!("{routing_key}{0}{0}{queue}", self.sep)
+    }
+
+    /// The member of a topic exchange's binding set: with the expression that kombu makes of the routing key, in which
+    /// `*` is a word and `#` is any number of them.
+    pub(super) fn topic_binding(&self, routing_key: &str, queue: &str) -> String {
+        let escape = |word: &str| {
+            let plain = |char: char| char.is_alphanumeric() || char == '#' || char == '*';
+            let escaped = word.chars().map(|char| match char {
+                char if plain(char) => char.to_string(),
+                char => format!("\\{char}"),
+            });
+            escaped.collect::<String>()
+        };
+        let words = routing_key.split('.').map(|word| match word {
+            "*" => r".*?[^\.]".to_owned(),
+            "#" => ".*?".to_owned(),
+            word => escape(word),
+        });
+        let pattern = words.collect::<Vec<_>>().join(r"\.");
+        format!("{routing_key}{0}^{pattern}${0}{queue}", self.sep)
+    }
+
     pub(super) fn permanent_bindings(&self, exchange: &str) -> String {
         format!("{}_kombu.binding_permanent.{exchange}", self.prefix)
     }
@@ -89,31 +127,6 @@ impl Keys {
     }
 }
 
-/// The member of a binding set: routing key, pattern, queue; all three always there (P-011).
-pub(super) fn binding(routing_key: &str, queue: &str) -> String {
-    format!("{routing_key}{SEP}{SEP}{queue}")
-}
-
-/// The member of a topic exchange's binding set: with the expression that kombu makes of the routing key, in which `*`
-/// is a word and `#` is any number of them.
-pub(super) fn topic_binding(routing_key: &str, queue: &str) -> String {
-    let escape = |word: &str| {
-        let plain = |char: char| char.is_alphanumeric() || char == '#' || char == '*';
-        let escaped = word.chars().map(|char| match char {
-            char if plain(char) => char.to_string(),
-            char => format!("\\{char}"),
-        });
-        escaped.collect::<String>()
-    };
-    let words = routing_key.split('.').map(|word| match word {
-        "*" => r".*?[^\.]".to_owned(),
-        "#" => ".*?".to_owned(),
-        word => escape(word),
-    });
-    let pattern = words.collect::<Vec<_>>().join(r"\.");
-    format!("{routing_key}{SEP}^{pattern}${SEP}{queue}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,7 +144,7 @@ mod tests {
         assert_eq!(keys.channel("celeryev", "worker.online"), "/0.celeryev/worker.online");
         assert_eq!(keys.channel("celery.pidbox", ""), "/0.celery.pidbox");
         assert_eq!(
-            topic_binding("a_b.*.#", "q"),
+            keys.topic_binding("a_b.*.#", "q"),
             "a_b.*.#\x06\x16^a\\_b\\..*?[^\\.]\\..*?$\x06\x16q"
         );
     }

@@ -14,14 +14,14 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use redis::{Pipeline, Script};
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::mpsc;
 
 use crate::conn::{Endpoint, Link, LinkOptions, Push};
-use keys::{Keys, binding};
+use keys::Keys;
 
 pub use crate::conn::Error;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
-pub use restore::{Restored, mark_redelivered};
+pub use restore::{GivenUp, Restored, mark_redelivered};
 pub use write::{End, Write};
 
 /// How the broker is used. Names are those of Celery's `broker_transport_options`.
@@ -90,9 +90,6 @@ pub struct Broker {
     scripts: Arc<Scripts>,
     turn: Arc<AtomicUsize>,
     tracked: Arc<std::sync::atomic::AtomicBool>,
-    /// What is told to everybody comes on a connection of its own: Redis closes a connection that has subscribed to
-    /// something when 32 MiB wait on it, and one claimed message may be larger.
-    listening: Arc<OnceCell<Link>>,
 }
 
 /// Compiled in, loaded on every connection.
@@ -104,6 +101,7 @@ struct Scripts {
     bury: Script,
     overdue: Script,
     restore: Script,
+    publish: Script,
     reply: Script,
     bind: Script,
 }
@@ -116,11 +114,17 @@ impl Scripts {
             requeue: Script::new(include_str!("scripts/requeue.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
             overdue: Script::new(include_str!("scripts/overdue.lua")),
-            restore: Script::new(include_str!("scripts/restore.lua")),
+            restore: routed(include_str!("scripts/restore.lua")),
+            publish: routed(include_str!("scripts/publish.lua")),
             reply: Script::new(include_str!("scripts/reply.lua")),
             bind: Script::new(include_str!("scripts/bind.lua")),
         }
     }
+}
+
+/// A script that knows where exchanges send.
+fn routed(script: &str) -> Script {
+    Script::new(&[include_str!("scripts/route.lua"), script].concat())
 }
 
 impl Broker {
@@ -136,7 +140,16 @@ impl Broker {
         main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone))
             .await?;
         writer
-            .register([&scripts.requeue, &scripts.bury, &scripts.reply, &scripts.bind].map(Clone::clone))
+            .register(
+                [
+                    &scripts.requeue,
+                    &scripts.bury,
+                    &scripts.publish,
+                    &scripts.reply,
+                    &scripts.bind,
+                ]
+                .map(Clone::clone),
+            )
             .await?;
         Ok(Self {
             keys: Keys::new(&options, endpoint.db()),
@@ -146,7 +159,6 @@ impl Broker {
             scripts: Arc::new(scripts),
             turn: Arc::default(),
             tracked: Arc::default(),
-            listening: Arc::default(),
         })
     }
 
@@ -219,7 +231,7 @@ impl Broker {
     /// The server cannot be reached or refuses.
     pub async fn subscribe_control(&self, exchange: &str, node: &str) -> Result<mpsc::Receiver<Push>, Error> {
         let exchange = format!("{exchange}.pidbox");
-        let member = binding("", &format!("{node}.{exchange}"));
+        let member = self.keys.binding("", &format!("{node}.{exchange}"));
         let mut call = self.scripts.bind.prepare_invoke();
         call.key(self.keys.bindings(&exchange)).key(self.keys.deadlines());
         // kombu: max(2 × x-expires, one hour); the control queue expires after 10 s.
@@ -227,24 +239,16 @@ impl Broker {
         let mut pipe = Pipeline::new();
         pipe.invoke_script(&call);
         self.writer.pipeline(&pipe).await?;
-        let link = self.listening().await?;
-        link.subscribe(&[self.keys.channel(&exchange, "")]).await?;
-        Ok(link.pushes())
-    }
-
-    async fn listening(&self) -> Result<&Link, Error> {
-        let connect = || Link::connect(self.main.endpoint(), self.options.link.clone());
-        self.listening.get_or_try_init(connect).await
+        self.main.subscribe_to(&self.keys.channel(&exchange, "")).await?;
+        Ok(self.main.pushes())
     }
 
     /// Ends what [`subscribe_control`](Self::subscribe_control) began.
     pub async fn unsubscribe_control(&self, exchange: &str, node: &str) {
         let exchange = format!("{exchange}.pidbox");
-        if let Some(link) = self.listening.get() {
-            link.unsubscribe(&self.keys.channel(&exchange, "")).await;
-        }
+        self.main.unsubscribe_from(&self.keys.channel(&exchange, "")).await;
         let mut pipe = Pipeline::new();
-        let member = binding("", &format!("{node}.{exchange}"));
+        let member = self.keys.binding("", &format!("{node}.{exchange}"));
         pipe.srem(self.keys.bindings(&exchange), member);
         // What is left behind expires.
         let _ = self.writer.pipeline(&pipe).await;
@@ -255,8 +259,9 @@ impl Broker {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn subscribe_workers(&self, exchange: &str) -> Result<String, Error> {
-        let link = self.listening().await?;
-        link.subscribe(&[self.keys.channel(exchange, "worker.*")]).await?;
+        self.main
+            .subscribe_matching(&self.keys.channel(exchange, "worker.*"))
+            .await?;
         Ok(self.keys.channel(exchange, "worker."))
     }
 
@@ -272,7 +277,7 @@ impl Broker {
     /// The number of the connection on which news come; it changes when the connection was lost and is there again,
     /// and is 0 while there is none.
     pub fn epoch(&self) -> u64 {
-        self.listening.get().map_or(0, Link::epoch)
+        self.main.ears_epoch()
     }
 
     /// Makes a place for answers to remote control requests, at an exchange for replies.
@@ -282,7 +287,7 @@ impl Broker {
     pub async fn bind_replies(&self, exchange: &str, oid: &str) -> Result<(), Error> {
         let mut call = self.scripts.bind.prepare_invoke();
         call.key(self.keys.bindings(exchange)).key(self.keys.deadlines());
-        call.arg(binding(oid, &format!("{oid}.{exchange}")))
+        call.arg(self.keys.binding(oid, &format!("{oid}.{exchange}")))
             .arg(exchange)
             .arg(3_600_000);
         let mut pipe = Pipeline::new();
@@ -307,13 +312,13 @@ impl Broker {
     pub async fn unbind_replies(&self, exchange: &str, oid: &str) -> Result<(), Error> {
         let queue = format!("{oid}.{exchange}");
         let mut pipe = Pipeline::new();
-        pipe.srem(self.keys.bindings(exchange), binding(oid, &queue))
+        pipe.srem(self.keys.bindings(exchange), self.keys.binding(oid, &queue))
             .del(self.keys.name(&queue));
         self.writer.pipeline(&pipe).await.map(drop)
     }
 
     fn append_declare(&self, pipe: &mut Pipeline, queue: &str) {
-        let member = binding(queue, queue);
+        let member = self.keys.binding(queue, queue);
         pipe.sadd(self.keys.bindings(queue), &member);
         pipe.sadd(self.keys.permanent_bindings(queue), &member);
     }

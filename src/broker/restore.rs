@@ -18,12 +18,31 @@ const BATCH: usize = 100;
 const DELIVERIES: &str = "x-orchestra-deliveries";
 
 /// What a sweep did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Restored {
     /// Back in their queues.
     pub requeued: usize,
     /// In a dead-letter list: beyond repair, or given back too often.
-    pub dead: usize,
+    pub dead: Vec<GivenUp>,
+}
+
+/// A message that nobody gets any more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    /// Its envelope, or what stood in its place.
+    pub raw: Vec<u8>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What becomes of a held message.
+struct Fate {
+    exchange: String,
+    routing_key: String,
+    priority: u8,
+    push: Vec<u8>,
+    /// Set when it goes to the dead-letter list of its routing key.
+    given_up: Option<GivenUp>,
 }
 
 /// The parts of a value of `unacked`: kombu's `[envelope, exchange, routing_key]`, with the envelope as text.
@@ -50,76 +69,70 @@ impl Broker {
         let mut restored = Restored::default();
         let mut found = found.into_iter();
         while let (Some(Value::BulkString(tag)), Some(Value::BulkString(value))) = (found.next(), found.next()) {
-            let (keys, push, dead) = self.destination(&value).await?;
+            let fate = self.fate(&value);
             let mut call = self.scripts.restore.prepare_invoke();
             call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
-            for key in &keys {
-                call.key(key);
-            }
-            call.arg(&tag[..]).arg(&value[..]).arg(timeout).arg(&push[..]);
+            call.key(match &fate.given_up {
+                None => self.keys.bindings(&fate.exchange),
+                Some(_) => self.dead_key(&fate.routing_key),
+            });
+            call.arg(&tag[..]).arg(&value[..]).arg(timeout).arg(&fate.push[..]);
+            call.arg(fate.given_up.as_ref().map_or(0, |_| self.options.dead_limit));
+            call.arg(&fate.exchange).arg(&fate.routing_key);
+            call.arg(self.keys.name(""))
+                .arg(self.keys.suffix(fate.priority))
+                .arg(self.keys.sep());
             let mut pipe = Pipeline::with_capacity(1);
             pipe.invoke_script(&call);
             if self.main.pipeline(&pipe).await?.pop() == Some(Value::Int(1)) {
-                if dead {
-                    restored.dead += 1;
-                } else {
-                    restored.requeued += 1;
+                match fate.given_up {
+                    Some(given_up) => restored.dead.push(given_up),
+                    None => restored.requeued += 1,
                 }
             }
         }
         Ok(restored)
     }
 
-    /// Where a held message goes: the lists, what to push, and whether that is a dead-letter list.
-    async fn destination(&self, value: &[u8]) -> Result<(Vec<String>, Vec<u8>, bool), Error> {
-        let fallback = "celery".to_owned();
+    fn fate(&self, value: &[u8]) -> Fate {
         let held = std::str::from_utf8(value)
             .ok()
             .and_then(|text| serde_json::from_str::<Held<'_>>(text).ok());
         let Some((envelope, exchange, routing_key)) = held else {
-            let letter = self.letter(value, &fallback, "an entry of unacked that is no message");
-            return Ok((vec![self.dead_key(&fallback)], letter, true));
+            return self.give_up(value, "celery".into(), "an entry of unacked that is no message".into());
         };
-        let marked = redelivered(envelope);
-        let deliveries = marked.as_ref().map_or(0, |(_, _, deliveries)| *deliveries);
-        let queues = self.route(&exchange, &routing_key).await?;
-        let Some((marked, priority, _)) = marked.filter(|_| deliveries <= self.options.max_deliveries) else {
-            let reason = if deliveries > self.options.max_deliveries {
-                format!(
-                    "delivered {deliveries} times without an end: each worker that took it was gone before it was done"
-                )
-            } else {
-                "an entry of unacked that cannot be marked as redelivered".to_owned()
-            };
-            let letter = self.letter(envelope.get().as_bytes(), &routing_key, &reason);
-            return Ok((vec![self.dead_key(&routing_key)], letter, true));
+        let raw = envelope.get().as_bytes();
+        let Some((push, priority, deliveries)) = redelivered(envelope) else {
+            let reason = "an entry of unacked that cannot be marked as redelivered".to_owned();
+            return self.give_up(raw, routing_key, reason);
         };
-        let keys = queues.iter().map(|queue| self.keys.queue(queue, priority)).collect();
-        Ok((keys, marked, false))
+        if deliveries > self.options.max_deliveries {
+            let reason = format!(
+                "delivered {} times without an end: each worker that took it was gone before it was done",
+                deliveries - 1
+            );
+            return self.give_up(raw, routing_key, reason);
+        }
+        Fate {
+            exchange,
+            routing_key,
+            priority,
+            push,
+            given_up: None,
+        }
     }
 
-    /// The queues behind an exchange and a routing key (`kombu.transport.virtual.Channel._lookup`).
-    async fn route(&self, exchange: &str, routing_key: &str) -> Result<Vec<String>, Error> {
-        if exchange.is_empty() {
-            return Ok(vec![routing_key.to_owned()]);
+    fn give_up(&self, raw: &[u8], routing_key: String, reason: String) -> Fate {
+        Fate {
+            exchange: String::new(),
+            push: self.letter(raw, &routing_key, &reason),
+            routing_key,
+            priority: 0,
+            given_up: Some(GivenUp {
+                raw: raw.to_vec(),
+                reason,
+            }),
         }
-        let members: Vec<String> = self
-            .main
-            .query(redis::cmd("SMEMBERS").arg(self.keys.bindings(exchange)))
-            .await?;
-        let mut queues: Vec<String> = members
-            .iter()
-            .filter_map(|member| {
-                let mut parts = member.split(super::keys::SEP);
-                let (bound, _, queue) = (parts.next()?, parts.next()?, parts.next()?);
-                (bound == routing_key).then(|| queue.to_owned())
-            })
-            .collect();
-        if queues.is_empty() {
-            // Better in the list of its routing key, where somebody can find it, than nowhere.
-            queues.push(routing_key.to_owned());
-        }
-        Ok(queues)
     }
 
     pub(super) fn dead_key(&self, queue: &str) -> String {

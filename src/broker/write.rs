@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use redis::Pipeline;
 
-use super::keys::{binding, topic_binding};
 use super::{Broker, Tag, mark_redelivered};
 use crate::wire::Parcel;
 
@@ -40,7 +39,7 @@ pub enum Write {
         /// Its priority.
         priority: u8,
     },
-    /// A new message. On the default exchange the routing key is the queue; any other exchange is direct.
+    /// A new message. On the default exchange the routing key is the queue; any other has a table of bindings.
     Publish {
         /// Exchange; empty is the default one.
         exchange: String,
@@ -156,14 +155,17 @@ impl Broker {
                 priority,
                 envelope,
             } => {
-                // A direct exchange named like its queue is what Celery declares; others need the binding table, which
-                // the issue of the whole transport brings.
-                let queue = if exchange.is_empty() || exchange == routing_key {
-                    routing_key
-                } else {
-                    exchange
-                };
-                pipe.lpush(self.keys.queue(queue, *priority), &envelope[..]);
+                if exchange.is_empty() {
+                    pipe.lpush(self.keys.queue(routing_key, *priority), &envelope[..]);
+                    return;
+                }
+                let mut call = self.scripts.publish.prepare_invoke();
+                call.key(self.keys.bindings(exchange));
+                call.arg(exchange).arg(routing_key).arg(&envelope[..]);
+                call.arg(self.keys.name(""))
+                    .arg(self.keys.suffix(*priority))
+                    .arg(self.keys.sep());
+                pipe.invoke_script(&call);
             }
             Write::Broadcast {
                 exchange,
@@ -180,7 +182,9 @@ impl Broker {
                 let queue = format!("{routing_key}.{exchange}");
                 let mut call = self.scripts.reply.prepare_invoke();
                 call.key(self.keys.bindings(exchange)).key(self.keys.name(&queue));
-                call.arg(binding(routing_key, &queue)).arg(&payload[..]).arg(REPLY_TTL);
+                call.arg(self.keys.binding(routing_key, &queue))
+                    .arg(&payload[..])
+                    .arg(REPLY_TTL);
                 pipe.invoke_script(&call);
             }
             Write::Dead {
@@ -206,9 +210,9 @@ impl Broker {
                 topic,
             } => {
                 let member = if *topic {
-                    topic_binding(routing_key, queue)
+                    self.keys.topic_binding(routing_key, queue)
                 } else {
-                    binding(routing_key, queue)
+                    self.keys.binding(routing_key, queue)
                 };
                 pipe.sadd(self.keys.bindings(exchange), &member);
                 pipe.sadd(self.keys.permanent_bindings(exchange), &member);

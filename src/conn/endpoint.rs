@@ -1,79 +1,165 @@
 //! Redis URLs as Celery users write them (kombu's and redis-py's forms; protocol 1.19).
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates};
+use redis::{
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
+};
 
-use super::Error;
+use super::sentinel::{Login, Sentinels};
+use super::{Error, LinkOptions};
 
 /// Where a Redis is. Shown without its password.
 #[derive(Clone)]
 pub struct Endpoint {
+    /// The server; behind Sentinels only its database and credentials are meant.
     info: ConnectionInfo,
     shown: String,
-    ca_file: Option<PathBuf>,
+    certificates: Certificates,
+    sentinels: Option<Sentinels>,
+}
+
+/// Files of a TLS connection.
+#[derive(Clone, Debug, Default)]
+struct Certificates {
+    authority: Option<PathBuf>,
+    own: Option<(PathBuf, PathBuf)>,
+}
+
+/// Options behind the question mark of a URL.
+struct Query<'a>(&'a str);
+
+impl Query<'_> {
+    fn get(&self, name: &str) -> Option<String> {
+        self.pairs()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| unquote(value))
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.split('&').filter_map(|pair| pair.split_once('='))
+    }
 }
 
 impl Endpoint {
-    /// Reads `redis://[user[:password]@]host[:port][/db]`, `rediss://…?ssl_cert_reqs=…&ssl_ca_certs=…`,
-    /// `redis+socket:///path?virtual_host=db`, `socket://…`, `unix://…`.
+    /// Reads `redis://[user[:password]@]host[:port][/db]`,
+    /// `rediss://…?ssl_cert_reqs=…&ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…`,
+    /// `redis+socket:///path?virtual_host=db`, `socket://…`, `unix://…`,
+    /// `sentinel://host[:port][/db][?master_name=…];sentinel://…`.
     ///
     /// # Errors
     /// One line that says what is wrong with the URL; never the password.
     pub fn parse(url: &str) -> Result<Self, Error> {
         let url = url.trim();
-        let shown = mask(url);
-        let wrong = |what: &str| Error::Url(format!("{shown:?} is no Redis URL: {what}"));
+        let shown: Vec<String> = url.split(';').map(mask).collect();
+        let shown = shown.join(";");
+        Self::read(url, &shown).map_err(|what| Error::Url(format!("{shown:?} is no Redis URL: {what}")))
+    }
+
+    fn read(url: &str, shown: &str) -> Result<Self, String> {
         let (scheme, rest) = url
             .split_once("://")
-            .ok_or_else(|| wrong("it has no scheme; write redis://host:6379/0"))?;
+            .ok_or("it has no scheme; write redis://host:6379/0")?;
+        if scheme == "sentinel" {
+            return Self::read_sentinels(url, shown);
+        }
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let option = |name: &str| {
-            query
-                .split('&')
-                .find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name))
-                .map(|(_, value)| value)
-        };
-        let mut ca_file = None;
-        let plain = match scheme {
-            "redis" => format!("redis://{place}"),
+        let query = Query(query);
+        let mut certificates = Certificates::default();
+        let mut any_host = false;
+        let (plain, login) = match scheme {
+            "redis" => (format!("redis://{place}"), None),
             "rediss" => {
-                ca_file = option("ssl_ca_certs").map(PathBuf::from);
-                let insecure = match option("ssl_cert_reqs") {
+                certificates = Certificates::read(&query)?;
+                any_host = query.get("ssl_check_hostname").is_some_and(|text| is_no(&text));
+                let insecure = match query.get("ssl_cert_reqs").as_deref() {
                     None | Some("CERT_REQUIRED" | "required" | "CERT_OPTIONAL" | "optional") => "",
                     Some("CERT_NONE" | "none") => "#insecure",
-                    Some(_) => return Err(wrong("ssl_cert_reqs must be required, optional or none")),
+                    Some(_) => return Err("ssl_cert_reqs must be required, optional or none".into()),
                 };
-                format!(
-                    "rediss://{place}{}{insecure}",
-                    if place.contains('/') { "" } else { "/0" }
-                )
+                let db = if place.contains('/') { "" } else { "/0" };
+                (format!("rediss://{place}{db}{insecure}"), None)
             }
             "redis+socket" | "socket" | "unix" | "redis+unix" => {
-                let db = option("virtual_host").or_else(|| option("db")).unwrap_or("0");
-                format!("redis+unix://{place}?db={db}")
+                let (login, path) = place.split_at(place.find('/').unwrap_or(0));
+                let db = query.get("virtual_host").or_else(|| query.get("db"));
+                // kombu takes `/2` for the database as well.
+                let db = db.map_or_else(|| "0".to_owned(), |db| db.trim_start_matches('/').to_owned());
+                (format!("redis+unix://{path}?db={db}"), login.strip_suffix('@'))
             }
-            "sentinel" => return Err(wrong("Sentinel is not supported in this version")),
-            "amqp" | "amqps" | "pyamqp" => return Err(wrong("only Redis brokers are supported")),
+            "amqp" | "amqps" | "pyamqp" => return Err("only Redis brokers are supported".into()),
             other => {
-                return Err(wrong(&format!(
-                    "unknown scheme {other:?}; use redis://, rediss:// or redis+socket://"
-                )));
+                return Err(format!(
+                    "unknown scheme {other:?}; use redis://, rediss://, redis+socket:// or sentinel://"
+                ));
             }
         };
-        let info = plain
-            .as_str()
-            .into_connection_info()
-            .map_err(|error| wrong(&error.to_string().replace(&plain, &shown)))?;
-        // RESP3 for pushes: news of messages and of remote control come on the same connection.
-        let settings = info
-            .redis_settings()
-            .clone()
-            .set_protocol(ProtocolVersion::RESP3)
-            .set_lib_name("orchestra", env!("CARGO_PKG_VERSION"));
-        let info = info.set_redis_settings(settings);
-        Ok(Self { info, shown, ca_file })
+        let mut info = server(&plain, shown)?;
+        if let Some((user, password)) = login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
+            let mut settings = info.redis_settings().clone();
+            if !user.is_empty() {
+                settings = settings.set_username(unquote(user));
+            }
+            if !password.is_empty() {
+                settings = settings.set_password(unquote(password));
+            }
+            info = info.set_redis_settings(settings);
+        }
+        if any_host {
+            let mut addr = info.addr().clone();
+            addr.set_danger_accept_invalid_hostnames(true);
+            info = info.set_addr(addr);
+        }
+        Ok(Self {
+            info,
+            shown: shown.to_owned(),
+            certificates,
+            sentinels: None,
+        })
+    }
+
+    /// Database and credentials are those of the first URL and concern the master (kombu's `SentinelChannel`).
+    fn read_sentinels(urls: &str, shown: &str) -> Result<Self, String> {
+        let mut first = None;
+        let mut addresses = Vec::new();
+        let mut master = None;
+        for url in urls.split(';').map(str::trim).filter(|url| !url.is_empty()) {
+            let rest = url
+                .strip_prefix("sentinel://")
+                .ok_or("each of several URLs must begin with sentinel://")?;
+            let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+            master = master.or_else(|| Query(query).get("master_name"));
+            let info = server(&format!("redis://{}", with_port(place)), shown)?;
+            addresses.push(info.addr().clone());
+            first.get_or_insert(info);
+        }
+        Ok(Self {
+            info: first.ok_or("it names no Sentinel")?,
+            shown: shown.to_owned(),
+            certificates: Certificates::default(),
+            sentinels: Some(Sentinels::new(addresses, master)),
+        })
+    }
+
+    /// For Sentinels: which master is meant, and how to log in to them. Others have no use for it.
+    ///
+    /// # Errors
+    /// It is behind Sentinels and nobody said which master.
+    pub fn with_master(mut self, name: Option<&str>, login: Login) -> Result<Self, Error> {
+        if let Some(sentinels) = &mut self.sentinels {
+            sentinels.set_login(login);
+            if let Some(name) = name {
+                sentinels.set_master(name);
+            }
+            if sentinels.master().is_none() {
+                return Err(Error::Url(format!(
+                    "{:?} does not say which master: set master_name in the transport options",
+                    self.shown
+                )));
+            }
+        }
+        Ok(self)
     }
 
     /// Database number.
@@ -100,9 +186,10 @@ impl Endpoint {
 
     /// The port, if it is a server without TLS and credentials on this machine: one that can be started here.
     pub fn loopback_port(&self) -> Option<u16> {
-        let open = !self.is_tls() && self.username().is_none() && self.info.redis_settings().password().is_none();
+        let settings = self.info.redis_settings();
+        let open = !self.is_tls() && settings.username().is_none() && settings.password().is_none();
         let local = matches!(self.host().as_str(), "localhost" | "127.0.0.1");
-        self.port().filter(|_| open && local)
+        self.port().filter(|_| open && local && self.sentinels.is_none())
     }
 
     /// ACL user.
@@ -117,33 +204,138 @@ impl Endpoint {
 
     /// Whether both name the same database of the same server.
     pub fn is_same_server_and_db(&self, other: &Self) -> bool {
-        self.info.addr() == other.info.addr() && self.db() == other.db() && self.username() == other.username()
+        self.info.addr() == other.info.addr()
+            && self.db() == other.db()
+            && self.username() == other.username()
+            && self.sentinels == other.sentinels
     }
 
-    pub(super) fn client(&self) -> Result<Client, Error> {
+    /// What makes a connection. Certificates are read, and Sentinels asked, each time: both change while we run.
+    pub(super) async fn client(&self, options: &LinkOptions) -> Result<Client, Error> {
         let tcp = self
             .info
             .tcp_settings()
             .clone()
             .set_nodelay(true)
             .set_user_timeout(std::time::Duration::from_secs(10));
-        let info = self.info.clone().set_tcp_settings(tcp);
-        let client = match &self.ca_file {
+        let mut info = self.info.clone().set_tcp_settings(tcp);
+        if let Some(sentinels) = &self.sentinels {
+            info = info.set_addr(sentinels.find(options.connect_timeout).await?);
+        }
+        let client = match self.certificates.load()? {
             None => Client::open(info),
-            Some(path) => {
-                let root_cert = std::fs::read(path)
-                    .map_err(|error| Error::Url(format!("cannot read ssl_ca_certs {}: {error}", path.display())))?;
-                Client::build_with_tls(
-                    info,
-                    TlsCertificates {
-                        client_tls: None,
-                        root_cert: Some(root_cert),
-                    },
-                )
-            }
+            Some(certificates) => Client::build_with_tls(info, certificates),
         };
         client.map_err(|error| Error::Url(format!("{}: {error}", self.shown)))
     }
+
+    /// Whether the server may turn out to be a replica.
+    pub(super) fn is_behind_sentinels(&self) -> bool {
+        self.sentinels.is_some()
+    }
+}
+
+impl Certificates {
+    fn read(query: &Query<'_>) -> Result<Self, String> {
+        const KNOWN: [&str; 5] = [
+            "ssl_cert_reqs",
+            "ssl_ca_certs",
+            "ssl_certfile",
+            "ssl_keyfile",
+            "ssl_check_hostname",
+        ];
+        let unknown = |name: &&str| name.starts_with("ssl_") && !KNOWN.contains(name);
+        if let Some(name) = query.pairs().map(|(name, _)| name).find(unknown) {
+            return Err(format!(
+                "there is no option {name}; those of TLS are {}",
+                KNOWN.join(", ")
+            ));
+        }
+        let path = |name: &str| query.get(name).map(PathBuf::from);
+        let own = match (path("ssl_certfile"), path("ssl_keyfile")) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            _ => return Err("ssl_certfile and ssl_keyfile go together".into()),
+        };
+        Ok(Self {
+            authority: path("ssl_ca_certs"),
+            own,
+        })
+    }
+
+    fn load(&self) -> Result<Option<TlsCertificates>, Error> {
+        let load = |name: &str, path: &Path| {
+            std::fs::read(path).map_err(|error| Error::Url(format!("cannot read {name} {}: {error}", path.display())))
+        };
+        if self.authority.is_none() && self.own.is_none() {
+            return Ok(None);
+        }
+        let root_cert = match &self.authority {
+            None => None,
+            Some(path) => Some(load("ssl_ca_certs", path)?),
+        };
+        let client_tls = match &self.own {
+            None => None,
+            Some((certificate, key)) => Some(ClientTlsConfig {
+                client_cert: load("ssl_certfile", certificate)?,
+                client_key: load("ssl_keyfile", key)?,
+            }),
+        };
+        Ok(Some(TlsCertificates { client_tls, root_cert }))
+    }
+}
+
+/// A URL that the Redis client understands.
+fn server(plain: &str, shown: &str) -> Result<ConnectionInfo, String> {
+    let info = plain
+        .into_connection_info()
+        .map_err(|error| error.to_string().replace(plain, shown))?;
+    // RESP3 for pushes: news of messages and of remote control come without being asked for.
+    let settings = info
+        .redis_settings()
+        .clone()
+        .set_protocol(ProtocolVersion::RESP3)
+        .set_lib_name("orchestra", env!("CARGO_PKG_VERSION"));
+    Ok(info.set_redis_settings(settings))
+}
+
+/// A Sentinel's place with its port, if it has none.
+fn with_port(place: &str) -> String {
+    let (host, db) = place.split_at(place.find('/').unwrap_or(place.len()));
+    let after_login = host.rsplit('@').next().unwrap_or(host);
+    let after_address = after_login.rsplit(']').next().unwrap_or(after_login);
+    if after_address.contains(':') {
+        place.to_owned()
+    } else {
+        format!("{host}:26379{db}")
+    }
+}
+
+fn is_no(text: &str) -> bool {
+    matches!(text.to_ascii_lowercase().as_str(), "false" | "0" | "no" | "off")
+}
+
+/// `%2F` and its like, decoded.
+fn unquote(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let code = after
+            .get(..2)
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match (first, code) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl fmt::Display for Endpoint {
@@ -201,6 +393,65 @@ mod tests {
                 .unwrap()
                 .is_tls()
         );
+    }
+
+    #[test]
+    fn files_of_tls_are_named_as_celery_names_them() {
+        let both = Endpoint::parse("rediss://h?ssl_ca_certs=%2Fca.pem&ssl_certfile=/c%20c.pem&ssl_keyfile=/k.pem");
+        let certificates = both.unwrap().certificates;
+        assert_eq!(certificates.authority, Some("/ca.pem".into()));
+        assert_eq!(certificates.own, Some(("/c c.pem".into(), "/k.pem".into())));
+        for (option, word) in [
+            ("ssl_ca_cert=/x", "ssl_ca_certs"),
+            ("ssl_certfile=/x", "go together"),
+            ("ssl_cert_reqs=maybe", "required, optional or none"),
+        ] {
+            let error = Endpoint::parse(&format!("rediss://h?{option}"))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_socket_has_a_database_and_a_login() {
+        let socket = Endpoint::parse("redis+socket://me:se%40cret@/run/r.sock?virtual_host=/3").unwrap();
+        assert_eq!((socket.host(), socket.db()), ("/run/r.sock".into(), 3));
+        assert_eq!(socket.username(), Some("me"));
+        assert_eq!(socket.info.redis_settings().password(), Some("se@cret"));
+        assert_eq!(socket.to_string(), "redis+socket://me:**@/run/r.sock?virtual_host=/3");
+    }
+
+    #[test]
+    fn sentinels_are_several_urls_with_one_database() {
+        let urls = "sentinel://u:secret@a:1/2;sentinel://b;sentinel://[::1]/7";
+        let endpoint = Endpoint::parse(urls).unwrap();
+        assert_eq!(
+            endpoint.to_string(),
+            "sentinel://u:**@a:1/2;sentinel://b;sentinel://[::1]/7"
+        );
+        assert_eq!((endpoint.db(), endpoint.username()), (2, Some("u")));
+        let nameless = endpoint
+            .clone()
+            .with_master(None, Login::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            nameless.contains("master_name") && !nameless.contains("secret"),
+            "{nameless}"
+        );
+        let named = endpoint
+            .clone()
+            .with_master(Some("mymaster"), Login::default())
+            .unwrap();
+        assert!(!named.is_same_server_and_db(&endpoint));
+        let in_url = Endpoint::parse("sentinel://a?master_name=m").unwrap();
+        assert!(in_url.with_master(None, Login::default()).is_ok());
+        assert_eq!(
+            with_port("u:p@h/1") + &with_port("[::1]") + &with_port("[::1]:5/1"),
+            "u:p@h:26379/1[::1]:26379[::1]:5/1"
+        );
+        assert!(Endpoint::parse("sentinel://a;redis://b").is_err());
     }
 
     #[test]

@@ -1,31 +1,33 @@
 //! A connection that comes back by itself.
 //!
 //! A supervisor owns the making of connections; everybody else uses the one that stands. Every command has a deadline
-//! and an idle connection is asked for a sign of life, so that a half-open one is found within seconds.
+//! and an idle connection is asked for a sign of life, so that a half-open one is found within seconds. What is heard by
+//! pub/sub comes on a connection of its own: a server closes one that subscribes as soon as 32 MB of answers wait for
+//! it (`client-output-buffer-limit pubsub`), so that one large message would stop a worker.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, PushInfo, PushKind, Script, Value};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, OnceCell, mpsc, watch};
 use tracing::{info, warn};
 
 use super::error::{is_broken, needs_reconnect};
 use super::{Endpoint, Error};
 use crate::backoff::Backoff;
-use crate::clock;
+use crate::clock::{self, Instant};
 
 /// Time limits of a link.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
     /// For making a connection.
     pub connect_timeout: Duration,
-    /// For the answer to a command or pipeline.
+    /// For the first answer to a command or pipeline; a repeated one waits longer.
     pub response_timeout: Duration,
-    /// An idle connection is asked for a sign of life this often.
+    /// A connection that said nothing for this long is asked for a sign of life, and has as long to give it.
     pub health_check: Duration,
 }
 
@@ -33,7 +35,7 @@ impl Default for LinkOptions {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(1),
-            response_timeout: Duration::from_secs(5),
+            response_timeout: Duration::from_secs(4),
             health_check: Duration::from_secs(2),
         }
     }
@@ -47,6 +49,25 @@ const PUSHES: usize = 4096;
 
 /// The longest wait for one answer, however often it was tried.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
+
+/// Between two looks at a connection.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long the answer to something is waited for: twice as long after each time that it did not come in time, so that
+/// what is large gets through a slow network, and a dead connection is still found soon.
+#[derive(Clone, Debug, Default)]
+pub struct Patience(Arc<AtomicU32>);
+
+impl Patience {
+    fn wait(&self, options: &LinkOptions) -> Duration {
+        let late = self.0.load(Ordering::Relaxed).min(8);
+        (options.response_timeout * (1 << late)).min(LONGEST_WAIT)
+    }
+
+    fn grow(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 /// The pipelines that wait for their answer. They are answered in order, so each is given as much time as the most
 /// patient of those before it.
@@ -89,14 +110,16 @@ pub struct Link {
 struct Shared {
     endpoint: Endpoint,
     options: LinkOptions,
-    client: Client,
     /// The connection that stands, with its number; `None` while there is none.
     current: watch::Sender<Option<(u64, MultiplexedConnection)>>,
-    used: AtomicU64,
+    /// When it last said something.
+    heard: Mutex<Instant>,
     /// Pipelines that wait for their answer.
     waiting: Waiting,
     setup: Mutex<Setup>,
     woken: Arc<Notify>,
+    /// The link that hears pub/sub; it is made when somebody subscribes.
+    ears: OnceCell<Link>,
     pushes: mpsc::Sender<Push>,
     unread: Mutex<Option<mpsc::Receiver<Push>>>,
     dropped: AtomicBool,
@@ -107,8 +130,8 @@ struct Shared {
 struct Setup {
     scripts: Vec<Script>,
     tracked: Vec<String>,
-    patterns: Vec<String>,
     channels: HashSet<String>,
+    patterns: HashSet<String>,
 }
 
 impl Link {
@@ -117,28 +140,53 @@ impl Link {
     /// # Errors
     /// The server cannot be reached; the text says which and what to do.
     pub async fn connect(endpoint: &Endpoint, options: LinkOptions) -> Result<Self, Error> {
-        let client = endpoint.client()?;
         let (pushes, unread) = mpsc::channel(PUSHES);
+        let link = Self::new(endpoint, options, pushes, Some(unread));
+        link.first().await?;
+        tokio::spawn(supervise(Arc::downgrade(&link.shared)));
+        Ok(link)
+    }
+
+    fn new(
+        endpoint: &Endpoint,
+        options: LinkOptions,
+        pushes: mpsc::Sender<Push>,
+        unread: Option<mpsc::Receiver<Push>>,
+    ) -> Self {
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
             options,
-            client,
             current: watch::Sender::new(None),
-            used: AtomicU64::new(0),
+            heard: Mutex::new(clock::instant()),
             waiting: Waiting::default(),
             setup: Mutex::default(),
             woken: Arc::new(Notify::new()),
+            ears: OnceCell::new(),
             pushes,
-            unread: Mutex::new(Some(unread)),
+            unread: Mutex::new(unread),
             dropped: AtomicBool::new(false),
         });
-        let connection = shared
-            .open()
-            .await
-            .map_err(|error| Error::unreachable(&error, &shared.endpoint.to_string()))?;
-        shared.current.send_replace(Some((1, connection)));
-        tokio::spawn(supervise(Arc::downgrade(&shared)));
-        Ok(Self { shared })
+        Self { shared }
+    }
+
+    /// The first connection; its number is 1.
+    async fn first(&self) -> Result<(), Error> {
+        let connection = self.shared.open().await?;
+        self.shared.current.send_replace(Some((1, connection)));
+        Ok(())
+    }
+
+    /// The link that hears pub/sub. It need not be connected yet.
+    async fn ears(&self) -> &Self {
+        let shared = &self.shared;
+        let make = async || {
+            let ears = Self::new(&shared.endpoint, shared.options.clone(), shared.pushes.clone(), None);
+            // Should it fail, the supervisor tries again.
+            let _ = ears.first().await;
+            tokio::spawn(supervise(Arc::downgrade(&ears.shared)));
+            ears
+        };
+        shared.ears.get_or_init(make).await
     }
 
     /// Where it goes.
@@ -184,51 +232,58 @@ impl Link {
     /// # Errors
     /// The connection broke (some of the commands may have run), or the server answers none of them now.
     pub async fn pipeline(&self, pipe: &Pipeline) -> Result<Vec<Value>, Error> {
-        self.pipeline_try(pipe, 0).await
+        self.pipeline_with(pipe, &Patience::default()).await
     }
 
-    /// The `n`th try to run many commands, from 0: each waits twice as long for the answer as the one before it, so
-    /// that what is large gets through a slow network, and a connection that is dead is still found soon.
+    /// Runs many commands that were or will be tried again with the same patience.
     ///
     /// # Errors
     /// See [`pipeline`](Self::pipeline).
-    pub async fn pipeline_try(&self, pipe: &Pipeline, n: u32) -> Result<Vec<Value>, Error> {
-        let patience = (self.shared.options.response_timeout * (1 << n.min(8))).min(LONGEST_WAIT);
-        match self.attempt(pipe, patience).await {
-            // The scripts are gone from the server's cache: load them again, once.
-            Err(Error::Transient(text)) if text.contains("NOSCRIPT") => {
-                self.load_scripts().await?;
-                self.attempt(pipe, patience).await
+    pub async fn pipeline_with(&self, pipe: &Pipeline, patience: &Patience) -> Result<Vec<Value>, Error> {
+        let answer = self.attempt(pipe, patience).await?;
+        // The scripts are gone from the server's cache: load them again, once.
+        let answer = if answer.iter().any(has_no_script) {
+            self.load_scripts().await?;
+            self.attempt(pipe, patience).await?
+        } else {
+            answer
+        };
+        for value in &answer {
+            if let Value::ServerError(error) = value {
+                let error = Error::from_server(error, &self.shared.endpoint.to_string());
+                if error.is_transient() {
+                    return Err(error);
+                }
             }
-            answer => answer,
         }
+        Ok(answer)
     }
 
-    async fn attempt(&self, pipe: &Pipeline, patience: Duration) -> Result<Vec<Value>, Error> {
+    /// Sends, and waits for the answer, whatever it says.
+    async fn attempt(&self, pipe: &Pipeline, patience: &Patience) -> Result<Vec<Value>, Error> {
         let url = || self.shared.endpoint.to_string();
         let current = self.shared.current.borrow().clone();
         let Some((epoch, mut connection)) = current else {
             return Err(Error::Transient(format!("not connected to Redis at {}", url())));
         };
-        self.shared.used.fetch_add(1, Ordering::Relaxed);
-        let (patience, _waiting) = self.shared.waiting.join(patience);
-        connection.set_response_timeout(patience);
+        let (longest, _waiting) = self.shared.waiting.join(patience.wait(&self.shared.options));
+        connection.set_response_timeout(longest);
         match connection.req_packed_commands(pipe, 0, pipe.len()).await {
             Ok(values) => {
+                self.shared.hear();
                 for value in &values {
-                    if let Value::ServerError(error) = value {
-                        if needs_reconnect(error.code()) {
-                            self.shared.broken(epoch, &error.to_string());
-                        }
-                        let error = Error::from_server(error, &url());
-                        if error.is_transient() {
-                            return Err(error);
-                        }
+                    if let Value::ServerError(error) = value
+                        && needs_reconnect(error.code())
+                    {
+                        self.shared.broken(epoch, &error.to_string());
                     }
                 }
                 Ok(values)
             }
             Err(error) => {
+                if error.is_timeout() {
+                    patience.grow();
+                }
                 if is_broken(&error) || error.code().is_some_and(needs_reconnect) {
                     self.shared.broken(epoch, &error.to_string());
                 }
@@ -254,7 +309,7 @@ impl Link {
         if pipe.is_empty() {
             return Ok(());
         }
-        for value in self.attempt(&pipe, self.shared.options.response_timeout).await? {
+        for value in self.attempt(&pipe, &Patience::default()).await? {
             if let Value::ServerError(error) = value {
                 return Err(Error::from_server(&error, &self.shared.endpoint.to_string()));
             }
@@ -278,50 +333,55 @@ impl Link {
         self.shared.woken.notified().await;
     }
 
-    /// Subscribes to patterns, on this and every later connection; messages come to [`pushes`](Self::pushes).
-    ///
-    /// # Errors
-    /// The server cannot be reached or refuses.
-    pub async fn subscribe(&self, patterns: &[String]) -> Result<(), Error> {
-        self.shared.setup().patterns.extend_from_slice(patterns);
-        let current = self.shared.current.borrow().clone();
-        if let Some((_, mut connection)) = current {
-            for pattern in patterns {
-                let subscribed = connection.psubscribe(pattern).await;
-                subscribed.map_err(|error| Error::from_redis(&error, &self.shared.endpoint.to_string()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends a subscription.
-    pub async fn unsubscribe(&self, pattern: &str) {
-        self.shared.setup().patterns.retain(|known| known != pattern);
-        let current = self.shared.current.borrow().clone();
-        if let Some((_, mut connection)) = current {
-            // A connection that is gone has no subscriptions left.
-            let _ = connection.punsubscribe(pattern).await;
-        }
-    }
-
-    /// Subscribes to one channel, on this and every later connection.
+    /// Subscribes to one channel, now and on every later connection; messages come to [`pushes`](Self::pushes).
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn subscribe_to(&self, channel: &str) -> Result<(), Error> {
-        self.shared.setup().channels.insert(channel.to_owned());
-        let current = self.shared.current.borrow().clone();
-        if let Some((_, mut connection)) = current {
-            let subscribed = connection.subscribe(channel).await;
-            subscribed.map_err(|error| Error::from_redis(&error, &self.shared.endpoint.to_string()))?;
-        }
-        Ok(())
+        let ears = &self.ears().await.shared;
+        ears.setup().channels.insert(channel.to_owned());
+        let Some((_, mut connection)) = ears.current.borrow().clone() else {
+            return Ok(());
+        };
+        connection.subscribe(channel).await.map_err(|error| {
+            let error = Error::from_redis(&error, &ears.endpoint.to_string());
+            if !error.is_transient() {
+                // What is refused now is refused later, and would keep the next connection from being made.
+                ears.setup().channels.remove(channel);
+            }
+            error
+        })
+    }
+
+    /// Subscribes to all channels that match a pattern; see [`subscribe_to`](Self::subscribe_to).
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn subscribe_matching(&self, pattern: &str) -> Result<(), Error> {
+        let ears = &self.ears().await.shared;
+        ears.setup().patterns.insert(pattern.to_owned());
+        let Some((_, mut connection)) = ears.current.borrow().clone() else {
+            return Ok(());
+        };
+        connection.psubscribe(pattern).await.map_err(|error| {
+            let error = Error::from_redis(&error, &ears.endpoint.to_string());
+            if !error.is_transient() {
+                ears.setup().patterns.remove(pattern);
+            }
+            error
+        })
+    }
+
+    /// The number of the connection that hears pub/sub; see [`epoch`](Self::epoch).
+    pub fn ears_epoch(&self) -> u64 {
+        self.shared.ears.get().map_or(0, Self::epoch)
     }
 
     /// Ends a subscription to one channel.
     pub async fn unsubscribe_from(&self, channel: &str) {
-        self.shared.setup().channels.remove(channel);
-        let current = self.shared.current.borrow().clone();
+        let Some(ears) = self.shared.ears.get() else { return };
+        ears.shared.setup().channels.remove(channel);
+        let current = ears.shared.current.borrow().clone();
         if let Some((_, mut connection)) = current {
             // A connection that is gone has no subscriptions left.
             let _ = connection.unsubscribe(channel).await;
@@ -347,7 +407,23 @@ impl Shared {
         self.setup.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    async fn open(self: &Arc<Self>) -> redis::RedisResult<MultiplexedConnection> {
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = clock::instant();
+    }
+
+    /// How long it has said nothing.
+    fn silence(&self) -> Duration {
+        let heard = *self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        clock::instant().saturating_duration_since(heard)
+    }
+
+    async fn open(self: &Arc<Self>) -> Result<MultiplexedConnection, Error> {
+        let client = self.endpoint.client(&self.options).await?;
+        let opened = self.open_with(&client).await;
+        opened.map_err(|error| Error::unreachable(&error, &self.endpoint.to_string()))
+    }
+
+    async fn open_with(self: &Arc<Self>, client: &Client) -> redis::RedisResult<MultiplexedConnection> {
         let weak = Arc::downgrade(self);
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.options.connect_timeout))
@@ -358,10 +434,14 @@ impl Shared {
                 }
                 Ok(())
             });
-        let mut connection = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        if self.endpoint.is_behind_sentinels() {
+            // Sentinels may not have noticed yet that it is none any more.
+            let role: Value = redis::cmd("ROLE").query_async(&mut connection).await?;
+            if !is_master(&role) {
+                return Err((redis::ErrorKind::Io, "it is a replica").into());
+            }
+        }
         let setup = self.setup().clone();
         let mut pipe = Pipeline::new();
         for script in &setup.scripts {
@@ -385,13 +465,15 @@ impl Shared {
             connection.subscribe(channel).await?;
         }
         redis::cmd("PING").exec_async(&mut connection).await?;
+        self.hear();
         Ok(connection)
     }
 
     fn on_push(&self, push: PushInfo) {
+        self.hear();
         match push.kind {
             PushKind::Invalidate => self.woken.notify_one(),
-            PushKind::Message | PushKind::PMessage => {
+            PushKind::Message => {
                 let mut parts = push.data.into_iter().rev();
                 let (Some(payload), Some(channel)) = (parts.next(), parts.next()) else {
                     return;
@@ -428,6 +510,17 @@ impl Shared {
     }
 }
 
+fn is_master(role: &Value) -> bool {
+    match role {
+        Value::Array(parts) => parts.first() == Some(&Value::BulkString(b"master".to_vec())),
+        _ => false,
+    }
+}
+
+fn has_no_script(value: &Value) -> bool {
+    matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT")
+}
+
 fn tracking(prefixes: &[String]) -> Cmd {
     let mut command = redis::cmd("CLIENT");
     command.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
@@ -442,27 +535,28 @@ async fn supervise(shared: Weak<Shared>) {
     let mut epoch = 1;
     loop {
         let Some(strong) = shared.upgrade() else { return };
-        let pause = strong.options.health_check;
+        let health_check = strong.options.health_check;
         let standing = strong.current.borrow().clone();
         match standing {
             Some((epoch, mut connection)) => {
                 let mut changes = strong.current.subscribe();
-                let used = strong.used.load(Ordering::Relaxed);
+                let pause = health_check.saturating_sub(strong.silence());
                 let weak = Arc::downgrade(&strong);
                 drop(strong);
-                // Wake up at once when the connection is taken for gone, else look after it now and then.
-                let broke = tokio::time::timeout(pause, changes.wait_for(Option::is_none))
+                // Wake up at once when the connection is taken for gone, else look after it when it was silent.
+                let broke = tokio::time::timeout(pause.max(SHORTEST_PAUSE), changes.wait_for(Option::is_none))
                     .await
                     .is_ok();
                 drop(changes);
                 let Some(strong) = weak.upgrade() else { return };
-                if !broke
-                    && strong.waiting.is_empty()
-                    && strong.used.load(Ordering::Relaxed) == used
-                    && let Err(error) = redis::cmd("PING").exec_async(&mut connection).await
-                    && is_broken(&error)
-                {
-                    strong.broken(epoch, "no sign of life");
+                // Whoever waits for an answer finds out by itself.
+                if broke || !strong.waiting.is_empty() || strong.silence() < health_check {
+                    continue;
+                }
+                connection.set_response_timeout(health_check);
+                match redis::cmd("PING").exec_async(&mut connection).await {
+                    Err(error) if is_broken(&error) => strong.broken(epoch, "no sign of life"),
+                    _ => strong.hear(),
                 }
             }
             None => {

@@ -3,7 +3,9 @@
 mod endpoint;
 mod error;
 mod link;
+mod sentinel;
 
 pub use endpoint::Endpoint;
 pub use error::Error;
-pub use link::{Link, LinkOptions, Push};
+pub use link::{Link, LinkOptions, Patience, Push};
+pub use sentinel::Login;

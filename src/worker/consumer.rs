@@ -1,7 +1,7 @@
 //! The loop that owns the state of a worker. Everything else sends it values; each arm of its select is one
 //! synchronous call, and what must be awaited (Redis, tasks) waits elsewhere.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use super::pool::{Ended, Pool};
 use super::rate_limit::RateLimits;
 use super::request::{Delivery, Done, Effect, Happening, Input, Request, RunId, State};
 use super::revoke::Revoked;
+use super::room::Share;
 use super::state_db::StateDb;
 use super::stop::{Exit, Phase};
 use super::strategy::{self, Failed, Refusal};
@@ -52,6 +53,8 @@ pub(crate) struct Active {
     pub eta: Option<Timestamp>,
     /// It has its place in the rate limit's bucket, and starts when that comes up.
     pub has_place: bool,
+    #[expect(dead_code, reason = "held, never read: dropping it gives the room back")]
+    pub share: Share,
 }
 
 /// What the loop listens to.
@@ -177,8 +180,8 @@ impl Consumer {
     }
 
     fn on_fetched(&mut self, fetched: Fetched) {
-        let (delivery, raw) = match fetched {
-            Fetched::Message { delivery, raw } => (delivery, raw),
+        let (delivery, raw, share) = match fetched {
+            Fetched::Message { delivery, raw, share } => (delivery, raw, share),
             Fetched::Dead { queue, reason } => {
                 error!(queue.name = %queue, "a message in queue {queue:?} was moved to {queue}.dead: {reason}");
                 return;
@@ -186,7 +189,7 @@ impl Consumer {
         };
         match strategy::receive(raw.clone(), &self.registry, &self.options) {
             Ok(request) => {
-                let key = self.insert(request, delivery);
+                let key = self.insert(request, delivery, share);
                 let input = if self.phase == Phase::Run {
                     Input::Received {
                         revoked: self.is_revoked(key),
@@ -200,7 +203,7 @@ impl Consumer {
         }
     }
 
-    fn insert(&mut self, request: Request, delivery: Delivery) -> Key {
+    fn insert(&mut self, request: Request, delivery: Delivery, share: Share) -> Key {
         self.next_key += 1;
         let key = self.next_key;
         self.by_id.insert(request.id.clone(), key);
@@ -213,6 +216,7 @@ impl Consumer {
                 started: None,
                 eta: None,
                 has_place: false,
+                share,
             },
         );
         key
@@ -355,6 +359,7 @@ impl Consumer {
     }
 
     fn on_lost(&mut self, tags: &[Tag]) {
+        let tags: HashSet<&Tag> = tags.iter().collect();
         let lost: Vec<Key> = self
             .active
             .iter()

@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{debug, error};
 
 use super::request::Delivery;
+use super::room::{Room, Share};
 use super::stop::Phase;
 use super::writer::Outbox;
 use crate::broker::{Broker, ClaimId};
@@ -25,12 +26,11 @@ pub(crate) enum Fetched {
     Message {
         delivery: Delivery,
         raw: bytes::Bytes,
+        /// What it takes of the room for messages.
+        share: Share,
     },
     /// An element that is no message at all; it is in the dead-letter list already.
-    Dead {
-        queue: Arc<str>,
-        reason: String,
-    },
+    Dead { queue: Arc<str>, reason: String },
 }
 
 /// The service that fetches.
@@ -38,6 +38,8 @@ pub(crate) struct Fetcher {
     pub broker: Broker,
     /// The prefetch count.
     pub credit: Arc<Semaphore>,
+    /// The bound in bytes.
+    pub room: Room,
     /// Queues to take from; remote control changes them.
     pub queues: watch::Receiver<Vec<Arc<str>>>,
     pub stop: watch::Receiver<Phase>,
@@ -48,9 +50,14 @@ pub(crate) struct Fetcher {
 impl Fetcher {
     /// Runs until the worker stops; closing the channel is how the loop knows that nothing more comes.
     pub(crate) async fn run(mut self) {
+        let mut unusable = None;
         while *self.stop.borrow() == Phase::Run {
-            let Some(mut credit) = self.room().await else { return };
-            let more = self.credit.available_permits().min(BATCH - 1);
+            let Some(mut credit) = self.credit().await else { return };
+            let (count, bytes) = tokio::select! {
+                free = self.room.free() => free,
+                _ = self.stop.wait_for(|phase| *phase != Phase::Run) => return,
+            };
+            let more = self.credit.available_permits().min(BATCH - 1).min(count - 1);
             if let Ok(more) = self.credit.clone().try_acquire_many_owned(more as u32) {
                 credit.merge(more);
             }
@@ -62,7 +69,7 @@ impl Fetcher {
             let claim = ClaimId::new();
             // Never inside a select: a claim that is given up half-way has taken messages that nobody knows of.
             let claims = loop {
-                match self.broker.claim(&claim, &queues, credit.num_permits()).await {
+                match self.broker.claim(&claim, &queues, credit.num_permits(), bytes).await {
                     Ok(claims) => break claims,
                     Err(error) => {
                         debug!(%error, "claim failed");
@@ -70,14 +77,25 @@ impl Fetcher {
                             error!(%error, "messages cannot be taken; trying again");
                             tokio::time::sleep(Duration::from_secs(1)).await;
                         }
+                        tokio::select! {
+                            () = self.broker.ready() => {}
+                            _ = self.stop.wait_for(|phase| *phase != Phase::Run) => {}
+                        }
+                        // What the claim took without our knowing comes back when its lease runs out.
                         if *self.stop.borrow() != Phase::Run {
                             return;
                         }
-                        self.broker.ready().await;
                     }
                 }
             };
             let empty = claims.messages.is_empty() && claims.dead.is_empty();
+            if claims.unusable != unusable {
+                // Once, and not at each look.
+                if let Some(reason) = &claims.unusable {
+                    error!("{reason}; delete or rename that key");
+                }
+                unusable = claims.unusable;
+            }
             for dead in claims.dead {
                 let dead = Fetched::Dead {
                     queue: dead.queue,
@@ -88,6 +106,7 @@ impl Fetcher {
                 }
             }
             for message in claims.messages {
+                let share = self.room.take(message.raw.len());
                 let delivery = Delivery {
                     tag: message.tag,
                     queue: message.queue,
@@ -98,6 +117,7 @@ impl Fetcher {
                     .send(Fetched::Message {
                         delivery,
                         raw: message.raw,
+                        share,
                     })
                     .await
                     .is_err()
@@ -116,8 +136,8 @@ impl Fetcher {
         }
     }
 
-    /// Waits until there is room for a message; `None` when the worker stops.
-    async fn room(&mut self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+    /// Waits for a share of the prefetch count; `None` when the worker stops.
+    async fn credit(&mut self) -> Option<tokio::sync::OwnedSemaphorePermit> {
         while self.outbox.backlog() > BACKLOG {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(5)) => {}

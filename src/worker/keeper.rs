@@ -1,11 +1,15 @@
 //! Keeps leases: what we hold stays ours however long it takes, and what the dead held comes back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::broker::{Broker, Tag};
+use super::effects::Scribe;
+use super::writer::Outbox;
+use crate::broker::{Broker, GivenUp, Tag};
+use crate::wire::{self, Exception, Limits};
 
 /// Tags in one script call.
 const BATCH: usize = 1000;
@@ -16,6 +20,10 @@ pub(crate) struct Keeper {
     /// Everything held, each time the leases are due.
     pub held: mpsc::Receiver<Vec<Tag>>,
     pub lost: mpsc::UnboundedSender<Vec<Tag>>,
+    /// Where the end of what is given up is written down.
+    pub outbox: Outbox,
+    pub scribe: Arc<Scribe>,
+    pub limits: Limits,
     /// Pause between two looks for messages whose holder is gone.
     pub sweep: Duration,
 }
@@ -69,13 +77,31 @@ impl Keeper {
 
     async fn restore(&self) {
         match self.broker.restore_overdue().await {
-            Ok(restored) if restored.requeued + restored.dead > 0 => info!(
-                "restored {} message(s) whose worker is gone; {} went to the dead-letter list",
-                restored.requeued, restored.dead
-            ),
-            Ok(_) => {}
+            Ok(restored) => {
+                if restored.requeued > 0 {
+                    info!("restored {} message(s) whose worker is gone", restored.requeued);
+                }
+                for given_up in &restored.dead {
+                    self.tell(given_up);
+                }
+            }
             Err(error) if error.is_transient() => {}
             Err(error) => warn!(%error, "overdue messages cannot be restored"),
+        }
+    }
+
+    /// Whoever waits for the result of a message that nobody gets any more is told.
+    fn tell(&self, given_up: &GivenUp) {
+        error!("a held message went to the dead-letter list: {}", given_up.reason);
+        let headers = match wire::decode(&given_up.raw, &self.limits) {
+            Ok(message) => Some(message.headers),
+            Err(undecodable) => undecodable.headers.map(|headers| *headers),
+        };
+        if let Some(headers) = headers {
+            // What Celery says when a process is gone in the middle of a task.
+            let exception = Exception::new("billiard.exceptions", "WorkerLostError", given_up.reason.clone());
+            self.outbox
+                .send(self.scribe.refusal(&headers, &exception).into_iter().collect());
         }
     }
 }

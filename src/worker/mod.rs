@@ -29,6 +29,7 @@ mod request;
 #[cfg(test)]
 mod request_walk;
 mod revoke;
+mod room;
 mod services;
 mod start;
 mod state_db;

@@ -20,6 +20,8 @@ pub struct Options {
     pub concurrency: usize,
     /// Messages held per place to run; 0 is without bound.
     pub prefetch_multiplier: u32,
+    /// Memory that messages held may take, in bytes: with none left no more are taken.
+    pub prefetch_bytes: usize,
     /// Queues to consume.
     pub queues: Vec<String>,
     /// Where follow-ups go that name no queue (`task_default_queue`).
@@ -96,6 +98,7 @@ impl Options {
             hostname: hostname.into(),
             concurrency: std::thread::available_parallelism().map_or(1, Into::into),
             prefetch_multiplier: 4,
+            prefetch_bytes: 256 << 20,
             queues: vec!["celery".into()],
             default_queue: "celery".into(),
             task_events: false,

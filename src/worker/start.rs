@@ -21,6 +21,7 @@ use super::mingle::Mingle;
 use super::pool::Pool;
 use super::rate_limit::RateLimits;
 use super::revoke::Revoked;
+use super::room::Room;
 use super::services::{ServiceKind, spawn};
 use super::state_db::{Saved, StateDb};
 use super::stop::{Exit, Phase, Stop};
@@ -123,6 +124,12 @@ impl Worker {
         );
         let writing = spawn(ServiceKind::Writer, writer.run());
 
+        let mut client = Client::new(broker.clone(), backend.clone()).signing(options.signer.clone());
+        if options.sent_events {
+            client = client.with_sent_events(&options.event_exchange);
+        }
+        let scribe = Arc::new(Scribe::new(&options, &registry, client.oid()));
+
         let prefetch = match options.prefetch_multiplier as usize {
             0 => Semaphore::MAX_PERMITS >> 4,
             multiplier => options
@@ -137,6 +144,7 @@ impl Worker {
         let fetcher = Fetcher {
             broker: broker.clone(),
             credit: credit.clone(),
+            room: Room::new(options.prefetch_bytes),
             queues: queues_seen,
             stop: stop.phases(),
             outbox: outbox.clone(),
@@ -152,6 +160,9 @@ impl Worker {
                 broker: broker.clone(),
                 held: held_seen,
                 lost: lost_to,
+                outbox: outbox.clone(),
+                scribe: scribe.clone(),
+                limits: options.limits,
                 sweep,
             }
             .run(),
@@ -181,11 +192,6 @@ impl Worker {
         let (notes, notes_seen) = mpsc::channel(NOTES);
         let (pool, ends) = Pool::new(options.concurrency);
         let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
-        let mut client = Client::new(broker.clone(), backend.clone()).signing(options.signer.clone());
-        if options.sent_events {
-            client = client.with_sent_events(&options.event_exchange);
-        }
-        let scribe = Arc::new(Scribe::new(&options, &registry, client.oid()));
         let (members, members_seen) = mpsc::unbounded_channel();
         let (joined_to, joined) = mpsc::unbounded_channel();
         spawn(

@@ -16,7 +16,7 @@ use tracing::{error, warn};
 
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
-use crate::conn::Link;
+use crate::conn::{Link, Patience};
 use crate::wire::Events as Envelopes;
 
 /// Largest number of writes in one flush: bounds how long one pipeline occupies Redis.
@@ -207,8 +207,9 @@ async fn insist(link: &Link, pipe: &Pipeline) {
     if pipe.is_empty() {
         return;
     }
-    for n in 0.. {
-        match link.pipeline_try(pipe, n).await {
+    let patience = Patience::default();
+    loop {
+        match link.pipeline_with(pipe, &patience).await {
             Ok(replies) => {
                 for reply in replies {
                     if let redis::Value::ServerError(error) = reply {

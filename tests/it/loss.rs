@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use orchestra::client::Call;
 
-use crate::support::{LONG, Redis, Worker};
+use crate::support::{Folder, LONG, Process, Redis, Worker, python, until};
 
 const KILLS: u64 = 20;
 
@@ -54,7 +54,7 @@ async fn kill_9_twenty_times_loses_nothing() {
         restored > 0,
         "no kill hit a worker that held a message: the test proves nothing"
     );
-    crate::support::until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
     assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
 }
 
@@ -91,7 +91,7 @@ async fn a_long_task_is_not_delivered_twice() {
 async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     let redis = Redis::start();
     let client = redis.client().await;
-    client.send(Call::new("hello.die")).await.unwrap();
+    let pending = client.send(Call::new("hello.die")).await.unwrap();
     let settings = [
         (
             "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
@@ -116,4 +116,82 @@ async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     assert_eq!(redis.length("HLEN", "unacked"), 0);
     let dead: Vec<String> = redis.command(&["LRANGE", "celery.dead", "0", "-1"]);
     assert!(dead[0].contains("deliver"), "{}", dead[0]);
+    // Whoever waits for it is told.
+    let failure = pending.get::<serde_json::Value>(LONG).await.unwrap_err().to_string();
+    assert!(
+        failure.contains("WorkerLostError") && failure.contains("delivered 2 times"),
+        "{failure}"
+    );
+}
+
+/// A Python worker with a short visibility timeout that sweeps each second.
+const PYTHON_APP: &str = "
+import os, time
+from celery import Celery
+url = os.environ['URL']
+app = Celery('app', broker=url, backend=url)
+app.conf.update(
+    broker_transport_options={'visibility_timeout': 2, 'unacked_restore_interval': 1, 'unacked_restore_throttle': 1},
+    task_acks_late=True, worker_prefetch_multiplier=1,
+)
+@app.task(name='hello.sleep', bind=True)
+def sleep(self, seconds):
+    if not self.request.delivery_info.get('redelivered'):
+        time.sleep(seconds)
+    return 'from Python'
+";
+
+fn python_worker(redis: &Redis, folder: &Folder) -> Process {
+    folder.write("app.py", PYTHON_APP);
+    let child = std::process::Command::new(python())
+        .args([
+            "-m", "celery", "-A", "app", "worker", "-P", "solo", "-c", "1", "-l", "WARNING",
+        ])
+        .current_dir(folder.path())
+        .env("URL", redis.url())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn();
+    Process::from(child.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_worker_restores_what_we_held() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let client = redis.client().await;
+    let mut ours = Worker::start_with(&redis, &["-c", "1"], SOON);
+    let pending = client.send(Call::new("hello.sleep").arg(600)).await.unwrap();
+    until("we hold it", async || redis.length("HLEN", "unacked") == 1).await;
+    ours.process.kill();
+    let _theirs = python_worker(&redis, &folder);
+    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "from Python");
+    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn we_restore_what_a_python_worker_held() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let client = redis.client().await;
+    let mut theirs = python_worker(&redis, &folder);
+    let pending = client.send(Call::new("hello.sleep").arg(2)).await.unwrap();
+    until("Python holds it", async || redis.length("HLEN", "unacked") == 1).await;
+    theirs.kill();
+    let ours = Worker::start_with(&redis, &["-c", "1"], SOON);
+    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", ours.log());
+    assert!(ours.log().contains("restored 1 message"), "{}", ours.log());
+    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+}
+
+/// While both work, neither takes what the other still holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_worker_leaves_alone_what_we_keep_fresh() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let client = redis.client().await;
+    let ours = Worker::start_with(&redis, &["-c", "1"], SOON);
+    let pending = client.send(Call::new("hello.sleep").arg(6)).await.unwrap();
+    ours.wait_for_log("hello.sleep");
+    let _theirs = python_worker(&redis, &folder);
+    // Three of its visibility time-outs.
+    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", ours.log());
+    assert!(!ours.log().contains("another worker"), "{}", ours.log());
 }

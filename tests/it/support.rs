@@ -92,16 +92,34 @@ pub struct Redis {
     process: Process,
     folder: Folder,
     pub port: u16,
+    tls_port: u16,
+    arguments: Vec<String>,
 }
 
 impl Redis {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more arguments, in groups.
+    pub fn start_with(arguments: &[&[&str]]) -> Self {
+        let arguments: Vec<String> = arguments.concat().into_iter().map(str::to_owned).collect();
         // Another process may take the port in between: then the next one is tried.
         for _ in 0..10 {
-            let port = free_port();
-            let folder = Folder::new();
-            let process = Self::spawn(port, folder.path());
-            let mut redis = Self { process, folder, port };
+            let (port, folder) = (free_port(), Folder::new());
+            let mut arguments = arguments.clone();
+            let tls_port = free_port();
+            if arguments.iter().any(|argument| argument.starts_with("--tls")) {
+                arguments.extend(["--tls-port".to_owned(), tls_port.to_string()]);
+            }
+            let process = Self::spawn(port, folder.path(), &arguments);
+            let mut redis = Self {
+                process,
+                folder,
+                port,
+                tls_port,
+                arguments,
+            };
             if redis.answers() {
                 return redis;
             }
@@ -109,7 +127,7 @@ impl Redis {
         panic!("redis-server does not start; is it on PATH?");
     }
 
-    fn spawn(port: u16, folder: &Path) -> Process {
+    fn spawn(port: u16, folder: &Path, arguments: &[String]) -> Process {
         let child = Command::new("redis-server")
             .args([
                 "--port",
@@ -123,6 +141,7 @@ impl Redis {
                 "--dir",
             ])
             .arg(folder)
+            .args(arguments)
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is on PATH");
@@ -133,7 +152,8 @@ impl Redis {
         let end = Instant::now() + Duration::from_secs(10);
         while Instant::now() < end && self.process.is_running() {
             let pong = self.try_command(&["PING"]);
-            if matches!(pong, Ok(redis::Value::SimpleString(_))) {
+            let asks_for_password = |error: &redis::RedisError| error.to_string().contains("NOAUTH");
+            if matches!(pong, Ok(redis::Value::SimpleString(_))) || pong.is_err_and(|error| asks_for_password(&error)) {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -143,6 +163,11 @@ impl Redis {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// For a server that was started with `--tls-…`.
+    pub fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}/0", self.tls_port)
     }
 
     fn try_command(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
@@ -171,7 +196,7 @@ impl Redis {
 
     /// Starts it again on the same port with the same data.
     pub fn start_again(&mut self) {
-        self.process = Self::spawn(self.port, self.folder.path());
+        self.process = Self::spawn(self.port, self.folder.path(), &self.arguments);
         assert!(self.answers(), "redis-server does not come back");
     }
 
@@ -211,6 +236,13 @@ impl Worker {
         worker
     }
 
+    /// With a broker at another address than a [`Redis`] has.
+    pub fn start_at(url: &str, arguments: &[&str]) -> Self {
+        let worker = Self::spawn_at("hello_task", url, arguments, &[]);
+        worker.wait_for_log("orchestra-worker: ready");
+        worker
+    }
+
     /// Does not wait until it is ready.
     pub fn spawn(name: &str, redis: &Redis, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::spawn_words(name, &["--quiet"], redis, arguments, environment)
@@ -224,11 +256,19 @@ impl Worker {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
+        Self::spawn_process(name, words, &redis.url(), arguments, environment)
+    }
+
+    pub fn spawn_at(name: &str, url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::spawn_process(name, &["--quiet"], url, arguments, environment)
+    }
+
+    fn spawn_process(name: &str, words: &[&str], url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let folder = Folder::new();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(program(name))
             .args(words)
-            .args(["--broker", &redis.url(), "--loglevel", "INFO"])
+            .args(["--broker", url, "--loglevel", "INFO"])
             .args(arguments)
             .env_clear()
             .envs(environment.iter().copied())
@@ -306,6 +346,54 @@ pub async fn get(url: &str) -> reqwest::Result<reqwest::Response> {
     reqwest::Client::builder().no_proxy().build()?.get(url).send().await
 }
 
+/// A TCP proxy in front of a Redis, whose connections can die without a word.
+pub struct Proxy {
+    port: u16,
+    /// Connections made before this number pass nothing on.
+    silent: tokio::sync::watch::Sender<u64>,
+    made: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Proxy {
+    pub async fn start(to: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let silent = tokio::sync::watch::Sender::new(0);
+        let made = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
+        let (silenced, count) = (silent.subscribe(), made.clone());
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut silenced = silenced.clone();
+                let number = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                tokio::spawn(async move {
+                    let Ok(mut far) = tokio::net::TcpStream::connect(("127.0.0.1", to)).await else {
+                        return;
+                    };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = async { drop(silenced.wait_for(|first| *first > number).await) } => {}
+                    }
+                    if *silenced.borrow() > number {
+                        // Neither side is told: both sockets stay open, and nothing moves.
+                        std::future::pending::<()>().await;
+                    }
+                });
+            }
+        });
+        Self { port, silent, made }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// Every connection there is passes nothing on from now on; new ones work.
+    pub fn silence(&self) {
+        self.silent
+            .send_replace(self.made.load(std::sync::atomic::Ordering::SeqCst));
+    }
+}
+
 /// Waits until something is so.
 pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + LONG;
@@ -339,6 +427,6 @@ pub fn run_python(program: &str, url: &str) -> String {
     text
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -1,0 +1,121 @@
+//! What the fault injection found: each test is a fault that once stopped a worker, or kept somebody waiting.
+
+use std::time::Duration;
+
+use orchestra::client::Call;
+use serde_json::Value;
+
+use crate::support::{LONG, Proxy, Redis, Worker, until};
+
+/// A server closes a connection that subscribes as soon as 32 MB of answers wait for it: a message beyond that must come
+/// on another connection than remote control.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_larger_than_what_a_subscriber_may_get_is_taken() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &["-c", "1"]);
+    // Remote control is listened to from here on.
+    until("the worker listens", async || {
+        let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS"]);
+        channels.contains(&"/0.celery.pidbox".to_owned())
+    })
+    .await;
+    let client = redis.client().await;
+    let huge = Call::new("hello.add").arg(1).kwarg("note", "x".repeat(33 << 20));
+    let huge = client.send(huge).await.unwrap();
+    let good = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+    let patient = Duration::from_secs(120);
+    assert_eq!(good.get::<i64>(patient).await.unwrap(), 1, "{}", worker.log());
+    // An argument too many, as Python would say.
+    let failure = huge.get::<Value>(patient).await.unwrap_err();
+    assert!(failure.to_string().contains("TypeError"), "{failure}");
+    assert!(!worker.log().contains("lost the connection"), "{}", worker.log());
+}
+
+/// A connection that died without a word is found by its deadline, not by the operating system.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_open_connection_is_found_within_seconds() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let worker = Worker::start_at(&proxy.url(), &["-c", "2"]);
+    let client = redis.client().await;
+    let before = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+    assert_eq!(before.get::<i64>(LONG).await.unwrap(), 1);
+    proxy.silence();
+    let after = client.send(Call::new("hello.add").arg(2)).await.unwrap();
+    assert_eq!(after.get::<i64>(LONG).await.unwrap(), 2, "{}", worker.log());
+    assert!(worker.log().contains("lost the connection"), "{}", worker.log());
+}
+
+/// A key that is no list is named once, and costs no spinning.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_key_of_another_type_is_named_once() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &[]);
+    redis.command::<()>(&["SET", "celery\u{6}\u{16}6", "oops"]);
+    worker.wait_for_log("holds no list");
+    let client = redis.client().await;
+    for n in 0..20 {
+        let sum = client.send(Call::new("hello.add").arg(n)).await.unwrap();
+        assert_eq!(sum.get::<i64>(LONG).await.unwrap(), n);
+    }
+    assert_eq!(worker.log().matches("holds no list").count(), 1, "{}", worker.log());
+}
+
+/// With a prefix, what cannot be run is kept below that prefix as everything else is.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_have_the_global_prefix() {
+    let redis = Redis::start();
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{global_keyprefix = 'app:'}")];
+    let _worker = Worker::start_with(&redis, &[], &settings);
+    redis.command::<i64>(&["LPUSH", "app:celery", "garbage"]);
+    until("it is a dead letter", async || {
+        redis.length("LLEN", "app:celery.dead") == 1
+    })
+    .await;
+    assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+}
+
+/// `SCRIPT FLUSH`, or a server that forgot: the scripts are loaded again.
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_that_the_server_forgot_are_loaded_again() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &[]);
+    let client = redis.client().await;
+    for n in 0..5 {
+        redis.command::<()>(&["SCRIPT", "FLUSH"]);
+        let sum = client.send(Call::new("hello.add").arg(n)).await.unwrap();
+        assert_eq!(sum.get::<i64>(LONG).await.unwrap(), n, "{}", worker.log());
+    }
+    assert!(!worker.log().contains("lost the connection"), "{}", worker.log());
+}
+
+/// A worker that is stopped while its Redis is away ends all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_its_redis_can_be_stopped() {
+    let mut redis = Redis::start();
+    let mut worker = Worker::start(&redis, &[]);
+    redis.stop();
+    worker.wait_for_log("lost the connection");
+    assert_eq!(worker.stop(), Some(0), "{}", worker.log());
+}
+
+/// Without a prefetch count the memory of what is held is bounded all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_is_bounded_in_bytes() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let calls: Vec<Call> = (0..200).map(|n| Call::new("hello.nap").arg(10).arg(n)).collect();
+    let pending = client.send_many(&calls).await.unwrap();
+    let settings = [("ORCHESTRA_WORKER_PREFETCH_BYTES", "60000")];
+    let worker = Worker::start_with(&redis, &["-c", "1", "--prefetch-multiplier", "0"], &settings);
+    let mut most = 0;
+    while redis.length("LLEN", "celery") > 0 {
+        most = most.max(redis.length("HLEN", "unacked"));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for (n, pending) in pending.iter().enumerate() {
+        assert_eq!(pending.get::<usize>(LONG).await.unwrap(), n, "{}", worker.log());
+    }
+    assert!((2..=30).contains(&most), "{most}");
+    assert!(worker.log().contains("worker_prefetch_bytes"), "{}", worker.log());
+}

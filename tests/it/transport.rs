@@ -1,0 +1,275 @@
+//! The ways to a Redis: TLS, Unix sockets, ACL users, Sentinels, each against a real server that is set up so.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use orchestra::client::{Call, Client};
+
+use crate::support::{Folder, LONG, Redis, Worker, run_python, until};
+
+/// Files of a certificate authority of our own, a server and a client.
+struct Authority(Folder);
+
+impl Authority {
+    fn new() -> Self {
+        let folder = Folder::new();
+        folder.write("san", "subjectAltName=IP:127.0.0.1,DNS:localhost");
+        let authority = Self(folder);
+        authority.openssl("req -x509 -new -nodes -keyout ca.key -out ca.pem -subj /CN=test-ca -days 2 -newkey ec -pkeyopt ec_paramgen_curve:P-256");
+        for name in ["server", "client"] {
+            authority.openssl(&format!("req -new -nodes -keyout {name}.key -out {name}.csr -subj /CN={name} -newkey ec -pkeyopt ec_paramgen_curve:P-256"));
+            authority.openssl(&format!(
+                "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 2 -extfile san"
+            ));
+        }
+        authority
+    }
+
+    fn openssl(&self, words: &str) {
+        let out = Command::new("openssl")
+            .args(words.split(' '))
+            .current_dir(self.0.path())
+            .output();
+        let out = out.expect("openssl is on PATH");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    /// A Redis that speaks TLS as well, and whether clients must have a certificate.
+    fn redis(&self, auth_clients: &str) -> Redis {
+        let file = |name| self.file(name);
+        Redis::start_with(&[
+            &[
+                "--tls-cert-file",
+                &file("server.pem"),
+                "--tls-key-file",
+                &file("server.key"),
+            ],
+            &[
+                "--tls-ca-cert-file",
+                &file("ca.pem"),
+                "--tls-auth-clients",
+                auth_clients,
+            ],
+        ])
+    }
+}
+
+async fn adds(url: &str, redis: &Redis) {
+    let _worker = Worker::start_at(url, &["--result-backend", url]);
+    let client = redis.client().await;
+    let sum = client.send(Call::new("hello.add").arg(2).arg(3)).await.unwrap();
+    assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 5);
+    // Our own client goes the same way.
+    let client = Client::connect(url).await.unwrap();
+    let sum = client.send(Call::new("hello.add").arg(3).arg(4)).await.unwrap();
+    assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 7);
+}
+
+fn refusal(url: &str) -> String {
+    let mut worker = Worker::spawn_at("hello_task", url, &[], &[]);
+    assert_ne!(worker.process.wait(), Some(0));
+    worker.log()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p_046_tls_with_an_authority_of_our_own() {
+    let authority = Authority::new();
+    let redis = authority.redis("no");
+    let url = redis.tls_url();
+    let trusted = format!("{url}?ssl_cert_reqs=required&ssl_ca_certs={}", authority.file("ca.pem"));
+    adds(&trusted, &redis).await;
+    adds(&format!("{url}?ssl_cert_reqs=CERT_NONE"), &redis).await;
+    // Nobody vouches for the server: that is no Redis to send tasks to.
+    let untrusted = refusal(&url);
+    assert!(untrusted.contains("certificate"), "{untrusted}");
+    let missing = refusal(&format!("{url}?ssl_ca_certs=/no/such/file.pem"));
+    assert!(
+        missing.contains("cannot read ssl_ca_certs /no/such/file.pem"),
+        "{missing}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_a_certificate_of_the_client() {
+    let authority = Authority::new();
+    let redis = authority.redis("yes");
+    let url = format!("{}?ssl_ca_certs={}", redis.tls_url(), authority.file("ca.pem"));
+    let own = format!(
+        "{url}&ssl_certfile={}&ssl_keyfile={}",
+        authority.file("client.pem"),
+        authority.file("client.key")
+    );
+    adds(&own, &redis).await;
+    // The same URL, with kombu's name for the check, serves Celery.
+    let program = "
+import sys
+from celery import Celery
+url = sys.argv[1] + '&ssl_cert_reqs=required'
+app = Celery(broker=url, backend=url)
+assert app.send_task('hello.add', (1, 2)).get(timeout=30) == 3
+";
+    let _worker = Worker::start_at(&own, &[]);
+    run_python(program, &own);
+    let nameless = refusal(&url);
+    assert!(nameless.contains("cannot reach Redis"), "{nameless}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unix_socket() {
+    let folder = Folder::new();
+    let path = folder.path().join("redis.sock").display().to_string();
+    let redis = Redis::start_with(&[&["--unixsocket", &path]]);
+    adds(&format!("redis+socket://{path}?virtual_host=0"), &redis).await;
+    assert!(Path::new(&path).exists());
+}
+
+/// The rules of docs/redis.md are enough, and nothing is tried that they refuse.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acl_user_with_no_more_than_the_documented_rights() {
+    let redis = Redis::start();
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/redis.md")).unwrap();
+    let rules = page
+        .lines()
+        .find_map(|line| line.strip_prefix("ACL SETUSER worker "))
+        .expect("the page has the rules");
+    let words: Vec<&str> = ["ACL", "SETUSER", "worker"]
+        .into_iter()
+        .chain(rules.split_whitespace())
+        .collect();
+    redis.command::<()>(&words);
+    let url = format!("redis://worker:PASSWORD@127.0.0.1:{}/0", redis.port);
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 1}")];
+    let mut first = Worker::spawn_at("hello_task", &url, &["-c", "1", "-E"], &settings);
+    first.wait_for_log("ready");
+    let program = "
+import sys
+from celery import Celery
+app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+assert app.send_task('hello.add', (1, 2)).get(timeout=30) == 3
+assert app.send_task('hello.flaky', (1,)).get(timeout=30) == 1
+assert app.control.ping(timeout=2)
+app.send_task('hello.sleep', (60,)).revoke(terminate=True)
+app.connection_for_write().default_channel.client.lpush('celery', 'garbage')
+";
+    run_python(program, &redis.url());
+    let client = redis.client().await;
+    let held = client.send(Call::new("hello.sleep").arg(1)).await.unwrap();
+    until("it is held", async || redis.length("HLEN", "unacked") > 0).await;
+    first.process.kill();
+    let second = Worker::spawn_at("hello_task", &url, &["-c", "1"], &settings);
+    assert_eq!(held.get::<String>(LONG).await.unwrap(), "rested", "{}", second.log());
+    let denied: Vec<redis::Value> = redis.command(&["ACL", "LOG"]);
+    // Saying its name is not needed, and Redis before 7.2 does not know the rule.
+    let denied: Vec<String> = denied.iter().map(|entry| format!("{entry:?}")).collect();
+    let denied: Vec<&String> = denied
+        .iter()
+        .filter(|entry| !entry.contains("client|setinfo"))
+        .collect();
+    assert!(denied.is_empty(), "{denied:?}");
+}
+
+#[test]
+fn wrong_credentials_are_explained() {
+    let redis = Redis::start_with(&[&["--requirepass", "right"]]);
+    let wrong = refusal(&format!("redis://:wrong@127.0.0.1:{}/0", redis.port));
+    assert!(
+        wrong.contains("it knows no such user and password") && !wrong.contains(":wrong@"),
+        "{wrong}"
+    );
+}
+
+/// A master, a replica and three Sentinels; the master is killed while tasks flow.
+#[tokio::test(flavor = "multi_thread")]
+async fn p_047_sentinels_and_a_failover() {
+    let master = Redis::start();
+    let replica = Redis::start_with(&[&["--replicaof", "127.0.0.1", &master.port.to_string()]]);
+    until("it is a replica", async || {
+        let info: String = replica.command(&["INFO", "replication"]);
+        info.contains("master_link_status:up")
+    })
+    .await;
+    let folder = Folder::new();
+    let mut sentinels = Vec::new();
+    let mut urls = Vec::new();
+    for n in 0..3 {
+        let port = crate::support::free_port();
+        let config = folder.write(
+            &format!("{n}.conf"),
+            &format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {} 2\n\
+                 sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n",
+                folder.path().display(),
+                master.port
+            ),
+        );
+        let child = Command::new("redis-server")
+            .arg(config)
+            .arg("--sentinel")
+            .stdout(Stdio::null())
+            .spawn();
+        sentinels.push(crate::support::Process::from(child.unwrap()));
+        urls.push(format!("sentinel://127.0.0.1:{port}/0"));
+    }
+    let ask = |url: &str, words: &[&str]| -> redis::RedisResult<redis::Value> {
+        let mut connection = redis::Client::open(url.replace("sentinel", "redis"))?.get_connection()?;
+        redis::cmd("SENTINEL").arg(words).query(&mut connection)
+    };
+    for url in &urls {
+        until("the Sentinels know each other and the replica", async || {
+            let master: Vec<String> = ask(url, &["MASTER", "mymaster"])
+                .and_then(|known| Ok(redis::from_redis_value(known)?))
+                .unwrap_or_default();
+            let count = |name: &str| {
+                let at = master.iter().position(|word| word == name).map(|at| at + 1);
+                at.and_then(|at| master.get(at).cloned())
+            };
+            count("num-other-sentinels").as_deref() == Some("2") && count("num-slaves").as_deref() == Some("1")
+        })
+        .await;
+    }
+    let url = urls.join(";");
+    let settings = [
+        (
+            "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
+            "{master_name = 'mymaster', visibility_timeout = 2}",
+        ),
+        ("ORCHESTRA_TASK_ACKS_LATE", "true"),
+    ];
+    let worker = Worker::spawn_at("hello_task", &url, &["-c", "2"], &settings);
+    worker.wait_for_log("ready");
+    let client = Client::connect(&format!("{}?master_name=mymaster", urls[0]))
+        .await
+        .unwrap();
+    let sum = client.send(Call::new("hello.add").arg(1).arg(2)).await.unwrap();
+    assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 3);
+    let waiting = client
+        .send(
+            Call::new("hello.add")
+                .arg(5)
+                .countdown(std::time::Duration::from_secs(4)),
+        )
+        .await
+        .unwrap();
+    until("it is replicated", async || replica.length("HLEN", "unacked") == 1).await;
+    drop(master);
+    let after = loop {
+        match client.send(Call::new("hello.add").arg(7)).await {
+            Ok(pending) => break pending,
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+    };
+    assert_eq!(after.get::<i64>(LONG).await.unwrap(), 7, "{}", worker.log());
+    assert_eq!(waiting.get::<i64>(LONG).await.unwrap(), 5, "{}", worker.log());
+    let role: redis::Value = replica.command(&["ROLE"]);
+    assert!(format!("{role:?}").contains("master"), "{role:?}");
+}
+
+#[test]
+fn sentinels_without_the_name_of_a_master_are_explained() {
+    let said = refusal("sentinel://127.0.0.1:26379/0");
+    assert!(said.contains("set master_name in the transport options"), "{said}");
+}
