@@ -121,6 +121,7 @@ impl Ledger {
             return Err(Failure::Retry {
                 after: Some(Duration::from_millis(500)),
                 cause: None,
+                arguments: None,
             });
         }
         self.note(&context, "done", &n, None).await?;

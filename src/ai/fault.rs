@@ -52,6 +52,7 @@ pub(super) fn of_model(fault: &Fault, model: &str, context: &Context) -> Failure
             Failure::Retry {
                 after: Some(fault.after.unwrap_or(pause).min(LONGEST_PAUSE)),
                 cause: Some(Exception::new(ORCHESTRA, name, fault.to_string())),
+                arguments: None,
             }
         }
     }

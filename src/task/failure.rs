@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use crate::wire::{Exception, Signature};
+use crate::wire::{Arguments, Exception, Signature};
 
 /// What the worker does with a run that gave no result.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +16,8 @@ pub enum Failure {
         after: Option<Duration>,
         /// Why; raised when no retry is left.
         cause: Option<Exception>,
+        /// Called with these instead of the same arguments.
+        arguments: Option<Box<Arguments>>,
     },
     /// Refuse the message (`celery.exceptions.Reject`).
     Reject {
@@ -51,6 +53,7 @@ impl Failure {
         Self::Retry {
             after: Some(after),
             cause: Some(cause),
+            arguments: None,
         }
     }
 }

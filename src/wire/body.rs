@@ -123,6 +123,19 @@ impl Body {
         })
     }
 
+    /// The text of a body with other arguments and the same that follows.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn with_arguments(&self, arguments: &Arguments) -> Result<String, serde_json::Error> {
+        let embed = self.embed.clone().map_or("{}", |place| &self.text[place]);
+        let (args, kwargs) = (
+            serde_json::to_string(&arguments.args)?,
+            serde_json::to_string(&arguments.kwargs)?,
+        );
+        Ok(format!("[{args}, {kwargs}, {embed}]"))
+    }
+
     /// What follows the task.
     ///
     /// # Errors

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use super::Message;
+use super::{Arguments, Message, repr_args, repr_bounded};
 use crate::clock::{self, Timestamp};
 
 /// The envelope that runs `message` again at `eta`.
 ///
-/// Everything the worker does not know travels on: unknown headers, unknown properties, the body as it came.
+/// Everything the worker does not know travels on: unknown headers, unknown properties, the body as it came unless it
+/// gets other `arguments`.
 ///
 /// # Errors
 /// `raw` is not the envelope that `message` was decoded from.
@@ -17,6 +20,7 @@ pub fn retry_envelope(
     raw: &[u8],
     message: &Message,
     eta: Timestamp,
+    arguments: Option<&Arguments>,
     origin: &str,
 ) -> Result<Vec<u8>, serde_json::Error> {
     let mut envelope: Map<String, Value> = serde_json::from_slice(raw)?;
@@ -34,11 +38,24 @@ pub fn retry_envelope(
     headers.insert("root_id".into(), message.headers.root().into());
     headers.remove("redelivered");
     headers.remove("x-orchestra-deliveries");
+    if let Some(arguments) = arguments {
+        let text = message.body.with_arguments(arguments)?;
+        envelope.insert("body".into(), STANDARD.encode(text).into());
+        envelope.insert("content-type".into(), "application/json".into());
+        envelope.insert("content-encoding".into(), "utf-8".into());
+        headers.remove("compression");
+        headers.insert("argsrepr".into(), repr_args(&arguments.args).into());
+        let kwargs = Value::Object(arguments.kwargs.clone());
+        headers.insert("kwargsrepr".into(), repr_bounded(&kwargs).into());
+    }
     envelope.insert("headers".into(), headers.into());
 
     let mut properties = object(envelope.remove("properties"));
     properties.insert("delivery_tag".into(), uuid::Uuid::new_v4().to_string().into());
     properties.insert("origin".into(), origin.into());
+    if arguments.is_some() {
+        properties.insert("body_encoding".into(), "base64".into());
+    }
     let mut info = object(properties.remove("delivery_info"));
     info.remove("redelivered");
     properties.insert("delivery_info".into(), info.into());
@@ -76,7 +93,7 @@ mod tests {
             "properties": {"priority": 3, "delivery_tag": "old", "delivery_info": {"exchange": "", "routing_key": "q", "redelivered": true}}}"#;
         let message = decode(raw, &Limits::default()).unwrap();
         let eta = clock::parse_iso("2026-11-22T15:51:04.161433+00:00").unwrap();
-        let again = retry_envelope(raw, &message, eta, "gen1@h").unwrap();
+        let again = retry_envelope(raw, &message, eta, None, "gen1@h").unwrap();
         let value: Value = serde_json::from_slice(&again).unwrap();
         assert_eq!(value["headers"]["retries"], 1);
         assert_eq!(value["headers"]["eta"], "2026-11-22T15:51:04.161433+00:00");
@@ -91,12 +108,28 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_may_have_other_arguments() {
+        let raw = br#"{"body": "[[1], {\"y\": 2}, {\"chain\": [9]}]", "content-type": "application/json",
+            "headers": {"task": "t", "id": "1", "argsrepr": "(1,)"}, "properties": {}}"#;
+        let message = decode(raw, &Limits::default()).unwrap();
+        let arguments = Arguments {
+            args: vec![2.into(), 3.into()],
+            kwargs: Map::new(),
+        };
+        let again = retry_envelope(raw, &message, clock::now(), Some(&arguments), "gen1@h").unwrap();
+        let again = decode(&again, &Limits::default()).unwrap();
+        assert_eq!((again.body.args(), again.body.kwargs()), ("[2,3]", "{}"));
+        assert_eq!(again.headers.argsrepr.as_deref(), Some("(2, 3)"));
+        assert!(again.body.embed().is_err(), "what follows is the same text");
+    }
+
+    #[test]
     fn p_061_a_retry_of_protocol_1_is_a_hybrid() {
         let raw = br#"{"body": "{\"task\": \"t\", \"id\": \"1\", \"args\": [1], \"retries\": 1, \"taskset\": \"g\"}",
             "content-type": "application/json", "headers": {"x-mine": 1}, "properties": {}}"#;
         let message = decode(raw, &Limits::default()).unwrap();
         assert_eq!(message.headers.retries, 1);
-        let again = retry_envelope(raw, &message, clock::now(), "gen1@h").unwrap();
+        let again = retry_envelope(raw, &message, clock::now(), None, "gen1@h").unwrap();
         let again = decode(&again, &Limits::default()).unwrap();
         assert_eq!((&*again.headers.task, again.headers.retries), ("t", 2));
         assert_eq!(again.headers.group.as_deref(), Some("g"));

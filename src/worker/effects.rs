@@ -14,7 +14,7 @@ use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::canvas::ResultNode;
 use crate::task::Registry;
-use crate::wire::{self, CallOptions, Exception, Headers, Json, Record, Security, State as Stored};
+use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Security, State as Stored};
 use crate::{backend, broker, clock};
 
 /// Turns effects into writes.
@@ -75,8 +75,8 @@ impl Scribe {
                 Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) => {}
-                Effect::Retry(eta) => {
-                    let retry = self.retry(request, eta);
+                Effect::Retry(eta, arguments) => {
+                    let retry = self.retry(request, eta, arguments.as_deref());
                     let sent = retry.as_ref().and_then(|retry| self.sent(retry, events));
                     out.extend(retry);
                     out.extend(sent);
@@ -231,9 +231,16 @@ impl Scribe {
         fields
     }
 
-    fn retry(&self, request: &Request, eta: clock::Timestamp) -> Option<Out> {
+    fn retry(&self, request: &Request, eta: clock::Timestamp, arguments: Option<&Arguments>) -> Option<Out> {
         let message = &request.message;
-        match wire::retry_envelope(&request.raw, message, eta, &self.origin) {
+        let envelope = wire::retry_envelope(&request.raw, message, eta, arguments, &self.origin)
+            .map_err(|error| error.to_string())
+            .and_then(|envelope| match &self.signer {
+                // A body that stays has its signature already.
+                Some(signer) if arguments.is_some() => signer.sign_envelope(&envelope),
+                _ => Ok(envelope),
+            });
+        match envelope {
             Ok(envelope) => Some(Out::Broker(broker::Write::Publish {
                 exchange: message.properties.exchange().to_owned(),
                 routing_key: message.properties.routing_key().unwrap_or("celery").to_owned(),
@@ -241,7 +248,7 @@ impl Scribe {
                 envelope: envelope.into(),
             })),
             Err(error) => {
-                error!(task.id = %request.id, %error, "the retry cannot be published");
+                error!(task.id = %request.id, "the retry cannot be published: {error}");
                 None
             }
         }

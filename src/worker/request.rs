@@ -18,7 +18,7 @@ use crate::broker::Tag;
 use crate::canvas::{self, Parent, Replaced};
 use crate::clock::{self, Instant, Timestamp};
 use crate::task::{self, Entry, Failure};
-use crate::wire::{self, Embed, Exception, Json, Message, Signature, State as Stored, python_modules};
+use crate::wire::{self, Arguments, Embed, Exception, Json, Message, Signature, State as Stored, python_modules};
 
 /// A claim on a message in `unacked`, with its share of the prefetch count, which comes back when this is dropped.
 #[derive(Debug)]
@@ -136,8 +136,8 @@ pub(crate) enum Effect {
     Requeue(Delivery, End),
     /// The message is somebody else's now; what we held of it goes with this.
     Forget(#[expect(dead_code, reason = "moved here to be dropped")] Delivery),
-    /// Run it again at that time: a new message.
-    Retry(Timestamp),
+    /// Run it again at that time, with the same arguments or with these: a new message.
+    Retry(Timestamp, Option<Box<Arguments>>),
     /// Store a state.
     Store(Stored, Content),
     /// Send what follows a success: callbacks and the next step of the chain.
@@ -420,10 +420,14 @@ impl Request {
                     let retries = self.message.headers.retries;
                     wire::backoff(factor, retries, self.policy.retry_backoff_max, self.policy.retry_jitter)
                 });
-                self.retry(unacked, pause, Some(exception), now, effects);
+                self.retry(unacked, pause, Some(exception), None, now, effects);
             }
             Outcome::Failed(Failure::Fail(exception)) => self.fail(unacked, exception, effects),
-            Outcome::Failed(Failure::Retry { after, cause }) => self.retry(unacked, after, cause, now, effects),
+            Outcome::Failed(Failure::Retry {
+                after,
+                cause,
+                arguments,
+            }) => self.retry(unacked, after, cause, arguments, now, effects),
             Outcome::Failed(Failure::Reject { requeue: true, .. }) => {
                 // Acknowledged early there is nothing left to put back, as in Celery.
                 if let Some(delivery) = unacked {
@@ -501,6 +505,7 @@ impl Request {
         unacked: Option<Delivery>,
         after: Option<Duration>,
         cause: Option<Exception>,
+        arguments: Option<Box<Arguments>>,
         now: Timestamp,
         effects: &mut Vec<Effect>,
     ) {
@@ -518,7 +523,7 @@ impl Request {
         let eta = clock::after(now, pause);
         let cause = cause.unwrap_or_else(|| Exception::celery("Retry", format!("Retry in {}s", pause.as_secs_f64())));
         // The next message exists before this one is done with: a crash in between runs it twice, never not at all.
-        effects.push(Effect::Retry(eta));
+        effects.push(Effect::Retry(eta, arguments));
         if !self.policy.ignore_result {
             effects.push(Effect::Store(Stored::Retry, Content::Exception(cause.clone())));
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use orchestra::task::{Arguments, Context, Exception, Failure, Options, RegisterError};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::{expected, named, unpickleable};
 use crate::functions::Functions;
@@ -54,6 +54,7 @@ pub(super) fn register(functions: &mut Functions<'_>) -> Result<(), RegisterErro
             Err::<(), _>(Failure::Retry {
                 after: task.retry_kwargs.countdown.map(seconds).transpose()?,
                 cause: Some(unpickleable(&task.foo)),
+                arguments: None,
             })
         },
     )?;
@@ -100,7 +101,65 @@ pub(super) fn register(functions: &mut Functions<'_>) -> Result<(), RegisterErro
             Ok(context.retries())
         },
     )?;
+    other_arguments(functions, &once())?;
     rejects(functions)
+}
+
+#[derive(Deserialize)]
+struct Labelled {
+    foo: i64,
+    bar: i64,
+    #[serde(default)]
+    label: Value,
+}
+
+/// Tasks that are tried again with other arguments, and those that tell what came with the second try.
+fn other_arguments(functions: &mut Functions<'_>, once: &Options) -> Result<(), RegisterError> {
+    functions.add(
+        &named("retry_with_args_after_kwargs"),
+        once.clone(),
+        |Labelled { foo, bar, label }, context: Context| async move {
+            if context.retries() > 0 {
+                return Ok(
+                    json!({"foo": foo, "bar": bar, "label": label, "retries": context.retries(), "is_eager": false}),
+                );
+            }
+            let kwargs = if label.is_null() {
+                Map::new()
+            } else {
+                Map::from_iter([("label".to_owned(), label)])
+            };
+            again(vec![(foo + 1).into(), (bar + 1).into()], kwargs)
+        },
+    )?;
+    functions.add(
+        &named("retry_with_kwargs_after_args"),
+        once.clone(),
+        |Labelled { foo, bar, .. }, context: Context| async move {
+            if context.retries() > 0 {
+                return Ok(json!({"foo": foo, "bar": bar, "retries": context.retries(), "is_eager": false}));
+            }
+            again(vec![(foo + 1).into(), bar.into()], Map::new())
+        },
+    )?;
+    functions.any(&named("retry_once_priority"), once.clone(), |_, context| async move {
+        retry_once(&context, Some(0.1))?;
+        let message = context.details().message.clone();
+        Ok(message.map(|message| message.properties.priority()))
+    })?;
+    functions.any(&named("retry_once_headers"), once.clone(), |_, context| async move {
+        retry_once(&context, Some(0.1))?;
+        let message = context.details().message.clone();
+        Ok(message.map(|message| message.headers.extra.clone()))
+    })
+}
+
+fn again(args: Vec<Value>, kwargs: Map<String, Value>) -> Result<Value, Failure> {
+    Err(Failure::Retry {
+        after: Some(Duration::ZERO),
+        cause: None,
+        arguments: Some(Box::new(Arguments { args, kwargs })),
+    })
 }
 
 fn retry_once(context: &Context, countdown: Option<f64>) -> Result<u32, Failure> {
@@ -110,6 +169,7 @@ fn retry_once(context: &Context, countdown: Option<f64>) -> Result<u32, Failure>
     Err(Failure::Retry {
         after: countdown.map(seconds).transpose()?,
         cause: None,
+        arguments: None,
     })
 }
 
