@@ -44,6 +44,14 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Writes an entry that is no text.
+fn raw(redis: &Redis, name: &[u8], entry: &[u8]) {
+    let mut connection = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+    let mut command = redis::cmd("HSET");
+    command.arg("orchestra:beat:schedule").arg(name).arg(entry);
+    command.exec(&mut connection).unwrap();
+}
+
 /// The headers of all messages in a queue, oldest first.
 fn sent(redis: &Redis, queue: &str) -> Vec<Value> {
     let messages: Vec<String> = redis.command(&["LRANGE", queue, "0", "-1"]);
@@ -161,6 +169,26 @@ async fn a_redis_that_restarts_does_not_stop_beat_and_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_hangs_longer_than_the_lock_repeats_nothing() {
+    let redis = Redis::start();
+    let beats = [beat(&redis, &[], EVERY_SECOND), beat(&redis, &[], EVERY_SECOND)];
+    until_sent(&redis, 2).await;
+    for _ in 0..3 {
+        redis.signal(Signal::SIGSTOP);
+        // Longer than the lock lives. What both beats ask meanwhile is answered when the server goes on, late.
+        tokio::time::sleep(std::time::Duration::from_millis(1700)).await;
+        redis.signal(Signal::SIGCONT);
+        until_sent(&redis, redis.length("LLEN", "celery") + 2).await;
+    }
+    assert_no_due_time_twice(&redis, "tick");
+    let begun = |beat: &Worker| beat.log().matches("sends from now on").count();
+    assert!(
+        begun(&beats[0]) + begun(&beats[1]) > 1,
+        "the lock was never lost: the test proves nothing"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_schedule_is_changed_while_beat_runs() {
     let redis = Redis::start();
     // Whoever waits for the next look at the schedule waits for minutes.
@@ -200,12 +228,15 @@ async fn the_schedule_is_changed_while_beat_runs() {
         r#"{"task": "hello.add", "schedule": 1}"#,
     ]);
     beat.wait_for_log("the entry \"broken\" cannot be sent: missing field `task`");
+    raw(&redis, b"binary", b"{\"task\": \"\xff\xfe\", \"schedule\": 1}");
+    raw(&redis, b"\xff\xfe\x1b", b"\x00\x1b[2J");
     until_sent(&redis, 2).await;
     assert_eq!(redis.length("LLEN", "other"), disabled);
 
     let list = text(&schedule(&redis, &["list"]));
     assert!(list.contains("mine: hello.add 1.0, disabled, sent "), "{list}");
     assert!(list.contains("broken: cannot be sent: missing field `task`"), "{list}");
+    assert!(!list.contains('\x1b'), "{list:?}");
     text(&schedule(&redis, &["enable", "mine"]));
     until("it is sent again", async || redis.length("LLEN", "other") > disabled).await;
     text(&schedule(&redis, &["remove", "mine"]));
