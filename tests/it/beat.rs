@@ -97,6 +97,79 @@ async fn p_202_a_beat_sends_and_a_worker_runs() {
     .await;
 }
 
+/// Celery's own beat, until it has sent an entry.
+const CELERYS_BEAT: &str = r#"
+import sys, time
+from celery import Celery
+from celery.beat import Scheduler
+app = Celery(broker=sys.argv[1])
+app.conf.beat_schedule = {"e": {
+    "task": "proj.add", "schedule": 0.05, "args": [1, "é"], "kwargs": {"x": 2.5},
+    "options": {"queue": "theirs", "expires": 60, "priority": 3, "time_limit": 9.5, "soft_time_limit": 8.5, "headers": {"h": 1}}}}
+scheduler = Scheduler(app)
+with app.connection_for_read() as connection:
+    while not connection.default_channel._size("theirs"):
+        time.sleep(max(scheduler.tick(), 0))
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p_202_a_message_of_beat_is_what_celerys_beat_sends() {
+    let redis = Redis::start();
+    run_python(CELERYS_BEAT, &redis.url());
+    let entry = "{e = {task = 'proj.add', schedule = 1, args = [1, 'é'], kwargs = {x = 2.5}, \
+        options = {queue = 'ours', expires = 60, priority = 3, time_limit = 9.5, soft_time_limit = 8.5, headers = {h = 1}}}}";
+    let _beat = beat(&redis, &[], &[("ORCHESTRA_BEAT_SCHEDULE", entry)]);
+    let message = |queue: &str| {
+        let key = format!("{queue}\x06\x163");
+        let message: Vec<String> = redis.command(&["LRANGE", &key, "-1", "-1"]);
+        message.first().map(|text| serde_json::from_str::<Value>(text).unwrap())
+    };
+    until("a message of ours", async || message("ours").is_some()).await;
+    let [ours, theirs] = ["ours", "theirs"].map(|queue| {
+        let mut message = message(queue).unwrap();
+        let body = base64::engine::general_purpose::STANDARD.decode(message["body"].as_str().unwrap());
+        message["body"] = serde_json::from_slice(&body.unwrap()).unwrap();
+        assert_eq!(message["properties"]["delivery_info"]["routing_key"], queue);
+        assert_eq!(message["headers"]["root_id"], message["headers"]["id"]);
+        assert_eq!(message["properties"]["correlation_id"], message["headers"]["id"]);
+        assert!(message["headers"]["expires"].is_string());
+        // What differs from message to message, from program to program; the text of arguments, which is for people; and
+        // our own header.
+        for (part, names) in [
+            (
+                "headers",
+                &[
+                    "id",
+                    "root_id",
+                    "expires",
+                    "origin",
+                    "lang",
+                    "argsrepr",
+                    "kwargsrepr",
+                    "orchestra_due_at",
+                ][..],
+            ),
+            (
+                "properties",
+                &["correlation_id", "reply_to", "delivery_tag", "delivery_info"],
+            ),
+        ] {
+            let part = message[part].as_object_mut().unwrap();
+            part.retain(|name, _| !names.contains(&name.as_str()));
+        }
+        message
+    });
+    assert_eq!(ours, theirs);
+    for table in ["_kombu.binding.", "_kombu.binding_permanent."] {
+        let members = |queue: &str| redis.command::<Vec<String>>(&["SMEMBERS", &format!("{table}{queue}")]);
+        let theirs: Vec<String> = members("theirs")
+            .iter()
+            .map(|member| member.replace("theirs", "ours"))
+            .collect();
+        assert_eq!(members("ours"), theirs);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_with_b_sends_and_runs_and_gives_the_lock_back() {
     let redis = Redis::start();
