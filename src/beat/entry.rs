@@ -13,6 +13,9 @@ use crate::clock::{self, Timestamp};
 /// Longest name of an entry, a task or a queue.
 const LONGEST_NAME: usize = 255;
 
+/// Largest entry as JSON, in bytes.
+const LARGEST: usize = 1 << 20;
+
 /// An entry as it is written, in files and in Redis: a value of Celery's `beat_schedule`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -127,6 +130,9 @@ impl Entry {
     /// # Errors
     /// What is wrong, in words for whoever wrote it.
     pub fn parse(name: &str, text: &str, zone: &TimeZone) -> Result<Self, String> {
+        if text.len() > LARGEST {
+            return Err(format!("it is larger than {LARGEST} bytes"));
+        }
         let definition = serde_json::from_str(text).map_err(|error| error.to_string())?;
         Self::new(name, definition, zone)
     }

@@ -23,6 +23,9 @@ use crate::conn::Endpoint;
 /// The pause before something is tried again that Redis refused.
 const REFUSED: Duration = Duration::from_secs(5);
 
+/// The pause before the schedule is read again because it was not as we knew it. News of the change come sooner.
+const CHANGED: Duration = Duration::from_secs(1);
+
 /// How beat works.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -246,7 +249,8 @@ impl Beat {
                 *leading = None;
                 self.refresh_at = clock::instant();
             }
-            (Advanced::Changed, _) => self.refresh_at = clock::instant(),
+            // Not at once: something that never is as we read it must not keep us busy.
+            (Advanced::Changed, _) => self.refresh_at = self.refresh_at.min(clock::instant() + CHANGED),
             (Advanced::Done, None) => {}
         }
         Ok(())

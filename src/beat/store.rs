@@ -114,11 +114,8 @@ impl Store {
             .hgetall(self.key(TOTAL_RUN_COUNT));
         let mut replies = self.broker.writer().pipeline(&pipe).await?.into_iter();
         let mut reply = || replies.next().unwrap_or(Value::Nil);
-        let schedule: HashMap<String, String> = read(reply())?;
-        let disabled: HashSet<String> = read(reply())?;
-        let files: HashSet<String> = read(reply())?;
-        let mut last: HashMap<String, String> = read(reply())?;
-        let counts: HashMap<String, String> = read(reply())?;
+        let (schedule, disabled, files) = (texts(reply())?, names(reply())?, names(reply())?);
+        let (mut last, counts) = (texts(reply())?, texts(reply())?);
         let entries = schedule.into_iter().map(|(name, text)| {
             let stored = Stored {
                 text,
@@ -272,6 +269,26 @@ impl Store {
         }
         Ok(last)
     }
+}
+
+/// A hash of texts. Anybody may have written it: a name that is no UTF-8 is nobody's, a value that is none is empty.
+fn texts(value: Value) -> Result<HashMap<String, String>, Error> {
+    let pairs: Vec<(Vec<u8>, Vec<u8>)> = read(value)?;
+    let text = |(name, value)| {
+        Some((
+            String::from_utf8(name).ok()?,
+            String::from_utf8(value).unwrap_or_default(),
+        ))
+    };
+    Ok(pairs.into_iter().filter_map(text).collect())
+}
+
+fn names(value: Value) -> Result<HashSet<String>, Error> {
+    let names: Vec<Vec<u8>> = read(value)?;
+    Ok(names
+        .iter()
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect())
 }
 
 fn read<T: FromRedisValue>(value: Value) -> Result<T, Error> {

@@ -87,7 +87,8 @@ impl Beat {
             };
             options.hostname = nodename::expand(&name, &nodename::host());
         }
-        if let Some(longest) = self.max_interval {
+        // As in Celery, 0 is the default.
+        if let Some(longest) = self.max_interval.filter(|longest| *longest != 0.0) {
             options.max_interval = seconds("max-interval", longest)?;
         }
         options.remote_control =

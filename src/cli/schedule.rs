@@ -233,22 +233,22 @@ fn shown(name: &str, stored: &Stored, zone: &TimeZone) -> Value {
 }
 
 fn line(name: &str, stored: &Stored, zone: &TimeZone) -> String {
-    let entry = Entry::parse(name, &stored.text, zone);
-    let when = match (&entry, stored.enabled, next(name, stored, zone)) {
-        (Err(error), ..) => return format!("{name}: cannot be sent: {error}"),
-        (Ok(_), false, _) => "disabled".to_owned(),
-        (Ok(_), true, Some(at)) => format!("due {}", local(at, zone)),
-        (Ok(_), true, None) => "waits for a beat".to_owned(),
+    let count = stored.total_run_count;
+    let line = match Entry::parse(name, &stored.text, zone) {
+        Err(error) => format!("{name}: cannot be sent: {error}"),
+        Ok(entry) => {
+            let when = match next(name, stored, zone) {
+                _ if !stored.enabled => "disabled".to_owned(),
+                Some(at) => format!("due {}", local(at, zone)),
+                None => "waits for a beat".to_owned(),
+            };
+            let source = if stored.from_file { " (from a file)" } else { "" };
+            let Definition { task, schedule, .. } = &entry.definition;
+            format!("{name}: {task} {schedule}, {when}, sent {count} times{source}")
+        }
     };
-    let (task, schedule) = match &entry {
-        Ok(entry) => (entry.definition.task.as_str(), entry.definition.schedule.to_string()),
-        Err(_) => ("", String::new()),
-    };
-    let source = if stored.from_file { " (from a file)" } else { "" };
-    format!(
-        "{name}: {task} {schedule}, {when}, sent {} times{source}",
-        stored.total_run_count
-    )
+    // Anybody may have written it: nothing of it is a command to the terminal.
+    line.replace(char::is_control, "\u{fffd}")
 }
 
 fn local(at: Timestamp, zone: &TimeZone) -> String {

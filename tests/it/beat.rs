@@ -44,6 +44,14 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Writes an entry that is no text.
+fn raw(redis: &Redis, name: &[u8], entry: &[u8]) {
+    let mut connection = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+    let mut command = redis::cmd("HSET");
+    command.arg("orchestra:beat:schedule").arg(name).arg(entry);
+    command.exec(&mut connection).unwrap();
+}
+
 /// The headers of all messages in a queue, oldest first.
 fn sent(redis: &Redis, queue: &str) -> Vec<Value> {
     let messages: Vec<String> = redis.command(&["LRANGE", queue, "0", "-1"]);
@@ -87,6 +95,79 @@ async fn p_202_a_beat_sends_and_a_worker_runs() {
         redis.command::<Vec<String>>(&["KEYS", "celery-task-meta-*"]).len() >= 3
     })
     .await;
+}
+
+/// Celery's own beat, until it has sent an entry.
+const CELERYS_BEAT: &str = r#"
+import sys, time
+from celery import Celery
+from celery.beat import Scheduler
+app = Celery(broker=sys.argv[1])
+app.conf.beat_schedule = {"e": {
+    "task": "proj.add", "schedule": 0.05, "args": [1, "é"], "kwargs": {"x": 2.5},
+    "options": {"queue": "theirs", "expires": 60, "priority": 3, "time_limit": 9.5, "soft_time_limit": 8.5, "headers": {"h": 1}}}}
+scheduler = Scheduler(app)
+with app.connection_for_read() as connection:
+    while not connection.default_channel._size("theirs"):
+        time.sleep(max(scheduler.tick(), 0))
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p_202_a_message_of_beat_is_what_celerys_beat_sends() {
+    let redis = Redis::start();
+    run_python(CELERYS_BEAT, &redis.url());
+    let entry = "{e = {task = 'proj.add', schedule = 1, args = [1, 'é'], kwargs = {x = 2.5}, \
+        options = {queue = 'ours', expires = 60, priority = 3, time_limit = 9.5, soft_time_limit = 8.5, headers = {h = 1}}}}";
+    let _beat = beat(&redis, &[], &[("ORCHESTRA_BEAT_SCHEDULE", entry)]);
+    let message = |queue: &str| {
+        let key = format!("{queue}\x06\x163");
+        let message: Vec<String> = redis.command(&["LRANGE", &key, "-1", "-1"]);
+        message.first().map(|text| serde_json::from_str::<Value>(text).unwrap())
+    };
+    until("a message of ours", async || message("ours").is_some()).await;
+    let [ours, theirs] = ["ours", "theirs"].map(|queue| {
+        let mut message = message(queue).unwrap();
+        let body = base64::engine::general_purpose::STANDARD.decode(message["body"].as_str().unwrap());
+        message["body"] = serde_json::from_slice(&body.unwrap()).unwrap();
+        assert_eq!(message["properties"]["delivery_info"]["routing_key"], queue);
+        assert_eq!(message["headers"]["root_id"], message["headers"]["id"]);
+        assert_eq!(message["properties"]["correlation_id"], message["headers"]["id"]);
+        assert!(message["headers"]["expires"].is_string());
+        // What differs from message to message, from program to program; the text of arguments, which is for people; and
+        // our own header.
+        for (part, names) in [
+            (
+                "headers",
+                &[
+                    "id",
+                    "root_id",
+                    "expires",
+                    "origin",
+                    "lang",
+                    "argsrepr",
+                    "kwargsrepr",
+                    "orchestra_due_at",
+                ][..],
+            ),
+            (
+                "properties",
+                &["correlation_id", "reply_to", "delivery_tag", "delivery_info"],
+            ),
+        ] {
+            let part = message[part].as_object_mut().unwrap();
+            part.retain(|name, _| !names.contains(&name.as_str()));
+        }
+        message
+    });
+    assert_eq!(ours, theirs);
+    for table in ["_kombu.binding.", "_kombu.binding_permanent."] {
+        let members = |queue: &str| redis.command::<Vec<String>>(&["SMEMBERS", &format!("{table}{queue}")]);
+        let theirs: Vec<String> = members("theirs")
+            .iter()
+            .map(|member| member.replace("theirs", "ours"))
+            .collect();
+        assert_eq!(members("ours"), theirs);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,6 +242,26 @@ async fn a_redis_that_restarts_does_not_stop_beat_and_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_hangs_longer_than_the_lock_repeats_nothing() {
+    let redis = Redis::start();
+    let beats = [beat(&redis, &[], EVERY_SECOND), beat(&redis, &[], EVERY_SECOND)];
+    until_sent(&redis, 2).await;
+    for _ in 0..3 {
+        redis.signal(Signal::SIGSTOP);
+        // Longer than the lock lives. What both beats ask meanwhile is answered when the server goes on, late.
+        tokio::time::sleep(std::time::Duration::from_millis(1700)).await;
+        redis.signal(Signal::SIGCONT);
+        until_sent(&redis, redis.length("LLEN", "celery") + 2).await;
+    }
+    assert_no_due_time_twice(&redis, "tick");
+    let begun = |beat: &Worker| beat.log().matches("sends from now on").count();
+    assert!(
+        begun(&beats[0]) + begun(&beats[1]) > 1,
+        "the lock was never lost: the test proves nothing"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_schedule_is_changed_while_beat_runs() {
     let redis = Redis::start();
     // Whoever waits for the next look at the schedule waits for minutes.
@@ -200,12 +301,15 @@ async fn the_schedule_is_changed_while_beat_runs() {
         r#"{"task": "hello.add", "schedule": 1}"#,
     ]);
     beat.wait_for_log("the entry \"broken\" cannot be sent: missing field `task`");
+    raw(&redis, b"binary", b"{\"task\": \"\xff\xfe\", \"schedule\": 1}");
+    raw(&redis, b"\xff\xfe\x1b", b"\x00\x1b[2J");
     until_sent(&redis, 2).await;
     assert_eq!(redis.length("LLEN", "other"), disabled);
 
     let list = text(&schedule(&redis, &["list"]));
     assert!(list.contains("mine: hello.add 1.0, disabled, sent "), "{list}");
     assert!(list.contains("broken: cannot be sent: missing field `task`"), "{list}");
+    assert!(!list.contains('\x1b'), "{list:?}");
     text(&schedule(&redis, &["enable", "mine"]));
     until("it is sent again", async || redis.length("LLEN", "other") > disabled).await;
     text(&schedule(&redis, &["remove", "mine"]));

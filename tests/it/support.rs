@@ -189,6 +189,11 @@ impl Redis {
         self.command(&[command, key])
     }
 
+    /// Lets the server hang (SIGSTOP) and go on (SIGCONT).
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        self.process.signal(signal);
+    }
+
     /// Stops the server; its data stays in its append-only file.
     pub fn stop(&mut self) {
         self.process.kill();
