@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Client, Error};
 use crate::broker::Write;
 use crate::clock;
-use crate::wire::pidbox;
+use crate::wire::{Accept, pidbox};
 
 const EXCHANGE: &str = "celery.pidbox";
 
@@ -39,10 +39,11 @@ impl Client {
         self.broker.bind_replies(&oid).await?;
         let payload = pidbox::encode_request(method, arguments, destination, Some((&oid, &ticket)))?;
         let asked = self.broadcast(payload).await;
+        let accept = Accept::json_and_signed(self.signer.clone());
         let (mut answers, end) = (Map::new(), clock::instant() + timeout);
         while asked.is_ok() && clock::instant() < end {
             for payload in self.broker.take_replies(&oid).await? {
-                if let Ok((theirs, answer)) = pidbox::decode_reply(&payload)
+                if let Ok((theirs, answer)) = pidbox::decode_reply(&payload, &accept)
                     && theirs.is_none_or(|theirs| theirs == ticket)
                 {
                     answers.extend(answer);
@@ -62,7 +63,7 @@ impl Client {
         let broadcast = Write::Broadcast {
             exchange: EXCHANGE.into(),
             routing_key: String::new(),
-            payload: payload.into(),
+            payload: self.signed(payload)?.into(),
         };
         self.broker.append(&mut pipe, &[broadcast]);
         self.broker.writer().pipeline(&pipe).await?;

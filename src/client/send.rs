@@ -6,6 +6,7 @@ use redis::Pipeline;
 
 use super::{Call, Client, Error, Pending};
 use crate::broker::Write;
+use crate::wire::Security;
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
@@ -30,11 +31,9 @@ impl Client {
         Ok(calls.iter().map(|call| self.result(call.headers.id.clone())).collect())
     }
 
-    fn signed(&self, envelope: Vec<u8>) -> Result<Vec<u8>, Error> {
-        match &self.signer {
-            None => Ok(envelope),
-            Some(signer) => signer.sign_envelope(&envelope).map_err(Error::Sign),
-        }
+    /// What is sent is signed, where this client signs.
+    pub(super) fn signed(&self, envelope: Vec<u8>) -> Result<Vec<u8>, Error> {
+        Security::signed(self.signer.as_deref(), envelope).map_err(Error::Sign)
     }
 
     async fn publish(&self, calls: &[Call]) -> Result<(), Error> {

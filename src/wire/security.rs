@@ -115,11 +115,19 @@ impl Security {
         Ok(())
     }
 
-    /// The same task message with its body signed. Only JSON bodies of this project's own are signed.
+    /// The message as it is to be sent: with its body signed, where there is a signer.
     ///
     /// # Errors
     /// There is no key, or this is no envelope.
-    pub fn sign_envelope(&self, envelope: &[u8]) -> Result<Vec<u8>, String> {
+    pub fn signed(signer: Option<&Self>, envelope: Vec<u8>) -> Result<Vec<u8>, String> {
+        match signer {
+            None => Ok(envelope),
+            Some(signer) => signer.sign_envelope(&envelope),
+        }
+    }
+
+    /// Of an envelope of this project's own, whose body is JSON.
+    fn sign_envelope(&self, envelope: &[u8]) -> Result<Vec<u8>, String> {
         let mut envelope: Map<String, Value> = serde_json::from_slice(envelope).map_err(|error| error.to_string())?;
         let body = envelope.get("body").and_then(Value::as_str).unwrap_or_default();
         let body = STANDARD.decode(body).map_err(|error| error.to_string())?;

@@ -148,7 +148,7 @@ impl Worker {
                 Ok(messages) => {
                     spawn(
                         ServiceKind::Control,
-                        control::listen(messages, options.hostname.clone(), orders_to),
+                        control::listen(messages, options.hostname.clone(), options.accept.clone(), orders_to),
                     );
                 }
                 // Tasks matter more than remote control: an ACL may allow the one and not the other.

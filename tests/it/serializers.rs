@@ -155,6 +155,10 @@ for protocol in (1, 2):
             sent = dict(serializer=name, compression=method)
             assert app.send_task('hello.add', (2,), {'y': 3}, **sent).get(timeout=20) == 5, sent
             assert app.send_task('hello.flaky', (1,), **sent).get(timeout=20) == 1, sent
+            # Remote control is written as tasks are.
+            app.conf.task_serializer, app.conf.accept_content = name, ['json', name]
+            del app.control
+            assert app.control.inspect(timeout=20, limit=1).ping(), name
     error = raised(app.send_task('hello.add', (1, 2, 3), serializer='yaml'))
     assert type(error) is TypeError, repr(error)
 error = raised(app.send_task('hello.add', (1,), serializer='pickle'))
@@ -260,6 +264,15 @@ fn signed_messages_are_verified_and_signed() {
             .output()
             .unwrap();
         assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+        let asked = std::process::Command::new(program("orchestra"))
+            .args(["--broker", &redis.url(), "status"])
+            .env_clear()
+            .envs(settings)
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        let asked = String::from_utf8_lossy(&asked.stdout).into_owned();
+        assert!(asked.contains("celery@"), "{asked}");
         let program = HEAD.to_owned()
             + &format!("folder, digest = {folder:?}, {digest:?}\n")
             + r#"
@@ -311,6 +324,10 @@ for at, spoil in enumerate([spoiled(1), spoiled(4), lambda body: body[:40], lamb
     assert type(error).__name__ == 'SecurityError' and str(error).startswith('refusing a signed message'), (at, repr(error))
     assert ('the signature is not one of' in str(error)) == (at < 2), (at, repr(error))
 assert client.send_task('hello.add', (1,)).get(timeout=20) == 1
+assert client.control.inspect(timeout=20, limit=1).ping()
+plain = Celery(broker=url, backend=url)
+plain.conf.accept_content = ['json', 'auth']
+assert plain.control.inspect(timeout=1).ping() is None
 # What we signed is what Celery verifies.
 message = json.loads(store.rpop('signed'))
 body = registry.loads(b64decode(message['body']), message['content-type'], message['content-encoding'], accept={'application/data'})

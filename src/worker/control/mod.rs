@@ -15,6 +15,7 @@ use super::consumer::Consumer;
 use super::writer::Out;
 use crate::broker;
 use crate::wire::pidbox::{self, Request};
+use crate::wire::{Accept, Security};
 
 /// A request for this worker.
 pub(crate) struct Order(pub Request);
@@ -26,10 +27,11 @@ type Answer = Option<Value>;
 pub(crate) async fn listen(
     mut messages: mpsc::Receiver<(String, Vec<u8>)>,
     hostname: String,
+    accept: Accept,
     orders: mpsc::Sender<Order>,
 ) {
     while let Some((channel, payload)) = messages.recv().await {
-        let request = match pidbox::decode(&payload) {
+        let request = match pidbox::decode(&payload, &accept) {
             Ok(request) => request,
             Err(error) => {
                 warn!("a message on {channel} is no control request: {error}");
@@ -66,13 +68,15 @@ impl Consumer {
         let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) else {
             return;
         };
-        match pidbox::encode_reply(
+        let reply = pidbox::encode_reply(
             reply_to,
             request.ticket.as_deref(),
             clock,
             &self.options.hostname,
             &answer,
-        ) {
+        );
+        let reply = reply.map_err(|error| error.to_string());
+        match reply.and_then(|reply| Security::signed(self.options.signer.as_deref(), reply)) {
             Ok(payload) => self.out.push(Out::Broker(broker::Write::Reply {
                 routing_key: reply_to.routing_key.clone(),
                 payload: payload.into(),
