@@ -5,6 +5,7 @@
 //! described as YAML templates against Ollama servers.
 //!
 //! - [`task`]: write tasks.
+//! - [`canvas`]: compose them: chains, groups, chords.
 //! - [`client`]: send them and wait.
 //! - [`worker`]: run them in a process of your own, or use [`cli::worker_main`] for a whole worker program.
 //! - [`ai`]: templates and models.
@@ -16,6 +17,7 @@ pub mod ai;
 pub mod backend;
 pub mod backoff;
 pub mod broker;
+pub mod canvas;
 #[cfg(feature = "server")]
 pub mod cli;
 pub mod client;

@@ -55,10 +55,13 @@ pub fn truth(value: &Value) -> bool {
     }
 }
 
-/// A text as it is, anything else as Python's `str` of a number or JSON.
+/// A text as it is, bytes as kombu writes them in JSON as their text, anything else as Python's `str` of a number or JSON.
 pub fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        Value::Object(object) if object.get("__type__").is_some_and(|kind| kind == "bytes") => {
+            text(object.get("__value__").unwrap_or(&Value::Null))
+        }
         other => other.to_string(),
     }
 }

@@ -1,5 +1,6 @@
 //! Results in Redis (`celery.backends.redis`), and the token streams of running tasks.
 
+mod chord;
 mod read;
 mod write;
 
@@ -11,6 +12,7 @@ use redis::Script;
 use crate::conn::Link;
 
 pub use crate::conn::Error;
+pub use chord::{Claim, Counted, Part};
 pub use read::StreamEntry;
 pub use write::Write;
 
@@ -47,7 +49,16 @@ pub struct Backend {
     link: Link,
     options: Arc<Options>,
     prefix: String,
-    store: Arc<Script>,
+    scripts: Arc<Scripts>,
+}
+
+/// Compiled in, loaded on every connection.
+#[derive(Debug)]
+struct Scripts {
+    store: Script,
+    chord_part: Script,
+    chord_claim: Script,
+    chord_end: Script,
 }
 
 impl Backend {
@@ -56,8 +67,19 @@ impl Backend {
     /// # Errors
     /// The server cannot be reached or refuses scripts.
     pub async fn new(link: Link, options: Options) -> Result<Self, Error> {
-        let store = Script::new(include_str!("scripts/store.lua"));
-        link.register([store.clone()]).await?;
+        let scripts = Scripts {
+            store: Script::new(include_str!("scripts/store.lua")),
+            chord_part: Script::new(include_str!("scripts/chord_part.lua")),
+            chord_claim: Script::new(include_str!("scripts/chord_claim.lua")),
+            chord_end: Script::new(include_str!("scripts/chord_end.lua")),
+        };
+        let all = [
+            &scripts.store,
+            &scripts.chord_part,
+            &scripts.chord_claim,
+            &scripts.chord_end,
+        ];
+        link.register(all.map(Clone::clone)).await?;
         let prefix = match options.global_keyprefix.as_str() {
             "" => String::new(),
             prefix if prefix.ends_with([':', '_', '-', '.']) => prefix.to_owned(),
@@ -67,7 +89,7 @@ impl Backend {
             link,
             options: Arc::new(options),
             prefix,
-            store: Arc::new(store),
+            scripts: Arc::new(scripts),
         })
     }
 

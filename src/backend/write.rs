@@ -32,6 +32,20 @@ pub enum Write {
         /// JSON objects.
         entries: Vec<Bytes>,
     },
+    /// How many parts a chord waits for. Comes before the messages of its header.
+    ChordSize {
+        /// Group id.
+        group: String,
+        /// Parts.
+        size: u64,
+    },
+    /// The handle of a group, `{"result": …}` (`GroupResult.save`).
+    Group {
+        /// Group id.
+        group: String,
+        /// JSON.
+        record: Bytes,
+    },
 }
 
 impl Backend {
@@ -45,6 +59,12 @@ impl Backend {
                     self.append_records(pipe, &mut records);
                     self.append_stream(pipe, id, entries);
                 }
+                Write::ChordSize { group, size } => {
+                    // A claim that is left is one of an earlier run of the same frozen chord.
+                    pipe.del(self.group_key(group, ".c"));
+                    self.append_group(pipe, self.group_key(group, ".s"), size.to_string().as_bytes());
+                }
+                Write::Group { group, record } => self.append_group(pipe, self.group_key(group, ""), record),
             }
         }
         self.append_records(pipe, &mut records);
@@ -52,7 +72,7 @@ impl Backend {
 
     fn append_records(&self, pipe: &mut Pipeline, records: &mut Vec<(&str, &State, &Bytes)>) {
         for batch in records.chunks(BATCH) {
-            let mut call = self.store.prepare_invoke();
+            let mut call = self.scripts.store.prepare_invoke();
             for (id, status, record) in batch {
                 let expires = match status {
                     State::Failure => self.options.result_failure_expires.or(self.options.result_expires),
@@ -65,6 +85,13 @@ impl Backend {
             pipe.invoke_script(&call);
         }
         records.clear();
+    }
+
+    fn append_group(&self, pipe: &mut Pipeline, key: String, value: &[u8]) {
+        match self.options.result_expires {
+            Some(ttl) => pipe.set_ex(key, value, ttl.as_secs().max(1)),
+            None => pipe.set(key, value),
+        };
     }
 
     fn append_stream(&self, pipe: &mut Pipeline, id: &str, entries: &[Bytes]) {

@@ -7,6 +7,7 @@ use redis::Pipeline;
 
 use super::keys::binding;
 use super::{Broker, Tag, mark_redelivered};
+use crate::wire::Parcel;
 
 /// Seconds until a reply that nobody reads is gone.
 const REPLY_TTL: u32 = 60;
@@ -79,6 +80,17 @@ pub enum Write {
     },
     /// A queue is consumed from now on.
     Declare(Arc<str>),
+}
+
+impl From<Parcel> for Write {
+    fn from(parcel: Parcel) -> Self {
+        Self::Publish {
+            exchange: parcel.exchange,
+            routing_key: parcel.routing_key,
+            priority: parcel.priority,
+            envelope: parcel.envelope.into(),
+        }
+    }
 }
 
 impl Broker {

@@ -11,6 +11,9 @@ pub enum Error {
     /// An argument or the result is not of the wanted shape.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
+    /// What was to be sent cannot be.
+    #[error("{0}")]
+    Argument(String),
     /// The task failed.
     #[error("the task failed: {exception}")]
     Failed {

@@ -11,12 +11,15 @@
 //! # Ok(()) }
 //! ```
 
+mod applied;
 mod call;
 mod control;
 mod error;
 mod results;
 mod send;
 
+pub use crate::wire::Signature;
+pub use applied::Applied;
 pub use call::Call;
 pub use error::Error;
 pub use results::Pending;
@@ -28,6 +31,7 @@ use crate::broker::{self, Broker};
 use crate::conn::{Endpoint, Link, LinkOptions};
 use crate::wire::Security;
 use results::Results;
+pub(crate) use send::group_write;
 
 /// A producer. Clones share its connections.
 #[derive(Clone, Debug)]
@@ -78,5 +82,17 @@ impl Client {
     pub fn signing(mut self, signer: Option<Arc<Security>>) -> Self {
         self.signer = signer;
         self
+    }
+}
+
+impl Client {
+    /// The result backend, if there is one.
+    pub(crate) fn backend(&self) -> Option<&Backend> {
+        self.backend.as_ref()
+    }
+
+    /// What this client calls itself where somebody asks for results.
+    pub(crate) fn oid(&self) -> &str {
+        self.results.oid()
     }
 }

@@ -1,7 +1,7 @@
 //! What a run knows about itself, and what it may tell the world while it runs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
-use crate::client::Client;
+use crate::canvas::{Parent, ResultNode};
+use crate::client::{Applied, Client};
 use crate::clock::Instant;
-use crate::wire::State;
+use crate::wire::{Embed, Exception, Json, Message, Signature, State};
 
 /// The facts of one run.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +37,10 @@ pub struct Details {
     pub redelivered: bool,
     /// When the hard time limit ends the run.
     pub deadline: Option<Instant>,
+    /// The message it came with; `None` outside a worker.
+    pub message: Option<Arc<Message>>,
+    /// What follows the task.
+    pub embed: Option<Arc<Embed>>,
 }
 
 /// What a run says while it runs. The worker turns it into result records and stream entries.
@@ -64,6 +69,7 @@ struct Inner {
     notes: Notes,
     dropped: AtomicU64,
     client: Option<Client>,
+    children: Mutex<Vec<ResultNode>>,
 }
 
 impl Context {
@@ -78,6 +84,7 @@ impl Context {
                 notes,
                 dropped: AtomicU64::new(0),
                 client,
+                children: Mutex::default(),
             }),
         }
     }
@@ -159,6 +166,55 @@ impl Context {
     /// How many stream entries were left out.
     pub fn stream_dropped(&self) -> u64 {
         self.inner.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Sends a call, a chain, a group or a chord on behalf of this task: it becomes one of its children.
+    ///
+    /// # Errors
+    /// There is no worker around this run, or Redis cannot be reached.
+    pub async fn apply(&self, signature: Signature) -> Result<Applied, Failure> {
+        let details = &self.inner.details;
+        let parent = Parent {
+            id: details.id.to_string(),
+            root_id: details.root_id.clone().unwrap_or_else(|| details.id.to_string()),
+        };
+        let applied = self.sender()?.apply_for(Some(&parent), signature).await?;
+        let mut children = self.inner.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.extend_from_slice(applied.children());
+        Ok(applied)
+    }
+
+    /// Adds a call to the chord whose header this task is in; its body waits for one more (`Task.add_to_chord`).
+    ///
+    /// # Errors
+    /// `ValueError` when this task is in no chord; or Redis cannot be reached.
+    pub async fn add_to_chord(&self, mut signature: Signature) -> Result<Applied, Failure> {
+        let details = &self.inner.details;
+        let chord = details.embed.as_ref().and_then(|embed| embed.chord.clone());
+        let (Some(chord), Some(group)) = (chord, details.group.as_deref()) else {
+            return Err(Failure::value_error("Current task is not member of any chord"));
+        };
+        let backend = self.sender()?.backend().ok_or(crate::client::Error::NoBackend)?;
+        let options = &mut signature.options;
+        options.set_str("group_id", group);
+        let index = details.message.as_ref().and_then(|message| message.headers.group_index);
+        if let Some(index) = index {
+            options.rest.insert("group_index".into(), Json::new(&index)?);
+        }
+        options.chord = Some(Box::new(chord));
+        backend.add_to_chord(group).await?;
+        self.apply(signature).await
+    }
+
+    fn sender(&self) -> Result<&Client, Failure> {
+        let none = || Failure::Fail(Exception::runtime_error("there is no worker to send with"));
+        self.client().ok_or_else(none)
+    }
+
+    /// The handles of what was sent, for the task's record.
+    pub(crate) fn children(&self) -> Vec<ResultNode> {
+        let children = self.inner.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.clone()
     }
 
     /// A client for sub-tasks; `None` outside a worker.

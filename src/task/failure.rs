@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use crate::wire::Exception;
+use crate::wire::{Exception, Signature};
 
 /// What the worker does with a run that gave no result.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +26,8 @@ pub enum Failure {
     },
     /// Store nothing; the message is done with (`celery.exceptions.Ignore`).
     Ignore,
+    /// Another call, or a composition of calls, takes this task's place and its id (`Task.replace`).
+    Replace(Box<Signature>),
 }
 
 impl Failure {
@@ -37,6 +39,11 @@ impl Failure {
     /// Fails as Python's `TypeError`.
     pub fn type_error(message: impl Into<String>) -> Self {
         Self::Fail(Exception::type_error(message))
+    }
+
+    /// Puts a signature in the place of this task: `return Err(Failure::replace(…))`.
+    pub fn replace(signature: Signature) -> Self {
+        Self::Replace(Box::new(signature))
     }
 
     /// Tries again after a pause.

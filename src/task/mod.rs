@@ -27,6 +27,7 @@
 //! the fields, keyword arguments by name, and a mismatch is the `TypeError` that Python would raise.
 
 mod bind;
+pub(crate) mod builtins;
 mod context;
 mod failure;
 mod options;

@@ -41,6 +41,10 @@ pub struct Options {
     pub send_events: bool,
     /// Run on a thread of its own, for code that blocks. Such a run cannot be interrupted.
     pub blocking: bool,
+    /// As an error callback it is called at once, in the worker where the failure is handled, with the failed task's
+    /// request, the exception and the traceback; there is no message and no result. Python workers do this with every
+    /// task that takes more than one argument; without it an error callback is sent, with the failed task's id.
+    pub errback_inline: bool,
     /// The run writes to the token stream; the worker ends the stream when the run is over.
     pub streams: bool,
 }
@@ -65,6 +69,7 @@ impl Options {
         track_started: false,
         send_events: true,
         blocking: false,
+        errback_inline: false,
         streams: false,
     };
 }

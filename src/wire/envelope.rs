@@ -131,6 +131,8 @@ pub(crate) struct OutgoingProperties<'a> {
     pub priority: u8,
     pub body_encoding: &'static str,
     pub delivery_tag: String,
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
 }
 
 #[derive(Debug, Serialize)]
@@ -164,6 +166,7 @@ pub(crate) fn wrap<H: Serialize, B: Serialize + ?Sized>(
             priority: 0,
             body_encoding: "base64",
             delivery_tag: uuid::Uuid::new_v4().to_string(),
+            extra: Map::new(),
         },
     })
 }

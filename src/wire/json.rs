@@ -52,6 +52,25 @@ pub fn finite(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// How deep arrays and objects are nested in JSON text.
+pub fn depth(text: &str) -> usize {
+    let (mut deepest, mut depth, mut in_string, mut escaped) = (0_usize, 0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +82,11 @@ mod tests {
         assert_eq!(value, json!([null, null, null, "NaN \" -Infinity", -1]));
         assert!(parse::<Value>("[Nan]").is_err());
         assert!(parse::<Value>("\"NaN\\").is_err());
+    }
+
+    #[test]
+    fn nesting_is_counted_outside_of_texts() {
+        assert_eq!(depth(r#"[{"a": "[[[\"[["}, []]"#), 2);
+        assert_eq!(depth("1"), 0);
     }
 }

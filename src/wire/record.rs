@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::State;
+use super::{Json, State};
 
 /// One stored state of a task. Field order matters: a reader that looks at the start of the record sees the state.
 #[derive(Clone, Debug, Serialize)]
@@ -11,7 +11,7 @@ pub struct Record<'a, R: Serialize> {
     status: &'a str,
     result: R,
     traceback: Option<&'a str>,
-    children: Option<&'a [Value]>,
+    children: Option<&'a [Json]>,
     date_done: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     group_id: Option<&'a str>,
@@ -49,7 +49,7 @@ impl<'a, R: Serialize> Record<'a, R> {
 
     /// With the tasks it sent, as result tuples; `None` when there was no request (P-149).
     #[must_use]
-    pub fn children(mut self, children: Option<&'a [Value]>) -> Self {
+    pub fn children(mut self, children: Option<&'a [Json]>) -> Self {
         self.children = children;
         self
     }

@@ -126,8 +126,11 @@ impl Security {
         }
     }
 
-    /// Of an envelope of this project's own, whose body is JSON.
-    fn sign_envelope(&self, envelope: &[u8]) -> Result<Vec<u8>, String> {
+    /// The same message with its body signed; of this project's own messages, whose bodies are JSON.
+    ///
+    /// # Errors
+    /// There is no key, or this is no envelope.
+    pub fn sign_envelope(&self, envelope: &[u8]) -> Result<Vec<u8>, String> {
         let mut envelope: Map<String, Value> = serde_json::from_slice(envelope).map_err(|error| error.to_string())?;
         let body = envelope.get("body").and_then(Value::as_str).unwrap_or_default();
         let body = STANDARD.decode(body).map_err(|error| error.to_string())?;

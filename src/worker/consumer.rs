@@ -12,21 +12,27 @@ use tracing::{error, info, warn};
 use super::Options;
 use super::control::Order;
 use super::effects::Scribe;
+use super::errback;
 use super::events::Events;
 use super::fetcher::Fetched;
+use super::follow::{ErrbackCall, Fallout};
+use super::joiner::{Joined, Member};
 use super::keeper::Keeper;
 use super::pool::{Ended, Pool};
 use super::rate_limit::RateLimits;
-use super::request::{Delivery, Effect, Input, Request, RunId, State};
+use super::request::{Delivery, Done, Effect, Input, Request, RunId, State};
 use super::revoke::Revoked;
 use super::stop::{Exit, Phase};
-use super::strategy::{self, Refusal};
+use super::strategy::{self, Failed, Refusal};
 use super::timers::Timers;
 use super::writer::{Out, Outbox};
+use crate::backend::Part;
 use crate::broker::{self, Tag};
+use crate::canvas::{Parent, ResultNode};
 use crate::client::Client;
 use crate::clock::{self, Instant, Timestamp};
 use crate::task::{Context, Details, Note, Notes, Registry};
+use crate::wire::Json;
 
 /// Names a request in this worker. Task ids are no use for that: a message may be delivered twice.
 pub(crate) type Key = u64;
@@ -52,6 +58,7 @@ pub(crate) struct Inputs {
     pub orders: mpsc::Receiver<Order>,
     pub lost: mpsc::UnboundedReceiver<Vec<Tag>>,
     pub notes: mpsc::Receiver<Note>,
+    pub joined: mpsc::UnboundedReceiver<Joined>,
     pub stop: watch::Receiver<Phase>,
 }
 
@@ -62,7 +69,7 @@ pub(crate) struct Consumer {
     pub client: Client,
     pub pool: Pool,
     pub events: Events,
-    pub scribe: Scribe,
+    pub scribe: Arc<Scribe>,
     pub outbox: Outbox,
     pub active: HashMap<Key, Active>,
     pub by_id: HashMap<Arc<str>, Key>,
@@ -79,6 +86,9 @@ pub(crate) struct Consumer {
     pub queues: watch::Sender<Vec<Arc<str>>>,
     pub held: mpsc::Sender<Vec<Tag>>,
     pub notes: Notes,
+    pub members: mpsc::UnboundedSender<Member>,
+    /// The messages of members that are being counted, by how often they are.
+    pub joining: Vec<Option<Tag>>,
     pub shutdown: super::Stop,
     pub(super) next_key: Key,
     pub(super) phase: Phase,
@@ -111,6 +121,7 @@ impl Consumer {
                     ends.drain(..).for_each(|ended| self.on_ended(ended));
                 }
                 Some(note) = inputs.notes.recv() => self.on_note(note),
+                Some(joined) = inputs.joined.recv() => self.on_joined(joined),
                 Some(order) = inputs.orders.recv() => self.on_order(order),
                 Some(lost) = inputs.lost.recv() => self.on_lost(&lost),
                 () = sleep_until(due) => self.on_due(),
@@ -123,7 +134,7 @@ impl Consumer {
             }
             self.start_reserved();
             self.send();
-            if self.phase != Phase::Run && self.drained && self.active.is_empty() {
+            if self.phase != Phase::Run && self.drained && self.active.is_empty() && self.joining.is_empty() {
                 break;
             }
         }
@@ -195,7 +206,38 @@ impl Consumer {
     fn refuse(&mut self, delivery: Delivery, raw: Bytes, refusal: Refusal) {
         let queue = delivery.queue.clone();
         error!(queue.name = %queue, "a message in queue {queue:?} was refused: {}", refusal.reason);
-        if let Some((headers, exception)) = &refusal.failure {
+        if let Some(Failed {
+            headers,
+            exception,
+            embed,
+        }) = &refusal.failure
+        {
+            if let Some(embed) = embed {
+                let parent = Parent {
+                    id: headers.id.clone(),
+                    root_id: headers.root().to_owned(),
+                };
+                let (chain, errbacks) = (embed.chain.as_deref(), embed.errbacks.as_deref());
+                let fallout = self.scribe.failed(
+                    &parent,
+                    chain.unwrap_or_default(),
+                    errbacks.unwrap_or_default(),
+                    exception,
+                    headers.ignore_result != Some(true),
+                );
+                self.on_fallout(&parent, fallout, None);
+                if let (Some(body), Some(group)) = (&embed.chord, &headers.group) {
+                    let value = Json::new(exception).unwrap_or_else(|_| Json::null());
+                    let part = Part::new(group, headers.group_index, &headers.id, "FAILURE", &value);
+                    self.join(Member {
+                        part,
+                        body: body.clone(),
+                        parent,
+                        children: Vec::new(),
+                        delivery: None,
+                    });
+                }
+            }
             self.out.extend(self.scribe.refusal(headers, exception));
             self.out
                 .extend(self.events.refused(&headers.id, exception).map(Out::Event));
@@ -243,6 +285,60 @@ impl Consumer {
         }
     }
 
+    /// A member of a chord was counted, and the body sent if it was the last one.
+    fn on_joined(&mut self, joined: Joined) {
+        let tag = joined.delivery.as_ref().map(|delivery| &delivery.tag);
+        if let Some(at) = self.joining.iter().position(|joining| joining.as_ref() == tag) {
+            self.joining.swap_remove(at);
+        }
+        if let Some(delivery) = joined.delivery {
+            self.out.push(Out::Broker(broker::Write::Ack(delivery.tag)));
+        }
+        self.on_fallout(&joined.parent, joined.fallout, None);
+    }
+
+    /// What follows a failure beyond what is written: other chords, and error callbacks that run here.
+    fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, request: Option<&Request>) {
+        self.out.extend(fallout.out);
+        for (part, body) in fallout.parts {
+            self.join(Member {
+                part,
+                body,
+                parent: parent.clone(),
+                children: Vec::new(),
+                delivery: None,
+            });
+        }
+        for call in &fallout.calls {
+            self.call_errback(call, parent, request);
+        }
+    }
+
+    fn join(&mut self, member: Member) {
+        self.joining
+            .push(member.delivery.as_ref().map(|delivery| delivery.tag.clone()));
+        // A service that is gone has ended the worker.
+        let _ = self.members.send(member);
+    }
+
+    /// Runs an error callback here: `errback(request, exc, traceback, …)`. Nobody waits for it; what goes wrong is
+    /// logged.
+    fn call_errback(&self, call: &ErrbackCall, parent: &Parent, request: Option<&Request>) {
+        let Some(entry) = self.registry.get(&call.errback.task) else {
+            return;
+        };
+        let details = Details {
+            id: call.failed.as_str().into(),
+            name: entry.name.clone(),
+            hostname: self.scribe.hostname.clone(),
+            root_id: Some(parent.root_id.clone()),
+            message: request.map(|request| request.message.clone()),
+            ..Details::default()
+        };
+        let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
+        errback::call(entry.clone(), call, request, context);
+    }
+
     fn on_lost(&mut self, tags: &[Tag]) {
         let lost: Vec<Key> = self
             .active
@@ -280,6 +376,7 @@ impl Consumer {
             .active
             .values()
             .filter_map(|active| active.state.tag().cloned())
+            .chain(self.joining.iter().flatten().cloned())
             .collect();
         if !tags.is_empty() {
             // A keeper that is still busy with the last round keeps these in its next one.
@@ -333,10 +430,26 @@ impl Consumer {
             }
             self.flush_stream(&request.id);
         }
-        self.scribe
-            .write(&mut effects, &request, &mut self.events, &mut self.out);
+        let mut children = context.as_ref().map(Context::children).unwrap_or_default();
+        let scribe = self.scribe.clone();
+        scribe.write(&mut effects, &request, &mut children, &mut self.events, &mut self.out);
         for effect in effects.drain(..) {
             match effect {
+                Effect::Fallout(exception) => {
+                    if let Some(embed) = &request.embed {
+                        let parent = request.as_parent();
+                        let fallout = scribe.failed(
+                            &parent,
+                            embed.chain.as_deref().unwrap_or_default(),
+                            embed.errbacks.as_deref().unwrap_or_default(),
+                            &exception,
+                            request.stores_errors(),
+                        );
+                        children.extend_from_slice(&fallout.children);
+                        self.on_fallout(&parent, fallout, Some(&request));
+                    }
+                }
+                Effect::Part(done) => self.on_part(&request, *done, &children),
                 Effect::Cancel => {
                     if let Some(context) = &context {
                         context.cancel();
@@ -349,6 +462,26 @@ impl Consumer {
             }
         }
         self.effects = effects;
+    }
+
+    fn on_part(&mut self, request: &Request, done: Done, children: &[ResultNode]) {
+        let headers = &request.message.headers;
+        let chord = request.embed.as_ref().and_then(|embed| embed.chord.clone());
+        if let (Some(body), Some(group)) = (chord, headers.group.as_deref()) {
+            self.join(Member {
+                part: Part::new(
+                    group,
+                    headers.group_index,
+                    &request.id,
+                    done.state.as_str(),
+                    &done.value,
+                ),
+                body,
+                parent: request.as_parent(),
+                children: children.to_vec(),
+                delivery: done.delivery,
+            });
+        }
     }
 
     fn wait(&mut self, key: Key, eta: Timestamp) {
@@ -411,6 +544,8 @@ impl Consumer {
                 group: headers.group.clone(),
                 redelivered: headers.redelivered || request.message.properties.redelivered(),
                 deadline: hard.and_then(|limit| now.checked_add(limit)),
+                message: Some(request.message.clone()),
+                embed: request.embed.clone(),
             },
             self.notes.clone(),
             Some(self.client.clone()),

@@ -1,5 +1,6 @@
 //! From what was decided to what is written: records, envelopes, events. No Redis here, only what is to be said.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +12,9 @@ use super::Options;
 use super::events::{Events, result_repr};
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
-use crate::wire::{self, Exception, Headers, Record, State as Stored};
+use crate::canvas::ResultNode;
+use crate::task::Registry;
+use crate::wire::{self, CallOptions, Exception, Headers, Json, Record, Security, State as Stored};
 use crate::{backend, broker, clock};
 
 /// Turns effects into writes.
@@ -20,11 +23,26 @@ pub(crate) struct Scribe {
     pub stores_results: bool,
     pub result_extended: bool,
     pub origin: String,
+    /// Whom results of follow-ups are for, when nobody says.
+    pub reply_to: String,
+    /// `task_default_queue`: where follow-ups go that do not say.
+    pub queue: String,
+    pub control_exchange: String,
+    /// What signs follow-ups (`task_serializer = "auth"`).
+    pub signer: Option<Arc<Security>>,
+    /// Tasks that run in the worker when they are error callbacks.
+    pub inline_errbacks: HashSet<Arc<str>>,
 }
 
 impl Scribe {
-    pub(crate) fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options, registry: &Registry, reply_to: &str) -> Self {
+        let inline = registry.entries().filter(|entry| entry.options.errback_inline);
         Self {
+            reply_to: reply_to.to_owned(),
+            queue: options.default_queue.clone(),
+            control_exchange: options.control_exchange.clone(),
+            signer: options.signer.clone(),
+            inline_errbacks: inline.map(|entry| entry.name.clone()).collect(),
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
@@ -36,8 +54,16 @@ impl Scribe {
         }
     }
 
-    /// Appends the writes of what leaves the worker; what concerns the loop itself is left in `effects`.
-    pub(crate) fn write(&self, effects: &mut Vec<Effect>, request: &Request, events: &mut Events, out: &mut Vec<Out>) {
+    /// Appends the writes of what leaves the worker; what concerns the loop itself is left in `effects`. `children` is
+    /// what the run has sent; what follows it comes to that.
+    pub(crate) fn write(
+        &self,
+        effects: &mut Vec<Effect>,
+        request: &Request,
+        children: &mut Vec<ResultNode>,
+        events: &mut Events,
+        out: &mut Vec<Out>,
+    ) {
         let mut shown = None;
         let mut local = Vec::new();
         for effect in effects.drain(..) {
@@ -54,14 +80,36 @@ impl Scribe {
                         // The event comes after the record, which takes the value away.
                         shown = Some(result_repr(value.get()));
                     }
-                    out.extend(self.store(&state, content, request));
+                    out.extend(self.store(&state, content, request, children));
+                }
+                Effect::Follow(result) => {
+                    if let Some(embed) = &request.embed {
+                        let (callbacks, chain) = (embed.callbacks.as_deref(), embed.chain.as_deref());
+                        let (sent, new) = self.succeeded(
+                            &request.as_parent(),
+                            callbacks.unwrap_or_default(),
+                            chain.unwrap_or_default(),
+                            &result,
+                        );
+                        out.extend(sent);
+                        children.extend(new);
+                    }
+                }
+                Effect::Apply(signature) => {
+                    let (sent, _) = self.apply(&request.as_parent(), *signature, &[], CallOptions::default());
+                    out.extend(sent);
                 }
                 Effect::Emit(happening) => {
                     log(&happening, request);
                     out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
                 }
                 Effect::EndStream(state) => out.extend(self.end_stream(&request.id, &state)),
-                Effect::WaitForEta(_) | Effect::Enqueue | Effect::Start | Effect::Cancel => local.push(effect),
+                Effect::WaitForEta(_)
+                | Effect::Enqueue
+                | Effect::Start
+                | Effect::Cancel
+                | Effect::Fallout(_)
+                | Effect::Part(_) => local.push(effect),
             }
         }
         effects.append(&mut local);
@@ -96,7 +144,14 @@ impl Scribe {
         self.encode(id, state.clone(), &record)
     }
 
-    fn store(&self, state: &Stored, content: Content, request: &Request) -> Option<Out> {
+    fn store(&self, state: &Stored, content: Content, request: &Request, children: &[ResultNode]) -> Option<Out> {
+        // A retried task is its own child (P-149).
+        let own = (*state == Stored::Retry).then(|| ResultNode::task(&*request.id));
+        let children: Vec<Json> = children
+            .iter()
+            .chain(&own)
+            .filter_map(|child| Json::new(child).ok())
+            .collect();
         let headers = &request.message.headers;
         let extended = self.result_extended.then(|| self.extended(request));
         let date = clock::iso(clock::now());
@@ -105,6 +160,7 @@ impl Scribe {
             Content::Value(_) if request.policy.ignore_result => None,
             Content::Value(value) => {
                 let record = Record::new(&request.id, state, &*value, date)
+                    .children(Some(&children))
                     .family(group, parent)
                     .extended(extended.as_ref());
                 self.encode(&request.id, state.clone(), &record)
@@ -113,19 +169,22 @@ impl Scribe {
                 let traceback = (*state != Stored::Revoked).then(|| exception.traceback_text());
                 let record = Record::new(&request.id, state, &exception, date)
                     .traceback(traceback.as_deref())
+                    .children(Some(&children))
                     .family(group, parent)
                     .extended(extended.as_ref());
                 self.encode(&request.id, state.clone(), &record)
             }
             Content::Started => {
                 let meta = json!({"pid": std::process::id(), "hostname": self.hostname});
-                let record = Record::new(&request.id, state, &meta, date).family(group, parent);
+                let record = Record::new(&request.id, state, &meta, date)
+                    .children(Some(&children))
+                    .family(group, parent);
                 self.encode(&request.id, state.clone(), &record)
             }
         }
     }
 
-    fn encode<R: Serialize>(&self, id: &Arc<str>, state: Stored, record: &Record<'_, R>) -> Option<Out> {
+    pub(super) fn encode<R: Serialize>(&self, id: &Arc<str>, state: Stored, record: &Record<'_, R>) -> Option<Out> {
         if !self.stores_results {
             return None;
         }

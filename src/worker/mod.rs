@@ -12,9 +12,12 @@
 mod consumer;
 mod control;
 mod effects;
+mod errback;
 mod events;
 mod facts;
 mod fetcher;
+mod follow;
+mod joiner;
 mod keeper;
 mod options;
 mod pool;

@@ -21,6 +21,8 @@ pub struct Options {
     pub prefetch_multiplier: u32,
     /// Queues to consume.
     pub queues: Vec<String>,
+    /// Where follow-ups go that name no queue (`task_default_queue`).
+    pub default_queue: String,
     /// Send task events from the start (`-E`); without it Flower switches them on.
     pub task_events: bool,
     /// Pause between heartbeats; `None` sends no worker events at all.
@@ -80,6 +82,7 @@ impl Options {
             concurrency: std::thread::available_parallelism().map_or(1, Into::into),
             prefetch_multiplier: 4,
             queues: vec!["celery".into()],
+            default_queue: "celery".into(),
             task_events: false,
             heartbeat: Some(Duration::from_secs(2)),
             time_limit: None,

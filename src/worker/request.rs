@@ -2,7 +2,7 @@
 //!
 //! [`State::step`] is pure: from a state and an input it makes the next state and appends effects. It reads no clock,
 //! knows no Redis and awaits nothing. The delivery moves by value through the states into exactly one
-//! [`Effect::Ack`], [`Effect::Requeue`] or [`Effect::Forget`], so that it cannot be spent twice. The order of the
+//! [`Effect::Ack`], [`Effect::Part`], [`Effect::Requeue`] or [`Effect::Forget`], so that it cannot be spent twice. The order of the
 //! effects is the guarantee: a retry is published and a result stored before a late ack; an early ack comes before the
 //! start.
 
@@ -15,9 +15,10 @@ use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::broker::Tag;
+use crate::canvas::{self, Parent, Replaced};
 use crate::clock::{self, Instant, Timestamp};
 use crate::task::{self, Entry, Failure};
-use crate::wire::{self, Exception, Message, State as Stored, python_modules};
+use crate::wire::{self, Embed, Exception, Json, Message, Signature, State as Stored, python_modules};
 
 /// A claim on a message in `unacked`, with its share of the prefetch count, which comes back when this is dropped.
 #[derive(Debug)]
@@ -33,7 +34,9 @@ pub(crate) struct Request {
     pub id: Arc<str>,
     pub entry: Entry,
     pub policy: task::Options,
-    pub message: Message,
+    pub message: Arc<Message>,
+    /// What follows the task; `None` when nothing does.
+    pub embed: Option<Arc<Embed>>,
     /// The envelope as it came: what goes back to the queue or into a retry.
     pub raw: Bytes,
     pub eta: Option<Timestamp>,
@@ -137,10 +140,28 @@ pub(crate) enum Effect {
     Retry(Timestamp),
     /// Store a state.
     Store(Stored, Content),
+    /// Send what follows a success: callbacks and the next step of the chain.
+    Follow(Json),
+    /// Do what follows a failure: the rest of the chain fails as well, and error callbacks are called.
+    Fallout(Exception),
+    /// Send what takes the task's place.
+    Apply(Box<Signature>),
+    /// Count the task as done in its chord, and only then acknowledge its message, if that is still to do.
+    Part(Box<Done>),
     /// Tell the monitors.
     Emit(Happening),
     /// End the token stream.
     EndStream(Stored),
+}
+
+/// A member of a chord's header that has come to its end.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// Its message, unless it was acknowledged before it ran.
+    pub delivery: Option<Delivery>,
+    pub state: Stored,
+    /// The result, or the exception.
+    pub value: Json,
 }
 
 /// What a stored state carries.
@@ -332,9 +353,11 @@ impl Discard {
             Self::Revoked => ("revoked", false, None, false),
             Self::Terminated(signum) => ("terminated", true, Some(signum), false),
         };
-        request.store(Stored::Revoked, Exception::celery("TaskRevokedError", reason), effects);
+        let exception = Exception::celery("TaskRevokedError", reason);
+        let part = request.is_part().then(|| failed_value(&exception));
+        request.store(Stored::Revoked, exception, effects);
         request.end_stream(Stored::Revoked, effects);
-        effects.extend(delivery.map(Effect::Ack));
+        request.settle(delivery, Stored::Revoked, part, effects);
         effects.push(Effect::Emit(Happening::Revoked {
             terminated,
             signum,
@@ -345,6 +368,14 @@ impl Discard {
 }
 
 impl Request {
+    /// As the sender of what follows it.
+    pub(crate) fn as_parent(&self) -> Parent {
+        Parent {
+            id: self.id.to_string(),
+            root_id: self.message.headers.root().to_owned(),
+        }
+    }
+
     /// The task's hard and soft limit: the message's own come first (P-093).
     pub(crate) fn limits(&self) -> (Option<Duration>, Option<Duration>) {
         let own = self.message.headers.timelimit;
@@ -372,9 +403,16 @@ impl Request {
     ) {
         match outcome {
             Outcome::Success(value) => {
+                if let Some(embed) = &self.embed
+                    && (embed.callbacks.is_some() || embed.chain.is_some())
+                {
+                    // Before the result is stored, so that the record names its children (P-118).
+                    effects.push(Effect::Follow(value.clone().into()));
+                }
+                let part = self.is_part().then(|| value.clone().into());
                 effects.push(Effect::Store(Stored::Success, Content::Value(value)));
                 self.end_stream(Stored::Success, effects);
-                effects.extend(unacked.map(Effect::Ack));
+                self.settle(unacked, Stored::Success, part, effects);
                 effects.push(Effect::Emit(Happening::Succeeded { runtime }));
             }
             Outcome::Failed(Failure::Fail(exception)) if self.policy.autoretry => {
@@ -396,12 +434,20 @@ impl Request {
             Outcome::Failed(Failure::Reject { requeue: false, reason }) => {
                 let mut exception = Exception::celery("Reject", reason);
                 exception.args.push(Value::Bool(false));
-                self.store(Stored::Failure, exception.clone(), effects);
-                self.end_stream(Stored::Failure, effects);
-                effects.extend(unacked.map(Effect::Ack));
+                self.end_failed(unacked, &exception, effects);
                 effects.push(Effect::Emit(Happening::Failed(exception)));
                 effects.push(Effect::Emit(Happening::Rejected { requeue: false }));
             }
+            Outcome::Failed(Failure::Replace(signature)) => match self.replacement(*signature) {
+                Ok(signature) => {
+                    effects.push(Effect::Apply(Box::new(signature)));
+                    effects.extend(unacked.map(Effect::Ack));
+                }
+                Err(error) => {
+                    let exception = Exception::celery("ImproperlyConfigured", error.to_string());
+                    self.fail(unacked, exception, effects);
+                }
+            },
             Outcome::Failed(Failure::Ignore) => {
                 self.end_stream(Stored::Success, effects);
                 effects.extend(unacked.map(Effect::Ack));
@@ -430,15 +476,24 @@ impl Request {
     }
 
     fn fail(&self, unacked: Option<Delivery>, exception: Exception, effects: &mut Vec<Effect>) {
-        self.store(Stored::Failure, exception.clone(), effects);
-        self.end_stream(Stored::Failure, effects);
         let dropped = unacked.is_some() && !self.policy.acks_on_failure;
-        effects.extend(unacked.map(Effect::Ack));
+        self.end_failed(unacked, &exception, effects);
         effects.push(Effect::Emit(Happening::Failed(exception)));
         if dropped {
             // Celery rejects without requeue, which on Redis is the same removal; the event tells them apart (T20).
             effects.push(Effect::Emit(Happening::Rejected { requeue: false }));
         }
+    }
+
+    /// FAILURE is stored, what follows the task fails as well, and the message is done with.
+    fn end_failed(&self, unacked: Option<Delivery>, exception: &Exception, effects: &mut Vec<Effect>) {
+        self.store(Stored::Failure, exception.clone(), effects);
+        self.end_stream(Stored::Failure, effects);
+        if self.embed.is_some() {
+            effects.push(Effect::Fallout(exception.clone()));
+        }
+        let part = self.is_part().then(|| failed_value(exception));
+        self.settle(unacked, Stored::Failure, part, effects);
     }
 
     fn retry(
@@ -472,10 +527,45 @@ impl Request {
         effects.push(Effect::Emit(Happening::Retried(cause)));
     }
 
+    /// Whether a failure is stored.
+    pub(crate) fn stores_errors(&self) -> bool {
+        !self.policy.ignore_result || self.policy.store_errors_even_if_ignored
+    }
+
     fn store(&self, state: Stored, exception: Exception, effects: &mut Vec<Effect>) {
-        if !self.policy.ignore_result || self.policy.store_errors_even_if_ignored {
+        if self.stores_errors() {
             effects.push(Effect::Store(state, Content::Exception(exception)));
         }
+    }
+
+    /// Whether a chord waits for it.
+    fn is_part(&self) -> bool {
+        self.message.headers.group.is_some() && self.embed.as_ref().is_some_and(|embed| embed.chord.is_some())
+    }
+
+    /// The message is done with; for a part of a chord when that is counted.
+    fn settle(&self, delivery: Option<Delivery>, state: Stored, part: Option<Json>, effects: &mut Vec<Effect>) {
+        match part {
+            Some(value) => effects.push(Effect::Part(Box::new(Done { delivery, state, value }))),
+            None => effects.extend(delivery.map(Effect::Ack)),
+        }
+    }
+
+    fn replacement(&self, signature: Signature) -> Result<Signature, canvas::ReplacementError> {
+        let headers = &self.message.headers;
+        let nothing = Embed::default();
+        canvas::replacement(
+            signature,
+            Replaced {
+                id: &self.id,
+                root_id: headers.root_id.as_deref(),
+                group: headers.group.as_deref(),
+                group_index: headers.group_index,
+                nesting: headers.replaced_task_nesting,
+                embed: self.embed.as_deref().unwrap_or(&nothing),
+                reply_to: self.message.properties.reply_to.as_deref().unwrap_or_default(),
+            },
+        )
     }
 
     fn end_stream(&self, state: Stored, effects: &mut Vec<Effect>) {
@@ -483,6 +573,11 @@ impl Request {
             effects.push(Effect::EndStream(state));
         }
     }
+}
+
+/// An exception as a chord's part holds it.
+fn failed_value(exception: &Exception) -> Json {
+    Json::new(exception).unwrap_or_else(|_| Json::null())
 }
 
 /// Seconds as Python writes them in `TimeLimitExceeded(…)`: whole ones without a point.

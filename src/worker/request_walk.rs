@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
@@ -13,6 +15,7 @@ use crate::broker::Tag;
 use crate::clock;
 use crate::conn::Endpoint;
 use crate::task::{self, Context, Exception, Failure, Registry, Task};
+use crate::wire::Signature;
 
 /// Steps of one walk.
 const STEPS: usize = 12;
@@ -30,10 +33,17 @@ impl Task for Nothing {
     }
 }
 
-fn request(policy: task::Options) -> Request {
-    let body = "W1tdLCB7fSwge31d";
+/// A request; with `follows` in a chord and with callbacks.
+fn request(policy: task::Options, follows: bool) -> Request {
+    let call = r#"{"task": "walk"}"#;
+    let embed = if follows {
+        format!(r#"{{"chord": {call}, "callbacks": [{call}], "errbacks": [{call}], "chain": [{call}]}}"#)
+    } else {
+        "null".to_owned()
+    };
+    let body = STANDARD.encode(format!("[[], {{}}, {embed}]"));
     let raw = format!(
-        r#"{{"body": "{body}", "content-type": "application/json", "headers": {{"task": "walk", "id": "1", "lang": "py"}},
+        r#"{{"body": "{body}", "content-type": "application/json", "headers": {{"task": "walk", "id": "1", "lang": "py", "group": "g"}},
             "properties": {{"body_encoding": "base64", "delivery_info": {{"exchange": "", "routing_key": "celery"}}}}}}"#
     );
     let mut registry = Registry::new();
@@ -88,6 +98,8 @@ fn input(run: u64) -> Input {
             reason: "x".into(),
         }),
         failed(Failure::Ignore),
+        failed(Failure::replace(Signature::new("walk"))),
+        failed(Failure::replace(crate::canvas::chain([]))),
         Input::Revoked { terminate: None },
         Input::Revoked { terminate: Some(15) },
         Input::Stop { cold: false },
@@ -108,7 +120,7 @@ fn a_delivery_is_spent_exactly_once_and_last() {
             streams: walk % 13 == 0,
             ..task::Options::DEFAULT
         };
-        let request = request_of(&policy);
+        let request = request_of(&policy, walk % 17 < 8);
         let delivery = Delivery {
             tag: Tag("t".into()),
             queue: "celery".into(),
@@ -126,12 +138,10 @@ fn a_delivery_is_spent_exactly_once_and_last() {
                 !was_done || effects.is_empty(),
                 "a request that is over does nothing: {said:?}"
             );
-            let at = effects
-                .iter()
-                .position(|effect| matches!(effect, Effect::Ack(_) | Effect::Requeue(..) | Effect::Forget(_)));
+            let at = effects.iter().position(spends);
             for (number, effect) in effects.iter().enumerate() {
                 match effect {
-                    Effect::Ack(_) | Effect::Requeue(..) | Effect::Forget(_) => spent += 1,
+                    effect if spends(effect) => spent += 1,
                     Effect::Start => {
                         assert!(!started, "started twice: {said:?}");
                         started = true;
@@ -142,7 +152,9 @@ fn a_delivery_is_spent_exactly_once_and_last() {
                         );
                     }
                     // What must not be lost stands before the message is given up.
-                    Effect::Retry(_) => assert!(at.is_none_or(|at| number < at), "{said:?}"),
+                    Effect::Retry(_) | Effect::Apply(_) | Effect::Follow(_) | Effect::Fallout(_) => {
+                        assert!(at.is_none_or(|at| number < at), "{said:?}")
+                    }
                     Effect::Store(..) if started && request.policy.acks_late => {
                         assert!(at.is_none_or(|at| number < at), "{said:?}: {effects:?}");
                     }
@@ -159,6 +171,15 @@ fn a_delivery_is_spent_exactly_once_and_last() {
     }
 }
 
-fn request_of(policy: &task::Options) -> Arc<Request> {
-    Arc::new(request(policy.clone()))
+fn request_of(policy: &task::Options, follows: bool) -> Arc<Request> {
+    Arc::new(request(policy.clone(), follows))
+}
+
+/// Whether the delivery leaves with it.
+fn spends(effect: &Effect) -> bool {
+    match effect {
+        Effect::Ack(_) | Effect::Requeue(..) | Effect::Forget(_) => true,
+        Effect::Part(done) => done.delivery.is_some(),
+        _ => false,
+    }
 }

@@ -14,6 +14,8 @@ pub(crate) enum ServiceKind {
     Writer,
     /// Keeps leases and restores what the dead held. Its death ends the worker.
     Keeper,
+    /// Counts the members of chords. Its death ends the worker.
+    Joiner,
     /// Reads remote control requests. Its death ends the worker.
     Control,
 }
@@ -35,6 +37,11 @@ pub(crate) fn spawn(kind: ServiceKind, service: impl Future<Output = ()> + Send 
 /// handle.
 pub(crate) fn spawn_run(run: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(run);
+}
+
+/// Starts what ends a chord. It reports to the consumer loop.
+pub(crate) fn spawn_join(join: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(join);
 }
 
 /// Runs a future on a thread of its own, for tasks that block.

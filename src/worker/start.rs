@@ -13,6 +13,7 @@ use super::control::{self, Order};
 use super::effects::Scribe;
 use super::events::Events;
 use super::fetcher::Fetcher;
+use super::joiner::Joiner;
 use super::keeper::Keeper;
 use super::pool::Pool;
 use super::rate_limit::RateLimits;
@@ -26,7 +27,7 @@ use crate::broker::Broker;
 use crate::client::Client;
 use crate::clock;
 use crate::conn::{self, Link};
-use crate::task::Registry;
+use crate::task::{Registry, builtins};
 
 /// Notes of runs that wait for the consumer loop; beyond them stream entries are left out and `update_state` waits.
 const NOTES: usize = 8192;
@@ -59,13 +60,14 @@ impl Worker {
     ///
     /// # Errors
     /// Redis cannot be reached or refuses, or an option makes no sense.
-    pub async fn connect(options: Options, registry: Registry) -> Result<Self, Error> {
+    pub async fn connect(options: Options, mut registry: Registry) -> Result<Self, Error> {
         if options.concurrency == 0 {
             return Err(Error::Option("concurrency must be at least 1".into()));
         }
         if options.queues.is_empty() {
             return Err(Error::Option("there is no queue to consume".into()));
         }
+        builtins::register(&mut registry).map_err(|error| Error::Option(error.to_string()))?;
         let broker = Broker::connect(&options.broker, options.broker_options.clone()).await?;
         let backend = match &options.backend {
             None => None,
@@ -159,17 +161,34 @@ impl Worker {
         let (notes, notes_seen) = mpsc::channel(NOTES);
         let (pool, ends) = Pool::new(options.concurrency);
         let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
+        let client = Client::new(broker.clone(), backend.clone()).signing(options.signer.clone());
+        let scribe = Arc::new(Scribe::new(&options, &registry, client.oid()));
+        let (members, members_seen) = mpsc::unbounded_channel();
+        let (joined_to, joined) = mpsc::unbounded_channel();
+        spawn(
+            ServiceKind::Joiner,
+            Joiner {
+                scribe: scribe.clone(),
+                backend,
+                outbox: outbox.clone(),
+                members: members_seen,
+                joined: joined_to,
+            }
+            .run(),
+        );
         let inputs = Inputs {
             fetched,
             ends,
             orders,
             lost,
             notes: notes_seen,
+            joined,
             stop: stop.phases(),
         };
-        let client = Client::new(broker.clone(), backend).signing(options.signer.clone());
         let consumer = Consumer {
-            scribe: Scribe::new(&options),
+            scribe,
+            members,
+            joining: Vec::new(),
             events: Events::new(hostname, options.event_exchange.clone(), freq, options.task_events),
             options,
             registry,

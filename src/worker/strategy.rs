@@ -15,11 +15,21 @@ use crate::wire::{self, Embed, Exception, Headers, Message};
 pub(crate) struct Refusal {
     /// For the log and the dead-letter list.
     pub reason: String,
-    /// Whom to tell: the headers, when they could be read, and the exception that `get()` raises.
-    pub failure: Option<(Box<Headers>, Exception)>,
+    /// Whom to tell, when the headers could be read.
+    pub failure: Option<Failed>,
     /// A message that nobody could ever run is kept in the dead-letter list; one for a task that is not registered
     /// *here* is answered with FAILURE and removed, as Celery does.
     pub bury: bool,
+}
+
+/// A task that failed without having become a request.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub headers: Box<Headers>,
+    /// What `get()` raises.
+    pub exception: Exception,
+    /// What follows the task, and fails with it.
+    pub embed: Option<Embed>,
 }
 
 /// Makes a request of a claimed message.
@@ -34,7 +44,11 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
         let exception = Exception::new(module, class, reason.clone());
         Refusal {
             reason,
-            failure: undecodable.headers.map(|headers| (headers, exception)),
+            failure: undecodable.headers.map(|headers| Failed {
+                headers,
+                exception,
+                embed: None,
+            }),
             bury: true,
         }
     })?;
@@ -46,7 +60,11 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
                 message.headers.task,
                 known(registry)
             ),
-            failure: Some((Box::new(message.headers), exception)),
+            failure: Some(Failed {
+                embed: message.body.embed().ok(),
+                headers: Box::new(message.headers),
+                exception,
+            }),
             bury: false,
         }));
     };
@@ -56,14 +74,10 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
         Ok(times) => times,
         Err(reason) => return Err(invalid(message, reason)),
     };
-    match message.body.embed() {
-        Ok(embed) => {
-            if let Some(follower) = unfollowed(&embed) {
-                return Err(unsupported(message, follower));
-            }
-        }
+    let embed = match message.body.embed() {
+        Ok(embed) => (!embed.is_empty()).then(|| Arc::new(embed)),
         Err(error) => return Err(invalid(message, error.to_string())),
-    }
+    };
     let mut policy = options.policy(&entry.options);
     if let Some(ignore) = message.headers.ignore_result {
         policy.ignore_result = ignore;
@@ -72,7 +86,8 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
         id: Arc::from(message.headers.id.as_str()),
         entry: entry.clone(),
         policy,
-        message,
+        message: Arc::new(message),
+        embed,
         raw,
         eta,
         expires,
@@ -87,39 +102,15 @@ fn time(header: &str, text: Option<&str>) -> Result<Option<Timestamp>, String> {
     }
 }
 
-/// What should follow the task and would not: this version sends nothing after a task.
-fn unfollowed(embed: &Embed) -> Option<&'static str> {
-    let some = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    if some(&embed.chain) {
-        Some("a chain")
-    } else if embed.chord.is_some() {
-        Some("a chord")
-    } else if some(&embed.callbacks) {
-        Some("a callback (link)")
-    } else if some(&embed.errbacks) {
-        Some("an error callback (link_error)")
-    } else {
-        None
-    }
-}
-
-/// Not run at all: half a workflow is worse than none, and a `get()` on its last task raises at once instead of waiting
-/// for ever.
-fn unsupported(message: Message, follower: &str) -> Box<Refusal> {
-    let reason = format!("the task is part of {follower}, which this version of orchestra does not follow");
-    let exception = Exception::builtin("NotImplementedError", reason.clone());
-    Box::new(Refusal {
-        reason,
-        failure: Some((Box::new(message.headers), exception)),
-        bury: true,
-    })
-}
-
 fn invalid(message: Message, reason: String) -> Box<Refusal> {
     let exception = Exception::new("celery.exceptions", "InvalidTaskError", reason.clone());
     Box::new(Refusal {
         reason,
-        failure: Some((Box::new(message.headers), exception)),
+        failure: Some(Failed {
+            embed: message.body.embed().ok(),
+            headers: Box::new(message.headers),
+            exception,
+        }),
         bury: true,
     })
 }

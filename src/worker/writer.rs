@@ -1,7 +1,8 @@
 //! Sends what was decided: everything that waits leaves in one pipeline per server, as soon as the last one is
 //! answered. There is no timer that would add latency.
 //!
-//! Order within a flush: what follows (retries), then results and streams, then acks and events. A crash between two
+//! Order within a flush: the sizes of chords, what follows (next steps, retries), results and streams, then error
+//! callbacks, acks and events. A crash between two
 //! of them repeats work; it never loses any. While Redis cannot be reached the batch waits and is sent again: every
 //! write but a publish is idempotent.
 
@@ -25,11 +26,23 @@ const BATCH: usize = 1024;
 #[derive(Debug)]
 pub(crate) enum Out {
     Broker(broker::Write),
+    /// A message that must not be there before the results are.
+    Later(broker::Write),
     Backend(backend::Write),
     /// A task event; all of a flush go in one message.
     Event(Box<RawValue>),
     /// Answered when everything before it has been sent.
     Flushed(oneshot::Sender<()>),
+}
+
+impl Out {
+    /// The same, but a message goes after the results.
+    pub(crate) fn afterwards(self) -> Self {
+        match self {
+            Self::Broker(write @ broker::Write::Publish { .. }) => Self::Later(write),
+            other => other,
+        }
+    }
 }
 
 /// Where the consumer loop puts what is to be sent.
@@ -76,6 +89,7 @@ impl Outbox {
 /// Writes of one flush, by the phase they belong to.
 #[derive(Default)]
 struct Batch {
+    groups: Vec<backend::Write>,
     publishes: Vec<broker::Write>,
     results: Vec<backend::Write>,
     acks: Vec<broker::Write>,
@@ -90,7 +104,10 @@ impl Batch {
         for write in writes {
             match write {
                 Out::Broker(write @ broker::Write::Publish { .. }) => self.publishes.push(write),
-                Out::Broker(write) => self.acks.push(write),
+                Out::Broker(write) | Out::Later(write) => self.acks.push(write),
+                Out::Backend(write @ (backend::Write::ChordSize { .. } | backend::Write::Group { .. })) => {
+                    self.groups.push(write);
+                }
                 Out::Backend(write) => self.results.push(write),
                 Out::Event(event) => self.events.push(event),
                 Out::Flushed(done) => self.flushed.push(done),
@@ -154,6 +171,14 @@ impl Writer {
             }
         }
         let mut broker_pipe = Pipeline::new();
+        if let Some(backend) = &self.backend
+            && !batch.groups.is_empty()
+        {
+            // Before the messages of a header: its members may end before the last of them is sent.
+            let mut groups = Pipeline::new();
+            backend.append(&mut groups, &batch.groups);
+            insist(backend.link(), &groups).await;
+        }
         self.broker.append(&mut broker_pipe, &batch.publishes);
         match &self.backend {
             Some(backend) if !batch.results.is_empty() => {

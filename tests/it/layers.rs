@@ -10,14 +10,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("text", &[]),
     ("conn", &["backoff", "clock"]),
     ("wire", &["clock"]),
+    ("canvas", &["wire"]),
     ("broker", &["wire", "conn", "clock", "backoff"]),
     ("backend", &["wire", "conn", "clock"]),
-    ("client", &["broker", "backend", "wire", "conn", "clock"]),
-    ("task", &["client", "wire", "clock", "backoff"]),
+    ("client", &["broker", "backend", "canvas", "wire", "conn", "clock"]),
+    ("task", &["client", "canvas", "wire", "clock", "backoff"]),
     (
         "worker",
         &[
-            "task", "client", "broker", "backend", "wire", "conn", "clock", "backoff",
+            "task", "client", "broker", "backend", "canvas", "wire", "conn", "clock", "backoff",
         ],
     ),
     ("ai", &["task", "wire", "clock", "backoff", "text"]),

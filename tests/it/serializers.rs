@@ -41,6 +41,11 @@ assert type(raised(app.send_task('hello.add', (1,), expires=-1))).__name__ == 'T
 assert type(raised(app.send_task('hello.sleep', (60,), time_limit=1))).__name__ == 'TimeLimitExceeded'
 error = raised(app.send_task('hello.add', (1, 2, 3)))
 assert type(error) is TypeError, repr(error)
+# What follows a task lies in the body too; a chain is callbacks within callbacks.
+add = lambda *args: app.signature('hello.add', args)
+last = add(30).set(task_id='last')
+assert app.send_task('hello.add', (1, 2), link=add(20) | last).get(timeout=20) == 3
+assert app.AsyncResult('last').get(timeout=20) == 53
 # An app that is not in UTC.
 there = Celery(broker=sys.argv[1], backend=sys.argv[1])
 there.conf.update(task_protocol=1, enable_utc=False, timezone='Asia/Tokyo')
@@ -295,6 +300,8 @@ for protocol in (1, 2):
         for method in (None, 'gzip', 'zstd'):
             assert client.send_task('hello.add', (2, 3), compression=method).get(timeout=20) == 5
             assert client.send_task('hello.flaky', (1,), compression=method).get(timeout=20) == 1
+add = lambda *args: client.signature('hello.add', args)
+assert (add(1, 2) | add(3) | add(4)).apply_async().get(timeout=20) == 10
 error = raised(client.send_task('hello.add', (1,), serializer='json'))
 assert type(error).__name__ == 'ContentDisallowed' and 'accept_content is auth' in str(error), repr(error)
 error = raised(signing('stranger').send_task('hello.add', (1,)))

@@ -60,6 +60,31 @@ struct OldStyleWithLabel {
     label: Value,
 }
 
+#[derive(Deserialize)]
+struct NewStyle {
+    request: Failed,
+    #[expect(dead_code, reason = "part of the call")]
+    exc: Value,
+    #[expect(dead_code, reason = "part of the call")]
+    tb: Value,
+}
+
+#[derive(Deserialize)]
+struct NewStyleWithLabel {
+    request: Failed,
+    #[expect(dead_code, reason = "part of the call")]
+    exc: Value,
+    #[expect(dead_code, reason = "part of the call")]
+    tb: Value,
+    label: Value,
+}
+
+/// The request of a task that failed.
+#[derive(Deserialize)]
+struct Failed {
+    id: String,
+}
+
 pub(super) fn register(functions: &mut Functions<'_>) -> Result<(), RegisterError> {
     let store = store();
     let plain = || Options::DEFAULT;
@@ -109,18 +134,43 @@ pub(super) fn register(functions: &mut Functions<'_>) -> Result<(), RegisterErro
             }
         },
     )?;
+    let own = store.clone();
     functions.add(
         &named("errback_old_style_with_args"),
         plain(),
         move |OldStyleWithLabel { request_id, label }, _| {
-            let store = store.clone();
+            let store = own.clone();
             async move { Ok(store.push(&request_id, &text(&label)).await?) }
+        },
+    )?;
+    let inline = || Options {
+        errback_inline: true,
+        ..Options::DEFAULT
+    };
+    let own = store.clone();
+    functions.add(
+        &named("errback_new_style"),
+        inline(),
+        move |NewStyle { request, .. }, _| {
+            let store = own.clone();
+            async move {
+                store.count(&request.id).await?;
+                Ok(request.id)
+            }
+        },
+    )?;
+    functions.add(
+        &named("errback_new_style_with_args"),
+        inline(),
+        move |NewStyleWithLabel { request, label, .. }, _| {
+            let store = store.clone();
+            async move { Ok(store.push(&request.id, &text(&label)).await?) }
         },
     )
 }
 
 /// The Redis that the suite looks into.
-fn store() -> Store {
+pub(super) fn store() -> Store {
     let variable = |name, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let (host, port) = (variable("REDIS_HOST", "127.0.0.1"), variable("REDIS_PORT", "6379"));
     Store::new(&format!("redis://{host}:{port}/0"))

@@ -4,6 +4,8 @@
 
 mod effects;
 mod plain;
+mod replacement;
+mod requests;
 mod retries;
 mod signatures;
 
@@ -20,6 +22,8 @@ pub fn register(functions: &mut Functions<'_>) -> Result<(), RegisterError> {
     plain::register(functions)?;
     effects::register(functions)?;
     retries::register(functions)?;
+    requests::register(functions)?;
+    replacement::register(functions)?;
     signatures::register(functions)
 }
 

@@ -1,0 +1,175 @@
+//! Chords: the finished members of a header are counted in Redis, by Python workers and by ours, and whoever counts the
+//! last one sends the body (`celery.backends.redis.RedisBackend.on_chord_part_return`).
+
+use std::time::Duration;
+
+use redis::{Pipeline, Value, cmd};
+
+use super::{Backend, Error};
+use crate::wire::Json;
+
+/// How long one worker has to send the body before another may (Celery: twice the join timeout of 3 s).
+const CLAIM: Duration = Duration::from_secs(6);
+/// The same, once the results are there and the body is about to be sent.
+const CLAIM_TO_SEND: Duration = Duration::from_secs(21);
+/// How long it is remembered that a chord has ended.
+const DONE: Duration = Duration::from_secs(300);
+
+/// A finished member of a header.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Group id.
+    pub group: String,
+    /// Its place in the group.
+    pub index: Option<i64>,
+    /// Task id.
+    pub task_id: String,
+    /// Its state and result or exception, as JSON: `[1, id, state, value]`.
+    pub entry: Json,
+}
+
+impl Part {
+    /// A part of that group.
+    pub fn new(group: &str, index: Option<i64>, task_id: &str, state: &str, value: &Json) -> Self {
+        let (id, state) = (Json::string(task_id), Json::string(state));
+        Self {
+            group: group.to_owned(),
+            index,
+            task_id: task_id.to_owned(),
+            entry: Json::list([&Json::number(1), &id, &state, value]),
+        }
+    }
+}
+
+/// The right to end a chord.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Group id.
+    pub group: String,
+    token: String,
+}
+
+/// What counting a part gave.
+#[derive(Debug)]
+pub enum Counted {
+    /// Other parts are missing, or the chord has ended already.
+    Settled,
+    /// It is complete, and another worker is about to end it.
+    Taken,
+    /// It is complete, and the caller ends it.
+    Mine(Claim),
+}
+
+impl Backend {
+    /// Counts parts, in one round trip.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses. Counting a part again counts it once.
+    pub async fn count_parts(&self, parts: &[Part]) -> Result<Vec<Counted>, Error> {
+        let mut pipe = Pipeline::with_capacity(parts.len());
+        let mut claims = Vec::with_capacity(parts.len());
+        for part in parts {
+            let claim = Claim {
+                group: part.group.clone(),
+                token: uuid::Uuid::new_v4().simple().to_string(),
+            };
+            let index = part.index.map_or_else(|| "+inf".to_owned(), |index| index.to_string());
+            let mut call = self.scripts.chord_part.prepare_invoke();
+            for suffix in [".j", ".t", ".s", ".d", "", ".c"] {
+                call.key(self.group_key(&part.group, suffix));
+            }
+            call.arg(format!("{}:{index}", part.task_id))
+                .arg(part.entry.get())
+                .arg(index)
+                .arg(self.options.result_expires.map_or(0, |keep| keep.as_secs()))
+                .arg(CLAIM.as_secs())
+                .arg(&claim.token);
+            pipe.invoke_script(&call);
+            claims.push(claim);
+        }
+        let answers = self.link.pipeline(&pipe).await?;
+        let counted = answers.into_iter().zip(claims).map(|(answer, claim)| match answer {
+            Value::BulkString(word) => match &word[..] {
+                b"mine" => Ok(Counted::Mine(claim)),
+                b"taken" => Ok(Counted::Taken),
+                _ => Ok(Counted::Settled),
+            },
+            Value::ServerError(error) => Err(Error::Refused(format!("a chord cannot be counted: {error}"))),
+            other => Err(Error::Refused(format!(
+                "unexpected answer to a chord's count: {other:?}"
+            ))),
+        });
+        counted.collect()
+    }
+
+    /// The entries of the parts of a chord, in their order; see [`Part::entry`].
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn parts(&self, group: &str) -> Result<Vec<Vec<u8>>, Error> {
+        let mut command = cmd("ZRANGE");
+        command.arg(self.group_key(group, ".j")).arg(0).arg(-1);
+        self.link.query(&command).await
+    }
+
+    /// The handle of a header whose results are nested, `{"result": …}`.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn group(&self, group: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.link.query(cmd("GET").arg(self.group_key(group, ""))).await
+    }
+
+    /// Gives more time to send the body; whether the caller still has the claim.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn keep_claim(&self, claim: &Claim) -> Result<bool, Error> {
+        let mut call = self.scripts.chord_claim.prepare_invoke();
+        call.key(self.group_key(&claim.group, ".c"))
+            .key(self.group_key(&claim.group, ".s"))
+            .arg(&claim.token)
+            .arg(CLAIM_TO_SEND.as_secs());
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.invoke_script(&call);
+        Ok(self.link.pipeline(&pipe).await?.first() == Some(&Value::Int(1)))
+    }
+
+    /// Ends a chord whose body was sent.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn end_chord(&self, claim: &Claim) -> Result<(), Error> {
+        let mut call = self.scripts.chord_end.prepare_invoke();
+        for suffix in [".c", ".j", ".t", ".s", ".d"] {
+            call.key(self.group_key(&claim.group, suffix));
+        }
+        call.arg(&claim.token).arg(DONE.as_secs());
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.invoke_script(&call);
+        self.link.pipeline(&pipe).await.map(drop)
+    }
+
+    /// Ends a chord whose header failed: its size goes, so that a late part does not fail it again.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn fail_chord(&self, group: &str) -> Result<(), Error> {
+        self.link.query(cmd("DEL").arg(self.group_key(group, ".s"))).await
+    }
+
+    /// One more part for a chord to wait for (`Task.add_to_chord`).
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn add_to_chord(&self, group: &str) -> Result<(), Error> {
+        self.link
+            .query::<i64>(cmd("INCRBY").arg(self.group_key(group, ".t")).arg(1))
+            .await
+            .map(drop)
+    }
+
+    pub(super) fn group_key(&self, group: &str, suffix: &str) -> String {
+        format!("{}celery-taskset-meta-{group}{suffix}", self.prefix)
+    }
+}

@@ -1,0 +1,232 @@
+//! Putting signatures together, as Python's `|` does.
+
+use crate::wire::{Chord, Kind, Signature};
+
+/// One after the other (`celery.chain`). Nested chains become one, and what follows a group becomes the body of a chord.
+pub fn chain(steps: impl IntoIterator<Item = Signature>) -> Signature {
+    let mut steps = steps.into_iter();
+    let Some(first) = steps.next() else {
+        return Signature::of(Kind::Chain(Vec::new()));
+    };
+    let first = match first.kind {
+        Kind::Chain(_) => first,
+        _ => Signature::of(Kind::Chain(vec![first])),
+    };
+    steps.fold(first, then)
+}
+
+/// All at once (`celery.group`).
+pub fn group(tasks: impl IntoIterator<Item = Signature>) -> Signature {
+    Signature::of(Kind::Group(tasks.into_iter().collect()))
+}
+
+/// All at once, and then `body` with the list of their results (`celery.chord`).
+pub fn chord(header: impl IntoIterator<Item = Signature>, body: Signature) -> Signature {
+    Signature::of(Kind::Chord(Box::new(Chord {
+        header: header.into_iter().collect(),
+        group: None,
+        body: Some(body),
+    })))
+}
+
+/// A group of one is that one (`celery.canvas.maybe_unroll_group`).
+pub(super) fn unroll(signature: Signature) -> Signature {
+    match signature.kind {
+        Kind::Group(mut tasks) if tasks.len() == 1 => tasks.remove(0),
+        _ => signature,
+    }
+}
+
+pub(super) fn is_empty_group(signature: &Signature) -> bool {
+    matches!(&signature.kind, Kind::Group(tasks) if tasks.is_empty())
+}
+
+/// `first | next`.
+pub fn then(first: Signature, next: Signature) -> Signature {
+    let next = unroll(next);
+    match &first.kind {
+        Kind::Chain(_) => chain_then(first, next),
+        Kind::Group(_) if is_empty_group(&next) => first,
+        Kind::Group(_) => upgrade(first, next),
+        Kind::Chord(_) if !matches!(next.kind, Kind::Group(_) | Kind::Chain(_)) => body_then(first, next),
+        _ => match next.kind {
+            Kind::Chain(_) => {
+                let mut steps = vec![first];
+                steps.extend(unchain(next));
+                Signature::of(Kind::Chain(steps))
+            }
+            _ => Signature::of(Kind::Chain(vec![first, next])),
+        },
+    }
+}
+
+fn chain_then(first: Signature, next: Signature) -> Signature {
+    if is_empty_group(&next) {
+        return first;
+    }
+    if let Kind::Chain(_) = next.kind {
+        return unchain(next).into_iter().fold(first, then);
+    }
+    let is_group = matches!(next.kind, Kind::Group(_));
+    let is_chord = matches!(next.kind, Kind::Chord(_));
+    let mut steps = unchain(first);
+    let Some(last) = steps.pop() else {
+        return if is_group {
+            next
+        } else {
+            Signature::of(Kind::Chain(vec![next]))
+        };
+    };
+    match &last.kind {
+        Kind::Chord(_) if !is_chord => steps.push(body_then(last, next)),
+        Kind::Group(_) if !is_group => {
+            let upgraded = upgrade(last, next);
+            match steps.pop() {
+                // Two chords in a row: the second belongs to the body of the first.
+                Some(before) if matches!(before.kind, Kind::Chord(_)) => steps.push(body_then(before, upgraded)),
+                Some(before) => steps.extend([before, upgraded]),
+                None => steps.push(upgraded),
+            }
+        }
+        _ => steps.extend([last, next]),
+    }
+    Signature::of(Kind::Chain(steps))
+}
+
+/// A group and what follows it.
+fn upgrade(group: Signature, body: Signature) -> Signature {
+    match group.kind {
+        Kind::Group(tasks) => chord(tasks, body),
+        _ => chord([group], body),
+    }
+}
+
+fn body_then(mut signature: Signature, next: Signature) -> Signature {
+    if let Kind::Chord(chord) = &mut signature.kind {
+        chord.body = Some(match chord.body.take() {
+            Some(body) => then(body, next),
+            None => next,
+        });
+    }
+    signature
+}
+
+/// The steps of a chain, with its callbacks on the last and its error callbacks on each.
+pub(super) fn unchain(chain: Signature) -> Vec<Signature> {
+    let Kind::Chain(mut steps) = chain.kind else {
+        return vec![chain];
+    };
+    if let Some(last) = steps.last_mut() {
+        for callback in chain.options.link {
+            link(last, callback);
+        }
+    }
+    for errback in chain.options.link_error {
+        for step in &mut steps {
+            link_error(step, &errback);
+        }
+    }
+    steps
+}
+
+/// Called with the result of `signature` (`Signature.link`).
+pub(super) fn link(signature: &mut Signature, mut callback: Signature) {
+    match &mut signature.kind {
+        Kind::Group(tasks) => {
+            // The first task has not the results of the others to pass on.
+            callback.immutable = true;
+            if let Some(first) = tasks.first_mut() {
+                link(first, callback);
+            }
+        }
+        Kind::Chord(chord) => {
+            if let Some(body) = &mut chord.body {
+                link(body, callback);
+            }
+        }
+        _ => signature.options.add_link(callback),
+    }
+}
+
+/// Called with a failure of `signature` (`Signature.link_error`).
+pub(super) fn link_error(signature: &mut Signature, errback: &Signature) {
+    match &mut signature.kind {
+        Kind::Group(tasks) => tasks.iter_mut().for_each(|task| link_error(task, errback)),
+        Kind::Chord(chord) => {
+            for task in &mut chord.header {
+                if matches!(task.kind, Kind::Chord(_)) {
+                    link_error(task, errback);
+                }
+            }
+            if let Some(body) = &mut chord.body {
+                link_error(body, errback);
+            }
+        }
+        _ => signature.options.add_link_error(errback.clone()),
+    }
+}
+
+impl Signature {
+    /// With a callback, called with the result.
+    #[must_use]
+    pub fn link(mut self, callback: Self) -> Self {
+        link(&mut self, callback);
+        self
+    }
+
+    /// With an error callback.
+    #[must_use]
+    pub fn link_error(mut self, errback: Self) -> Self {
+        link_error(&mut self, &errback);
+        self
+    }
+}
+
+/// `first | next`, as in Python.
+impl std::ops::BitOr for Signature {
+    type Output = Self;
+
+    fn bitor(self, next: Self) -> Self {
+        then(self, next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s(name: &str) -> Signature {
+        Signature::new(name)
+    }
+
+    /// The shape in one line: `a|[b,c]` is a chain of a task and a group, `<a,b>c` a chord.
+    fn shape(signature: &Signature) -> String {
+        let all = |tasks: &[Signature], by: &str| tasks.iter().map(shape).collect::<Vec<_>>().join(by);
+        match &signature.kind {
+            Kind::Task | Kind::Other(_) => signature.task.clone(),
+            Kind::Chain(tasks) => format!("({})", all(tasks, "|")),
+            Kind::Group(tasks) => format!("[{}]", all(tasks, ",")),
+            Kind::Chord(chord) => {
+                let body = chord.body.as_ref().map(shape).unwrap_or_default();
+                format!("<{}>{body}", all(&chord.header, ","))
+            }
+        }
+    }
+
+    #[test]
+    fn compositions_have_the_shape_that_python_gives_them() {
+        let pair = || group([s("b"), s("c")]);
+        assert_eq!(shape(&(s("a") | s("b") | s("c"))), "(a|b|c)");
+        assert_eq!(shape(&(s("a") | pair())), "(a|[b,c])");
+        assert_eq!(shape(&(s("a") | pair() | s("d"))), "(a|<b,c>d)");
+        assert_eq!(shape(&(pair() | s("d"))), "<b,c>d");
+        assert_eq!(shape(&(pair() | s("d") | s("e"))), "<b,c>(d|e)");
+        assert_eq!(shape(&(pair() | pair() | s("e"))), "<b,c><b,c>e");
+        assert_eq!(shape(&(s("a") | group([s("b")]))), "(a|b)");
+        assert_eq!(
+            shape(&chain([s("a"), s("b") | s("c"), pair(), s("d")])),
+            "(a|b|c|<b,c>d)"
+        );
+        assert_eq!(shape(&(pair() | group([]))), "[b,c]");
+    }
+}

@@ -1,0 +1,207 @@
+//! A task call on its way out: from its options to headers, properties and body (`celery.app.amqp.AMQP.as_task_v2`).
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{
+    CallOptions, Headers, Json, Kwargs, Outgoing, OutgoingInfo, OutgoingProperties, TimeLimit, repr_args, repr_bounded,
+};
+use crate::clock::{self, Timestamp};
+
+/// Arguments longer than this, in bytes of JSON, are shown cut instead of as Python would show them.
+const SHOWN: usize = 64 << 10;
+
+/// One call, with everything decided but where it goes.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// Task name.
+    pub task: String,
+    /// Its id.
+    pub id: String,
+    /// The first task of the workflow.
+    pub root_id: String,
+    /// The task that sends it.
+    pub parent_id: Option<String>,
+    /// Positional arguments.
+    pub args: Vec<Json>,
+    /// Keyword arguments.
+    pub kwargs: Kwargs,
+    /// The other options.
+    pub options: CallOptions,
+}
+
+/// A message and where it goes.
+#[derive(Debug)]
+pub struct Parcel {
+    /// Exchange; empty is the default one.
+    pub exchange: String,
+    /// Routing key; on the default exchange the queue.
+    pub routing_key: String,
+    /// 0 to 9.
+    pub priority: u8,
+    /// The envelope.
+    pub envelope: Vec<u8>,
+}
+
+/// Properties that a sender may set besides those of the call.
+const PROPERTIES: [&str; 6] = ["app_id", "cluster_id", "message_id", "timestamp", "type", "user_id"];
+
+#[derive(Serialize)]
+struct EmbedOut<'a> {
+    callbacks: Option<&'a [super::Signature]>,
+    errbacks: Option<&'a [super::Signature]>,
+    chain: Option<&'a [super::Signature]>,
+    chord: Option<&'a super::Signature>,
+}
+
+impl Outbound {
+    /// The message, at the time `now`, sent by `origin`; without an option that says otherwise to `queue`.
+    ///
+    /// # Errors
+    /// An argument is no JSON.
+    pub fn parcel(&self, now: Timestamp, origin: &str, queue: &str) -> Result<Parcel, serde_json::Error> {
+        let options = &self.options;
+        let expires = options.get("expires").and_then(|expires| time(expires, now));
+        let headers = self.headers(now, origin, expires.as_ref());
+        let some = |list: &'_ [super::Signature]| (!list.is_empty()).then_some(());
+        let embed = EmbedOut {
+            callbacks: some(&options.link).map(|()| &options.link[..]),
+            errbacks: some(&options.link_error).map(|()| &options.link_error[..]),
+            chain: options.chain.as_deref(),
+            chord: options.chord.as_deref(),
+        };
+        let priority = options
+            .get("priority")
+            .and_then(|priority| priority.parse::<f64>().ok())
+            .map_or(0, |priority| priority.clamp(0.0, 9.0) as u8);
+        // A queue by name has an exchange and a routing key of that name, of which the default exchange needs neither.
+        let named = options.str("queue");
+        let exchange = if named.is_some() {
+            String::new()
+        } else {
+            options.str("exchange").unwrap_or_default()
+        };
+        let routing_key = named
+            .or_else(|| options.str("routing_key"))
+            .unwrap_or_else(|| queue.to_owned());
+        let reply_to = options.str("reply_to");
+        let properties: Map<String, Value> = PROPERTIES
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), options.get(name)?.parse().ok()?)))
+            .collect();
+        let envelope = serde_json::to_vec(&Outgoing {
+            body: Outgoing::<Headers>::encode(&(&self.args, &self.kwargs, embed))?,
+            content_encoding: "utf-8",
+            content_type: "application/json",
+            headers,
+            properties: OutgoingProperties {
+                correlation_id: Some(&self.id),
+                reply_to: Some(reply_to.as_deref().unwrap_or_default()),
+                expiration: expires.map(|(after, _)| after.as_millis().to_string()),
+                delivery_mode: 2,
+                delivery_info: OutgoingInfo {
+                    exchange: &exchange,
+                    routing_key: &routing_key,
+                },
+                priority,
+                body_encoding: "base64",
+                delivery_tag: Uuid::new_v4().to_string(),
+                extra: properties,
+            },
+        })?;
+        Ok(Parcel {
+            exchange,
+            routing_key,
+            priority,
+            envelope,
+        })
+    }
+
+    fn headers(&self, now: Timestamp, origin: &str, expires: Option<&(Duration, String)>) -> Headers {
+        let options = &self.options;
+        let parse = |name: &str| options.get(name).and_then(|value| value.parse::<Value>().ok());
+        let seconds = |name: &str| {
+            let value: f64 = options.get(name)?.parse().ok()?;
+            Duration::try_from_secs_f64(value).ok().filter(|limit| !limit.is_zero())
+        };
+        let eta = match seconds("countdown") {
+            Some(pause) => Some(clock::iso(clock::after(now, pause))),
+            None => options.str("eta"),
+        };
+        let stamped: Option<Vec<String>> = options.get("stamped_headers").and_then(|names| names.parse().ok());
+        let stamps = stamped.as_ref().map(|names| {
+            names
+                .iter()
+                .filter_map(|name| Some((name.clone(), parse(name)?)))
+                .collect::<Map<String, Value>>()
+        });
+        let number = |name: &str| {
+            options
+                .get(name)
+                .and_then(|value| value.parse::<u32>().ok())
+                .unwrap_or(0)
+        };
+        let mut headers = Headers {
+            lang: None,
+            task: self.task.clone(),
+            id: self.id.clone(),
+            shadow: options.str("shadow"),
+            eta,
+            expires: expires.map(|(_, at)| at.clone()),
+            group: options.str("group_id"),
+            group_index: options.get("group_index").and_then(|index| index.parse().ok()),
+            retries: number("retries"),
+            timelimit: TimeLimit {
+                hard: seconds("time_limit"),
+                soft: seconds("soft_time_limit"),
+            },
+            root_id: Some(self.root_id.clone()),
+            parent_id: self.parent_id.clone(),
+            argsrepr: Some(options.str("argsrepr").unwrap_or_else(|| shown_args(&self.args))),
+            kwargsrepr: Some(options.str("kwargsrepr").unwrap_or_else(|| shown_kwargs(&self.kwargs))),
+            origin: Some(origin.to_owned()),
+            ignore_result: options.get("ignore_result").and_then(|ignore| ignore.parse().ok()),
+            replaced_task_nesting: number("replaced_task_nesting"),
+            stamped_headers: stamped,
+            stamps,
+            ..Headers::default()
+        };
+        if let Some(Value::Object(own)) = parse("headers") {
+            headers.extra = own;
+        }
+        headers
+    }
+}
+
+/// A time that is given as seconds from now or as a date: how long from now, and the date.
+fn time(value: &Json, now: Timestamp) -> Option<(Duration, String)> {
+    if let Ok(seconds) = value.parse::<f64>() {
+        let after = Duration::try_from_secs_f64(seconds.max(0.0)).ok()?;
+        return Some((after, clock::iso(clock::after(now, after))));
+    }
+    let text = value.as_str()?.into_owned();
+    let at = clock::parse_iso(&text).ok()?;
+    Some((clock::until(at, now), text))
+}
+
+fn shown_args(args: &[Json]) -> String {
+    if args.iter().map(|arg| arg.get().len()).sum::<usize>() > SHOWN {
+        return "(...)".to_owned();
+    }
+    let values: Vec<Value> = args.iter().map(|arg| arg.parse().unwrap_or_default()).collect();
+    repr_args(&values)
+}
+
+fn shown_kwargs(kwargs: &Kwargs) -> String {
+    if kwargs.values().map(|value| value.get().len()).sum::<usize>() > SHOWN {
+        return "{...}".to_owned();
+    }
+    let values = kwargs
+        .iter()
+        .map(|(name, value)| (name.clone(), value.parse().unwrap_or_default()))
+        .collect();
+    repr_bounded(&Value::Object(values))
+}

@@ -1,0 +1,107 @@
+//! A JSON value that is only passed on: kept as the text it came as, so that it leaves unchanged.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+
+/// The text of one JSON value. Equal texts are equal values; different texts may be equal values too.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Json(Box<RawValue>);
+
+impl Json {
+    /// A value as JSON.
+    ///
+    /// # Errors
+    /// The value cannot be written as JSON.
+    pub fn new(value: &(impl Serialize + ?Sized)) -> Result<Self, serde_json::Error> {
+        to_raw_value(value).map(Self)
+    }
+
+    /// `null`.
+    pub fn null() -> Self {
+        Self(RawValue::NULL.to_owned())
+    }
+
+    /// A text.
+    pub fn string(text: &str) -> Self {
+        // A text can always be written.
+        Self::new(text).unwrap_or_else(|_| Self::null())
+    }
+
+    /// A whole number.
+    pub fn number(number: u64) -> Self {
+        Self::new(&number).unwrap_or_else(|_| Self::null())
+    }
+
+    /// A list of values.
+    pub fn list<'a>(items: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut text = String::from("[");
+        for (n, item) in items.into_iter().enumerate() {
+            if n > 0 {
+                text.push(',');
+            }
+            text.push_str(item.get());
+        }
+        text.push(']');
+        RawValue::from_string(text).map_or_else(|_| Self::null(), Self)
+    }
+
+    /// The text.
+    pub fn get(&self) -> &str {
+        self.0.get()
+    }
+
+    /// Whether it is `null`.
+    pub fn is_null(&self) -> bool {
+        self.get() == "null"
+    }
+
+    /// The text of a JSON string.
+    pub fn as_str(&self) -> Option<Cow<'_, str>> {
+        serde_json::from_str(self.get()).ok()
+    }
+
+    /// The value, typed. Python's non-finite numbers are read as `null`.
+    ///
+    /// # Errors
+    /// The value is not of that shape.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        super::json::parse(self.get())
+    }
+}
+
+impl From<Box<RawValue>> for Json {
+    fn from(raw: Box<RawValue>) -> Self {
+        Self(raw)
+    }
+}
+
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+}
+
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_leaves_as_it_came() {
+        let text = r#"[1.50, 123456789012345678901234567890, {"b": 1, "a": 2}]"#;
+        let json: Json = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&json).unwrap(), text);
+        let list = Json::list([&json, &Json::string("a\"b"), &Json::null()]);
+        assert_eq!(list.get(), format!("[{text},\"a\\\"b\",null]"));
+    }
+}

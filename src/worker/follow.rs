@@ -1,0 +1,300 @@
+//! What follows a task: callbacks, the next step of its chain, error callbacks, and the failure of all that will now
+//! never run (`celery.app.trace`, `celery.backends.base.Backend.mark_as_failure`). No Redis here, only what is to be
+//! said.
+
+use tracing::error;
+
+use super::effects::Scribe;
+use super::writer::Out;
+use crate::backend::{Part, Write};
+use crate::broker;
+use crate::canvas::{Freeze, GroupWrite, Parent, Plan, Planner, ResultNode, group};
+use crate::client::group_write;
+use crate::clock;
+use crate::wire::{CallOptions, Exception, Json, Kind, Outbound, Parcel, Record, Signature, State, pidbox};
+
+/// What follows a failure.
+#[derive(Default)]
+pub(crate) struct Fallout {
+    /// To be sent.
+    pub out: Vec<Out>,
+    /// Parts of chords that have failed without having run, with the body of the chord.
+    pub parts: Vec<(Part, Signature)>,
+    /// Error callbacks that run in this worker.
+    pub calls: Vec<ErrbackCall>,
+    /// What was sent.
+    pub children: Vec<ResultNode>,
+}
+
+/// An error callback that runs in this worker.
+pub(crate) struct ErrbackCall {
+    pub errback: Signature,
+    /// The id of the task that failed.
+    pub failed: String,
+    pub exception: Exception,
+}
+
+impl Scribe {
+    /// Applies a signature on behalf of a task.
+    pub(super) fn apply(
+        &self,
+        parent: &Parent,
+        signature: Signature,
+        args: &[Json],
+        with: CallOptions,
+    ) -> (Vec<Out>, Vec<ResultNode>) {
+        let mut planner = Planner::new(Some(parent), &self.reply_to);
+        planner.apply(signature, args, with);
+        self.outs(planner.plan)
+    }
+
+    /// Callbacks and the next step of the chain.
+    pub(super) fn succeeded(
+        &self,
+        parent: &Parent,
+        callbacks: &[Signature],
+        chain: &[Signature],
+        result: &Json,
+    ) -> (Vec<Out>, Vec<ResultNode>) {
+        let mut planner = Planner::new(Some(parent), &self.reply_to);
+        let args = std::slice::from_ref(result);
+        match callbacks {
+            [] => {}
+            [only] => drop(planner.apply(only.clone(), args, CallOptions::default())),
+            several => {
+                let (groups, tasks): (Vec<Signature>, Vec<Signature>) = several
+                    .iter()
+                    .cloned()
+                    .partition(|callback| matches!(callback.kind, Kind::Group(_)));
+                for callback in groups {
+                    planner.apply(callback, args, CallOptions::default());
+                }
+                if !tasks.is_empty() {
+                    planner.apply(group(tasks), args, CallOptions::default());
+                }
+            }
+        }
+        if let [rest @ .., next] = chain {
+            let with = CallOptions {
+                chain: Some(rest.to_vec()),
+                ..CallOptions::default()
+            };
+            planner.apply(next.clone(), args, with);
+        }
+        self.outs(planner.plan)
+    }
+
+    /// The rest of the chain fails with the same exception, and error callbacks are called.
+    pub(super) fn failed(
+        &self,
+        parent: &Parent,
+        chain: &[Signature],
+        errbacks: &[Signature],
+        exception: &Exception,
+        store: bool,
+    ) -> Fallout {
+        let mut fallout = Fallout::default();
+        self.fail_chain(chain, exception, store, &mut fallout);
+        self.call_errbacks(parent, &parent.id, errbacks, exception, &mut fallout);
+        fallout
+    }
+
+    fn fail_chain(&self, chain: &[Signature], exception: &Exception, store: bool, fallout: &mut Fallout) {
+        for step in chain {
+            let options = &step.options;
+            if let Some(id) = options.str("task_id") {
+                if store {
+                    fallout.out.extend(self.fail_unrun(&id, step, exception, &[]));
+                }
+                fallout.parts.extend(part_of(&id, options, exception));
+            }
+            // Later steps wait for the result of a chord's body.
+            if let Kind::Chord(chord) = &step.kind
+                && let Some(body) = &chord.body
+            {
+                self.fail_chain(std::slice::from_ref(body), exception, store, fallout);
+            }
+        }
+    }
+
+    fn call_errbacks(
+        &self,
+        parent: &Parent,
+        failed: &str,
+        errbacks: &[Signature],
+        exception: &Exception,
+        fallout: &mut Fallout,
+    ) {
+        let (inline, sent): (Vec<Signature>, Vec<Signature>) = errbacks
+            .iter()
+            .cloned()
+            .partition(|errback| self.inline_errbacks.contains(errback.task.as_str()));
+        fallout.calls.extend(inline.into_iter().map(|errback| ErrbackCall {
+            errback,
+            failed: failed.to_owned(),
+            exception: exception.clone(),
+        }));
+        if sent.is_empty() {
+            return;
+        }
+        let parent = Parent {
+            id: failed.to_owned(),
+            root_id: parent.root_id.clone(),
+        };
+        let args = [Json::string(failed)];
+        let (out, children) = self.apply(&parent, group(sent), &args, CallOptions::default());
+        // After the failure is stored: an error callback looks at it.
+        fallout.out.extend(out.into_iter().map(Out::afterwards));
+        fallout.children.extend(children);
+    }
+
+    /// A chord's header failed, or its results cannot be put together: the body fails without having run
+    /// (`Backend.chord_error_from_stack`). `cause` is the failure itself, `error` what a single body gets.
+    pub(super) fn fail_body(
+        &self,
+        parent: &Parent,
+        mut body: Signature,
+        error: &Exception,
+        cause: &Exception,
+        children: &[ResultNode],
+    ) -> Fallout {
+        let mut fallout = Fallout::default();
+        let chain = body.options.chain.take().unwrap_or_default();
+        if let Kind::Group(_) = &body.kind {
+            self.fail_group(parent, &body, cause, &mut fallout);
+        } else {
+            let (id, errbacks) = result_and_errbacks(&body);
+            let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+            self.call_errbacks(parent, &id, &errbacks, error, &mut fallout);
+            let children: Vec<ResultNode> = children.iter().chain(&fallout.children).cloned().collect();
+            fallout.out.extend(self.fail_unrun(&id, &body, error, &children));
+            // The body may be in the header of an outer chord, which would wait for ever.
+            fallout.parts.extend(part_of(&id, &body.options, error));
+        }
+        self.fail_chain(&chain, error, true, &mut fallout);
+        fallout
+    }
+
+    /// Each task of a group fails, and the group; whoever holds one of them drops it.
+    fn fail_group(&self, parent: &Parent, body: &Signature, cause: &Exception, fallout: &mut Fallout) {
+        let mut body = body.clone();
+        let handle = crate::canvas::freeze(
+            &mut body,
+            Freeze {
+                reply_to: &self.reply_to,
+                ..Freeze::default()
+            },
+        );
+        let own = body.options.link_error.clone();
+        let Kind::Group(tasks) = &body.kind else { return };
+        let mut ids = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            let (id, mut errbacks) = result_and_errbacks(task);
+            let Some(id) = id else { continue };
+            for errback in &own {
+                if !errbacks.contains(errback) {
+                    errbacks.push(errback.clone());
+                }
+            }
+            self.call_errbacks(parent, &id, &errbacks, cause, fallout);
+            fallout.out.extend(self.fail_unrun(&id, task, cause, &[]));
+            fallout.parts.extend(part_of(&id, &task.options, cause));
+            ids.push(id);
+        }
+        fallout
+            .out
+            .extend(self.fail_unrun(&handle.id, &Signature::default(), cause, &[]));
+        fallout.out.extend(self.revoke(&ids));
+    }
+
+    fn revoke(&self, ids: &[String]) -> Option<Out> {
+        let arguments = serde_json::json!({"task_id": ids, "terminate": false, "signal": null});
+        let payload = pidbox::encode_request("revoke", &arguments, None, None)
+            .inspect_err(|error| error!(%error, "a revoke cannot be encoded"))
+            .ok()?;
+        Some(Out::Broker(broker::Write::Broadcast {
+            exchange: format!("{}.pidbox", self.control_exchange),
+            routing_key: String::new(),
+            payload: payload.into(),
+        }))
+    }
+
+    /// FAILURE of a task that never ran.
+    fn fail_unrun(&self, id: &str, step: &Signature, exception: &Exception, children: &[ResultNode]) -> Option<Out> {
+        let children: Vec<Json> = children.iter().filter_map(|child| Json::new(child).ok()).collect();
+        let group = step.options.str("group_id");
+        let traceback = exception.traceback_text();
+        let record = Record::new(id, &State::Failure, exception, clock::iso(clock::now()))
+            .traceback(Some(&traceback))
+            .children(Some(&children))
+            .family(group.as_deref(), None);
+        self.encode(&id.into(), State::Failure, &record)
+    }
+
+    fn outs(&self, plan: Plan) -> (Vec<Out>, Vec<ResultNode>) {
+        let mut out = Vec::with_capacity(plan.groups.len() + plan.sends.len());
+        for write in plan.groups {
+            out.extend(self.group_write(write));
+        }
+        for outbound in &plan.sends {
+            match self.parcel(outbound) {
+                Ok(parcel) => out.push(Out::Broker(parcel.into())),
+                Err(error) => error!(task.id = %outbound.id, "a message cannot be encoded: {error}"),
+            }
+        }
+        (out, plan.children)
+    }
+
+    fn parcel(&self, outbound: &Outbound) -> Result<Parcel, String> {
+        let parcel = outbound.parcel(clock::now(), &self.origin, &self.queue);
+        let mut parcel = parcel.map_err(|error| error.to_string())?;
+        if let Some(signer) = &self.signer {
+            parcel.envelope = signer.sign_envelope(&parcel.envelope)?;
+        }
+        Ok(parcel)
+    }
+
+    fn group_write(&self, write: GroupWrite) -> Option<Out> {
+        if !self.stores_results {
+            error!("a chord needs a result backend: start the worker with --result-backend");
+            return None;
+        }
+        let write: Write = group_write(write)
+            .inspect_err(|error| error!(%error, "a group cannot be encoded"))
+            .ok()?;
+        Some(Out::Backend(write))
+    }
+}
+
+/// The part of a chord that a task is, if it is one.
+fn part_of(id: &str, options: &CallOptions, exception: &Exception) -> Option<(Part, Signature)> {
+    let (body, group) = (options.chord.as_deref()?, options.str("group_id")?);
+    let index = options.get("group_index").and_then(|index| index.parse().ok());
+    let value = Json::new(exception).ok()?;
+    Some((
+        Part::new(&group, index, id, State::Failure.as_str(), &value),
+        body.clone(),
+    ))
+}
+
+/// The id of a signature's result, and the error callbacks of what gives it (`celery.backends.base._result_errbacks`).
+fn result_and_errbacks(signature: &Signature) -> (Option<String>, Vec<Signature>) {
+    let mut errbacks = signature.options.link_error.clone();
+    match &signature.kind {
+        Kind::Chord(chord) => match &chord.body {
+            Some(body) => {
+                let (id, of_body) = result_and_errbacks(body);
+                errbacks.extend(of_body);
+                (id, errbacks)
+            }
+            None => (signature.id(), errbacks),
+        },
+        Kind::Group(tasks) => {
+            for task in tasks {
+                errbacks.extend(result_and_errbacks(task).1);
+            }
+            (signature.id(), errbacks)
+        }
+        _ => (signature.id(), errbacks),
+    }
+}

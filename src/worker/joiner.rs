@@ -1,0 +1,279 @@
+//! Counts the members of chords that have come to their end, and sends the body when all have.
+//!
+//! A member's message is acknowledged only after it was counted, and the message of the one that completes the chord
+//! only after the body was sent: a worker that dies in between is followed by another that counts again. Counting is
+//! idempotent, in Redis, and shared with Python workers.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tracing::{error, warn};
+
+use super::effects::Scribe;
+use super::follow::Fallout;
+use super::request::Delivery;
+use super::services::spawn_join;
+use super::writer::{Out, Outbox};
+use crate::backend::{Backend, Claim, Counted, Error, Part};
+use crate::canvas::{Parent, ResultNode};
+use crate::clock;
+use crate::wire::{CallOptions, Exception, Json, Signature, State};
+
+/// Parts counted in one round trip.
+const BATCH: usize = 256;
+/// How long the results of a header with groups in it are waited for (`result_chord_join_timeout`).
+const JOIN: Duration = Duration::from_secs(3);
+/// Pause between two looks at a chord that another worker is about to end.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A member of a chord's header that has come to its end.
+pub(crate) struct Member {
+    pub part: Part,
+    /// The body of the chord.
+    pub body: Signature,
+    /// The member, on whose behalf the body is sent.
+    pub parent: Parent,
+    /// What the member has sent already.
+    pub children: Vec<ResultNode>,
+    /// Its message, if it is still to be acknowledged.
+    pub delivery: Option<Delivery>,
+}
+
+/// The member is accounted for.
+pub(crate) struct Joined {
+    pub delivery: Option<Delivery>,
+    /// Members of other chords that failed with it, and error callbacks that are to be called.
+    pub fallout: Fallout,
+    /// On whose behalf.
+    pub parent: Parent,
+}
+
+/// The service that counts.
+pub(crate) struct Joiner {
+    pub scribe: Arc<Scribe>,
+    pub backend: Option<Backend>,
+    pub outbox: Outbox,
+    pub members: mpsc::UnboundedReceiver<Member>,
+    pub joined: mpsc::UnboundedSender<Joined>,
+}
+
+/// What one join needs.
+#[derive(Clone)]
+struct Join {
+    scribe: Arc<Scribe>,
+    backend: Backend,
+    outbox: Outbox,
+    joined: mpsc::UnboundedSender<Joined>,
+}
+
+impl Joiner {
+    /// Runs until the consumer loop is gone.
+    pub(crate) async fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while self.members.recv_many(&mut batch, BATCH).await > 0 {
+            let Some(backend) = &self.backend else {
+                for member in batch.drain(..) {
+                    error!("a chord needs a result backend: its body is not sent");
+                    report(&self.joined, member, Fallout::default());
+                }
+                continue;
+            };
+            let join = Join {
+                scribe: self.scribe.clone(),
+                backend: backend.clone(),
+                outbox: self.outbox.clone(),
+                joined: self.joined.clone(),
+            };
+            // A join may read the results themselves: they are stored first.
+            self.outbox.flushed().await;
+            join.count(std::mem::take(&mut batch)).await;
+        }
+    }
+}
+
+fn report(joined: &mpsc::UnboundedSender<Joined>, member: Member, fallout: Fallout) {
+    // A loop that is gone has given its messages back.
+    let _ = joined.send(Joined {
+        delivery: member.delivery,
+        fallout,
+        parent: member.parent,
+    });
+}
+
+impl Join {
+    async fn count(&self, members: Vec<Member>) {
+        let parts: Vec<Part> = members.iter().map(|member| member.part.clone()).collect();
+        let counted = match self.insist(|| self.backend.count_parts(&parts)).await {
+            Ok(counted) => counted,
+            Err(error) => {
+                error!(%error, "members of a chord cannot be counted");
+                members
+                    .into_iter()
+                    .for_each(|member| report(&self.joined, member, Fallout::default()));
+                return;
+            }
+        };
+        for (member, counted) in members.into_iter().zip(counted) {
+            match counted {
+                Counted::Taken if member.delivery.is_some() => {
+                    let join = self.clone();
+                    spawn_join(async move { join.watch(member).await });
+                }
+                Counted::Settled | Counted::Taken => report(&self.joined, member, Fallout::default()),
+                Counted::Mine(claim) => {
+                    let join = self.clone();
+                    spawn_join(async move { join.end(claim, member).await });
+                }
+            }
+        }
+    }
+
+    /// Another worker is about to send the body. Should it die, this one does.
+    async fn watch(self, member: Member) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let counted = self
+                .insist(|| self.backend.count_parts(std::slice::from_ref(&member.part)))
+                .await;
+            match counted.ok().and_then(|mut counted| counted.pop()) {
+                Some(Counted::Taken) => {}
+                Some(Counted::Mine(claim)) => return self.end(claim, member).await,
+                Some(Counted::Settled) | None => return report(&self.joined, member, Fallout::default()),
+            }
+        }
+    }
+
+    /// The chord is complete, and it is on this worker to send the body.
+    async fn end(self, claim: Claim, member: Member) {
+        match self.results(&claim.group).await {
+            Ok(results) => match self.insist(|| self.backend.keep_claim(&claim)).await {
+                Ok(true) => {
+                    let results = [Json::list(&results)];
+                    let body = member.body.clone();
+                    let (out, _) = self
+                        .scribe
+                        .apply(&member.parent, body, &results, CallOptions::default());
+                    self.send(out).await;
+                    if let Err(error) = self.insist(|| self.backend.end_chord(&claim)).await {
+                        warn!(%error, "the parts of chord {} stay until they expire", claim.group);
+                    }
+                }
+                Ok(false) => warn!("the body of chord {} is left to another worker", claim.group),
+                Err(error) => error!(%error, "the body of chord {} cannot be sent", claim.group),
+            },
+            Err(failed) => {
+                let (error, cause) = *failed;
+                error!("chord {} failed: {}", claim.group, error.message());
+                let body = member.body.clone();
+                let mut fallout = self
+                    .scribe
+                    .fail_body(&member.parent, body, &error, &cause, &member.children);
+                self.send(std::mem::take(&mut fallout.out)).await;
+                if let Err(error) = self.insist(|| self.backend.fail_chord(&claim.group)).await {
+                    warn!(%error, "the size of chord {} stays until it expires", claim.group);
+                }
+                return report(&self.joined, member, fallout);
+            }
+        }
+        report(&self.joined, member, Fallout::default());
+    }
+
+    async fn send(&self, out: Vec<Out>) {
+        self.outbox.send(out);
+        self.outbox.flushed().await;
+    }
+
+    /// The results of the header in order; or the `ChordError` and the failure behind it.
+    async fn results(&self, group: &str) -> Result<Vec<Json>, Box<(Exception, Exception)>> {
+        let join_error = |cause: Exception| {
+            let error = Exception::celery("ChordError", format!("Join error: {}", cause.repr()));
+            Box::new((error, cause))
+        };
+        let unreadable = |error: &dyn std::fmt::Display| join_error(Exception::runtime_error(error.to_string()));
+        let nested = self
+            .insist(|| self.backend.group(group))
+            .await
+            .map_err(|error| unreadable(&error))?;
+        if let Some(record) = nested {
+            let handle = handle(&record).ok_or_else(|| unreadable(&"the handle of the header cannot be read"))?;
+            let until = clock::instant() + JOIN;
+            let mut results = Vec::new();
+            for child in handle.children.iter().flatten() {
+                results.push(self.nested(child, until).await.map_err(join_error)?);
+            }
+            return Ok(results);
+        }
+        let entries = self
+            .insist(|| self.backend.parts(group))
+            .await
+            .map_err(|error| unreadable(&error))?;
+        entries
+            .iter()
+            .map(|entry| {
+                let text = String::from_utf8_lossy(entry);
+                let (_, id, state, value): (Json, String, String, Json) =
+                    serde_json::from_str(&text).map_err(|error| unreadable(&error))?;
+                if State::parse(&state).is_failed() {
+                    let cause = exception(&value);
+                    let text = format!("Dependency {id} raised {}", cause.repr());
+                    return Err(Box::new((Exception::celery("ChordError", text), cause)));
+                }
+                Ok(value)
+            })
+            .collect()
+    }
+
+    /// The result of a member, or the list of those of a group.
+    async fn nested(&self, node: &ResultNode, until: clock::Instant) -> Result<Json, Exception> {
+        if let Some(children) = &node.children {
+            let mut results = Vec::with_capacity(children.len());
+            for child in children {
+                results.push(Box::pin(self.nested(child, until)).await?);
+            }
+            return Ok(Json::list(&results));
+        }
+        #[derive(Deserialize)]
+        struct Stored {
+            status: String,
+            result: Json,
+        }
+        loop {
+            let record = self.insist(|| self.backend.get(&node.id)).await;
+            let record = record.map_err(|error| Exception::runtime_error(error.to_string()))?;
+            let stored: Option<Stored> =
+                record.and_then(|record| serde_json::from_str(&String::from_utf8_lossy(&record)).ok());
+            match stored.map(|stored| (State::parse(&stored.status), stored.result)) {
+                Some((State::Success, result)) => return Ok(result),
+                Some((state, result)) if state.is_failed() => return Err(exception(&result)),
+                _ if clock::instant() >= until => {
+                    return Err(Exception::celery("TimeoutError", "The operation timed out."));
+                }
+                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// Asks until Redis has answered.
+    async fn insist<T, F: Future<Output = Result<T, Error>>>(&self, ask: impl Fn() -> F) -> Result<T, Error> {
+        loop {
+            match ask().await {
+                Err(error) if error.is_transient() => self.backend.link().ready().await,
+                answer => return answer,
+            }
+        }
+    }
+}
+
+fn handle(record: &[u8]) -> Option<ResultNode> {
+    let record: serde_json::Value = serde_json::from_slice(record).ok()?;
+    ResultNode::read(record.get("result")?)
+}
+
+fn exception(value: &Json) -> Exception {
+    value
+        .parse()
+        .unwrap_or_else(|_| Exception::builtin("Exception", value.get().to_owned()))
+}
