@@ -1,6 +1,6 @@
 //! What a Python sender can put into a message: the stock client in each of its ways to write one.
 
-use orchestra::wire::{Accept, Limits, json};
+use orchestra::wire::{Accept, Limits, json, retry_envelope};
 use serde_json::Value;
 
 use crate::support::{Folder, Redis, Worker, program, run_python};
@@ -53,6 +53,44 @@ assert there.send_task('hello.add', (1,), countdown=0.1).get(timeout=20) == 1
 print('all good')
 ";
     assert_eq!(run_python(&program, &redis.url()), "all good\n", "{}", worker.log());
+}
+
+/// Where a Python worker serves the same queue, it may be the one that gets the retry of a message of protocol 1.
+#[test]
+fn a_python_worker_runs_our_retry_of_protocol_1() {
+    let redis = Redis::start();
+    let send = HEAD.to_owned()
+        + "
+app.conf.task_protocol = 1
+for name in ('json', 'msgpack'):
+    options = dict(serializer=name, compression='gzip', task_id=name, queue='ours', headers={'x-mine': name})
+    app.send_task('there.report', (1,), {'k': [2]}, expires=100, **options)
+";
+    run_python(&send, &redis.url());
+    let accept = Accept::parse(&["json", "msgpack"], None).unwrap();
+    for raw in redis.command::<Vec<String>>(&["LRANGE", "ours", "0", "-1"]) {
+        let message = accept.decode(raw.as_bytes(), &Limits::default()).unwrap();
+        let again = retry_envelope(raw.as_bytes(), &message, orchestra::clock::now(), "gen1@here").unwrap();
+        redis.command::<i64>(&["LPUSH", "theirs", std::str::from_utf8(&again).unwrap()]);
+    }
+    let program = HEAD.to_owned()
+        + "
+import threading
+@app.task(name='there.report', bind=True)
+def report(self, *args, **kwargs):
+    request = self.request
+    return [request.id, args, kwargs, request.retries, request.parent_id, request.get('x-mine'), bool(request.expires), request.eta is not None]
+app.conf.update(accept_content=['json', 'msgpack'], worker_redirect_stdouts=False)
+worker = app.Worker(pool='solo', queues=['theirs'], loglevel='ERROR', without_gossip=True, without_mingle=True)
+threading.Thread(target=worker.start, daemon=True).start()
+for name in ('json', 'msgpack'):
+    found = app.AsyncResult(name).get(timeout=30, disable_sync_subtasks=False)
+    assert found == [name, [1], {'k': [2]}, 1, name, name, True, True], found
+print('all good', flush=True)
+import os
+os._exit(0)
+";
+    assert!(run_python(&program, &redis.url()).ends_with("\nall good\n"));
 }
 
 #[test]
