@@ -1,6 +1,8 @@
 //! What a Python sender can put into a message: the stock client in each of its ways to write one.
 
+use orchestra::task::{Context, Failure, Registry, Task, python};
 use orchestra::wire::{Accept, Limits, json, retry_envelope};
+use orchestra::worker;
 use serde_json::Value;
 
 use crate::support::{Folder, Redis, Worker, program, run_python};
@@ -432,4 +434,70 @@ fn keys_and_certificates_that_cannot_be_used_are_named() {
         assert_ne!(refused.process.wait(), Some(0), "{why}");
         assert!(refused.log().contains(why), "{why}: {}", refused.log());
     }
+}
+
+/// Takes and gives back one of each of Python's own types.
+#[derive(serde::Deserialize)]
+struct Mirror {
+    bytes: python::Bytes,
+    at: python::DateTime,
+    day: Option<python::Date>,
+    price: Option<python::Decimal>,
+    id: Option<python::Uuid>,
+}
+
+type Mirrored = (
+    python::Bytes,
+    python::DateTime,
+    Option<python::Date>,
+    Option<python::Decimal>,
+    Option<python::Uuid>,
+);
+
+impl Task for Mirror {
+    const NAME: &'static str = "here.mirror";
+    type Env = ();
+    type Output = Mirrored;
+
+    async fn run(self, (): (), _: Context) -> Result<Mirrored, Failure> {
+        let reversed = self.bytes.0.into_iter().rev().collect();
+        Ok((python::Bytes(reversed), self.at, self.day, self.price, self.id))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pythons_own_types_are_parameters_and_results() {
+    let redis = Redis::start();
+    let mut options = worker::Options::new("w1@here", orchestra::conn::Endpoint::parse(&redis.url()).unwrap());
+    options.accept = Accept::parse(&["json", "yaml", "msgpack"], None).unwrap();
+    let mut registry = Registry::new();
+    registry.register::<Mirror>(()).unwrap();
+    let (worker, stop) = (
+        worker::Worker::connect(options, registry).await.unwrap(),
+        worker::Stop::new(),
+    );
+    let running = tokio::spawn(worker.run(stop.clone()));
+    let program = HEAD.to_owned()
+        + "
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from uuid import UUID
+at = datetime(2024, 1, 2, 3, 4, 5, 6, timezone(timedelta(hours=2)))
+for data in (b'ab', b'\\xff\\x00'):
+    sent = [data, at, date(2024, 1, 2), Decimal('1.50'), UUID(int=5)]
+    got = app.send_task('here.mirror', sent).get(timeout=20)
+    assert got == [data[::-1]] + sent[1:] and str(got[3]) == '1.50', got
+    got = app.send_task('here.mirror', sent[:3] + [None, None], serializer='yaml').get(timeout=20)
+    assert got == [data[::-1], at, date(2024, 1, 2), None, None], got
+    got = app.send_task('here.mirror', [data, at.isoformat(), None, None, None], serializer='msgpack').get(timeout=20)
+    assert got == [data[::-1], at, None, None, None], got
+error = raised(app.send_task('here.mirror', [date(2024, 1, 2)] + sent[1:]))
+assert type(error) is ValueError and 'expected a bytes or base64' in str(error), repr(error)
+print('all good')
+";
+    let url = redis.url();
+    let printed = tokio::task::spawn_blocking(move || run_python(&program, &url)).await;
+    assert_eq!(printed.unwrap(), "all good\n");
+    stop.warm();
+    running.await.unwrap();
 }
