@@ -10,7 +10,7 @@ use tracing::warn;
 
 use crate::broker::{Broker, Write};
 use crate::clock::{self, Instant};
-use crate::wire::pidbox;
+use crate::wire::{Accept, pidbox};
 
 /// Listens until it is dropped. Silence is what a probe can act on, so a beat that does not tick does not answer.
 pub(super) async fn listen(
@@ -29,7 +29,7 @@ pub(super) async fn listen(
     };
     while let Some((_, payload)) = messages.recv().await {
         // Whatever else is said on this channel is for workers.
-        let Ok(request) = pidbox::decode(&payload) else {
+        let Ok(request) = pidbox::decode(&payload, &Accept::default()) else {
             continue;
         };
         let Some(reply_to) = &request.reply_to else { continue };

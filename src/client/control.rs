@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Client, Error};
 use crate::clock;
-use crate::wire::pidbox;
+use crate::wire::{Accept, pidbox};
 
 /// `control_exchange`.
 const NAMESPACE: &str = "celery";
@@ -39,10 +39,11 @@ impl Client {
         self.broker.bind_replies(&exchange, &oid).await?;
         let payload = pidbox::encode_request(NAMESPACE, method, arguments, destination, Some((&oid, &ticket)))?;
         let asked = self.broadcast(payload).await;
+        let accept = Accept::json_and_signed(self.signer.clone());
         let (mut answers, end) = (Map::new(), clock::instant() + timeout);
         while asked.is_ok() && clock::instant() < end {
             for payload in self.broker.take_replies(&exchange, &oid).await? {
-                if let Ok((theirs, answer)) = pidbox::decode_reply(&payload)
+                if let Ok((theirs, answer)) = pidbox::decode_reply(&payload, &accept)
                     && theirs.is_none_or(|theirs| theirs == ticket)
                 {
                     answers.extend(answer);
@@ -58,6 +59,7 @@ impl Client {
     }
 
     async fn broadcast(&self, payload: Vec<u8>) -> Result<(), Error> {
+        let payload = self.signed(payload)?;
         self.broker.tell(&format!("{NAMESPACE}.pidbox"), &payload).await?;
         Ok(())
     }

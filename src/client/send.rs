@@ -11,8 +11,7 @@ use crate::broker::Write;
 use crate::canvas::{GroupWrite, Parent, Plan, Planner};
 use crate::clock;
 use crate::conn::Link;
-use crate::wire::{CallOptions, Signature};
-use crate::wire::{Event, Events, Limits, decode};
+use crate::wire::{CallOptions, Event, Events, Limits, Security, Signature, decode};
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
@@ -79,11 +78,9 @@ impl Client {
         self.signed(parcel.envelope)
     }
 
-    fn signed(&self, envelope: Vec<u8>) -> Result<Vec<u8>, Error> {
-        match &self.signer {
-            None => Ok(envelope),
-            Some(signer) => signer.sign_envelope(&envelope).map_err(Error::Sign),
-        }
+    /// What is sent is signed, where this client signs.
+    pub(super) fn signed(&self, envelope: Vec<u8>) -> Result<Vec<u8>, Error> {
+        Security::signed(self.signer.as_deref(), envelope).map_err(Error::Sign)
     }
 
     /// Tells monitors of the message, if they are to be told.

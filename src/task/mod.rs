@@ -34,7 +34,7 @@ mod options;
 mod registry;
 mod traits;
 
-pub use crate::wire::{Arguments, Exception};
+pub use crate::wire::{Arguments, Exception, python};
 pub use context::{Context, Details, Note, Notes};
 pub use failure::Failure;
 pub use options::{Options, RateLimit};

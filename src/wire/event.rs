@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::envelope::wrap;
-use super::{Headers, pidbox};
+use super::{Accept, Headers, pidbox};
 use crate::clock;
 
 /// The fields of one event, by type. Names and order are Celery's (protocol 6.3, 6.4).
@@ -254,7 +254,7 @@ impl Heard {
     /// # Errors
     /// A text for the log.
     pub fn decode(payload: &[u8]) -> Result<Self, String> {
-        let (headers, fields): (_, Map<String, Value>) = pidbox::open(payload)?;
+        let (headers, fields): (_, Map<String, Value>) = pidbox::open(payload, &Accept::default())?;
         let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
         let hostname = text(headers.get("hostname")).or_else(|| text(fields.get("hostname")));
         Ok(Self {

@@ -16,6 +16,7 @@ mod msgpack;
 mod outbound;
 pub mod pidbox;
 mod protocol1;
+pub mod python;
 mod raw;
 mod record;
 mod repr;

@@ -6,7 +6,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::envelope::wrap;
-use super::{Envelope, json};
+use super::{Accept, Envelope, json};
+
+/// No request or reply is larger than this once it is read.
+const LIMIT: usize = 16 << 20;
 
 /// A request, as `celery inspect`, `celery control` and Flower broadcast it.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -45,12 +48,13 @@ pub struct ReplyTo {
     pub routing_key: String,
 }
 
-/// Decodes the payload of the pidbox channel.
+/// Decodes the payload of the pidbox channel: requests are written with the sender's `task_serializer`, and accepted as
+/// tasks are.
 ///
 /// # Errors
 /// A text for the log: what was wrong with the request.
-pub fn decode(payload: &[u8]) -> Result<Request, String> {
-    let (headers, request): (_, Request) = open(payload)?;
+pub fn decode(payload: &[u8], accept: &Accept) -> Result<Request, String> {
+    let (headers, request): (_, Request) = open(payload, accept)?;
     Ok(Request {
         clock: headers.get("clock").and_then(Value::as_u64).unwrap_or_default(),
         ..request
@@ -113,17 +117,20 @@ pub fn reply_exchange(namespace: &str) -> String {
 ///
 /// # Errors
 /// A text for the log.
-pub fn decode_reply(payload: &[u8]) -> Result<(Option<String>, Map<String, Value>), String> {
-    let (headers, answers) = open(payload)?;
+pub fn decode_reply(payload: &[u8], accept: &Accept) -> Result<(Option<String>, Map<String, Value>), String> {
+    let (headers, answers) = open(payload, accept)?;
     let ticket = headers.get("ticket").and_then(Value::as_str).map(str::to_owned);
     Ok((ticket, answers))
 }
 
 /// Headers and body of a message on a fanout or reply exchange.
-pub(super) fn open<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<(Map<String, Value>, T), String> {
+pub(super) fn open<T: serde::de::DeserializeOwned>(
+    payload: &[u8],
+    accept: &Accept,
+) -> Result<(Map<String, Value>, T), String> {
     let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
     let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    Ok((headers(&envelope), body(envelope)?))
+    Ok((headers(&envelope), body(envelope, accept)?))
 }
 
 fn headers(envelope: &Envelope<'_>) -> Map<String, Value> {
@@ -131,18 +138,19 @@ fn headers(envelope: &Envelope<'_>) -> Map<String, Value> {
     headers.and_then(|raw| json::parse(raw.get()).ok()).unwrap_or_default()
 }
 
-fn body<T: serde::de::DeserializeOwned>(envelope: Envelope<'_>) -> Result<T, String> {
+fn body<T: serde::de::DeserializeOwned>(envelope: Envelope<'_>, accept: &Accept) -> Result<T, String> {
+    let reader = accept.reader(envelope.content_type.as_deref());
+    let reader = reader.map_err(|error| error.to_string())?;
     let body = envelope.body.ok_or("no body")?;
     let properties = envelope.properties.unwrap_or_default();
-    if properties.body_encoding.as_deref() == Some("base64") {
-        let bytes = base64::engine::general_purpose::STANDARD
+    let bytes = match properties.body_encoding.as_deref() {
+        Some("base64") => base64::engine::general_purpose::STANDARD
             .decode(body.as_bytes())
-            .map_err(|error| error.to_string())?;
-        let text = String::from_utf8(bytes).map_err(|error| error.to_string())?;
-        json::parse(&text).map_err(|error| error.to_string())
-    } else {
-        json::parse(&body).map_err(|error| error.to_string())
-    }
+            .map_err(|error| error.to_string())?,
+        _ => body.into_owned().into_bytes(),
+    };
+    let text = reader.read(bytes, LIMIT).map_err(|error| error.to_string())?;
+    json::parse(&text).map_err(|error| error.to_string())
 }
 
 impl Request {

@@ -115,7 +115,18 @@ impl Security {
         Ok(())
     }
 
-    /// The same task message with its body signed. Only JSON bodies of this project's own are signed.
+    /// The message as it is to be sent: with its body signed, where there is a signer.
+    ///
+    /// # Errors
+    /// There is no key, or this is no envelope.
+    pub fn signed(signer: Option<&Self>, envelope: Vec<u8>) -> Result<Vec<u8>, String> {
+        match signer {
+            None => Ok(envelope),
+            Some(signer) => signer.sign_envelope(&envelope),
+        }
+    }
+
+    /// The same message with its body signed; of this project's own messages, whose bodies are JSON.
     ///
     /// # Errors
     /// There is no key, or this is no envelope.

@@ -88,6 +88,13 @@ impl Accept {
         Ok(Self { serializers, security })
     }
 
+    /// JSON, and signed JSON of whom `security` believes.
+    pub(crate) fn json_and_signed(security: Option<Arc<Security>>) -> Self {
+        let mut accept = Self::default();
+        accept.serializers.extend(security.as_ref().map(|_| Serializer::Auth));
+        Self { security, ..accept }
+    }
+
     /// Decodes a queue element whose content is accepted.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use super::consumer::Consumer;
 use super::control::Order;
 use crate::broker::{Broker, Error};
 use crate::clock;
-use crate::wire::pidbox;
+use crate::wire::{Accept, pidbox};
 
 /// How long answers are waited for, at most.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -37,6 +37,8 @@ pub(crate) struct Mingle {
     pub broker: Broker,
     pub hostname: String,
     pub namespace: String,
+    /// Serializers of the answers that are read.
+    pub accept: Accept,
     pub orders: mpsc::Sender<Order>,
     /// Told when the first round is over.
     pub done: oneshot::Sender<()>,
@@ -49,6 +51,7 @@ impl Mingle {
             broker,
             hostname,
             namespace,
+            accept,
             orders,
             done,
         } = self;
@@ -56,6 +59,7 @@ impl Mingle {
             broker: &broker,
             hostname: &hostname,
             namespace: &namespace,
+            accept: &accept,
             orders: &orders,
         };
         let mut epoch = broker.epoch();
@@ -80,6 +84,7 @@ struct Round<'a> {
     broker: &'a Broker,
     hostname: &'a str,
     namespace: &'a str,
+    accept: &'a Accept,
     orders: &'a mpsc::Sender<Order>,
 }
 
@@ -124,7 +129,7 @@ impl Round<'_> {
         while heard > 1 && answers < heard && clock::instant() < end {
             for reply in self.broker.take_replies(exchange, oid).await? {
                 answers += 1;
-                let Ok((_, answer)) = pidbox::decode_reply(&reply) else {
+                let Ok((_, answer)) = pidbox::decode_reply(&reply, self.accept) else {
                     continue;
                 };
                 for (node, answer) in answer {

@@ -176,6 +176,7 @@ impl Worker {
                 broker: broker.clone(),
                 hostname: options.hostname.clone(),
                 namespace: options.control_exchange.clone(),
+                accept: options.accept.clone(),
                 orders: orders_to,
                 done: mingled,
             };
@@ -294,7 +295,7 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
     let hostname = options.hostname.clone();
     spawn(
         ServiceKind::Control,
-        control::listen(messages, hostname, events, orders.clone()),
+        control::listen(messages, hostname, events, options.accept.clone(), orders.clone()),
     );
     true
 }

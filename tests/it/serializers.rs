@@ -1,6 +1,8 @@
 //! What a Python sender can put into a message: the stock client in each of its ways to write one.
 
-use orchestra::wire::{Accept, Limits, json};
+use orchestra::task::{Context, Failure, Registry, Task, python};
+use orchestra::wire::{Accept, Limits, json, retry_envelope};
+use orchestra::worker;
 use serde_json::Value;
 
 use crate::support::{Folder, Redis, Worker, program, run_python};
@@ -41,6 +43,11 @@ assert type(raised(app.send_task('hello.add', (1,), expires=-1))).__name__ == 'T
 assert type(raised(app.send_task('hello.sleep', (60,), time_limit=1))).__name__ == 'TimeLimitExceeded'
 error = raised(app.send_task('hello.add', (1, 2, 3)))
 assert type(error) is TypeError, repr(error)
+# What follows a task lies in the body too; a chain is callbacks within callbacks.
+add = lambda *args: app.signature('hello.add', args)
+last = add(30).set(task_id='last')
+assert app.send_task('hello.add', (1, 2), link=add(20) | last).get(timeout=20) == 3
+assert app.AsyncResult('last').get(timeout=20) == 53
 # An app that is not in UTC.
 there = Celery(broker=sys.argv[1], backend=sys.argv[1])
 there.conf.update(task_protocol=1, enable_utc=False, timezone='Asia/Tokyo')
@@ -48,6 +55,44 @@ assert there.send_task('hello.add', (1,), countdown=0.1).get(timeout=20) == 1
 print('all good')
 ";
     assert_eq!(run_python(&program, &redis.url()), "all good\n", "{}", worker.log());
+}
+
+/// Where a Python worker serves the same queue, it may be the one that gets the retry of a message of protocol 1.
+#[test]
+fn a_python_worker_runs_our_retry_of_protocol_1() {
+    let redis = Redis::start();
+    let send = HEAD.to_owned()
+        + "
+app.conf.task_protocol = 1
+for name in ('json', 'msgpack'):
+    options = dict(serializer=name, compression='gzip', task_id=name, queue='ours', headers={'x-mine': name})
+    app.send_task('there.report', (1,), {'k': [2]}, expires=100, **options)
+";
+    run_python(&send, &redis.url());
+    let accept = Accept::parse(&["json", "msgpack"], None).unwrap();
+    for raw in redis.command::<Vec<String>>(&["LRANGE", "ours", "0", "-1"]) {
+        let message = accept.decode(raw.as_bytes(), &Limits::default()).unwrap();
+        let again = retry_envelope(raw.as_bytes(), &message, orchestra::clock::now(), "gen1@here").unwrap();
+        redis.command::<i64>(&["LPUSH", "theirs", std::str::from_utf8(&again).unwrap()]);
+    }
+    let program = HEAD.to_owned()
+        + "
+import threading
+@app.task(name='there.report', bind=True)
+def report(self, *args, **kwargs):
+    request = self.request
+    return [request.id, args, kwargs, request.retries, request.parent_id, request.get('x-mine'), bool(request.expires), request.eta is not None]
+app.conf.update(accept_content=['json', 'msgpack'], worker_redirect_stdouts=False)
+worker = app.Worker(pool='solo', queues=['theirs'], loglevel='ERROR', without_gossip=True, without_mingle=True)
+threading.Thread(target=worker.start, daemon=True).start()
+for name in ('json', 'msgpack'):
+    found = app.AsyncResult(name).get(timeout=30, disable_sync_subtasks=False)
+    assert found == [name, [1], {'k': [2]}, 1, name, name, True, True], found
+print('all good', flush=True)
+import os
+os._exit(0)
+";
+    assert!(run_python(&program, &redis.url()).ends_with("\nall good\n"));
 }
 
 #[test]
@@ -155,6 +200,10 @@ for protocol in (1, 2):
             sent = dict(serializer=name, compression=method)
             assert app.send_task('hello.add', (2,), {'y': 3}, **sent).get(timeout=20) == 5, sent
             assert app.send_task('hello.flaky', (1,), **sent).get(timeout=20) == 1, sent
+            # Remote control is written as tasks are.
+            app.conf.task_serializer, app.conf.accept_content = name, ['json', name]
+            del app.control
+            assert app.control.inspect(timeout=20, limit=1).ping(), name
     error = raised(app.send_task('hello.add', (1, 2, 3), serializer='yaml'))
     assert type(error) is TypeError, repr(error)
 error = raised(app.send_task('hello.add', (1,), serializer='pickle'))
@@ -260,6 +309,15 @@ fn signed_messages_are_verified_and_signed() {
             .output()
             .unwrap();
         assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+        let asked = std::process::Command::new(program("orchestra"))
+            .args(["--broker", &redis.url(), "status"])
+            .env_clear()
+            .envs(settings)
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        let asked = String::from_utf8_lossy(&asked.stdout).into_owned();
+        assert!(asked.contains("celery@"), "{asked}");
         let program = HEAD.to_owned()
             + &format!("folder, digest = {folder:?}, {digest:?}\n")
             + r#"
@@ -282,6 +340,8 @@ for protocol in (1, 2):
         for method in (None, 'gzip', 'zstd'):
             assert client.send_task('hello.add', (2, 3), compression=method).get(timeout=20) == 5
             assert client.send_task('hello.flaky', (1,), compression=method).get(timeout=20) == 1
+add = lambda *args: client.signature('hello.add', args)
+assert (add(1, 2) | add(3) | add(4)).apply_async().get(timeout=20) == 10
 error = raised(client.send_task('hello.add', (1,), serializer='json'))
 assert type(error).__name__ == 'ContentDisallowed' and 'accept_content is auth' in str(error), repr(error)
 error = raised(signing('stranger').send_task('hello.add', (1,)))
@@ -311,6 +371,10 @@ for at, spoil in enumerate([spoiled(1), spoiled(4), lambda body: body[:40], lamb
     assert type(error).__name__ == 'SecurityError' and str(error).startswith('refusing a signed message'), (at, repr(error))
     assert ('the signature is not one of' in str(error)) == (at < 2), (at, repr(error))
 assert client.send_task('hello.add', (1,)).get(timeout=20) == 1
+assert client.control.inspect(timeout=20, limit=1).ping()
+plain = Celery(broker=url, backend=url)
+plain.conf.accept_content = ['json', 'auth']
+assert plain.control.inspect(timeout=1).ping() is None
 # What we signed is what Celery verifies.
 message = json.loads(store.rpop('signed'))
 body = registry.loads(b64decode(message['body']), message['content-type'], message['content-encoding'], accept={'application/data'})
@@ -370,4 +434,70 @@ fn keys_and_certificates_that_cannot_be_used_are_named() {
         assert_ne!(refused.process.wait(), Some(0), "{why}");
         assert!(refused.log().contains(why), "{why}: {}", refused.log());
     }
+}
+
+/// Takes and gives back one of each of Python's own types.
+#[derive(serde::Deserialize)]
+struct Mirror {
+    bytes: python::Bytes,
+    at: python::DateTime,
+    day: Option<python::Date>,
+    price: Option<python::Decimal>,
+    id: Option<python::Uuid>,
+}
+
+type Mirrored = (
+    python::Bytes,
+    python::DateTime,
+    Option<python::Date>,
+    Option<python::Decimal>,
+    Option<python::Uuid>,
+);
+
+impl Task for Mirror {
+    const NAME: &'static str = "here.mirror";
+    type Env = ();
+    type Output = Mirrored;
+
+    async fn run(self, (): (), _: Context) -> Result<Mirrored, Failure> {
+        let reversed = self.bytes.0.into_iter().rev().collect();
+        Ok((python::Bytes(reversed), self.at, self.day, self.price, self.id))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pythons_own_types_are_parameters_and_results() {
+    let redis = Redis::start();
+    let mut options = worker::Options::new("w1@here", orchestra::conn::Endpoint::parse(&redis.url()).unwrap());
+    options.accept = Accept::parse(&["json", "yaml", "msgpack"], None).unwrap();
+    let mut registry = Registry::new();
+    registry.register::<Mirror>(()).unwrap();
+    let (worker, stop) = (
+        worker::Worker::connect(options, registry).await.unwrap(),
+        worker::Stop::new(),
+    );
+    let running = tokio::spawn(worker.run(stop.clone()));
+    let program = HEAD.to_owned()
+        + "
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from uuid import UUID
+at = datetime(2024, 1, 2, 3, 4, 5, 6, timezone(timedelta(hours=2)))
+for data in (b'ab', b'\\xff\\x00'):
+    sent = [data, at, date(2024, 1, 2), Decimal('1.50'), UUID(int=5)]
+    got = app.send_task('here.mirror', sent).get(timeout=20)
+    assert got == [data[::-1]] + sent[1:] and str(got[3]) == '1.50', got
+    got = app.send_task('here.mirror', sent[:3] + [None, None], serializer='yaml').get(timeout=20)
+    assert got == [data[::-1], at, date(2024, 1, 2), None, None], got
+    got = app.send_task('here.mirror', [data, at.isoformat(), None, None, None], serializer='msgpack').get(timeout=20)
+    assert got == [data[::-1], at, None, None, None], got
+error = raised(app.send_task('here.mirror', [date(2024, 1, 2)] + sent[1:]))
+assert type(error) is ValueError and 'expected a bytes or base64' in str(error), repr(error)
+print('all good')
+";
+    let url = redis.url();
+    let printed = tokio::task::spawn_blocking(move || run_python(&program, &url)).await;
+    assert_eq!(printed.unwrap(), "all good\n");
+    stop.warm();
+    running.await.unwrap();
 }

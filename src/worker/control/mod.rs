@@ -23,6 +23,7 @@ use super::mingle::Neighbour;
 use super::writer::Out;
 use crate::wire::Heard;
 use crate::wire::pidbox::{self, Request};
+use crate::wire::{Accept, Security};
 use crate::{broker, clock};
 use queues::Binding;
 
@@ -59,6 +60,7 @@ pub(crate) async fn listen(
     mut messages: mpsc::Receiver<(String, Vec<u8>)>,
     hostname: String,
     events: Option<String>,
+    accept: Accept,
     orders: mpsc::Sender<Order>,
 ) {
     while let Some((channel, payload)) = messages.recv().await {
@@ -70,7 +72,7 @@ pub(crate) async fn listen(
             }
             continue;
         }
-        let request = match pidbox::decode(&payload) {
+        let request = match pidbox::decode(&payload, &accept) {
             Ok(request) => request,
             Err(error) => {
                 warn!("a message on {channel} is no control request: {error}");
@@ -114,13 +116,15 @@ impl Consumer {
         let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) else {
             return;
         };
-        match pidbox::encode_reply(
+        let reply = pidbox::encode_reply(
             reply_to,
             request.ticket.as_deref(),
             clock,
             &self.options.hostname,
             &answer,
-        ) {
+        );
+        let reply = reply.map_err(|error| error.to_string());
+        match reply.and_then(|reply| Security::signed(self.options.signer.as_deref(), reply)) {
             Ok(payload) => self.out.push(Out::Broker(broker::Write::Reply {
                 exchange: reply_to.exchange.clone(),
                 routing_key: reply_to.routing_key.clone(),
