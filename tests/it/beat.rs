@@ -178,8 +178,27 @@ async fn a_worker_with_b_sends_and_runs_and_gives_the_lock_back() {
         redis.command::<Vec<String>>(&["KEYS", "celery-task-meta-*"]).len() >= 2
     })
     .await;
+    let doctor = || {
+        let mut command = Command::new(crate::support::program("orchestra"));
+        let out = command
+            .args(["doctor", "-b", &redis.url()])
+            .env_clear()
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    assert!(
+        doctor().contains("ok    periodic tasks are sent by celerybeat@"),
+        "{}",
+        doctor()
+    );
     assert_eq!(worker.stop(), Some(0));
     assert_eq!(redis.length("EXISTS", "orchestra:beat:lock"), 0, "{}", worker.log());
+    assert!(
+        doctor().contains("note  no beat is running, but the schedule has entries (1)"),
+        "{}",
+        doctor()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
