@@ -14,7 +14,7 @@ use crate::support::{Folder, Redis, Worker, run_python, until};
 
 /// A beat that is missed soon, with a task every second.
 const EVERY_SECOND: &[(&str, &str)] = &[
-    ("ORCHESTRA_BEAT_LOCK_TIMEOUT", "1"),
+    ("ORCHESTRA_BEAT_LOCK_TIMEOUT", "2"),
     (
         "ORCHESTRA_BEAT_SCHEDULE",
         "{tick = {task = 'hello.add', schedule = 1, args = [2, 3]}}",
@@ -268,7 +268,7 @@ async fn a_redis_that_hangs_longer_than_the_lock_repeats_nothing() {
     for _ in 0..3 {
         redis.signal(Signal::SIGSTOP);
         // Longer than the lock lives. What both beats ask meanwhile is answered when the server goes on, late.
-        tokio::time::sleep(std::time::Duration::from_millis(1700)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
         redis.signal(Signal::SIGCONT);
         until_sent(&redis, redis.length("LLEN", "celery") + 2).await;
     }
