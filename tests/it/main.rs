@@ -13,6 +13,7 @@
 
 mod ai;
 mod beat;
+mod canvas;
 mod cli;
 mod contract;
 mod control;
