@@ -5,6 +5,7 @@ mod config;
 mod doctor;
 mod inspect;
 mod log;
+mod metrics;
 mod nodename;
 mod program;
 mod send;

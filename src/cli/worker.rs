@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
-use super::nodename;
 use super::program::{Stopped, refuse, usage, world};
 use super::signals::Signals;
+use super::{metrics, nodename};
 use crate::ai::{Engine, Folder};
 use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
-use crate::worker::{self, Stop, Worker};
+use crate::worker::{self, Exit, Stop, Worker};
 
 /// Executes Celery tasks: those written in Rust, and AI tasks described in files.
 #[derive(Debug, Parser)]
@@ -75,6 +75,9 @@ pub struct Arguments {
     /// Keep what was revoked in this file, across restarts
     #[arg(short = 'S', long, value_name = "FILE")]
     statedb: Option<PathBuf>,
+    /// Serve /metrics for Prometheus, /healthz and /readyz at this address; :PORT is this machine only
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_addr: Option<String>,
     /// Accepted for compatibility: there is one pool
     #[arg(short = 'P', long, value_name = "POOL")]
     pool: Option<String>,
@@ -170,14 +173,27 @@ fn start(
         .enable_all()
         .build()
         .map_err(|error| world(format!("cannot start threads: {error}")))?;
+    let metrics_addr = arguments.metrics_addr.or_else(|| settings.metrics_addr());
     let code = runtime.block_on(async {
         let stop = Stop::new();
         let signals =
             Signals::listen(stop.clone()).map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let worker = Worker::connect(options, registry).await;
         let worker = worker.map_err(world)?;
+        let watch = worker.watch();
+        let listener = match &metrics_addr {
+            Some(address) => Some(metrics::listen(address).await.map_err(world)?),
+            None => None,
+        };
         eprintln!("orchestra-worker: ready");
-        Ok(signals.code(worker.run(stop).await))
+        let exit = match listener {
+            None => worker.run(stop).await,
+            Some(listener) => tokio::select! {
+                exit = worker.run(stop) => exit,
+                () = metrics::serve(listener, watch) => Exit::Cold,
+            },
+        };
+        Ok(signals.code(exit))
     });
     // What blocks on a thread of its own cannot be interrupted; it must not keep the process either.
     runtime.shutdown_background();

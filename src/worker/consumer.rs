@@ -17,6 +17,7 @@ use super::events::Events;
 use super::fetcher::Fetched;
 use super::gossip::Gossip;
 use super::keeper::Keeper;
+use super::metrics::Metrics;
 use super::pool::{Ended, Pool};
 use super::rate_limit::RateLimits;
 use super::request::{Delivery, Effect, Happening, Input, Request, RunId, State};
@@ -46,6 +47,8 @@ pub(crate) struct Active {
     pub eta: Option<Timestamp>,
     /// It has its place in the rate limit's bucket, and starts when that comes up.
     pub has_place: bool,
+    /// When it came.
+    pub since: Instant,
 }
 
 /// What the loop listens to.
@@ -75,6 +78,7 @@ pub(crate) struct Consumer {
     pub revoked: Revoked,
     pub gossip: Gossip,
     pub panel: Panel,
+    pub metrics: Metrics,
     pub autoscaler: Option<Autoscaler>,
     pub state_db: Option<StateDb>,
     pub totals: HashMap<Arc<str>, u64>,
@@ -202,6 +206,7 @@ impl Consumer {
                 started: None,
                 eta: None,
                 has_place: false,
+                since: clock::instant(),
             },
         );
         key
@@ -209,6 +214,7 @@ impl Consumer {
 
     fn refuse(&mut self, delivery: Delivery, raw: Bytes, refusal: Refusal) {
         let queue = delivery.queue.clone();
+        self.metrics.refused();
         error!(queue.name = %queue, "a message in queue {queue:?} was refused: {}", refusal.reason);
         if let Some((headers, exception)) = &refusal.failure {
             self.out.extend(self.scribe.refusal(headers, exception));
@@ -229,6 +235,9 @@ impl Consumer {
 
     fn on_ended(&mut self, ended: Ended) {
         self.running -= 1;
+        if let Some(active) = self.active.get(&ended.key) {
+            self.metrics.ran(&active.request.entry.name, ended.runtime);
+        }
         if let Some(outcome) = ended.outcome {
             let input = Input::Ended {
                 run: ended.run,
@@ -306,6 +315,7 @@ impl Consumer {
         if phase <= self.phase {
             return;
         }
+        self.metrics.stops();
         if self.phase == Phase::Run {
             // First of all, so that monitors do not send work this way (P-167).
             self.worker_event("worker-offline");
@@ -440,6 +450,8 @@ impl Consumer {
         if let Some(active) = self.active.get_mut(&key) {
             active.context = Some(context.clone());
             active.started = Some(clock::now());
+            let waited = now.saturating_duration_since(active.since);
+            self.metrics.waited(&request.entry.name, waited);
         }
         let revoked = self.revoked.covers(&request.id, headers);
         self.step(
@@ -485,6 +497,18 @@ impl Consumer {
                 .push(Out::Backend(crate::backend::Write::Stream { id, entries }));
         }
         self.outbox.send(std::mem::take(&mut self.out));
+        self.note_numbers();
+    }
+
+    fn note_numbers(&self) {
+        let now = self.metrics.now();
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        now.running.set(number(self.running));
+        now.reserved.set(number(self.reserved.len()));
+        now.held.set(number(self.active.len()));
+        now.places.set(number(self.pool.size()));
+        now.prefetch.set(number(self.prefetch));
+        now.writes.set(number(self.outbox.backlog()));
     }
 }
 

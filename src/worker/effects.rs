@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 
 use super::Options;
 use super::events::{Events, result_repr};
+use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::wire::{self, Exception, Headers, Record, State as Stored};
@@ -22,15 +23,17 @@ pub(crate) struct Scribe {
     pub origin: String,
     /// Tell monitors of retries that are sent.
     pub sent_events: bool,
+    metrics: Metrics,
 }
 
 impl Scribe {
-    pub(crate) fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options, metrics: Metrics) -> Self {
         Self {
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
             sent_events: options.sent_events,
+            metrics,
             origin: format!(
                 "gen{}@{}",
                 std::process::id(),
@@ -65,6 +68,7 @@ impl Scribe {
                     out.extend(self.store(&state, content, request));
                 }
                 Effect::Emit(happening) => {
+                    self.metrics.happened(&request.entry.name, &happening);
                     log(&happening, request, shown.as_deref());
                     out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
                 }

@@ -18,6 +18,7 @@ mod facts;
 mod fetcher;
 mod gossip;
 mod keeper;
+mod metrics;
 mod mingle;
 mod options;
 mod pool;
@@ -35,6 +36,7 @@ mod timers;
 mod tracer;
 mod writer;
 
+pub use metrics::Watch;
 pub use options::{Options, TaskDefaults};
 pub use start::{Error, Worker};
 pub use stop::{Exit, Stop};

@@ -16,6 +16,7 @@ use super::events::Events;
 use super::fetcher::Fetcher;
 use super::gossip::Gossip;
 use super::keeper::Keeper;
+use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
 use super::pool::Pool;
 use super::rate_limit::RateLimits;
@@ -57,6 +58,7 @@ pub struct Worker {
     broker: Broker,
     backend: Option<Backend>,
     state: Option<(StateDb, Saved)>,
+    metrics: Metrics,
 }
 
 impl Worker {
@@ -100,7 +102,16 @@ impl Worker {
             broker,
             backend,
             state,
+            metrics: Metrics::default(),
         })
+    }
+
+    /// Watches it from beside it, while it runs and before.
+    pub fn watch(&self) -> Watch {
+        Watch {
+            metrics: self.metrics.clone(),
+            broker: self.broker.clone(),
+        }
     }
 
     /// Consumes until it is stopped, then returns how it ended.
@@ -111,6 +122,7 @@ impl Worker {
             broker,
             backend,
             state,
+            metrics,
         } = self;
         let hostname: Arc<str> = options.hostname.as_str().into();
         let (outbox, writer) = Writer::new(
@@ -118,6 +130,7 @@ impl Worker {
             backend.clone(),
             hostname.clone(),
             options.event_exchange.clone(),
+            metrics.clone(),
         );
         let writing = spawn(ServiceKind::Writer, writer.run());
 
@@ -199,7 +212,8 @@ impl Worker {
             db
         });
         let consumer = Consumer {
-            scribe: Scribe::new(&options),
+            scribe: Scribe::new(&options, metrics.clone()),
+            metrics,
             events,
             autoscaler: options
                 .autoscale

@@ -13,8 +13,10 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
+use super::metrics::Metrics;
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
+use crate::clock;
 use crate::conn::Link;
 use crate::wire::Events as Envelopes;
 
@@ -47,6 +49,7 @@ pub(crate) struct Writer {
     backend: Option<Backend>,
     hostname: Arc<str>,
     event_exchange: String,
+    metrics: Metrics,
 }
 
 impl Outbox {
@@ -105,6 +108,7 @@ impl Writer {
         backend: Option<Backend>,
         hostname: Arc<str>,
         event_exchange: String,
+        metrics: Metrics,
     ) -> (Outbox, Self) {
         let (sender, queue) = mpsc::unbounded_channel();
         let backlog = Arc::new(AtomicUsize::new(0));
@@ -119,6 +123,7 @@ impl Writer {
             backend,
             hostname,
             event_exchange,
+            metrics,
         };
         (outbox, writer)
     }
@@ -134,7 +139,9 @@ impl Writer {
                     Err(_) => break,
                 }
             }
+            let began = clock::instant();
             self.flush(&mut batch).await;
+            self.metrics.flushed(clock::instant().saturating_duration_since(began));
             self.backlog.fetch_sub(batch.size, Ordering::Relaxed);
             for done in batch.flushed {
                 let _ = done.send(());
