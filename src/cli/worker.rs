@@ -180,15 +180,14 @@ fn start(
             Signals::listen(stop.clone()).map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let worker = Worker::connect(options, registry).await;
         let worker = worker.map_err(world)?;
-        let watch = worker.watch();
-        let listener = match &metrics_addr {
-            Some(address) => Some(metrics::listen(address).await.map_err(world)?),
+        let watched = match &metrics_addr {
+            Some(address) => Some((metrics::listen(address).await.map_err(world)?, worker.watch())),
             None => None,
         };
         eprintln!("orchestra-worker: ready");
-        let exit = match listener {
+        let exit = match watched {
             None => worker.run(stop).await,
-            Some(listener) => tokio::select! {
+            Some((listener, watch)) => tokio::select! {
                 exit = worker.run(stop) => exit,
                 () = metrics::serve(listener, watch) => Exit::Cold,
             },

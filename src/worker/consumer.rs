@@ -501,7 +501,7 @@ impl Consumer {
     }
 
     fn note_numbers(&self) {
-        let now = self.metrics.now();
+        let Some(now) = self.metrics.now() else { return };
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         now.running.set(number(self.running));
         now.reserved.set(number(self.reserved.len()));

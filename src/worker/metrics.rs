@@ -1,7 +1,7 @@
 //! Numbers about a worker, for Prometheus, and whether it is well.
 //!
 //! The consumer loop and the writer note them where things happen; whoever asks reads them beside the loop, which never
-//! waits for it. Names of tasks are those that are registered, so that nobody from outside can make up series.
+//! waits for it. Nothing is noted while nobody watches. Names of tasks are those that are registered, so that nobody from outside can make up series.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,6 +49,7 @@ struct Counts {
     born: Instant,
     sign: AtomicU64,
     stops: AtomicBool,
+    watched: AtomicBool,
 }
 
 /// What is so at the moment.
@@ -125,12 +126,25 @@ impl Default for Metrics {
             born: clock::instant(),
             sign: AtomicU64::new(0),
             stops: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
         }))
     }
 }
 
 impl Metrics {
+    /// Counts from now on.
+    pub(crate) fn watch(&self) {
+        self.0.watched.store(true, Ordering::Relaxed);
+    }
+
+    fn is_watched(&self) -> bool {
+        self.0.watched.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn happened(&self, task: &str, happening: &Happening) {
+        if !self.is_watched() {
+            return;
+        }
         let state = match happening {
             Happening::Received => "received",
             Happening::Started => "started",
@@ -146,6 +160,9 @@ impl Metrics {
     }
 
     pub(crate) fn ran(&self, task: &str, long: Duration) {
+        if !self.is_watched() {
+            return;
+        }
         let task = task.to_owned();
         self.0
             .runtime
@@ -154,6 +171,9 @@ impl Metrics {
     }
 
     pub(crate) fn waited(&self, task: &str, long: Duration) {
+        if !self.is_watched() {
+            return;
+        }
         let task = task.to_owned();
         self.0
             .waited
@@ -173,8 +193,9 @@ impl Metrics {
         self.0.reconnects.inc();
     }
 
-    pub(crate) fn now(&self) -> &Gauges {
-        &self.0.now
+    /// What is so at the moment, if somebody wants to know.
+    pub(crate) fn now(&self) -> Option<&Gauges> {
+        self.is_watched().then_some(&self.0.now)
     }
 
     /// The loop goes round.
@@ -247,6 +268,8 @@ mod tests {
     #[test]
     fn what_happens_is_counted() {
         let metrics = Metrics::default();
+        metrics.ran("before", Duration::from_millis(20));
+        metrics.watch();
         metrics.happened("a\"b", &Happening::Received);
         metrics.happened("a\"b", &Happening::Received);
         metrics.ran("t", Duration::from_millis(20));
@@ -260,6 +283,7 @@ mod tests {
             text.contains("orchestra_task_runtime_seconds_count{task=\"t\"} 1"),
             "{text}"
         );
+        assert!(!text.contains("before"), "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Mingle {
     pub hostname: String,
     pub namespace: String,
     pub orders: mpsc::Sender<Order>,
+    /// Without it the connection is watched all the same: monitors are told when it is there again.
+    pub asks: bool,
     /// Told when the first round is over.
     pub done: oneshot::Sender<()>,
 }
@@ -50,6 +52,7 @@ impl Mingle {
             hostname,
             namespace,
             orders,
+            asks,
             done,
         } = self;
         let round = Round {
@@ -59,7 +62,9 @@ impl Mingle {
             orders: &orders,
         };
         let mut epoch = broker.epoch();
-        round.run().await;
+        if asks {
+            round.run().await;
+        }
         // Nobody waits for it when the worker is about to stop.
         let _ = done.send(());
         while !orders.is_closed() {
@@ -70,7 +75,9 @@ impl Mingle {
                 if orders.send(Order::Reconnected).await.is_err() {
                     return;
                 }
-                round.run().await;
+                if asks {
+                    round.run().await;
+                }
             }
         }
     }

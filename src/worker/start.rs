@@ -106,8 +106,9 @@ impl Worker {
         })
     }
 
-    /// Watches it from beside it, while it runs and before.
+    /// Watches it from beside it; what happens is counted from now on.
     pub fn watch(&self) -> Watch {
+        self.metrics.watch();
         Watch {
             metrics: self.metrics.clone(),
             broker: self.broker.clone(),
@@ -170,13 +171,13 @@ impl Worker {
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         let (mingled, is_mingled) = oneshot::channel();
-        let listens = options.remote_control && listen(&broker, &options, &orders_to).await;
-        if listens && options.mingle {
+        if options.remote_control && listen(&broker, &options, &orders_to).await {
             let mingle = Mingle {
                 broker: broker.clone(),
                 hostname: options.hostname.clone(),
                 namespace: options.control_exchange.clone(),
                 orders: orders_to,
+                asks: options.mingle,
                 done: mingled,
             };
             spawn(ServiceKind::Mingle, mingle.run());
