@@ -83,7 +83,11 @@ impl Task for Fail {
     type Output = ();
 
     async fn run(self, (): (), _: Context) -> Result<(), Failure> {
-        Err(Failure::value_error(orchestra::wire::repr(&self.reason)))
+        let reason = match self.reason {
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        Err(Failure::value_error(reason))
     }
 }
 

@@ -109,6 +109,8 @@ settings! {
     worker_pool_restarts: bool = "false",
     /// Keep what was revoked in this file, across restarts (`--statedb`).
     worker_state_db: PathBuf = "none",
+    /// Address of an HTTP server for `/metrics` (Prometheus), `/healthz` and `/readyz`; `:PORT` is this machine only (`--metrics-addr`).
+    worker_metrics_addr: String = "none",
     /// Hard time limit of tasks that have none, in seconds.
     task_time_limit: Seconds = "none",
     /// Soft time limit of tasks that have none, in seconds.
@@ -419,6 +421,11 @@ impl Settings {
                     .map_err(|error| format!("result backend: {error}"))
             }
         }
+    }
+
+    /// `worker_metrics_addr`.
+    pub fn metrics_addr(&self) -> Option<String> {
+        self.given.worker_metrics_addr.clone()
     }
 
     /// Where `task-sent` events go, if they are wanted.

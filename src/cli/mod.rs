@@ -6,6 +6,7 @@ mod config;
 mod doctor;
 mod inspect;
 mod log;
+mod metrics;
 mod nodename;
 mod program;
 mod schedule;

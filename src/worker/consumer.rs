@@ -20,6 +20,7 @@ use super::follow::{ErrbackCall, Fallout};
 use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
 use super::keeper::Keeper;
+use super::metrics::Metrics;
 use super::pool::{Ended, Pool};
 use super::rate_limit::RateLimits;
 use super::request::{Delivery, Done, Effect, Happening, Input, Request, RunId, State};
@@ -55,6 +56,8 @@ pub(crate) struct Active {
     pub has_place: bool,
     #[expect(dead_code, reason = "held, never read: dropping it gives the room back")]
     pub share: Share,
+    /// When it came.
+    pub since: Instant,
 }
 
 /// What the loop listens to.
@@ -85,6 +88,7 @@ pub(crate) struct Consumer {
     pub revoked: Revoked,
     pub gossip: Gossip,
     pub panel: Panel,
+    pub metrics: Metrics,
     pub autoscaler: Option<Autoscaler>,
     pub state_db: Option<StateDb>,
     pub totals: HashMap<Arc<str>, u64>,
@@ -217,6 +221,7 @@ impl Consumer {
                 eta: None,
                 has_place: false,
                 share,
+                since: clock::instant(),
             },
         );
         key
@@ -224,6 +229,7 @@ impl Consumer {
 
     fn refuse(&mut self, delivery: Delivery, raw: Bytes, refusal: Refusal) {
         let queue = delivery.queue.clone();
+        self.metrics.refused();
         error!(queue.name = %queue, "a message in queue {queue:?} was refused: {}", refusal.reason);
         if let Some(Failed {
             headers,
@@ -275,6 +281,9 @@ impl Consumer {
 
     fn on_ended(&mut self, ended: Ended) {
         self.running -= 1;
+        if let Some(active) = self.active.get(&ended.key) {
+            self.metrics.ran(&active.request.entry.name, ended.runtime);
+        }
         if let Some(outcome) = ended.outcome {
             let input = Input::Ended {
                 run: ended.run,
@@ -408,6 +417,7 @@ impl Consumer {
         if phase <= self.phase {
             return;
         }
+        self.metrics.stops();
         if self.phase == Phase::Run {
             // First of all, so that monitors do not send work this way (P-167).
             self.worker_event("worker-offline");
@@ -580,6 +590,8 @@ impl Consumer {
         if let Some(active) = self.active.get_mut(&key) {
             active.context = Some(context.clone());
             active.started = Some(clock::now());
+            let waited = now.saturating_duration_since(active.since);
+            self.metrics.waited(&request.entry.name, waited);
         }
         let revoked = self.revoked.covers(&request.id, headers);
         self.step(
@@ -625,6 +637,18 @@ impl Consumer {
                 .push(Out::Backend(crate::backend::Write::Stream { id, entries }));
         }
         self.outbox.send(std::mem::take(&mut self.out));
+        self.note_numbers();
+    }
+
+    fn note_numbers(&self) {
+        let Some(now) = self.metrics.now() else { return };
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        now.running.set(number(self.running));
+        now.reserved.set(number(self.reserved.len()));
+        now.held.set(number(self.active.len()));
+        now.places.set(number(self.pool.size()));
+        now.prefetch.set(number(self.prefetch));
+        now.writes.set(number(self.outbox.backlog()));
     }
 }
 

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::Options;
 use super::events::{Events, result_repr};
+use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::canvas::ResultNode;
@@ -34,10 +35,11 @@ pub(crate) struct Scribe {
     pub inline_errbacks: HashSet<Arc<str>>,
     /// Tell monitors of retries that are sent.
     pub sent_events: bool,
+    metrics: Metrics,
 }
 
 impl Scribe {
-    pub(crate) fn new(options: &Options, registry: &Registry, reply_to: &str) -> Self {
+    pub(crate) fn new(options: &Options, registry: &Registry, reply_to: &str, metrics: Metrics) -> Self {
         let inline = registry.entries().filter(|entry| entry.options.errback_inline);
         Self {
             reply_to: reply_to.to_owned(),
@@ -49,6 +51,7 @@ impl Scribe {
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
             sent_events: options.sent_events,
+            metrics,
             origin: format!(
                 "gen{}@{}",
                 std::process::id(),
@@ -108,6 +111,7 @@ impl Scribe {
                     out.extend(sent);
                 }
                 Effect::Emit(happening) => {
+                    self.metrics.happened(&request.entry.name, &happening);
                     log(&happening, request, shown.as_deref());
                     out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
                 }

@@ -40,6 +40,8 @@ pub(crate) struct Mingle {
     /// Serializers of the answers that are read.
     pub accept: Accept,
     pub orders: mpsc::Sender<Order>,
+    /// Without it the connection is watched all the same: monitors are told when it is there again.
+    pub asks: bool,
     /// Told when the first round is over.
     pub done: oneshot::Sender<()>,
 }
@@ -53,6 +55,7 @@ impl Mingle {
             namespace,
             accept,
             orders,
+            asks,
             done,
         } = self;
         let round = Round {
@@ -63,7 +66,9 @@ impl Mingle {
             orders: &orders,
         };
         let mut epoch = broker.epoch();
-        round.run().await;
+        if asks {
+            round.run().await;
+        }
         // Nobody waits for it when the worker is about to stop.
         let _ = done.send(());
         while !orders.is_closed() {
@@ -74,7 +79,9 @@ impl Mingle {
                 if orders.send(Order::Reconnected).await.is_err() {
                     return;
                 }
-                round.run().await;
+                if asks {
+                    round.run().await;
+                }
             }
         }
     }

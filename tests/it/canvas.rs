@@ -42,7 +42,7 @@ fn p_116_to_p_123_chains_groups_and_callbacks() {
     let _worker = Worker::start_program("workflow", &redis, &["-c", "2"], &[]);
     python_says(
         &redis,
-        r"
+        r#"
 result = chain(s('add', 1, 2), s('add', 3), s('add', 4))()
 assert value(result) == 10 and value(result.parent) == 6 and value(result.parent.parent) == 3
 first = result.parent.parent
@@ -67,10 +67,10 @@ assert value(AsyncResult('told', app=app)) == result.parent.id
 result = s('fail', 'no').apply_async(link_error=s('apology'))
 assert type(raised(result)) is ValueError
 sorry = AsyncResult('sorry-' + result.id, app=app)
-assert value(sorry) == '\"flow.fail\" said \"\'no\'\"', value(sorry)
+assert value(sorry) == '"flow.fail" said "no"', value(sorry)
 # A task that nobody knows fails what waits for it.
 assert 'unknown' in repr(raised(chain(s('unknown'), s('add', 1))()))
-",
+"#,
     );
 }
 
@@ -80,7 +80,7 @@ fn p_126_to_p_142_chords_replacement_and_built_in_tasks() {
     let _worker = Worker::start_program("workflow", &redis, &["-c", "4"], &[]);
     python_says(
         &redis,
-        r"
+        r#"
 import redis
 store = redis.Redis.from_url(sys.argv[1])
 assert value(chord([s('add', n, 1) for n in range(50)])(s('sum'))) == 1275
@@ -97,7 +97,7 @@ result = chord([s('add', 1, 1), s('fail', 'why').set(task_id='member')])(s('sum'
 error = raised(result)
 assert type(error) is ValueError, repr(error)
 until('the body failed', lambda: result.state == states.FAILURE)
-assert type(result.result) is ChordError and str(result.result) == '''Dependency member raised ValueError(\"'why'\")''', repr(result.result)
+assert type(result.result) is ChordError and str(result.result) == "Dependency member raised ValueError('why')", repr(result.result)
 assert value(AsyncResult('told', app=app)) == 'body'
 # Both members of a body that is a group fail with the reason itself.
 result = chord([s('fail', 'why')])(group(s('add', 1), s('add', 2)))
@@ -116,7 +116,7 @@ assert sorted(value(chord([s('grow', 3), s('add', 5, 5)])(s('note')))) == [0, 1,
 assert value(s('add').starmap([(1, 1), (2, 2)]).apply_async()) == [2, 4]
 assert value(s('note').map([1, 'x', None]).apply_async()) == [1, 'x', None]
 assert value(s('add').chunks([(n, n) for n in range(10)], 4).group()()) == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18]]
-",
+"#,
     );
 }
 
@@ -165,7 +165,7 @@ fn p_128_a_chord_is_counted_together_with_a_python_worker() {
     let _stock = Process::from(stock.spawn().unwrap());
     python_says(
         &redis,
-        r"
+        r#"
 until('the stock worker is there', lambda: app.send_task('python.double', (2,), queue='stock').get(timeout=20) == 4)
 for _ in range(20):
     # Members on either, and on whoever is quicker; the body on the one and on the other.
@@ -174,7 +174,7 @@ for _ in range(20):
     members = [app.signature('python.double', (n,), queue='stock') for n in range(3)] + [s('add', 1, 1).set(queue='ours')]
     assert value(chord(members)(s('note').set(queue='ours'))) == [0, 2, 4, 2]
     assert value(chain(s('add', 1, 1).set(queue='stock'), s('add', 1).set(queue='ours'), app.signature('python.double', queue='stock'))()) == 6
-",
+"#,
     );
 }
 
@@ -189,11 +189,11 @@ async fn no_chord_is_lost_with_a_killed_worker() {
     let client = std::thread::spawn(move || {
         let program = format!(
             "{HEAD}{}",
-            r"
+            r#"
 results = [chord([s('careful', 20, n) for n in range(8)])(s('sum')) for _ in range(25)]
 assert [r.get(timeout=120) for r in results] == [28] * 25
 print('all good')
-"
+"#
         );
         run_python(&program, &url)
     });
@@ -202,7 +202,10 @@ print('all good')
         worker.kill();
         worker = start();
     }
-    assert_eq!(tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap(), "all good\n");
+    assert_eq!(
+        tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap(),
+        "all good\n"
+    );
     until("nothing is held", async || {
         redis.length("HLEN", "unacked") == 0 && redis.length("LLEN", "celery") == 0
     })

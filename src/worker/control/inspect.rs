@@ -1,17 +1,19 @@
 //! Commands that only ask (protocol 7.6 to 7.10).
 
 use serde_json::{Map, Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::request_info::request_info;
 use super::{Answer, Arguments, ok};
 use crate::clock;
 use crate::task;
-use crate::worker::consumer::{Active, Consumer};
+use crate::worker::consumer::{Active, Consumer, Key};
 use crate::worker::events::{IDENT, VERSION};
 use crate::worker::facts;
 use crate::worker::request::{Hold, State};
 
+/// Requests in one answer: a million of them that wait for their ETA would keep the loop, and Redis, for seconds.
+const SHOWN: usize = 10_000;
 /// Samples of memory that are remembered.
 const SAMPLES: usize = 1000;
 
@@ -52,17 +54,24 @@ impl Consumer {
     }
 
     fn list(&self, safe: bool, wanted: impl Fn(&Active) -> bool) -> Value {
-        self.active
-            .values()
-            .filter(|active| wanted(active))
+        self.shown(wanted)
             .map(|active| request_info(active, &self.options.hostname, safe))
             .collect()
     }
 
+    /// The oldest requests of a kind, as many as go into an answer.
+    fn shown(&self, wanted: impl Fn(&Active) -> bool) -> impl Iterator<Item = &Active> {
+        let mut found: Vec<(&Key, &Active)> = self.active.iter().filter(|(_, active)| wanted(active)).collect();
+        if found.len() > SHOWN {
+            warn!("{} tasks are asked for; the answer has the first {SHOWN}", found.len());
+        }
+        found.sort_unstable_by_key(|(key, _)| **key);
+        found.truncate(SHOWN);
+        found.into_iter().map(|(_, active)| active)
+    }
+
     fn scheduled(&self) -> Value {
-        self.active
-            .values()
-            .filter(|active| matches!(active.state, State::Held { why: Hold::Eta, .. }))
+        self.shown(|active| matches!(active.state, State::Held { why: Hold::Eta, .. }))
             .map(|active| {
                 json!({
                     "eta": active.eta.map(clock::iso),
