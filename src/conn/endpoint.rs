@@ -210,8 +210,9 @@ impl Endpoint {
             && self.sentinels == other.sentinels
     }
 
-    /// What makes a connection. Certificates are read, and Sentinels asked, each time: both change while we run.
-    pub(super) async fn client(&self, options: &LinkOptions) -> Result<Client, Error> {
+    /// What makes a connection, to another node of its cluster if one is named. Certificates are read, and Sentinels
+    /// asked, each time: both change while we run.
+    pub(super) async fn client(&self, node: Option<&(String, u16)>, options: &LinkOptions) -> Result<Client, Error> {
         let tcp = self
             .info
             .tcp_settings()
@@ -221,6 +222,17 @@ impl Endpoint {
         let mut info = self.info.clone().set_tcp_settings(tcp);
         if let Some(sentinels) = &self.sentinels {
             info = info.set_addr(sentinels.find(options.connect_timeout).await?);
+        }
+        if let Some((name, at)) = node {
+            let mut addr = info.addr().clone();
+            if let ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } = &mut addr {
+                // A node that does not know its own name means the one that was asked.
+                if !name.is_empty() {
+                    host.clone_from(name);
+                }
+                *port = *at;
+            }
+            info = info.set_addr(addr);
         }
         let client = match self.certificates.load()? {
             None => Client::open(info),

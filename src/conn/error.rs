@@ -17,7 +17,7 @@ pub enum Error {
 }
 
 /// Replies that mean "not now" or "not me": wait, and ask again on a new connection.
-const TRANSIENT: [&str; 14] = [
+const TRANSIENT: [&str; 16] = [
     "LOADING",
     "READONLY",
     "UNBLOCKED",
@@ -30,6 +30,8 @@ const TRANSIENT: [&str; 14] = [
     "MISCONF",
     "CLUSTERDOWN",
     "TRYAGAIN",
+    "MOVED",
+    "ASK",
     "EXECABORT",
     "NOREPLICAS",
 ];

@@ -13,6 +13,7 @@
 
 mod ai;
 mod cli;
+mod cluster;
 mod contract;
 mod errors;
 mod examples;

@@ -184,7 +184,7 @@ fn wrong_credentials_are_explained() {
 
 /// A master, a replica and three Sentinels; the master is killed while tasks flow.
 #[tokio::test(flavor = "multi_thread")]
-async fn p_047_sentinels_and_a_failover() {
+async fn p_046_sentinels_and_a_failover() {
     let master = Redis::start();
     let replica = Redis::start_with(&[&["--replicaof", "127.0.0.1", &master.port.to_string()]]);
     until("it is a replica", async || {
