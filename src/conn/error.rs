@@ -83,6 +83,10 @@ impl Error {
                 "there is no such database".to_owned(),
                 "check the number at the end of the URL",
             ),
+            _ if text.contains("certificate") => (
+                text,
+                "name its authority with ssl_ca_certs, our own with ssl_certfile and ssl_keyfile",
+            ),
             _ if error.is_timeout() => (
                 "no answer within the time limit".to_owned(),
                 "is it Redis, and does it want TLS (rediss://)?",
