@@ -95,8 +95,8 @@ settings! {
     worker_concurrency: usize = "number of CPUs",
     /// Messages held per place to run; 0 is without bound.
     worker_prefetch_multiplier: u32 = "4",
-    /// Memory that held messages may take, in bytes; those that wait for their ETA count.
-    worker_prefetch_bytes: usize = "268435456",
+    /// Memory that held messages may take, in bytes; those that wait for their ETA count. With none left no more are taken.
+    worker_prefetch_bytes: usize = "1073741824",
     /// Send task events from the start (`-E`).
     worker_send_task_events: bool = "false",
     /// Tell monitors of every task that is sent, by this worker or the `orchestra` program.

@@ -35,7 +35,7 @@ use crate::backend::Part;
 use crate::broker::{self, Tag};
 use crate::canvas::{Parent, ResultNode};
 use crate::client::Client;
-use crate::clock::{self, Instant, Timestamp};
+use crate::clock::{self, Clocks, Instant, Timestamp};
 use crate::task::{Context, Details, Note, Notes, Registry};
 use crate::wire::Json;
 
@@ -44,6 +44,8 @@ pub(crate) type Key = u64;
 
 /// How many inputs of one kind are taken before the others get their turn.
 const TURN: usize = 256;
+/// How often to look whether the clock was set.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A request with its state.
 pub(crate) struct Active {
@@ -118,6 +120,8 @@ impl Consumer {
         let mut heartbeat = every(self.options.heartbeat.unwrap_or(Duration::from_secs(3600)));
         let mut round = every(Gossip::PAUSE);
         let mut lease = every(Keeper::pause(self.options.broker_options.visibility_timeout));
+        let mut look = every(LOOK);
+        let mut clocks = Clocks::new(clock::now(), clock::instant());
         let (mut fetched, mut ends) = (Vec::with_capacity(TURN), Vec::with_capacity(TURN));
         self.worker_event("worker-online");
         self.send();
@@ -143,6 +147,9 @@ impl Consumer {
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
                 _ = lease.tick() => self.on_lease(),
                 _ = round.tick() => self.on_round(),
+                _ = look.tick() => if clocks.went_apart(clock::now(), clock::instant()) {
+                    self.on_clock_set();
+                },
                 Ok(()) = inputs.stop.changed() => {
                     let phase = *inputs.stop.borrow_and_update();
                     self.on_stop(phase);
@@ -397,6 +404,19 @@ impl Consumer {
             }
             let revoked = self.is_revoked(key);
             self.step(key, Input::Due { revoked });
+        }
+    }
+
+    /// The time until an ETA was counted by a clock that has been set since.
+    fn on_clock_set(&mut self) {
+        warn!("the clock of this machine was set, or the machine slept; ETAs are counted anew");
+        let waiting: Vec<(Key, Timestamp)> = self
+            .active
+            .iter()
+            .filter_map(|(key, active)| Some((*key, active.eta?)))
+            .collect();
+        for (key, eta) in waiting {
+            self.wait(key, eta);
         }
     }
 

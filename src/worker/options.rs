@@ -98,7 +98,7 @@ impl Options {
             hostname: hostname.into(),
             concurrency: std::thread::available_parallelism().map_or(1, Into::into),
             prefetch_multiplier: 4,
-            prefetch_bytes: 256 << 20,
+            prefetch_bytes: 1 << 30,
             queues: vec!["celery".into()],
             default_queue: "celery".into(),
             task_events: false,

@@ -84,14 +84,14 @@ fn p_126_to_p_142_chords_replacement_and_built_in_tasks() {
 import redis
 store = redis.Redis.from_url(sys.argv[1])
 assert value(chord([s('add', n, 1) for n in range(50)])(s('sum'))) == 1275
+# Nothing of a chord is left behind but the note that it is done.
+until('only that is left', lambda: {key.rsplit(b'.', 1)[-1] for key in store.keys('celery-taskset-meta-*.*')} <= {b'c'})
 assert value(chord([], body=s('sum')).apply_async()) == 0
 # Chords in chains in groups, in order.
 nested = chain(s('add', 0, 1), group(s('add', 1), chain(s('add', 2), group(s('add', 3), s('add', 4)))), s('note'))
 assert value(nested()) == [2, [6, 7]], value(nested())
 inner = chord([s('add', 1, 1), s('add', 2, 2)], s('sum'))
 assert value(chord([inner, s('add', 4, 4)], s('note'))()) == [6, 8]
-# Nothing of a chord is left behind but the note that it is done.
-until('only that is left', lambda: {key.rsplit(b'.', 1)[-1] for key in store.keys('celery-taskset-meta-*.*')} <= {b'c'})
 # A failed member fails the body, with the reason.
 result = chord([s('add', 1, 1), s('fail', 'why').set(task_id='member')])(s('sum').set(task_id='body').on_error(s('note').set(task_id='told')))
 error = raised(result)
@@ -113,9 +113,10 @@ assert value(s('triple', 4).apply_async()) == [4, 4, 4]
 assert value(chain(s('triple', 4), s('sum'), s('add', 1))()) == 13
 assert value(chord([s('triple', 1), s('add', 1, 1)])(s('note'))) == [[1, 1, 1], 2]
 assert sorted(value(chord([s('grow', 3), s('add', 5, 5)])(s('note')))) == [0, 1, 2, 3, 10]
-assert value(s('add').starmap([(1, 1), (2, 2)]).apply_async()) == [2, 4]
-assert value(s('note').map([1, 'x', None]).apply_async()) == [1, 'x', None]
-assert value(s('add').chunks([(n, n) for n in range(10)], 4).group()()) == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18]]
+from celery.canvas import chunks, xmap, xstarmap
+assert value(xstarmap(s('add'), [(1, 1), (2, 2)], app=app).apply_async()) == [2, 4]
+assert value(xmap(s('note'), [1, 'x', None], app=app).apply_async()) == [1, 'x', None]
+assert value(chunks(s('add'), [(n, n) for n in range(10)], 4, app=app).group()()) == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18]]
 "#,
     );
 }
@@ -199,7 +200,7 @@ print('all good')
     });
     for round in 0..8 {
         tokio::time::sleep(std::time::Duration::from_millis(150 + 90 * round)).await;
-        worker.kill();
+        worker.process.kill();
         worker = start();
     }
     assert_eq!(

@@ -15,6 +15,7 @@ mod ai;
 mod beat;
 mod canvas;
 mod cli;
+mod cluster;
 mod contract;
 mod control;
 mod errors;

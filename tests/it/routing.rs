@@ -15,7 +15,7 @@ def declare(*queues):
 
 /// The second and third try are published by our worker: they must go where the first came from.
 #[test]
-fn p_016_retries_go_through_the_binding_table_of_their_exchange() {
+fn p_017_p_018_retries_go_through_the_binding_table_of_their_exchange() {
     let redis = Redis::start();
     let worker = Worker::start(&redis, &["-Q", "jobs,topics"]);
     let program = HEAD.to_owned()
@@ -81,7 +81,7 @@ assert 300 < count < 2700, count
 
 /// Priorities before queues, steps as the settings say, in both libraries' messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn p_003_p_004_priorities_come_before_queues() {
+async fn p_004_p_005_priorities_come_before_queues() {
     let redis = Redis::start();
     let program = HEAD.to_owned()
         + "
