@@ -2,6 +2,7 @@
 
 mod children;
 mod config;
+mod control;
 mod doctor;
 mod inspect;
 mod log;
