@@ -3,6 +3,7 @@
 mod beat;
 mod children;
 mod config;
+mod control;
 mod doctor;
 mod inspect;
 mod log;
