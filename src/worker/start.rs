@@ -190,6 +190,7 @@ impl Worker {
                 hostname: options.hostname.clone(),
                 namespace: options.control_exchange.clone(),
                 accept: options.accept.clone(),
+                signer: options.signer.clone(),
                 orders: orders_to,
                 asks: options.mingle,
                 done: mingled,
