@@ -123,6 +123,8 @@ struct Shared {
     waiting: Waiting,
     setup: Mutex<Setup>,
     woken: Arc<Notify>,
+    /// Ends the pause before the next try to connect.
+    hurry: Arc<Notify>,
     /// The link that hears pub/sub; it is made when somebody subscribes.
     ears: OnceCell<Link>,
     pushes: mpsc::Sender<Push>,
@@ -167,6 +169,7 @@ impl Link {
             waiting: Waiting::default(),
             setup: Mutex::default(),
             woken: Arc::new(Notify::new()),
+            hurry: Arc::default(),
             ears: OnceCell::new(),
             pushes,
             unread: Mutex::new(unread),
@@ -621,10 +624,15 @@ async fn supervise(shared: Weak<Shared>) {
                             gone.as_secs_f64()
                         );
                         strong.woken.notify_one();
+                        // Whoever is asked to listen again does so at once: what is said meanwhile is not heard.
+                        if let Some(ears) = strong.ears.get() {
+                            ears.shared.hurry.notify_one();
+                        }
                         break;
                     }
+                    let hurry = strong.hurry.clone();
                     drop(strong);
-                    tokio::time::sleep(backoff.pause()).await;
+                    let _ = tokio::time::timeout(backoff.pause(), hurry.notified()).await;
                 }
             }
         }

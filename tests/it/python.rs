@@ -55,7 +55,7 @@ began = time.time()
 assert app.send_task('hello.add', (1,), countdown=1).get(timeout=20) == 1
 assert time.time() - began >= 1
 assert type(raised(app.send_task('hello.add', (1,), expires=-1))) is TaskRevokedError
-assert group(add(n, 1) for n in range(5)).apply_async().get(timeout=20) == [1, 2, 3, 4, 5]
+assert group(app.signature('hello.add', (n, 1)) for n in range(5)).apply_async().get(timeout=20) == [1, 2, 3, 4, 5]
 result = app.send_task('hello.add', (1,))
 result.get(timeout=20)
 result.forget()
