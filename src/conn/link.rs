@@ -496,7 +496,7 @@ impl Shared {
         self.hear();
         match push.kind {
             PushKind::Invalidate => self.woken.notify_one(),
-            PushKind::Message => {
+            PushKind::Message | PushKind::PMessage => {
                 let mut parts = push.data.into_iter().rev();
                 let (Some(payload), Some(channel)) = (parts.next(), parts.next()) else {
                     return;

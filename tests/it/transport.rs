@@ -152,11 +152,15 @@ async fn an_acl_user_with_no_more_than_the_documented_rights() {
     first.wait_for_log("ready");
     let program = "
 import sys
-from celery import Celery
+from celery import Celery, chord
 app = Celery(broker=sys.argv[1], backend=sys.argv[1])
 assert app.send_task('hello.add', (1, 2)).get(timeout=30) == 3
 assert app.send_task('hello.flaky', (1,)).get(timeout=30) == 1
 assert app.control.ping(timeout=2)
+add = lambda *args: app.signature('hello.add', args)
+body = app.signature('hello.nap', kwargs={'n': 7}).set(link_error=add(1))
+error = chord([add(1, 2), add(3, 4)])(body).get(timeout=30, propagate=False)
+assert 'invalid type' in str(error), error
 app.send_task('hello.sleep', (60,)).revoke(terminate=True)
 app.connection_for_write().default_channel.client.lpush('celery', 'garbage')
 ";
