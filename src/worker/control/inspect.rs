@@ -191,6 +191,13 @@ impl Consumer {
 
     fn conf(&self, with_defaults: bool) -> Value {
         let mut conf = Map::new();
+        // What monitors of Celery look for in every worker, and what is so here.
+        if let Value::Object(common) = json!({
+            "enable_utc": true, "timezone": "UTC", "include": [], "deprecated_settings": null, "broker_heartbeat": 0,
+            "worker_hijack_root_logger": true, "worker_log_color": false,
+        }) {
+            conf.extend(common);
+        }
         if with_defaults {
             conf.extend(self.options.conf_defaults.clone());
         }
@@ -204,7 +211,7 @@ impl Consumer {
         let results = self.options.backend.as_ref();
         let results = results.map_or_else(|| "disabled".to_owned(), ToString::to_string);
         let mut report = format!(
-            "\nsoftware -> {IDENT}:{VERSION} (rust)\n\
+            "\nsoftware -> celery:5.7 (its protocol) {IDENT}:{VERSION} rust\n\
              platform -> system:{system} arch:{arch}\n            kernel version:{kernel}\n\
              loader   -> {IDENT}\n\
              settings -> transport:redis results:{results}\n\n",
