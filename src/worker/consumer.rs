@@ -158,22 +158,31 @@ impl Consumer {
             self.autoscale();
             self.start_reserved();
             self.send();
-            if self.phase != Phase::Run && self.drained && self.active.is_empty() && self.joining.is_empty() {
+            if self.phase != Phase::Run && self.drained && self.active.is_empty() {
                 break;
             }
         }
-        self.say_goodbye().await
+        self.say_goodbye(&mut inputs.joined).await
     }
 
     /// Everything is accounted for; what was decided still has to reach Redis.
-    async fn say_goodbye(mut self) -> Exit {
+    async fn say_goodbye(mut self, joined: &mut mpsc::UnboundedReceiver<Joined>) -> Exit {
         let saving = self.save_state();
         let patience = if self.phase == Phase::Cold {
             Duration::from_secs(2)
         } else {
             Duration::from_secs(10)
         };
-        if tokio::time::timeout(patience, self.outbox.flushed()).await.is_err() {
+        let accounted = async {
+            while !self.joining.is_empty()
+                && let Some(joined) = joined.recv().await
+            {
+                self.on_joined(joined);
+                self.send();
+            }
+            self.outbox.flushed().await;
+        };
+        if tokio::time::timeout(patience, accounted).await.is_err() {
             warn!(
                 "Redis cannot be reached: {} writes are lost; messages that were not acknowledged run again elsewhere",
                 self.outbox.backlog()

@@ -3,6 +3,9 @@
 
 use std::process::{Command, Stdio};
 
+use orchestra::canvas::chord;
+use orchestra::client::Signature;
+
 use crate::support::{Folder, Process, Redis, Worker, program, python, run_python, until};
 
 const HEAD: &str = "
@@ -212,5 +215,20 @@ print('all good')
     })
     .await;
     assert_eq!(redis.length("LLEN", "celery.dead"), 0);
+    assert_eq!(worker.stop(), Some(0), "{}", worker.log());
+}
+
+/// A member whose count cannot be told to Redis does not keep the worker from stopping.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_counts_can_be_stopped_without_redis() {
+    let mut redis = Redis::start();
+    let mut worker = Worker::start_program("workflow", &redis, &["-c", "1"], &[]);
+    let careful = |ms: u64| Signature::new("flow.careful").arg(ms).arg(1);
+    let client = redis.client().await;
+    let steps = chord([careful(1500)], Signature::new("flow.sum"));
+    client.apply(steps).await.unwrap();
+    until("it runs", async || redis.length("HLEN", "unacked") == 1).await;
+    redis.stop();
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     assert_eq!(worker.stop(), Some(0), "{}", worker.log());
 }
