@@ -125,6 +125,10 @@ settings! {
     task_ignore_result: bool = "false",
     /// Store failures even where results are ignored.
     task_store_errors_even_if_ignored: bool = "false",
+    /// With late acks: a message that was delivered before is not run again when its task has a SUCCESS already.
+    worker_deduplicate_successful_tasks: bool = "false",
+    /// Where follow-ups go that name no queue.
+    task_default_queue: String = "celery",
     /// Seconds after which a result is deleted; 0 keeps it for ever.
     result_expires: Seconds = "86400",
     /// Store name, arguments, worker and queue of the task with its result.
@@ -511,6 +515,8 @@ impl Settings {
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
         options.result_extended = given.result_extended.unwrap_or(false);
+        options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
+        options.default_queue = given.task_default_queue.clone().unwrap_or(options.default_queue);
         options.pool_restarts = given.worker_pool_restarts.unwrap_or(false);
         options.state_db.clone_from(&given.worker_state_db);
         options.remote_control = given.worker_enable_remote_control.unwrap_or(true);

@@ -38,6 +38,8 @@ pub struct Options {
     pub soft_time_limit: Option<Duration>,
     /// Policy that overrides what tasks say.
     pub task_defaults: TaskDefaults,
+    /// A message that was delivered before is not run again when its task has a SUCCESS already.
+    pub deduplicate: bool,
     /// Store name, arguments, worker and queue with each result.
     pub result_extended: bool,
     /// Listen to `celery inspect` and `celery control`.
@@ -107,6 +109,7 @@ impl Options {
             time_limit: None,
             soft_time_limit: None,
             task_defaults: TaskDefaults::default(),
+            deduplicate: false,
             result_extended: false,
             remote_control: true,
             mingle: true,
