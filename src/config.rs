@@ -127,6 +127,8 @@ settings! {
     task_store_errors_even_if_ignored: bool = "false",
     /// With late acks: a message that was delivered before is not run again when its task has a SUCCESS already.
     worker_deduplicate_successful_tasks: bool = "false",
+    /// Queues by task name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`. For what tasks and the `orchestra` program send.
+    task_routes: BTreeMap<String, Route> = "{}",
     /// Where follow-ups go that name no queue.
     task_default_queue: String = "celery",
     /// Seconds after which a result is deleted; 0 keeps it for ever.
@@ -222,6 +224,28 @@ impl From<Seconds> for f64 {
 impl Seconds {
     fn positive(self) -> Option<Duration> {
         (!self.0.is_zero()).then_some(self.0)
+    }
+}
+
+/// Where tasks go: the name of a queue, or Celery's form of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+enum Route {
+    Queue(String),
+    Options(RouteOptions),
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RouteOptions {
+    queue: String,
+}
+
+impl Route {
+    fn queue(&self) -> &str {
+        match self {
+            Self::Queue(queue) | Self::Options(RouteOptions { queue }) => queue,
+        }
     }
 }
 
@@ -515,6 +539,7 @@ impl Settings {
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
         options.result_extended = given.result_extended.unwrap_or(false);
+        options.routes = self.routes();
         options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
         options.default_queue = given.task_default_queue.clone().unwrap_or(options.default_queue);
         options.pool_restarts = given.worker_pool_restarts.unwrap_or(false);
@@ -523,6 +548,12 @@ impl Settings {
         options.event_exchange = given.event_exchange.clone().unwrap_or(options.event_exchange);
         options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
         Ok(options)
+    }
+
+    /// Queues by task name.
+    pub fn routes(&self) -> wire::Routes {
+        let routes = self.given.task_routes.iter().flatten();
+        wire::Routes::new(routes.map(|(pattern, route)| (pattern.clone(), route.queue().to_owned())))
     }
 
     /// Whose signatures are believed, and what signs: the files that the settings name.

@@ -214,7 +214,7 @@ impl Common {
             }
         };
         let signer = settings.signer().map_err(usage)?;
-        let client = Client::new(broker, backend).signing(signer);
+        let client = Client::new(broker, backend).signing(signer).routed(settings.routes());
         Ok(match settings.sent_events() {
             Some(exchange) => client.with_sent_events(exchange),
             None => client,

@@ -15,7 +15,7 @@ use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::canvas::ResultNode;
 use crate::task::Registry;
-use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Security, State as Stored};
+use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, State as Stored};
 use crate::{backend, broker, clock};
 
 /// Turns effects into writes.
@@ -28,6 +28,7 @@ pub(crate) struct Scribe {
     pub reply_to: String,
     /// `task_default_queue`: where follow-ups go that do not say.
     pub queue: String,
+    pub routes: Routes,
     pub control_exchange: String,
     /// What signs follow-ups (`task_serializer = "auth"`).
     pub signer: Option<Arc<Security>>,
@@ -44,6 +45,7 @@ impl Scribe {
         Self {
             reply_to: reply_to.to_owned(),
             queue: options.default_queue.clone(),
+            routes: options.routes.clone(),
             control_exchange: options.control_exchange.clone(),
             signer: options.signer.clone(),
             inline_errbacks: inline.map(|entry| entry.name.clone()).collect(),

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::conn::Endpoint;
 use crate::task;
-use crate::wire::{Accept, Limits, Security};
+use crate::wire::{Accept, Limits, Routes, Security};
 use crate::{backend, broker};
 
 /// Everything a worker is told at start.
@@ -26,6 +26,8 @@ pub struct Options {
     pub queues: Vec<String>,
     /// Where follow-ups go that name no queue (`task_default_queue`).
     pub default_queue: String,
+    /// Queues of follow-ups, and of what tasks send, by task name (`task_routes`).
+    pub routes: Routes,
     /// Send task events from the start (`-E`); without it Flower switches them on.
     pub task_events: bool,
     /// Tell monitors of every task that this worker sends: retries, and what its tasks send.
@@ -103,6 +105,7 @@ impl Options {
             prefetch_bytes: 1 << 30,
             queues: vec!["celery".into()],
             default_queue: "celery".into(),
+            routes: Routes::default(),
             task_events: false,
             sent_events: false,
             heartbeat: Some(Duration::from_secs(2)),

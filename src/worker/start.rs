@@ -138,7 +138,9 @@ impl Worker {
         );
         let writing = spawn(ServiceKind::Writer, writer.run());
 
-        let mut client = Client::new(broker.clone(), backend.clone()).signing(options.signer.clone());
+        let mut client = Client::new(broker.clone(), backend.clone())
+            .signing(options.signer.clone())
+            .routed(options.routes.clone());
         if options.sent_events {
             client = client.with_sent_events(&options.event_exchange);
         }
