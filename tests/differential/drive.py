@@ -180,11 +180,20 @@ def batch(codes, idle, limit):
     return {"told": told, "settled": settled, "strays": strays}
 
 
+def without_options(value):
+    if isinstance(value, dict):
+        return {key: without_options(item) for key, item in value.items() if key != "options"}
+    return [without_options(item) for item in value] if isinstance(value, list) else value
+
+
 def record_shown(record, names):
     record = shown(record, names)
     record["traceback"] = bool(record.get("traceback"))
-    record.pop("date_done", None)
+    record["date_done"] = bool(record.get("date_done"))
     record.pop("worker", None)
+    if record.get("name") == "celery.chord":
+        # A step that never ran. Of its parts the options are what the worker that failed it has made of them.
+        record["kwargs"] = without_options(record["kwargs"])
     return record
 
 

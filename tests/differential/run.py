@@ -6,7 +6,8 @@
 Needs redis-server, Celery, and the example `conformance_worker`. For each canvas these are compared: what the client
 gets, every record in the result backend (state, result or exception, children, family, arguments), and every run of a
 task with its ids, arguments, retries and stamps. Canvases that differ are run again, twice more by everybody: those of
-which Python itself says different things are skipped and counted. What is left is made smaller while it still
+which Python itself says different things, and those in which Python alone leaves a result pending for ever, are skipped and
+counted. What is left is made smaller while it still
 differs, and printed as Python code. Ends with 1 when anything differs.
 
 `canvases.py` makes the canvases, `drive.py` sends them, `tasks.py` has the tasks.
@@ -33,6 +34,9 @@ import canvases
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KINDS = ("python", "rust", "both")
+STATES = re.compile(r'"(PENDING|SUCCESS|FAILURE|RETRY|REVOKED|STARTED)"')
+TIMED = re.compile(r"countdown=|\b(retry|auto)\.")
+CHILDREN = re.compile(r'"children": .*?, "date_done"')
 FAMILY = re.compile(r'"(parent|root|parent_id)": ("[^"]*"|null), ')
 
 
@@ -114,11 +118,13 @@ class Trial:
         self.places = places
         self.pool = ThreadPoolExecutor(len(places))
         self.tasks = dict.fromkeys(("python", "rust"), 0)
-        self.unsettled = self.strays = 0
+        self.count = self.unsettled = self.strays = 0
 
     def run(self, specs, idle, limit=30):
         """For each canvas, what became of it in each place."""
-        codes = [[number, canvases.code(spec, number)] for number, spec in enumerate(specs)]
+        # Numbers are used once: clients and Redis remember ids.
+        first, self.count = self.count, self.count + len(specs)
+        codes = [[number, canvases.code(spec, number)] for number, spec in enumerate(specs, first)]
         answers = list(self.pool.map(lambda place: place.run(codes, idle, limit), self.places))
         told = [{} for _ in specs]
         for place, answer in zip(self.places, answers):
@@ -129,18 +135,23 @@ class Trial:
                 if place.kind == "both":
                     for worker, count in by.items():
                         self.tasks[worker] += count
-                told[int(number)][place.kind] = outcome
+                code = codes[int(number) - first][1]
+                # Two members with one place in a header: with two workers their order is chance.
+                outcome |= {"timed": bool(TIMED.search(code)), "enlarges": "enlarge." in code}
+                told[int(number) - first][place.kind] = outcome
         return told
 
     def verdicts(self, specs, again=2):
-        """Runs canvases again and again: "equal", "unsteady" (Python differs from itself), or how ours differs."""
-        rounds = [self.run(specs, idle=1.5 if n == 0 else 4) for n in range(again + 1)]
+        """Runs canvases again and again: "equal", "unsteady" (Python differs from itself), "hangs" (Python alone), "different"."""
+        rounds = [self.run(specs, idle=4) for n in range(again + 1)]
         found = []
         for number in range(len(specs)):
             outcomes = [told[number] for told in rounds]
             theirs = outcomes[0]["python"]
             if any(outcome["python"] != theirs for outcome in outcomes):
                 found.append(("unsteady", outcomes[0]))
+            elif all(hangs(outcome) for outcome in outcomes):
+                found.append(("hangs", outcomes[0]))
             else:
                 different = [outcome for outcome in outcomes if differ(outcome)]
                 found.append(("different", different[0]) if different else ("equal", outcomes[0]))
@@ -164,27 +175,38 @@ class Trial:
 
 def differ(outcome):
     """Which kinds of workers differ from Python's."""
-    theirs = outcome["python"]
-    loosely = family_taken_out(theirs)
-    return [
-        kind
-        for kind, ours in outcome.items()
-        if (family_taken_out(ours) != loosely if kind == "both" else ours != theirs)
-    ]
+    kinds = [kind for kind in outcome if kind != "both" or not outcome["python"]["enlarges"]]
+    return [kind for kind in kinds if seen(outcome, kind) != seen(outcome, kind, "python")]
 
 
-def family_taken_out(outcome):
-    """Parent and root of a chord's body are those of the member that came last: with two workers that is chance."""
-    lines = {part: sorted(FAMILY.sub("", line) for line in outcome[part]) for part in ("runs", "records")}
-    return outcome | lines
+def seen(outcome, kind, of=None):
+    """What is compared of a place (`of`) when Python's is compared with `kind`."""
+    told = outcome[of or kind]
+    return chance_taken_out(told) if kind == "both" or outcome["python"].get("timed") else told
+
+
+def chance_taken_out(told):
+    """Which member of a chord's header came last is chance, with two workers or with delays: parent and root of the body,
+    and the children of one that failed."""
+    lines = {part: sorted(FAMILY.sub("", line) for line in told[part]) for part in ("runs", "records")}
+    lines["records"] = [CHILDREN.sub("", line) if '"ChordError"' in line else line for line in lines["records"]]
+    return told | lines
+
+
+def hangs(outcome):
+    """Python leaves somebody waiting for ever, and ours does not."""
+    theirs = STATES.findall(json.dumps(outcome["python"]["result"]))
+    return "PENDING" in theirs and any(
+        STATES.findall(json.dumps(outcome[kind]["result"])).count("PENDING") < theirs.count("PENDING")
+        for kind in ("rust", "both")
+    )
 
 
 def explain(outcome):
     lines = []
     for kind in differ(outcome):
-        of = family_taken_out if kind == "both" else dict
         for part in ("result", "runs", "records"):
-            theirs, ours = of(outcome["python"])[part], of(outcome[kind])[part]
+            theirs, ours = seen(outcome, kind, "python")[part], seen(outcome, kind)[part]
             if theirs == ours:
                 continue
             if part == "result":
@@ -204,6 +226,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=200, help="how many canvases")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=int, default=0, help="number of the first canvas")
     parser.add_argument("--batch", type=int, default=100, help="canvases in flight at once")
     parser.add_argument("--pool", default="prefork", help="of the Python worker")
     parser.add_argument("--port", type=int, help="the first of three ports; free ones otherwise")
@@ -218,10 +241,11 @@ def main():
 
 def compare(trial, options):
     began = time.monotonic()
-    counts = dict.fromkeys(("equal", "repeated", "unsteady", "different"), 0)
+    counts = dict.fromkeys(("equal", "repeated", "unsteady", "hangs", "different"), 0)
     findings = []
-    for start in range(0, options.number, options.batch):
-        seeds = [f"{options.seed}.{n}" for n in range(start, min(start + options.batch, options.number))]
+    end = options.start + options.number
+    for start in range(options.start, end, options.batch):
+        seeds = [f"{options.seed}.{n}" for n in range(start, min(start + options.batch, end))]
         specs = [canvases.make(seed) for seed in seeds]
         if options.show:
             print(*(f"{seed}: {canvases.code(spec, 0)}" for seed, spec in zip(seeds, specs)), sep="\n")
@@ -233,19 +257,22 @@ def compare(trial, options):
             counts["repeated" if verdict == "equal" else verdict] += 1
             if verdict == "different":
                 findings.append((seeds[number], specs[number], outcome))
-        print(f"{min(start + options.batch, options.number)} canvases, {counts}", flush=True)
+        print(f"{min(start + options.batch, end)} canvases, {counts}", flush=True)
     for seed, spec, outcome in findings[: options.shrink]:
         small, why = trial.shrink(spec)
         print(f"\nseed {seed}, made smaller:\n  {canvases.code(small, 0)}\n{explain(why or outcome)}", flush=True)
     for seed, spec, outcome in findings[options.shrink :]:
         print(f"\nseed {seed}:\n  {canvases.code(spec, 0)}\n{explain(outcome)}", flush=True)
-    compared = options.number - counts["unsteady"]
+    compared = options.number - counts["unsteady"] - counts["hangs"]
     print(
         f"{compared - counts['different']} of {compared} canvases equal ({counts['repeated']} of them when repeated); "
-        f"{counts['unsteady']} skipped, of which Python itself says different things; runs of tasks on the shared queue: "
+        f"skipped: {counts['unsteady']} of which Python itself says different things, {counts['hangs']} that hang in Python "
+        f"alone; runs of tasks on the shared queue: "
         f"{trial.tasks['python']} by Python, {trial.tasks['rust']} by ours; batches that did not come to rest: "
         f"{trial.unsettled}; {time.monotonic() - began:.0f} s"
     )
+    if trial.strays:
+        print(f"{trial.strays} records could not be told to belong to a canvas")
     return 1 if counts["different"] or not compared else 0
 
 

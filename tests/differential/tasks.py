@@ -5,6 +5,7 @@ Every task writes down in Redis that it ran, under which ids, and with what. `at
 `17.t3`. Results repeat the arguments, so that the end of a canvas shows the way there.
 """
 
+import copy
 import json
 import os
 
@@ -34,6 +35,11 @@ def note(request, at, args):
     }
     runs.rpush(f"runs:{canvas}", json.dumps(entry))
     return label
+
+
+def signature(call):
+    """A copy: applied as it came it would change what the task is said to have been called with."""
+    return app.signature(copy.deepcopy(call))
 
 
 @app.task(bind=True, name="diff.echo")
@@ -75,20 +81,20 @@ def auto(self, *args, at, times):
 @app.task(bind=True, name="diff.replace")
 def replace(self, *args, at, by):
     note(self.request, at, args)
-    raise self.replace(app.signature(by))
+    raise self.replace(signature(by))
 
 
 @app.task(bind=True, name="diff.spawn")
 def spawn(self, *args, at, call):
     label = note(self.request, at, args)
-    app.signature(call).apply_async()
+    signature(call).apply_async()
     return [label, *args]
 
 
 @app.task(bind=True, name="diff.enlarge")
 def enlarge(self, *args, at, call):
     label = note(self.request, at, args)
-    self.add_to_chord(app.signature(call))
+    self.add_to_chord(signature(call))
     return [label, *args]
 
 
