@@ -148,7 +148,7 @@ fn errbacks(functions: &mut Functions<'_>, store: &Store) -> Result<(), Register
         move |Errback { request_id, at }, context| {
             let store = own.clone();
             async move {
-                let label = note(&store, Some(&context), &at, &[request_id.clone()]).await?;
+                let label = note(&store, Some(&context), &at, std::slice::from_ref(&request_id)).await?;
                 Ok(json!([label, request_id]))
             }
         },
@@ -194,7 +194,7 @@ fn items(functions: &mut Functions<'_>, store: &Store) -> Result<(), RegisterErr
     functions.add("diff.two", Options::DEFAULT, move |Two { x, y }, _| {
         let store = own.clone();
         async move {
-            let label = note(&store, None, &x, &[y.clone()]).await?;
+            let label = note(&store, None, &x, std::slice::from_ref(&y)).await?;
             Ok(json!([label, y]))
         }
     })

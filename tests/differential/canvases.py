@@ -171,7 +171,9 @@ def _replaced(spec, holder, key, by):
 
 
 def code(spec, canvas):
-    """The canvas as Python code; `canvas` is its number."""
+    """The canvas as Python code; `canvas` is its number. Code stays what it is, but for the number."""
+    if isinstance(spec, str):
+        return spec.replace("'0.t", f"'{canvas}.t")
     return _Writer(canvas).write(spec)
 
 

@@ -234,19 +234,29 @@ def main():
     parser.add_argument("--shrink", type=int, default=5, help="how many of those that differ to make smaller")
     parser.add_argument("--show", action="store_true", help="print every canvas")
     options = parser.parse_args()
+    # What was started ends with this, also when it is told to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return compare(Trial([Place(kind, options, folder, stack) for kind in KINDS]), options)
+
+
+def batches(options):
+    """What once differed, then the random ones: their names, and the canvases."""
+    lines = (HERE / "found.txt").read_text().splitlines()
+    found = [line for line in lines if line and not line.startswith("#")]
+    yield [f"found.{n}" for n in range(len(found))], found
+    end = options.start + options.number
+    for start in range(options.start, end, options.batch):
+        seeds = [f"{options.seed}.{n}" for n in range(start, min(start + options.batch, end))]
+        yield seeds, [canvases.make(seed) for seed in seeds]
 
 
 def compare(trial, options):
     began = time.monotonic()
     counts = dict.fromkeys(("equal", "repeated", "unsteady", "hangs", "different"), 0)
     findings = []
-    end = options.start + options.number
-    for start in range(options.start, end, options.batch):
-        seeds = [f"{options.seed}.{n}" for n in range(start, min(start + options.batch, end))]
-        specs = [canvases.make(seed) for seed in seeds]
+    for seeds, specs in batches(options):
         if options.show:
             print(*(f"{seed}: {canvases.code(spec, 0)}" for seed, spec in zip(seeds, specs)), sep="\n")
         told = trial.run(specs, idle=0.7)
@@ -257,13 +267,13 @@ def compare(trial, options):
             counts["repeated" if verdict == "equal" else verdict] += 1
             if verdict == "different":
                 findings.append((seeds[number], specs[number], outcome))
-        print(f"{min(start + options.batch, end)} canvases, {counts}", flush=True)
+        print(f"up to {seeds[-1]}: {counts}", flush=True)
     for seed, spec, outcome in findings[: options.shrink]:
-        small, why = trial.shrink(spec)
+        small, why = (spec, outcome) if isinstance(spec, str) else trial.shrink(spec)
         print(f"\nseed {seed}, made smaller:\n  {canvases.code(small, 0)}\n{explain(why or outcome)}", flush=True)
     for seed, spec, outcome in findings[options.shrink :]:
         print(f"\nseed {seed}:\n  {canvases.code(spec, 0)}\n{explain(outcome)}", flush=True)
-    compared = options.number - counts["unsteady"] - counts["hangs"]
+    compared = sum(counts.values()) - counts["unsteady"] - counts["hangs"]
     print(
         f"{compared - counts['different']} of {compared} canvases equal ({counts['repeated']} of them when repeated); "
         f"skipped: {counts['unsteady']} of which Python itself says different things, {counts['hangs']} that hang in Python "

@@ -16,6 +16,7 @@ mod beat;
 mod cli;
 mod contract;
 mod control;
+mod differential;
 mod errors;
 mod examples;
 mod faults;
