@@ -68,6 +68,31 @@ pub fn parse_local(text: &str) -> Option<Timestamp> {
     Some(zoned.timestamp())
 }
 
+/// Both clocks side by side: notices when the wall clock was set, or the machine slept, which the monotonic one does not
+/// count. Whatever waits for a time of day then waits for the wrong moment.
+#[derive(Debug)]
+pub struct Clocks {
+    wall: Timestamp,
+    steady: Instant,
+}
+
+/// What the two clocks may differ by between two looks.
+const TOLERANCE: Duration = Duration::from_millis(500);
+
+impl Clocks {
+    /// As they stand.
+    pub fn new(wall: Timestamp, steady: Instant) -> Self {
+        Self { wall, steady }
+    }
+
+    /// Whether they went apart since the last look.
+    pub fn went_apart(&mut self, wall: Timestamp, steady: Instant) -> bool {
+        let expected = after(self.wall, steady.saturating_duration_since(self.steady));
+        *self = Self { wall, steady };
+        until(expected, wall).max(until(wall, expected)) > TOLERANCE
+    }
+}
+
 /// Hours *west* of UTC of the local time zone, DST included: the `utcoffset` of events
 /// (`celery.utils.time.utcoffset`).
 pub fn utc_offset_hours_west() -> f64 {
@@ -89,5 +114,16 @@ mod tests {
         assert!(parse_iso("garbage").is_err());
         assert_eq!(parse_iso("9999-12-31T23:59:59.999999").unwrap(), Timestamp::MAX);
         assert_eq!(parse_iso("9999-12-31T23:59:59.999999+00:00").unwrap(), Timestamp::MAX);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_noticed_once() {
+        let (wall, steady) = (now(), instant());
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        let mut clocks = Clocks::new(wall, steady);
+        assert!(!clocks.went_apart(after(wall, second), steady + second));
+        assert!(clocks.went_apart(after(wall, hour), steady + second * 2));
+        assert!(!clocks.went_apart(after(wall, hour + second), steady + second * 3));
+        assert!(clocks.went_apart(after(wall, second * 4), steady + second * 4));
     }
 }

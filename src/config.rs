@@ -95,8 +95,8 @@ settings! {
     worker_concurrency: usize = "number of CPUs",
     /// Messages held per place to run; 0 is without bound.
     worker_prefetch_multiplier: u32 = "4",
-    /// Memory that held messages may take, in bytes; those that wait for their ETA count.
-    worker_prefetch_bytes: usize = "268435456",
+    /// Memory that held messages may take, in bytes; those that wait for their ETA count. With none left no more are taken.
+    worker_prefetch_bytes: usize = "1073741824",
     /// Send task events from the start (`-E`).
     worker_send_task_events: bool = "false",
     /// Tell monitors of every task that is sent, by this worker or the `orchestra` program.
@@ -109,6 +109,8 @@ settings! {
     worker_pool_restarts: bool = "false",
     /// Keep what was revoked in this file, across restarts (`--statedb`).
     worker_state_db: PathBuf = "none",
+    /// Address of an HTTP server for `/metrics` (Prometheus), `/healthz` and `/readyz`; `:PORT` is this machine only (`--metrics-addr`).
+    worker_metrics_addr: String = "none",
     /// Hard time limit of tasks that have none, in seconds.
     task_time_limit: Seconds = "none",
     /// Soft time limit of tasks that have none, in seconds.
@@ -123,6 +125,12 @@ settings! {
     task_ignore_result: bool = "false",
     /// Store failures even where results are ignored.
     task_store_errors_even_if_ignored: bool = "false",
+    /// With late acks: a message that was delivered before is not run again when its task has a SUCCESS already.
+    worker_deduplicate_successful_tasks: bool = "false",
+    /// Queues by task name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`. For what tasks and the `orchestra` program send.
+    task_routes: BTreeMap<String, Route> = "{}",
+    /// Where follow-ups go that name no queue.
+    task_default_queue: String = "celery",
     /// Seconds after which a result is deleted; 0 keeps it for ever.
     result_expires: Seconds = "86400",
     /// Store name, arguments, worker and queue of the task with its result.
@@ -216,6 +224,28 @@ impl From<Seconds> for f64 {
 impl Seconds {
     fn positive(self) -> Option<Duration> {
         (!self.0.is_zero()).then_some(self.0)
+    }
+}
+
+/// Where tasks go: the name of a queue, or Celery's form of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+enum Route {
+    Queue(String),
+    Options(RouteOptions),
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct RouteOptions {
+    queue: String,
+}
+
+impl Route {
+    fn queue(&self) -> &str {
+        match self {
+            Self::Queue(queue) | Self::Options(RouteOptions { queue }) => queue,
+        }
     }
 }
 
@@ -421,6 +451,11 @@ impl Settings {
         }
     }
 
+    /// `worker_metrics_addr`.
+    pub fn metrics_addr(&self) -> Option<String> {
+        self.given.worker_metrics_addr.clone()
+    }
+
     /// Where `task-sent` events go, if they are wanted.
     pub fn sent_events(&self) -> Option<String> {
         let exchange = || {
@@ -504,12 +539,21 @@ impl Settings {
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
         options.result_extended = given.result_extended.unwrap_or(false);
+        options.routes = self.routes();
+        options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
+        options.default_queue = given.task_default_queue.clone().unwrap_or(options.default_queue);
         options.pool_restarts = given.worker_pool_restarts.unwrap_or(false);
         options.state_db.clone_from(&given.worker_state_db);
         options.remote_control = given.worker_enable_remote_control.unwrap_or(true);
         options.event_exchange = given.event_exchange.clone().unwrap_or(options.event_exchange);
         options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
         Ok(options)
+    }
+
+    /// Queues by task name.
+    pub fn routes(&self) -> wire::Routes {
+        let routes = self.given.task_routes.iter().flatten();
+        wire::Routes::new(routes.map(|(pattern, route)| (pattern.clone(), route.queue().to_owned())))
     }
 
     /// Whose signatures are believed, and what signs: the files that the settings name.

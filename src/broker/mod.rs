@@ -274,6 +274,11 @@ impl Broker {
         self.writer.query(redis::cmd("PUBLISH").arg(channel).arg(payload)).await
     }
 
+    /// Whether messages can be taken and written now.
+    pub fn is_connected(&self) -> bool {
+        self.main.epoch() != 0 && self.writer.epoch() != 0
+    }
+
     /// The number of the connection on which news come; it changes when the connection was lost and is there again,
     /// and is 0 while there is none.
     pub fn epoch(&self) -> u64 {

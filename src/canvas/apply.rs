@@ -411,3 +411,107 @@ fn overwrite(own: &mut CallOptions, with: CallOptions) {
     own.chord = with.chord.or(own.chord.take());
     own.chain = with.chain.or(own.chain.take());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::canvas::{chain, chord, group};
+
+    fn planned(signature: Signature, args: &[Json]) -> Plan {
+        let mut planner = Planner::new(None, "oid");
+        planner.apply(signature, args, CallOptions::default());
+        planner.plan
+    }
+
+    fn s(name: &str) -> Signature {
+        Signature::new(name)
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.sends.iter().map(|outbound| outbound.task.as_str()).collect()
+    }
+
+    #[test]
+    fn p_120_a_chain_is_its_first_step_with_the_rest_last_first() {
+        let plan = planned(chain([s("a"), s("b"), s("c")]), &[Json::number(7)]);
+        assert_eq!(names(&plan), ["a"]);
+        let first = &plan.sends[0];
+        assert_eq!(first.args, [Json::number(7)]);
+        let rest: Vec<&str> = first.options.chain.iter().flatten().map(|step| &*step.task).collect();
+        assert_eq!(rest, ["c", "b"]);
+        assert!(first.options.chain.iter().flatten().all(|step| step.id().is_some()));
+        assert_eq!(first.root_id, first.id);
+    }
+
+    #[test]
+    fn p_126_p_127_a_chord_is_its_header_and_how_many_it_waits_for() {
+        let plan = planned(chord([s("a"), s("b") | s("c")], s("sum")), &[]);
+        assert_eq!(names(&plan), ["a", "b"]);
+        let GroupWrite::Size { group, size } = &plan.groups[0] else {
+            panic!("{:?}", plan.groups);
+        };
+        assert_eq!(*size, 2);
+        let member = &plan.sends[0].options;
+        let body = member.chord.as_ref().unwrap();
+        assert_eq!(
+            (&*body.task, body.options.str("group_id")),
+            ("sum", Some(group.clone()))
+        );
+        assert_eq!(member.str("group_id").as_ref(), Some(group));
+        // Of a chain in the header its last step is the part.
+        assert!(plan.sends[1].options.chord.is_none());
+        let last = &plan.sends[1].options.chain.as_ref().unwrap()[0].options;
+        assert_eq!(last.str("group_id").as_ref(), Some(group));
+        assert_eq!(last.get("group_index").unwrap().get(), "1");
+        assert!(last.chord.is_some());
+    }
+
+    #[test]
+    fn p_136_results_that_are_nested_are_written_down() {
+        let nested = chain([s("a"), group([s("b"), s("c")])]);
+        let plan = planned(chord([s("x"), nested], s("sum")), &[]);
+        let handles = plan
+            .groups
+            .iter()
+            .filter(|write| matches!(write, GroupWrite::Results { .. }));
+        assert_eq!(handles.count(), 1);
+        assert!(
+            plan.groups
+                .iter()
+                .any(|write| matches!(write, GroupWrite::Size { size: 3, .. }))
+        );
+    }
+
+    #[test]
+    fn p_138_an_empty_header_sends_the_body_at_once() {
+        let plan = planned(chord([], s("sum")), &[]);
+        assert_eq!(names(&plan), ["sum"]);
+        assert_eq!(plan.sends[0].args, [Json::list([])]);
+        assert!(plan.groups.is_empty());
+    }
+
+    #[test]
+    fn nothing_comes_of_nothing() {
+        assert!(planned(chain([]), &[]).sends.is_empty());
+        assert!(planned(group([]), &[]).sends.is_empty());
+    }
+
+    #[test]
+    fn p_119_an_immutable_call_keeps_its_arguments() {
+        let result = [Json::string("result")];
+        assert!(planned(s("a").immutable(), &result).sends[0].args.is_empty());
+        assert_eq!(planned(s("a").arg(1), &result).sends[0].args.len(), 2);
+    }
+
+    #[test]
+    fn p_143_stamps_stay_whatever_a_call_says() {
+        let mut planner = Planner::new(None, "oid");
+        let mut with = CallOptions::default();
+        with.set_str("mine", "other");
+        with.set_str("priority", "3");
+        planner.apply(s("a").stamp("mine", "value"), &[], with);
+        let options = &planner.plan.sends[0].options;
+        assert_eq!(options.get("mine").unwrap().get(), r#"["value"]"#);
+        assert_eq!(options.str("priority").as_deref(), Some("3"));
+    }
+}

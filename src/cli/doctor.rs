@@ -6,6 +6,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::program::{Common, Stopped};
+use crate::beat::Store;
+use crate::broker::Broker;
+use crate::config::Settings;
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {}
@@ -48,6 +51,7 @@ impl Doctor {
                     Ok(workers) => report.good(format_args!("workers: {}", workers.join(", "))),
                     Err(error) => report.bad(error),
                 }
+                periodic(&settings, &mut report).await;
             }
             Err(stopped) => report.bad(stopped.text),
         }
@@ -68,5 +72,25 @@ impl Doctor {
         } else {
             ExitCode::SUCCESS
         })
+    }
+}
+
+/// Whether periodic tasks are sent, if there are any.
+async fn periodic(settings: &Settings, report: &mut Report) {
+    let Ok(endpoint) = settings.broker() else { return };
+    let seen = async {
+        let store = Store::new(Broker::connect(&endpoint, settings.broker_options()).await?).await?;
+        Ok::<_, crate::broker::Error>((store.entries().await?.len(), store.holder().await?))
+    };
+    match seen.await {
+        Ok((0, None)) => {}
+        Ok((count, None)) => report.note(format_args!(
+            "no beat is running, but the schedule has entries ({count}); start orchestra beat, or workers with -B"
+        )),
+        Ok((count, Some(token))) => {
+            let node = token.split(' ').next().unwrap_or_default();
+            report.good(format_args!("periodic tasks are sent by {node} ({count} entries)"));
+        }
+        Err(error) => report.bad(error),
     }
 }

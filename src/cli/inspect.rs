@@ -13,6 +13,7 @@ const METHODS: &[&str] = &[
     "active_queues",
     "clock",
     "conf",
+    "memdump",
     "memsample",
     "ping",
     "query_task",

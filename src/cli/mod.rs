@@ -3,9 +3,11 @@
 mod beat;
 mod children;
 mod config;
+mod control;
 mod doctor;
 mod inspect;
 mod log;
+mod metrics;
 mod nodename;
 mod program;
 mod schedule;

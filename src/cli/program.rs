@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use super::{beat, config, doctor, inspect, schedule, send, templates, up};
+use super::{beat, config, control, doctor, inspect, schedule, send, templates, up};
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
 use crate::broker::Broker;
@@ -95,6 +95,8 @@ enum Command {
     Status(inspect::Status),
     /// Ask workers: active, scheduled, reserved, registered, stats, conf, …
     Inspect(inspect::Inspect),
+    /// Tell workers: revoke, rate_limit, time_limit, pool_grow, autoscale, add_consumer, shutdown, …
+    Control(control::Control),
     /// List, check and try templates
     #[command(subcommand)]
     Templates(templates::Templates),
@@ -163,6 +165,7 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Schedule(schedule) => schedule.run(&common).await,
         Command::Status(status) => status.run(&common).await,
         Command::Inspect(inspect) => inspect.run(&common).await,
+        Command::Control(control) => control.run(&common).await,
         Command::Templates(templates) => templates.run(&common),
         Command::Tasks => templates::tasks(&common),
         Command::Config(config) => config.run(&common),
@@ -211,7 +214,7 @@ impl Common {
             }
         };
         let signer = settings.signer().map_err(usage)?;
-        let client = Client::new(broker, backend).signing(signer);
+        let client = Client::new(broker, backend).signing(signer).routed(settings.routes());
         Ok(match settings.sent_events() {
             Some(exchange) => client.with_sent_events(exchange),
             None => client,

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
-use super::nodename;
 use super::program::{Stopped, refuse, usage, world};
 use super::signals::Signals;
+use super::{metrics, nodename};
 use crate::ai::{Engine, Folder};
 use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
-use crate::worker::{self, Stop, Worker};
+use crate::worker::{self, Exit, Stop, Worker};
 
 /// Executes Celery tasks: those written in Rust, and AI tasks described in files.
 #[derive(Debug, Parser)]
@@ -84,6 +84,9 @@ pub struct Arguments {
     /// Keep what was revoked in this file, across restarts
     #[arg(short = 'S', long, value_name = "FILE")]
     statedb: Option<PathBuf>,
+    /// Serve /metrics for Prometheus, /healthz and /readyz at this address; :PORT is this machine only
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_addr: Option<String>,
     /// Accepted for compatibility: there is one pool
     #[arg(short = 'P', long, value_name = "POOL")]
     pool: Option<String>,
@@ -183,6 +186,7 @@ fn start(
         .enable_all()
         .build()
         .map_err(|error| world(format!("cannot start threads: {error}")))?;
+    let metrics_addr = arguments.metrics_addr.or_else(|| settings.metrics_addr());
     let code = runtime.block_on(async {
         let stop = Stop::new();
         let signals =
@@ -193,9 +197,19 @@ fn start(
             None => None,
             Some((options, entries)) => Some(super::beat::start(&settings, options, entries).await?),
         };
+        let watched = match &metrics_addr {
+            Some(address) => Some((metrics::listen(address).await.map_err(world)?, worker.watch())),
+            None => None,
+        };
         eprintln!("orchestra-worker: ready");
         let working = async {
-            let exit = worker.run(stop.clone()).await;
+            let exit = match watched {
+                None => worker.run(stop.clone()).await,
+                Some((listener, watch)) => tokio::select! {
+                    exit = worker.run(stop.clone()) => exit,
+                    () = metrics::serve(listener, watch) => Exit::Cold,
+                },
+            };
             // However the worker came to its end, beat ends with it.
             stop.warm();
             exit

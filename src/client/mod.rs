@@ -30,7 +30,7 @@ use std::sync::atomic::AtomicU64;
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
 use crate::conn::{Endpoint, Link, LinkOptions};
-use crate::wire::Security;
+use crate::wire::{Routes, Security};
 use results::Results;
 pub(crate) use send::group_write;
 
@@ -41,6 +41,7 @@ pub struct Client {
     backend: Option<Backend>,
     results: Arc<Results>,
     signer: Option<Arc<Security>>,
+    routes: Arc<Routes>,
     sent_events: Option<Arc<SentEvents>>,
 }
 
@@ -83,8 +84,16 @@ impl Client {
             backend,
             results: Arc::default(),
             signer: None,
+            routes: Arc::default(),
             sent_events: None,
         }
+    }
+
+    /// Sends tasks to the queues that routes name, where a call names none (`task_routes`).
+    #[must_use]
+    pub fn routed(mut self, routes: Routes) -> Self {
+        self.routes = Arc::new(routes);
+        self
     }
 
     /// Signs what it sends, or with `None` does not (`task_serializer = "auth"`).

@@ -192,15 +192,14 @@ impl Pending {
         // Subscribed before the first look: a result that comes in between is not missed.
         let subscribed = link.subscribe_to(&channel).await;
         let ended = async {
-            subscribed?;
+            // A Redis that is away for a while is waited for: that is what the caller's timeout is for.
+            subscribed.or_else(|error| if error.is_transient() { Ok(()) } else { Err(error) })?;
             loop {
                 let news = notify.notified();
-                if let Some(stored) = self
-                    .stored()
-                    .await?
-                    .filter(|stored| State::parse(&stored.status).is_ready())
-                {
-                    return Ok(stored);
+                match self.stored().await {
+                    Ok(Some(stored)) if State::parse(&stored.status).is_ready() => return Ok(stored),
+                    Err(error) if !error.is_transient() => return Err(error),
+                    _ => {}
                 }
                 let _ = tokio::time::timeout_at(clock::instant() + AGAIN, news).await;
             }

@@ -11,7 +11,7 @@ use crate::broker::Write;
 use crate::canvas::{GroupWrite, Parent, Plan, Planner};
 use crate::clock;
 use crate::conn::Link;
-use crate::wire::{CallOptions, Event, Events, Limits, Security, Signature, decode};
+use crate::wire::{CallOptions, Event, Events, Limits, Outbound, Security, Signature, decode};
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
@@ -74,8 +74,13 @@ impl Client {
         planner.apply(call.signature.clone(), &[], CallOptions::default());
         let outbound = planner.plan.sends.first();
         let outbound = outbound.ok_or_else(|| Error::Argument("there is nothing to send".into()))?;
-        let parcel = outbound.parcel(clock::now(), self.results.origin(), QUEUE)?;
+        let parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
         self.signed(parcel.envelope)
+    }
+
+    /// Where a call goes that does not say.
+    fn queue(&self, outbound: &Outbound) -> &str {
+        self.routes.queue(&outbound.task).unwrap_or(QUEUE)
     }
 
     /// What is sent is signed, where this client signs.
@@ -110,7 +115,7 @@ impl Client {
         }
         let mut writes = Vec::with_capacity(plan.sends.len() + 1);
         for outbound in &plan.sends {
-            let mut parcel = outbound.parcel(clock::now(), self.results.origin(), QUEUE)?;
+            let mut parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
             parcel.envelope = self.signed(parcel.envelope)?;
             if parcel.exchange.is_empty() && self.results.declare(&parcel.routing_key) {
                 writes.push(Write::Declare(parcel.routing_key.as_str().into()));

@@ -17,6 +17,8 @@ pub struct Endpoint {
     info: ConnectionInfo,
     shown: String,
     certificates: Certificates,
+    /// Whether a certificate may be for another host.
+    any_host: bool,
     sentinels: Option<Sentinels>,
 }
 
@@ -107,12 +109,11 @@ impl Endpoint {
             info = info.set_redis_settings(settings);
         }
         if any_host {
-            let mut addr = info.addr().clone();
-            addr.set_danger_accept_invalid_hostnames(true);
-            info = info.set_addr(addr);
+            info = trust_any_host(info);
         }
         Ok(Self {
             info,
+            any_host,
             shown: shown.to_owned(),
             certificates,
             sentinels: None,
@@ -138,6 +139,7 @@ impl Endpoint {
             info: first.ok_or("it names no Sentinel")?,
             shown: shown.to_owned(),
             certificates: Certificates::default(),
+            any_host: false,
             sentinels: Some(Sentinels::new(addresses, master)),
         })
     }
@@ -210,8 +212,9 @@ impl Endpoint {
             && self.sentinels == other.sentinels
     }
 
-    /// What makes a connection. Certificates are read, and Sentinels asked, each time: both change while we run.
-    pub(super) async fn client(&self, options: &LinkOptions) -> Result<Client, Error> {
+    /// What makes a connection, to another node of its cluster if one is named. Certificates are read, and Sentinels
+    /// asked, each time: both change while we run.
+    pub(super) async fn client(&self, node: Option<&(String, u16)>, options: &LinkOptions) -> Result<Client, Error> {
         let tcp = self
             .info
             .tcp_settings()
@@ -222,11 +225,28 @@ impl Endpoint {
         if let Some(sentinels) = &self.sentinels {
             info = info.set_addr(sentinels.find(options.connect_timeout).await?);
         }
-        let client = match self.certificates.load()? {
-            None => Client::open(info),
-            Some(certificates) => Client::build_with_tls(info, certificates),
+        if let Some((name, at)) = node {
+            let mut addr = info.addr().clone();
+            if let ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } = &mut addr {
+                // A node that does not know its own name means the one that was asked.
+                if !name.is_empty() {
+                    host.clone_from(name);
+                }
+                *port = *at;
+            }
+            info = info.set_addr(addr);
+        }
+        let wrong = |error: redis::RedisError| Error::Url(format!("{}: {error}", self.shown));
+        let Some(certificates) = self.certificates.load()? else {
+            return Client::open(info).map_err(wrong);
         };
-        client.map_err(|error| Error::Url(format!("{}: {error}", self.shown)))
+        let client = Client::build_with_tls(info, certificates).map_err(wrong)?;
+        if !self.any_host {
+            return Ok(client);
+        }
+        // Certificates make new parameters, which check the name again.
+        let info = client.get_connection_info().clone();
+        Client::open(trust_any_host(info)).map_err(wrong)
     }
 
     /// Whether the server may turn out to be a replica.
@@ -283,6 +303,12 @@ impl Certificates {
         };
         Ok(Some(TlsCertificates { client_tls, root_cert }))
     }
+}
+
+fn trust_any_host(info: ConnectionInfo) -> ConnectionInfo {
+    let mut addr = info.addr().clone();
+    addr.set_danger_accept_invalid_hostnames(true);
+    info.set_addr(addr)
 }
 
 /// A URL that the Redis client understands.

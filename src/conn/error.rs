@@ -17,7 +17,7 @@ pub enum Error {
 }
 
 /// Replies that mean "not now" or "not me": wait, and ask again on a new connection.
-const TRANSIENT: [&str; 14] = [
+const TRANSIENT: [&str; 16] = [
     "LOADING",
     "READONLY",
     "UNBLOCKED",
@@ -30,6 +30,8 @@ const TRANSIENT: [&str; 14] = [
     "MISCONF",
     "CLUSTERDOWN",
     "TRYAGAIN",
+    "MOVED",
+    "ASK",
     "EXECABORT",
     "NOREPLICAS",
 ];
@@ -80,6 +82,10 @@ impl Error {
             _ if text.contains("DB index") => (
                 "there is no such database".to_owned(),
                 "check the number at the end of the URL",
+            ),
+            _ if text.contains("certificate") => (
+                text,
+                "name its authority with ssl_ca_certs, our own with ssl_certfile and ssl_keyfile",
             ),
             _ if error.is_timeout() => (
                 "no answer within the time limit".to_owned(),

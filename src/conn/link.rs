@@ -101,6 +101,9 @@ impl Drop for WaitingGuard<'_> {
     }
 }
 
+/// How often a command follows its slot to another node of a cluster.
+const MOVES: usize = 3;
+
 /// One connection to a Redis, made again when it breaks. Clones share it.
 #[derive(Clone)]
 pub struct Link {
@@ -110,6 +113,8 @@ pub struct Link {
 struct Shared {
     endpoint: Endpoint,
     options: LinkOptions,
+    /// In a cluster: the node that has our slot, when it is not the one of the URL.
+    node: Mutex<Option<(String, u16)>>,
     /// The connection that stands, with its number; `None` while there is none.
     current: watch::Sender<Option<(u64, MultiplexedConnection)>>,
     /// When it last said something.
@@ -118,6 +123,8 @@ struct Shared {
     waiting: Waiting,
     setup: Mutex<Setup>,
     woken: Arc<Notify>,
+    /// Ends the pause before the next try to connect.
+    hurry: Arc<Notify>,
     /// The link that hears pub/sub; it is made when somebody subscribes.
     ears: OnceCell<Link>,
     pushes: mpsc::Sender<Push>,
@@ -156,11 +163,13 @@ impl Link {
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
             options,
+            node: Mutex::default(),
             current: watch::Sender::new(None),
             heard: Mutex::new(clock::instant()),
             waiting: Waiting::default(),
             setup: Mutex::default(),
             woken: Arc::new(Notify::new()),
+            hurry: Arc::default(),
             ears: OnceCell::new(),
             pushes,
             unread: Mutex::new(unread),
@@ -240,7 +249,16 @@ impl Link {
     /// # Errors
     /// See [`pipeline`](Self::pipeline).
     pub async fn pipeline_with(&self, pipe: &Pipeline, patience: &Patience) -> Result<Vec<Value>, Error> {
-        let answer = self.attempt(pipe, patience).await?;
+        let mut answer = self.attempt(pipe, patience).await?;
+        for _ in 0..MOVES {
+            // A node of a cluster that has not our slot did nothing of it.
+            let Some(node) = answer.iter().find_map(moved_to) else {
+                break;
+            };
+            self.shared.move_to(node);
+            let _ = tokio::time::timeout(self.shared.options.response_timeout, self.ready()).await;
+            answer = self.attempt(pipe, patience).await?;
+        }
         // The scripts are gone from the server's cache: load them again, once.
         let answer = if answer.iter().any(has_no_script) {
             self.load_scripts().await?;
@@ -418,8 +436,13 @@ impl Shared {
     }
 
     async fn open(self: &Arc<Self>) -> Result<MultiplexedConnection, Error> {
-        let client = self.endpoint.client(&self.options).await?;
+        let node = self.node().clone();
+        let client = self.endpoint.client(node.as_ref(), &self.options).await?;
         let opened = self.open_with(&client).await;
+        if opened.is_err() {
+            // A node that is gone: the one of the URL knows who has our slot now.
+            *self.node() = None;
+        }
         opened.map_err(|error| Error::unreachable(&error, &self.endpoint.to_string()))
     }
 
@@ -473,7 +496,7 @@ impl Shared {
         self.hear();
         match push.kind {
             PushKind::Invalidate => self.woken.notify_one(),
-            PushKind::Message => {
+            PushKind::Message | PushKind::PMessage => {
                 let mut parts = push.data.into_iter().rev();
                 let (Some(payload), Some(channel)) = (parts.next(), parts.next()) else {
                     return;
@@ -492,6 +515,21 @@ impl Shared {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn node(&self) -> std::sync::MutexGuard<'_, Option<(String, u16)>> {
+        self.node.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Our slot is at another node of the cluster: the next connection goes there.
+    fn move_to(&self, node: (String, u16)) {
+        let place = format!("{}:{}", node.0, node.1);
+        if self.node().replace(node.clone()).as_ref() != Some(&node) {
+            let epoch = self.current.borrow().as_ref().map(|(epoch, _)| *epoch);
+            if let Some(epoch) = epoch {
+                self.broken(epoch, &format!("our keys are at {place}"));
+            }
         }
     }
 
@@ -515,6 +553,16 @@ fn is_master(role: &Value) -> bool {
         Value::Array(parts) => parts.first() == Some(&Value::BulkString(b"master".to_vec())),
         _ => false,
     }
+}
+
+/// `MOVED 1234 host:port`.
+fn moved_to(value: &Value) -> Option<(String, u16)> {
+    let Value::ServerError(error) = value else { return None };
+    if error.code() != "MOVED" {
+        return None;
+    }
+    let (host, port) = error.details()?.split_whitespace().nth(1)?.rsplit_once(':')?;
+    Some((host.to_owned(), port.parse().ok()?))
 }
 
 fn has_no_script(value: &Value) -> bool {
@@ -576,10 +624,15 @@ async fn supervise(shared: Weak<Shared>) {
                             gone.as_secs_f64()
                         );
                         strong.woken.notify_one();
+                        // Whoever is asked to listen again does so at once: what is said meanwhile is not heard.
+                        if let Some(ears) = strong.ears.get() {
+                            ears.shared.hurry.notify_one();
+                        }
                         break;
                     }
+                    let hurry = strong.hurry.clone();
                     drop(strong);
-                    tokio::time::sleep(backoff.pause()).await;
+                    let _ = tokio::time::timeout(backoff.pause(), hurry.notified()).await;
                 }
             }
         }

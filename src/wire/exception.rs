@@ -94,8 +94,11 @@ impl Exception {
     /// The text a person reads: the single argument, or all of them.
     pub fn message(&self) -> String {
         match &self.args[..] {
+            [] => String::new(),
             [Value::String(text)] => text.clone(),
-            args => args.iter().map(repr).collect::<Vec<_>>().join(", "),
+            [one] => repr(one),
+            // As Python's `str` of an exception with several arguments.
+            args => format!("({})", args.iter().map(repr).collect::<Vec<_>>().join(", ")),
         }
     }
 
@@ -131,5 +134,6 @@ mod tests {
             json!({"exc_type": "ValueError", "exc_message": ["bad", 42], "exc_module": "builtins"})
         );
         assert_eq!(exception.repr(), "ValueError('bad', 42)");
+        assert_eq!(exception.message(), "('bad', 42)");
     }
 }

@@ -20,6 +20,7 @@ use super::follow::{ErrbackCall, Fallout};
 use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
 use super::keeper::Keeper;
+use super::metrics::Metrics;
 use super::pool::{Ended, Pool};
 use super::rate_limit::RateLimits;
 use super::request::{Delivery, Done, Effect, Happening, Input, Request, RunId, State};
@@ -34,7 +35,7 @@ use crate::backend::Part;
 use crate::broker::{self, Tag};
 use crate::canvas::{Parent, ResultNode};
 use crate::client::Client;
-use crate::clock::{self, Instant, Timestamp};
+use crate::clock::{self, Clocks, Instant, Timestamp};
 use crate::task::{Context, Details, Note, Notes, Registry};
 use crate::wire::Json;
 
@@ -43,6 +44,8 @@ pub(crate) type Key = u64;
 
 /// How many inputs of one kind are taken before the others get their turn.
 const TURN: usize = 256;
+/// How often to look whether the clock was set.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A request with its state.
 pub(crate) struct Active {
@@ -55,6 +58,8 @@ pub(crate) struct Active {
     pub has_place: bool,
     #[expect(dead_code, reason = "held, never read: dropping it gives the room back")]
     pub share: Share,
+    /// When it came.
+    pub since: Instant,
 }
 
 /// What the loop listens to.
@@ -85,6 +90,7 @@ pub(crate) struct Consumer {
     pub revoked: Revoked,
     pub gossip: Gossip,
     pub panel: Panel,
+    pub metrics: Metrics,
     pub autoscaler: Option<Autoscaler>,
     pub state_db: Option<StateDb>,
     pub totals: HashMap<Arc<str>, u64>,
@@ -114,6 +120,8 @@ impl Consumer {
         let mut heartbeat = every(self.options.heartbeat.unwrap_or(Duration::from_secs(3600)));
         let mut round = every(Gossip::PAUSE);
         let mut lease = every(Keeper::pause(self.options.broker_options.visibility_timeout));
+        let mut look = every(LOOK);
+        let mut clocks = Clocks::new(clock::now(), clock::instant());
         let (mut fetched, mut ends) = (Vec::with_capacity(TURN), Vec::with_capacity(TURN));
         self.worker_event("worker-online");
         self.send();
@@ -139,6 +147,9 @@ impl Consumer {
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
                 _ = lease.tick() => self.on_lease(),
                 _ = round.tick() => self.on_round(),
+                _ = look.tick() => if clocks.went_apart(clock::now(), clock::instant()) {
+                    self.on_clock_set();
+                },
                 Ok(()) = inputs.stop.changed() => {
                     let phase = *inputs.stop.borrow_and_update();
                     self.on_stop(phase);
@@ -147,22 +158,31 @@ impl Consumer {
             self.autoscale();
             self.start_reserved();
             self.send();
-            if self.phase != Phase::Run && self.drained && self.active.is_empty() && self.joining.is_empty() {
+            if self.phase != Phase::Run && self.drained && self.active.is_empty() {
                 break;
             }
         }
-        self.say_goodbye().await
+        self.say_goodbye(&mut inputs.joined).await
     }
 
     /// Everything is accounted for; what was decided still has to reach Redis.
-    async fn say_goodbye(mut self) -> Exit {
+    async fn say_goodbye(mut self, joined: &mut mpsc::UnboundedReceiver<Joined>) -> Exit {
         let saving = self.save_state();
         let patience = if self.phase == Phase::Cold {
             Duration::from_secs(2)
         } else {
             Duration::from_secs(10)
         };
-        if tokio::time::timeout(patience, self.outbox.flushed()).await.is_err() {
+        let accounted = async {
+            while !self.joining.is_empty()
+                && let Some(joined) = joined.recv().await
+            {
+                self.on_joined(joined);
+                self.send();
+            }
+            self.outbox.flushed().await;
+        };
+        if tokio::time::timeout(patience, accounted).await.is_err() {
             warn!(
                 "Redis cannot be reached: {} writes are lost; messages that were not acknowledged run again elsewhere",
                 self.outbox.backlog()
@@ -217,6 +237,7 @@ impl Consumer {
                 eta: None,
                 has_place: false,
                 share,
+                since: clock::instant(),
             },
         );
         key
@@ -224,6 +245,7 @@ impl Consumer {
 
     fn refuse(&mut self, delivery: Delivery, raw: Bytes, refusal: Refusal) {
         let queue = delivery.queue.clone();
+        self.metrics.refused();
         error!(queue.name = %queue, "a message in queue {queue:?} was refused: {}", refusal.reason);
         if let Some(Failed {
             headers,
@@ -275,6 +297,9 @@ impl Consumer {
 
     fn on_ended(&mut self, ended: Ended) {
         self.running -= 1;
+        if let Some(active) = self.active.get(&ended.key) {
+            self.metrics.ran(&active.request.entry.name, ended.runtime);
+        }
         if let Some(outcome) = ended.outcome {
             let input = Input::Ended {
                 run: ended.run,
@@ -391,6 +416,19 @@ impl Consumer {
         }
     }
 
+    /// The time until an ETA was counted by a clock that has been set since.
+    fn on_clock_set(&mut self) {
+        warn!("the clock of this machine was set, or the machine slept; ETAs are counted anew");
+        let waiting: Vec<(Key, Timestamp)> = self
+            .active
+            .iter()
+            .filter_map(|(key, active)| Some((*key, active.eta?)))
+            .collect();
+        for (key, eta) in waiting {
+            self.wait(key, eta);
+        }
+    }
+
     fn on_lease(&mut self) {
         let tags: Vec<Tag> = self
             .active
@@ -408,6 +446,7 @@ impl Consumer {
         if phase <= self.phase {
             return;
         }
+        self.metrics.stops();
         if self.phase == Phase::Run {
             // First of all, so that monitors do not send work this way (P-167).
             self.worker_event("worker-offline");
@@ -579,6 +618,8 @@ impl Consumer {
         if let Some(active) = self.active.get_mut(&key) {
             active.context = Some(context.clone());
             active.started = Some(clock::now());
+            let waited = now.saturating_duration_since(active.since);
+            self.metrics.waited(&request.entry.name, waited);
         }
         let revoked = self.revoked.covers(&request.id, headers);
         self.step(
@@ -624,6 +665,18 @@ impl Consumer {
                 .push(Out::Backend(crate::backend::Write::Stream { id, entries }));
         }
         self.outbox.send(std::mem::take(&mut self.out));
+        self.note_numbers();
+    }
+
+    fn note_numbers(&self) {
+        let Some(now) = self.metrics.now() else { return };
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        now.running.set(number(self.running));
+        now.reserved.set(number(self.reserved.len()));
+        now.held.set(number(self.active.len()));
+        now.places.set(number(self.pool.size()));
+        now.prefetch.set(number(self.prefetch));
+        now.writes.set(number(self.outbox.backlog()));
     }
 }
 

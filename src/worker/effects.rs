@@ -10,11 +10,12 @@ use tracing::{error, info, warn};
 
 use super::Options;
 use super::events::{Events, result_repr};
+use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::canvas::ResultNode;
 use crate::task::Registry;
-use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Security, State as Stored};
+use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, State as Stored};
 use crate::{backend, broker, clock};
 
 /// Turns effects into writes.
@@ -27,6 +28,7 @@ pub(crate) struct Scribe {
     pub reply_to: String,
     /// `task_default_queue`: where follow-ups go that do not say.
     pub queue: String,
+    pub routes: Routes,
     pub control_exchange: String,
     /// What signs follow-ups (`task_serializer = "auth"`).
     pub signer: Option<Arc<Security>>,
@@ -34,14 +36,16 @@ pub(crate) struct Scribe {
     pub inline_errbacks: HashSet<Arc<str>>,
     /// Tell monitors of retries that are sent.
     pub sent_events: bool,
+    metrics: Metrics,
 }
 
 impl Scribe {
-    pub(crate) fn new(options: &Options, registry: &Registry, reply_to: &str) -> Self {
+    pub(crate) fn new(options: &Options, registry: &Registry, reply_to: &str, metrics: Metrics) -> Self {
         let inline = registry.entries().filter(|entry| entry.options.errback_inline);
         Self {
             reply_to: reply_to.to_owned(),
             queue: options.default_queue.clone(),
+            routes: options.routes.clone(),
             control_exchange: options.control_exchange.clone(),
             signer: options.signer.clone(),
             inline_errbacks: inline.map(|entry| entry.name.clone()).collect(),
@@ -49,6 +53,7 @@ impl Scribe {
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
             sent_events: options.sent_events,
+            metrics,
             origin: format!(
                 "gen{}@{}",
                 std::process::id(),
@@ -108,6 +113,7 @@ impl Scribe {
                     out.extend(sent);
                 }
                 Effect::Emit(happening) => {
+                    self.metrics.happened(&request.entry.name, &happening);
                     log(&happening, request, shown.as_deref());
                     out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
                 }

@@ -261,7 +261,8 @@ impl Scribe {
     }
 
     fn parcel(&self, outbound: &Outbound) -> Result<Parcel, String> {
-        let parcel = outbound.parcel(clock::now(), &self.origin, &self.queue);
+        let queue = self.routes.queue(&outbound.task).unwrap_or(&self.queue);
+        let parcel = outbound.parcel(clock::now(), &self.origin, queue);
         let mut parcel = parcel.map_err(|error| error.to_string())?;
         if let Some(signer) = &self.signer {
             parcel.envelope = signer.sign_envelope(&parcel.envelope)?;

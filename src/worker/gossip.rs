@@ -142,6 +142,7 @@ impl Consumer {
     }
 
     pub(super) fn on_round(&mut self) {
+        self.metrics.sign_of_life();
         for name in self.gossip.missed(clock::instant()) {
             info!("missed heartbeat from {name}");
         }

@@ -4,6 +4,7 @@
 //! Celery waits a second for answers. Redis says how many heard the question, so we wait no longer than until they have
 //! answered, and not at all when we are alone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use super::consumer::Consumer;
 use super::control::Order;
 use crate::broker::{Broker, Error};
 use crate::clock;
-use crate::wire::{Accept, pidbox};
+use crate::wire::{Accept, Security, pidbox};
 
 /// How long answers are waited for, at most.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -39,7 +40,11 @@ pub(crate) struct Mingle {
     pub namespace: String,
     /// Serializers of the answers that are read.
     pub accept: Accept,
+    /// What signs the question, where everybody wants it signed.
+    pub signer: Option<Arc<Security>>,
     pub orders: mpsc::Sender<Order>,
+    /// Without it the connection is watched all the same: monitors are told when it is there again.
+    pub asks: bool,
     /// Told when the first round is over.
     pub done: oneshot::Sender<()>,
 }
@@ -52,7 +57,9 @@ impl Mingle {
             hostname,
             namespace,
             accept,
+            signer,
             orders,
+            asks,
             done,
         } = self;
         let round = Round {
@@ -60,10 +67,13 @@ impl Mingle {
             hostname: &hostname,
             namespace: &namespace,
             accept: &accept,
+            signer: signer.as_deref(),
             orders: &orders,
         };
         let mut epoch = broker.epoch();
-        round.run().await;
+        if asks {
+            round.run().await;
+        }
         // Nobody waits for it when the worker is about to stop.
         let _ = done.send(());
         while !orders.is_closed() {
@@ -74,7 +84,9 @@ impl Mingle {
                 if orders.send(Order::Reconnected).await.is_err() {
                     return;
                 }
-                round.run().await;
+                if asks {
+                    round.run().await;
+                }
             }
         }
     }
@@ -85,6 +97,7 @@ struct Round<'a> {
     hostname: &'a str,
     namespace: &'a str,
     accept: &'a Accept,
+    signer: Option<&'a Security>,
     orders: &'a mpsc::Sender<Order>,
 }
 
@@ -114,8 +127,8 @@ impl Round<'_> {
     async fn ask(&self, exchange: &str, oid: &str, revoked: &[String]) -> Result<usize, Error> {
         let ticket = Uuid::new_v4().to_string();
         let arguments = json!({"from_node": self.hostname, "revoked": revoked});
-        let Ok(payload) = pidbox::encode_request(self.namespace, "hello", &arguments, None, Some((oid, &ticket)))
-        else {
+        let hello = pidbox::encode_request(self.namespace, "hello", &arguments, None, Some((oid, &ticket)));
+        let Some(payload) = hello.ok().and_then(|hello| Security::signed(self.signer, hello).ok()) else {
             return Ok(0);
         };
         self.broker.bind_replies(exchange, oid).await?;

@@ -21,6 +21,7 @@ mod follow;
 mod gossip;
 mod joiner;
 mod keeper;
+mod metrics;
 mod mingle;
 mod options;
 mod pool;
@@ -39,6 +40,7 @@ mod timers;
 mod tracer;
 mod writer;
 
+pub use metrics::Watch;
 pub use options::{Options, TaskDefaults};
 pub use start::{Error, Worker};
 pub use stop::{Exit, Stop};

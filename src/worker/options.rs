@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::conn::Endpoint;
 use crate::task;
-use crate::wire::{Accept, Limits, Security};
+use crate::wire::{Accept, Limits, Routes, Security};
 use crate::{backend, broker};
 
 /// Everything a worker is told at start.
@@ -26,6 +26,8 @@ pub struct Options {
     pub queues: Vec<String>,
     /// Where follow-ups go that name no queue (`task_default_queue`).
     pub default_queue: String,
+    /// Queues of follow-ups, and of what tasks send, by task name (`task_routes`).
+    pub routes: Routes,
     /// Send task events from the start (`-E`); without it Flower switches them on.
     pub task_events: bool,
     /// Tell monitors of every task that this worker sends: retries, and what its tasks send.
@@ -38,6 +40,8 @@ pub struct Options {
     pub soft_time_limit: Option<Duration>,
     /// Policy that overrides what tasks say.
     pub task_defaults: TaskDefaults,
+    /// A message that was delivered before is not run again when its task has a SUCCESS already.
+    pub deduplicate: bool,
     /// Store name, arguments, worker and queue with each result.
     pub result_extended: bool,
     /// Listen to `celery inspect` and `celery control`.
@@ -98,15 +102,17 @@ impl Options {
             hostname: hostname.into(),
             concurrency: std::thread::available_parallelism().map_or(1, Into::into),
             prefetch_multiplier: 4,
-            prefetch_bytes: 256 << 20,
+            prefetch_bytes: 1 << 30,
             queues: vec!["celery".into()],
             default_queue: "celery".into(),
+            routes: Routes::default(),
             task_events: false,
             sent_events: false,
             heartbeat: Some(Duration::from_secs(2)),
             time_limit: None,
             soft_time_limit: None,
             task_defaults: TaskDefaults::default(),
+            deduplicate: false,
             result_extended: false,
             remote_control: true,
             mingle: true,

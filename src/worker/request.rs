@@ -37,6 +37,8 @@ pub(crate) struct Request {
     pub message: Arc<Message>,
     /// What follows the task; `None` when nothing does.
     pub embed: Option<Arc<Embed>>,
+    /// It was delivered before, and is not to run again when it succeeded then (`worker_deduplicate_successful_tasks`).
+    pub may_be_done: bool,
     /// The envelope as it came: what goes back to the queue or into a retry.
     pub raw: Bytes,
     pub eta: Option<Timestamp>,
@@ -77,6 +79,11 @@ pub(crate) enum State {
 pub(crate) enum Outcome {
     Success(Box<RawValue>),
     Failed(Failure),
+    /// It did not run: an earlier delivery succeeded with this result, and may have died before what follows was sent.
+    Done {
+        result: Json,
+        followed: bool,
+    },
     /// Ended by the hard time limit.
     HardLimit(Duration),
     /// Ended by the soft time limit.
@@ -414,6 +421,13 @@ impl Request {
                 self.end_stream(Stored::Success, effects);
                 self.settle(unacked, Stored::Success, part, effects);
                 effects.push(Effect::Emit(Happening::Succeeded { runtime }));
+            }
+            Outcome::Done { result, followed } => {
+                if !followed && self.embed.is_some() {
+                    effects.push(Effect::Follow(result.clone()));
+                }
+                let part = self.is_part().then_some(result);
+                self.settle(unacked, Stored::Success, part, effects);
             }
             Outcome::Failed(Failure::Fail(exception)) if self.policy.autoretry => {
                 let pause = self.policy.retry_backoff.map(|factor| {

@@ -15,7 +15,7 @@ use crate::broker::Tag;
 use crate::clock;
 use crate::conn::Endpoint;
 use crate::task::{self, Context, Exception, Failure, Registry, Task};
-use crate::wire::Signature;
+use crate::wire::{Json, Signature};
 
 /// Steps of one walk.
 const STEPS: usize = 12;
@@ -81,6 +81,13 @@ fn input(run: u64) -> Input {
         },
         ended(run, Outcome::Success(RawValue::from_string("1".into()).unwrap())),
         ended(run + 1, Outcome::Success(RawValue::from_string("2".into()).unwrap())),
+        ended(
+            run,
+            Outcome::Done {
+                result: Json::null(),
+                followed: false,
+            },
+        ),
         ended(run, Outcome::HardLimit(Duration::from_secs(1))),
         ended(run, Outcome::SoftLimit),
         ended(run, Outcome::Panicked("x".into())),

@@ -17,6 +17,7 @@ use super::fetcher::Fetcher;
 use super::gossip::Gossip;
 use super::joiner::Joiner;
 use super::keeper::Keeper;
+use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
 use super::pool::Pool;
 use super::rate_limit::RateLimits;
@@ -59,6 +60,7 @@ pub struct Worker {
     broker: Broker,
     backend: Option<Backend>,
     state: Option<(StateDb, Saved)>,
+    metrics: Metrics,
 }
 
 impl Worker {
@@ -103,7 +105,17 @@ impl Worker {
             broker,
             backend,
             state,
+            metrics: Metrics::default(),
         })
+    }
+
+    /// Watches it from beside it; what happens is counted from now on.
+    pub fn watch(&self) -> Watch {
+        self.metrics.watch();
+        Watch {
+            metrics: self.metrics.clone(),
+            broker: self.broker.clone(),
+        }
     }
 
     /// Consumes until it is stopped, then returns how it ended.
@@ -114,6 +126,7 @@ impl Worker {
             broker,
             backend,
             state,
+            metrics,
         } = self;
         let hostname: Arc<str> = options.hostname.as_str().into();
         let (outbox, writer) = Writer::new(
@@ -121,14 +134,17 @@ impl Worker {
             backend.clone(),
             hostname.clone(),
             options.event_exchange.clone(),
+            metrics.clone(),
         );
         let writing = spawn(ServiceKind::Writer, writer.run());
 
-        let mut client = Client::new(broker.clone(), backend.clone()).signing(options.signer.clone());
+        let mut client = Client::new(broker.clone(), backend.clone())
+            .signing(options.signer.clone())
+            .routed(options.routes.clone());
         if options.sent_events {
             client = client.with_sent_events(&options.event_exchange);
         }
-        let scribe = Arc::new(Scribe::new(&options, &registry, client.oid()));
+        let scribe = Arc::new(Scribe::new(&options, &registry, client.oid(), metrics.clone()));
 
         let prefetch = match options.prefetch_multiplier as usize {
             0 => Semaphore::MAX_PERMITS >> 4,
@@ -170,14 +186,15 @@ impl Worker {
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         let (mingled, is_mingled) = oneshot::channel();
-        let listens = options.remote_control && listen(&broker, &options, &orders_to).await;
-        if listens && options.mingle {
+        if options.remote_control && listen(&broker, &options, &orders_to).await {
             let mingle = Mingle {
                 broker: broker.clone(),
                 hostname: options.hostname.clone(),
                 namespace: options.control_exchange.clone(),
                 accept: options.accept.clone(),
+                signer: options.signer.clone(),
                 orders: orders_to,
+                asks: options.mingle,
                 done: mingled,
             };
             spawn(ServiceKind::Mingle, mingle.run());
@@ -226,6 +243,7 @@ impl Worker {
             scribe,
             members,
             joining: Vec::new(),
+            metrics,
             events,
             autoscaler: options
                 .autoscale

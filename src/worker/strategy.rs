@@ -82,7 +82,9 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
     if let Some(ignore) = message.headers.ignore_result {
         policy.ignore_result = ignore;
     }
+    let redelivered = message.headers.redelivered || message.properties.redelivered();
     Ok(Request {
+        may_be_done: options.deduplicate && policy.acks_late && redelivered,
         id: Arc::from(message.headers.id.as_str()),
         entry: entry.clone(),
         policy,

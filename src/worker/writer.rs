@@ -14,8 +14,10 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
+use super::metrics::Metrics;
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
+use crate::clock;
 use crate::conn::{Link, Patience};
 use crate::wire::Events as Envelopes;
 
@@ -60,6 +62,7 @@ pub(crate) struct Writer {
     backend: Option<Backend>,
     hostname: Arc<str>,
     event_exchange: String,
+    metrics: Metrics,
 }
 
 impl Outbox {
@@ -122,6 +125,7 @@ impl Writer {
         backend: Option<Backend>,
         hostname: Arc<str>,
         event_exchange: String,
+        metrics: Metrics,
     ) -> (Outbox, Self) {
         let (sender, queue) = mpsc::unbounded_channel();
         let backlog = Arc::new(AtomicUsize::new(0));
@@ -136,6 +140,7 @@ impl Writer {
             backend,
             hostname,
             event_exchange,
+            metrics,
         };
         (outbox, writer)
     }
@@ -151,7 +156,9 @@ impl Writer {
                     Err(_) => break,
                 }
             }
+            let began = clock::instant();
             self.flush(&mut batch).await;
+            self.metrics.flushed(clock::instant().saturating_duration_since(began));
             self.backlog.fetch_sub(batch.size, Ordering::Relaxed);
             for done in batch.flushed {
                 let _ = done.send(());

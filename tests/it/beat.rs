@@ -14,7 +14,7 @@ use crate::support::{Folder, Redis, Worker, run_python, until};
 
 /// A beat that is missed soon, with a task every second.
 const EVERY_SECOND: &[(&str, &str)] = &[
-    ("ORCHESTRA_BEAT_LOCK_TIMEOUT", "1"),
+    ("ORCHESTRA_BEAT_LOCK_TIMEOUT", "2"),
     (
         "ORCHESTRA_BEAT_SCHEDULE",
         "{tick = {task = 'hello.add', schedule = 1, args = [2, 3]}}",
@@ -178,8 +178,27 @@ async fn a_worker_with_b_sends_and_runs_and_gives_the_lock_back() {
         redis.command::<Vec<String>>(&["KEYS", "celery-task-meta-*"]).len() >= 2
     })
     .await;
+    let doctor = || {
+        let mut command = Command::new(crate::support::program("orchestra"));
+        let out = command
+            .args(["doctor", "-b", &redis.url()])
+            .env_clear()
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    assert!(
+        doctor().contains("ok    periodic tasks are sent by celerybeat@"),
+        "{}",
+        doctor()
+    );
     assert_eq!(worker.stop(), Some(0));
     assert_eq!(redis.length("EXISTS", "orchestra:beat:lock"), 0, "{}", worker.log());
+    assert!(
+        doctor().contains("note  no beat is running, but the schedule has entries (1)"),
+        "{}",
+        doctor()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +268,7 @@ async fn a_redis_that_hangs_longer_than_the_lock_repeats_nothing() {
     for _ in 0..3 {
         redis.signal(Signal::SIGSTOP);
         // Longer than the lock lives. What both beats ask meanwhile is answered when the server goes on, late.
-        tokio::time::sleep(std::time::Duration::from_millis(1700)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
         redis.signal(Signal::SIGCONT);
         until_sent(&redis, redis.length("LLEN", "celery") + 2).await;
     }

@@ -44,6 +44,14 @@ async fn tasks_are_sent_and_watched_from_the_shell() {
         text(&orchestra(&redis, &["status"])),
         "->  w1@here: OK\n\n1 node online.\n"
     );
+    assert_eq!(
+        text(&orchestra(&redis, &["control", "pool_grow", "2"])),
+        "->  w1@here: pool will grow\n"
+    );
+    let refused = orchestra(&redis, &["control", "autoscale", "3"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let answer = String::from_utf8_lossy(&refused.stdout);
+    assert_eq!(answer, "->  w1@here: error: ValueError('Autoscale not enabled')\n");
     assert!(text(&orchestra(&redis, &["inspect", "registered", "-d", "w1@here"])).contains("\"hello.add\""));
     let sleeping = redis
         .client()

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use orchestra::client::{Call, Client};
 use serde_json::{Value, json};
 
-use crate::support::{Folder, LONG, Process, Redis, Worker, python, run_python, until};
+use crate::support::{Folder, LONG, Process, Redis, Worker, get, python, run_python, until};
 
 const HEAD: &str = "
 import json, sys, threading, time
@@ -454,4 +454,80 @@ fn a_state_file_that_is_not_ours_is_refused() {
     let mut worker = Worker::spawn("hello_task", &redis, &["--statedb", path.to_str().unwrap()], &[]);
     assert_eq!(worker.process.wait(), Some(1));
     assert!(worker.log().contains("it is not one of ours"), "{}", worker.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_tells_prometheus_how_it_is() {
+    let mut redis = Redis::start();
+    let mut worker = Worker::start(&redis, &["-c", "1", "--metrics-addr", ":0"]);
+    let log = worker.log();
+    let url = log
+        .lines()
+        .find_map(|line| line.strip_prefix("orchestra-worker: metrics at "))
+        .unwrap();
+    let base = url.strip_suffix("/metrics").unwrap().to_owned();
+    let asked = async |path: &str| {
+        let answer = get(&format!("{base}{path}")).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(asked("/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(asked("/readyz").await, (200, "ok\n".to_owned()));
+    let client = redis.client().await;
+    client
+        .send(Call::new("hello.add").arg(1))
+        .await
+        .unwrap()
+        .get::<i64>(LONG)
+        .await
+        .unwrap();
+    client
+        .send(Call::new("hello.add"))
+        .await
+        .unwrap()
+        .get::<i64>(LONG)
+        .await
+        .unwrap_err();
+    let long = client.send(Call::new("hello.sleep").arg(600)).await.unwrap();
+    client.send(Call::new("hello.add").arg(2)).await.unwrap();
+    let lines = async || asked("/metrics").await.1;
+    for wanted in [
+        "orchestra_tasks_total{task=\"hello.add\",state=\"succeeded\"} 1",
+        "orchestra_tasks_total{task=\"hello.add\",state=\"failed\"} 1",
+        "orchestra_tasks_total{task=\"hello.sleep\",state=\"started\"} 1",
+        "orchestra_task_runtime_seconds_count{task=\"hello.add\"} 2",
+        "orchestra_task_wait_seconds_count{task=\"hello.sleep\"} 1",
+        "orchestra_tasks_running 1",
+        "orchestra_tasks_reserved 1",
+        "orchestra_tasks_held 2",
+        "orchestra_pool_places 1",
+        "orchestra_prefetch_count 4",
+    ] {
+        until(wanted, async || lines().await.lines().any(|line| line == wanted)).await;
+    }
+    let text = lines().await;
+    assert!(
+        text.contains("# TYPE orchestra_tasks counter") && text.ends_with("# EOF\n"),
+        "{text}"
+    );
+    assert_eq!(asked("/other").await.0, 404);
+    redis.stop();
+    until("it is not ready without Redis", async || {
+        asked("/readyz").await.0 == 503
+    })
+    .await;
+    assert_eq!(asked("/healthz").await.0, 200);
+    redis.start_again();
+    until("it is ready again", async || asked("/readyz").await.0 == 200).await;
+    until("that was counted", async || {
+        lines().await.contains("orchestra_reconnects_total 1")
+    })
+    .await;
+    // While it waits for what runs it takes nothing new, and says so.
+    worker.process.signal(Signal::SIGTERM);
+    until("it is about to stop", async || {
+        asked("/readyz").await == (503, "the worker is about to stop\n".to_owned())
+    })
+    .await;
+    long.revoke(true).await.unwrap();
+    assert_eq!(worker.process.wait(), Some(0));
 }

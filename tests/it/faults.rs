@@ -119,3 +119,23 @@ async fn what_is_held_is_bounded_in_bytes() {
     assert!((2..=30).contains(&most), "{most}");
     assert!(worker.log().contains("worker_prefetch_bytes"), "{}", worker.log());
 }
+
+/// Whoever waits for a result goes on waiting while Redis restarts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_is_waited_for_while_redis_restarts() {
+    let mut redis = Redis::start();
+    let worker = Worker::start(&redis, &[]);
+    let client = redis.client().await;
+    let pending = client.send(Call::new("hello.sleep").arg(3)).await.unwrap();
+    worker.wait_for_log("received");
+    let waiting = tokio::spawn(async move { pending.get::<String>(LONG).await });
+    until("it listens", async || {
+        let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS", "celery-task-meta-*"]);
+        !channels.is_empty()
+    })
+    .await;
+    redis.stop();
+    worker.wait_for_log("lost the connection");
+    redis.start_again();
+    assert_eq!(waiting.await.unwrap().unwrap(), "rested", "{}", worker.log());
+}

@@ -13,7 +13,9 @@
 
 mod ai;
 mod beat;
+mod canvas;
 mod cli;
+mod cluster;
 mod contract;
 mod control;
 mod differential;

@@ -1,6 +1,8 @@
 //! Exchanges, bindings and queues as kombu has them, with Python on the other side.
 
-use crate::support::{Redis, Worker, run_python, until};
+use orchestra::client::Signature;
+
+use crate::support::{LONG, Redis, Worker, run_python, until};
 
 const HEAD: &str = "
 import sys
@@ -15,7 +17,7 @@ def declare(*queues):
 
 /// The second and third try are published by our worker: they must go where the first came from.
 #[test]
-fn p_016_retries_go_through_the_binding_table_of_their_exchange() {
+fn p_017_p_018_retries_go_through_the_binding_table_of_their_exchange() {
     let redis = Redis::start();
     let worker = Worker::start(&redis, &["-Q", "jobs,topics"]);
     let program = HEAD.to_owned()
@@ -81,7 +83,7 @@ assert 300 < count < 2700, count
 
 /// Priorities before queues, steps as the settings say, in both libraries' messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn p_003_p_004_priorities_come_before_queues() {
+async fn p_004_p_005_priorities_come_before_queues() {
     let redis = Redis::start();
     let program = HEAD.to_owned()
         + "
@@ -154,4 +156,30 @@ async fn p_007_queues_take_turns() {
         .matches(" received")
         .count();
     assert!(before <= 2, "{before} came first");
+}
+
+/// `task_routes`: what a task sends goes to the queue of its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn follow_ups_go_where_their_route_says() {
+    let redis = Redis::start();
+    let settings = [(
+        "ORCHESTRA_TASK_ROUTES",
+        r#"{"hello.na*" = {queue = "naps"}, "hello.add" = "sums"}"#,
+    )];
+    let _first = Worker::start_with(&redis, &["-Q", "celery"], &settings);
+    let client = redis.client().await;
+    let steps =
+        Signature::new("hello.add").arg(1) | Signature::new("hello.add").arg(1) | Signature::new("hello.nap").arg(5);
+    let sent = client.apply(steps).await.unwrap();
+    until("the next step waits in its queue", async || {
+        redis.length("LLEN", "sums") == 1
+    })
+    .await;
+    let _second = Worker::start_with(&redis, &["-Q", "sums"], &settings);
+    until("and the last one in its own", async || {
+        redis.length("LLEN", "naps") == 1
+    })
+    .await;
+    let _third = Worker::start(&redis, &["-Q", "naps"]);
+    assert_eq!(sent.get::<u64>(LONG).await.unwrap(), 5);
 }

@@ -72,7 +72,7 @@ for name in ('json', 'msgpack'):
     let accept = Accept::parse(&["json", "msgpack"], None).unwrap();
     for raw in redis.command::<Vec<String>>(&["LRANGE", "ours", "0", "-1"]) {
         let message = accept.decode(raw.as_bytes(), &Limits::default()).unwrap();
-        let again = retry_envelope(raw.as_bytes(), &message, orchestra::clock::now(), "gen1@here").unwrap();
+        let again = retry_envelope(raw.as_bytes(), &message, orchestra::clock::now(), None, "gen1@here").unwrap();
         redis.command::<i64>(&["LPUSH", "theirs", std::str::from_utf8(&again).unwrap()]);
     }
     let program = HEAD.to_owned()

@@ -170,7 +170,7 @@ impl Redis {
         format!("rediss://127.0.0.1:{}/0", self.tls_port)
     }
 
-    fn try_command(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
+    pub fn try_command(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
         let mut connection = redis::Client::open(self.url())?.get_connection_with_timeout(Duration::from_secs(5))?;
         let mut command = redis::cmd(words[0]);
         for word in &words[1..] {

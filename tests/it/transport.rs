@@ -13,7 +13,7 @@ struct Authority(Folder);
 impl Authority {
     fn new() -> Self {
         let folder = Folder::new();
-        folder.write("san", "subjectAltName=IP:127.0.0.1,DNS:localhost");
+        folder.write("san", "subjectAltName=IP:127.0.0.1");
         let authority = Self(folder);
         authority.openssl("req -x509 -new -nodes -keyout ca.key -out ca.pem -subj /CN=test-ca -days 2 -newkey ec -pkeyopt ec_paramgen_curve:P-256");
         for name in ["server", "client"] {
@@ -83,6 +83,11 @@ async fn p_046_tls_with_an_authority_of_our_own() {
     let trusted = format!("{url}?ssl_cert_reqs=required&ssl_ca_certs={}", authority.file("ca.pem"));
     adds(&trusted, &redis).await;
     adds(&format!("{url}?ssl_cert_reqs=CERT_NONE"), &redis).await;
+    // A certificate for another name.
+    let elsewhere = trusted.replace("127.0.0.1", "localhost");
+    let misnamed = refusal(&elsewhere);
+    assert!(misnamed.contains("certificate"), "{misnamed}");
+    adds(&format!("{elsewhere}&ssl_check_hostname=false"), &redis).await;
     // Nobody vouches for the server: that is no Redis to send tasks to.
     let untrusted = refusal(&url);
     assert!(untrusted.contains("certificate"), "{untrusted}");
@@ -147,11 +152,15 @@ async fn an_acl_user_with_no_more_than_the_documented_rights() {
     first.wait_for_log("ready");
     let program = "
 import sys
-from celery import Celery
+from celery import Celery, chord
 app = Celery(broker=sys.argv[1], backend=sys.argv[1])
 assert app.send_task('hello.add', (1, 2)).get(timeout=30) == 3
 assert app.send_task('hello.flaky', (1,)).get(timeout=30) == 1
 assert app.control.ping(timeout=2)
+add = lambda *args: app.signature('hello.add', args)
+body = app.signature('hello.nap', kwargs={'n': 7}).set(link_error=add(1))
+error = chord([add(1, 2), add(3, 4)])(body).get(timeout=30, propagate=False)
+assert 'invalid type' in str(error), error
 app.send_task('hello.sleep', (60,)).revoke(terminate=True)
 app.connection_for_write().default_channel.client.lpush('celery', 'garbage')
 ";
@@ -184,7 +193,7 @@ fn wrong_credentials_are_explained() {
 
 /// A master, a replica and three Sentinels; the master is killed while tasks flow.
 #[tokio::test(flavor = "multi_thread")]
-async fn p_047_sentinels_and_a_failover() {
+async fn p_046_sentinels_and_a_failover() {
     let master = Redis::start();
     let replica = Redis::start_with(&[&["--replicaof", "127.0.0.1", &master.port.to_string()]]);
     until("it is a replica", async || {
@@ -201,7 +210,7 @@ async fn p_047_sentinels_and_a_failover() {
             &format!("{n}.conf"),
             &format!(
                 "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {} 2\n\
-                 sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n",
+                 sentinel down-after-milliseconds mymaster 2000\nsentinel failover-timeout mymaster 3000\n",
                 folder.path().display(),
                 master.port
             ),

@@ -1,17 +1,19 @@
 //! Commands that only ask (protocol 7.6 to 7.10).
 
 use serde_json::{Map, Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::request_info::request_info;
 use super::{Answer, Arguments, ok};
 use crate::clock;
 use crate::task;
-use crate::worker::consumer::{Active, Consumer};
+use crate::worker::consumer::{Active, Consumer, Key};
 use crate::worker::events::{IDENT, VERSION};
 use crate::worker::facts;
 use crate::worker::request::{Hold, State};
 
+/// Requests in one answer: a million of them that wait for their ETA would keep the loop, and Redis, for seconds.
+const SHOWN: usize = 10_000;
 /// Samples of memory that are remembered.
 const SAMPLES: usize = 1000;
 
@@ -52,17 +54,24 @@ impl Consumer {
     }
 
     fn list(&self, safe: bool, wanted: impl Fn(&Active) -> bool) -> Value {
-        self.active
-            .values()
-            .filter(|active| wanted(active))
+        self.shown(wanted)
             .map(|active| request_info(active, &self.options.hostname, safe))
             .collect()
     }
 
+    /// The oldest requests of a kind, as many as go into an answer.
+    fn shown(&self, wanted: impl Fn(&Active) -> bool) -> impl Iterator<Item = &Active> {
+        let mut found: Vec<(&Key, &Active)> = self.active.iter().filter(|(_, active)| wanted(active)).collect();
+        if found.len() > SHOWN {
+            warn!("{} tasks are asked for; the answer has the first {SHOWN}", found.len());
+        }
+        found.sort_unstable_by_key(|(key, _)| **key);
+        found.truncate(SHOWN);
+        found.into_iter().map(|(_, active)| active)
+    }
+
     fn scheduled(&self) -> Value {
-        self.active
-            .values()
-            .filter(|active| matches!(active.state, State::Held { why: Hold::Eta, .. }))
+        self.shown(|active| matches!(active.state, State::Held { why: Hold::Eta, .. }))
             .map(|active| {
                 json!({
                     "eta": active.eta.map(clock::iso),
@@ -182,6 +191,13 @@ impl Consumer {
 
     fn conf(&self, with_defaults: bool) -> Value {
         let mut conf = Map::new();
+        // What monitors of Celery look for in every worker, and what is so here.
+        if let Value::Object(common) = json!({
+            "enable_utc": true, "timezone": "UTC", "include": [], "deprecated_settings": null, "broker_heartbeat": 0,
+            "worker_hijack_root_logger": true, "worker_log_color": false,
+        }) {
+            conf.extend(common);
+        }
         if with_defaults {
             conf.extend(self.options.conf_defaults.clone());
         }
@@ -195,7 +211,7 @@ impl Consumer {
         let results = self.options.backend.as_ref();
         let results = results.map_or_else(|| "disabled".to_owned(), ToString::to_string);
         let mut report = format!(
-            "\nsoftware -> {IDENT}:{VERSION} (rust)\n\
+            "\nsoftware -> celery:5.7 (its protocol) {IDENT}:{VERSION} rust\n\
              platform -> system:{system} arch:{arch}\n            kernel version:{kernel}\n\
              loader   -> {IDENT}\n\
              settings -> transport:redis results:{results}\n\n",

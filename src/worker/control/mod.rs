@@ -97,7 +97,10 @@ impl Consumer {
                 let _ = answer.send(self.revoked.ids().map(str::to_owned).collect());
             }
             Order::Double => self.warn_of_double(),
-            Order::Reconnected => self.worker_event("worker-online"),
+            Order::Reconnected => {
+                self.metrics.reconnected();
+                self.worker_event("worker-online");
+            }
         }
     }
 

@@ -1,0 +1,289 @@
+//! Numbers about a worker, for Prometheus, and whether it is well.
+//!
+//! The consumer loop and the writer note them where things happen; whoever asks reads them beside the loop, which never
+//! waits for it. Nothing is noted while nobody watches. Names of tasks are those that are registered, so that nobody from outside can make up series.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use super::request::Happening;
+use crate::broker::Broker;
+use crate::clock::{self, Instant};
+
+/// The loop looks after itself this often at least; a multiple of it without a sign of life is not well.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfTask {
+    task: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TaskState {
+    task: String,
+    state: &'static str,
+}
+
+/// What is counted. Clones count together.
+#[derive(Clone)]
+pub(crate) struct Metrics(Arc<Counts>);
+
+struct Counts {
+    registry: Registry,
+    tasks: Family<TaskState, Counter>,
+    runtime: Family<OfTask, Histogram, fn() -> Histogram>,
+    waited: Family<OfTask, Histogram, fn() -> Histogram>,
+    refused: Counter,
+    flushes: Histogram,
+    reconnects: Counter,
+    now: Gauges,
+    born: Instant,
+    sign: AtomicU64,
+    stops: AtomicBool,
+    watched: AtomicBool,
+}
+
+/// What is so at the moment.
+#[derive(Default)]
+pub(crate) struct Gauges {
+    pub running: Gauge,
+    pub reserved: Gauge,
+    pub held: Gauge,
+    pub places: Gauge,
+    pub prefetch: Gauge,
+    pub writes: Gauge,
+}
+
+/// From a millisecond to an hour and a half: a model call takes minutes.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 3.0, 15))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("orchestra");
+        let tasks = Family::<TaskState, Counter>::default();
+        registry.register("tasks", "What happened to tasks", tasks.clone());
+        let runtime = Family::<OfTask, Histogram, fn() -> Histogram>::new_with_constructor(seconds);
+        registry.register(
+            "task_runtime_seconds",
+            "How long runs took, however they ended",
+            runtime.clone(),
+        );
+        let waited = Family::<OfTask, Histogram, fn() -> Histogram>::new_with_constructor(seconds);
+        registry.register(
+            "task_wait_seconds",
+            "How long tasks waited in this worker for their start, an ETA included",
+            waited.clone(),
+        );
+        let refused = Counter::default();
+        registry.register("messages_refused", "Messages that cannot be run here", refused.clone());
+        let flushes = seconds();
+        registry.register(
+            "flush_seconds",
+            "How long Redis took for a batch of writes",
+            flushes.clone(),
+        );
+        let reconnects = Counter::default();
+        registry.register(
+            "reconnects",
+            "How often the connection for remote control was made again",
+            reconnects.clone(),
+        );
+        let now = Gauges::default();
+        for (name, help, gauge) in [
+            ("tasks_running", "Tasks that run", &now.running),
+            ("tasks_reserved", "Tasks that wait for a place to run", &now.reserved),
+            ("tasks_held", "All tasks in this worker", &now.held),
+            ("pool_places", "How many tasks may run at once", &now.places),
+            (
+                "prefetch_count",
+                "How many messages may be held that do not wait for an ETA",
+                &now.prefetch,
+            ),
+            ("writes_waiting", "Writes that Redis has not taken yet", &now.writes),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+        Self(Arc::new(Counts {
+            registry,
+            tasks,
+            runtime,
+            waited,
+            refused,
+            flushes,
+            reconnects,
+            now,
+            born: clock::instant(),
+            sign: AtomicU64::new(0),
+            stops: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
+        }))
+    }
+}
+
+impl Metrics {
+    /// Counts from now on.
+    pub(crate) fn watch(&self) {
+        self.0.watched.store(true, Ordering::Relaxed);
+    }
+
+    fn is_watched(&self) -> bool {
+        self.0.watched.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn happened(&self, task: &str, happening: &Happening) {
+        if !self.is_watched() {
+            return;
+        }
+        let state = match happening {
+            Happening::Received => "received",
+            Happening::Started => "started",
+            Happening::Succeeded { .. } => "succeeded",
+            Happening::Failed(_) => "failed",
+            Happening::Retried(_) => "retried",
+            Happening::Rejected { .. } => "rejected",
+            Happening::Revoked { expired: true, .. } => "expired",
+            Happening::Revoked { .. } => "revoked",
+        };
+        let task = task.to_owned();
+        self.0.tasks.get_or_create(&TaskState { task, state }).inc();
+    }
+
+    pub(crate) fn ran(&self, task: &str, long: Duration) {
+        if !self.is_watched() {
+            return;
+        }
+        let task = task.to_owned();
+        self.0
+            .runtime
+            .get_or_create(&OfTask { task })
+            .observe(long.as_secs_f64());
+    }
+
+    pub(crate) fn waited(&self, task: &str, long: Duration) {
+        if !self.is_watched() {
+            return;
+        }
+        let task = task.to_owned();
+        self.0
+            .waited
+            .get_or_create(&OfTask { task })
+            .observe(long.as_secs_f64());
+    }
+
+    pub(crate) fn refused(&self) {
+        self.0.refused.inc();
+    }
+
+    pub(crate) fn flushed(&self, long: Duration) {
+        self.0.flushes.observe(long.as_secs_f64());
+    }
+
+    pub(crate) fn reconnected(&self) {
+        self.0.reconnects.inc();
+    }
+
+    /// What is so at the moment, if somebody wants to know.
+    pub(crate) fn now(&self) -> Option<&Gauges> {
+        self.is_watched().then_some(&self.0.now)
+    }
+
+    /// The loop goes round.
+    pub(crate) fn sign_of_life(&self) {
+        let since = clock::instant().saturating_duration_since(self.0.born);
+        self.0.sign.store(since.as_secs(), Ordering::Relaxed);
+    }
+
+    /// No more tasks are taken from now on.
+    pub(crate) fn stops(&self) {
+        self.0.stops.store(true, Ordering::Relaxed);
+    }
+
+    fn is_alive(&self) -> bool {
+        let since = clock::instant().saturating_duration_since(self.0.born);
+        let sign = Duration::from_secs(self.0.sign.load(Ordering::Relaxed));
+        since.saturating_sub(sign) < SIGN_OF_LIFE
+    }
+}
+
+/// Watches a worker from beside it.
+#[derive(Clone)]
+pub struct Watch {
+    pub(super) metrics: Metrics,
+    pub(super) broker: Broker,
+}
+
+impl Watch {
+    /// All numbers, in the text format of OpenMetrics that Prometheus reads.
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        // Writing to a text cannot fail.
+        let _ = encode(&mut text, &self.metrics.0.registry);
+        text
+    }
+
+    /// Why the worker should be started again, if it should.
+    ///
+    /// # Errors
+    /// Its loop does not go round any more.
+    pub fn health(&self) -> Result<(), String> {
+        if self.metrics.is_alive() {
+            Ok(())
+        } else {
+            Err(format!("no sign of life for {} s", SIGN_OF_LIFE.as_secs()))
+        }
+    }
+
+    /// Whether it takes tasks.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn readiness(&self) -> Result<(), String> {
+        self.health()?;
+        if self.metrics.0.stops.load(Ordering::Relaxed) {
+            return Err("the worker is about to stop".into());
+        }
+        if self.broker.is_connected() {
+            Ok(())
+        } else {
+            Err("there is no connection to Redis".into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_is_counted() {
+        let metrics = Metrics::default();
+        metrics.ran("before", Duration::from_millis(20));
+        metrics.watch();
+        metrics.happened("a\"b", &Happening::Received);
+        metrics.happened("a\"b", &Happening::Received);
+        metrics.ran("t", Duration::from_millis(20));
+        let mut text = String::new();
+        encode(&mut text, &metrics.0.registry).unwrap();
+        assert!(
+            text.contains("orchestra_tasks_total{task=\"a\\\"b\",state=\"received\"} 2"),
+            "{text}"
+        );
+        assert!(
+            text.contains("orchestra_task_runtime_seconds_count{task=\"t\"} 1"),
+            "{text}"
+        );
+        assert!(!text.contains("before"), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+}
