@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # rustup puts Cargo there, and only later shells have it on their path.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: help setup demo demo-check test test-rust test-python test-ollama fmt lint audit clean
+.PHONY: help setup demo demo-check test test-rust test-python test-ollama differential celery-suite fmt lint audit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,17 @@ test-ollama: setup ## The contract with Ollama, against the server at OLLAMA_HOS
 	@: "$${OLLAMA_HOST:?say which server: OLLAMA_HOST=http://127.0.0.1:11434 make test-ollama}"
 	cargo build --locked --workspace --bins --examples
 	OLLAMA_CONTRACT_HOST="$$OLLAMA_HOST" cargo test --locked --test it contract -- --nocapture
+
+N ?= 200
+SEED ?= 1
+
+differential: setup ## N random canvases, from SEED, run by Python's worker, by ours, by both: they must end alike
+	cargo build --locked --example conformance_worker
+	.venv/bin/python tests/differential/run.py --number $(N) --seed $(SEED)
+
+celery-suite: setup ## Celery's own integration suite, downloaded, against our worker: N of M
+	cargo build --locked --example conformance_worker
+	.venv/bin/python tests/celery_suite/run.py
 
 fmt: ## Format everything
 	cargo fmt --all

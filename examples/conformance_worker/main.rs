@@ -1,5 +1,5 @@
 //! A worker with the tasks that measuring tools call: Celery's own integration suite, fault injection, a probe of
-//! Flower, a benchmark. The first word of the command line chooses which; the rest is that of `orchestra-worker`.
+//! Flower, a benchmark, the differential test. The first word of the command line chooses which; the rest is that of `orchestra-worker`.
 //!
 //! ```sh
 //! cargo run --release --example conformance_worker -- suite --broker redis://127.0.0.1:6379/0 -c 1
@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_names, reason = "names of parameters are those of the suite")]
 
 mod bench;
+mod differential;
 mod faults;
 mod flower;
 mod functions;
@@ -32,8 +33,9 @@ fn main() -> ExitCode {
         "faults" => faults::register,
         "flower" => flower::register,
         "bench" => bench::register,
+        "differential" => differential::register,
         _ => {
-            eprintln!("conformance_worker: the first word must be suite, faults, flower or bench");
+            eprintln!("conformance_worker: the first word must be suite, faults, flower, bench or differential");
             return ExitCode::from(2);
         }
     };

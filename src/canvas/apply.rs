@@ -70,7 +70,7 @@ impl<'a> Planner<'a> {
             Kind::Task | Kind::Other(_) => Some(self.task(signature, args, with, true)),
             Kind::Group(_) => Some(self.group(signature, args, with, true)),
             Kind::Chain(_) => self.chain(signature, args, with, true),
-            Kind::Chord(_) => Some(self.chord(signature, args, with)),
+            Kind::Chord(_) => Some(self.chord(signature, args, with, true)),
         }
     }
 
@@ -80,7 +80,7 @@ impl<'a> Planner<'a> {
             Kind::Task | Kind::Other(_) => drop(self.task(signature, args, with, false)),
             Kind::Group(_) => drop(self.group(signature, args, with, false)),
             Kind::Chain(_) => drop(self.chain(signature, args, with, false)),
-            Kind::Chord(_) => drop(self.chord(signature, args, with)),
+            Kind::Chord(_) => drop(self.chord(signature, args, with, false)),
         }
     }
 
@@ -238,7 +238,7 @@ impl<'a> Planner<'a> {
         Some(if single { applied.unwrap_or(result) } else { result })
     }
 
-    fn chord(&mut self, signature: Signature, args: &[Json], mut with: CallOptions) -> ResultNode {
+    fn chord(&mut self, signature: Signature, args: &[Json], mut with: CallOptions, child: bool) -> ResultNode {
         let Signature {
             kind,
             args: own,
@@ -250,7 +250,12 @@ impl<'a> Planner<'a> {
         let Kind::Chord(chord) = kind else {
             return ResultNode::default();
         };
-        let Chord { header, group, body } = *chord;
+        let Chord {
+            header,
+            group,
+            body,
+            frozen,
+        } = *chord;
         let args: Vec<Json> = if immutable {
             own
         } else {
@@ -294,9 +299,12 @@ impl<'a> Planner<'a> {
         }
         let mut of_body = options.clone();
         of_body.rest.remove("parent_id");
+        if of_body.rest.get("group_id").is_some_and(Json::is_null) {
+            body.options.rest.insert("group_id".into(), Json::null());
+        }
         overwrite(&mut body.options, of_body);
 
-        let mut group = group.unwrap_or_default();
+        let mut group = group.filter(|_| frozen).unwrap_or_default();
         let group_id = group
             .take_str("task_id")
             .or_else(|| own_id.clone())
@@ -349,7 +357,7 @@ impl<'a> Planner<'a> {
             for task in group_members(&mut tasks).iter_mut().filter(|task| !task.immutable) {
                 task.kwargs.extend(kwargs.clone());
             }
-            self.group(tasks, &args, options, true);
+            self.group(tasks, &args, options, child);
         }
         result.root_at(handle);
         result

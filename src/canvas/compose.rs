@@ -25,6 +25,7 @@ pub fn chord(header: impl IntoIterator<Item = Signature>, body: Signature) -> Si
     Signature::of(Kind::Chord(Box::new(Chord {
         header: header.into_iter().collect(),
         group: None,
+        frozen: false,
         body: Some(body),
     })))
 }

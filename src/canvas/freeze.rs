@@ -59,7 +59,7 @@ pub fn freeze(signature: &mut Signature, with: Freeze<'_>) -> ResultNode {
             ResultNode::group(id, children)
         }
         Kind::Chord(chord) => {
-            let (node, id) = freeze_chord(chord, &signature.options, with);
+            let (node, id) = freeze_chord(chord, with);
             signature.options.set_str("task_id", &id);
             node
         }
@@ -88,7 +88,7 @@ fn freeze_task(options: &mut CallOptions, with: Freeze<'_>) -> String {
 /// The group and the chord.
 fn join(options: &mut CallOptions, with: Freeze<'_>) {
     if let Some(group) = with.group_id
-        && options.get("group_id").is_none()
+        && !options.rest.contains_key("group_id")
     {
         options.set_str("group_id", group);
     }
@@ -187,14 +187,11 @@ fn flatten(tasks: Vec<Signature>, flat: &mut Vec<Signature>) {
     }
 }
 
-/// The body's result behind the header's; and the group's id.
-fn freeze_chord(chord: &mut Chord, options: &CallOptions, with: Freeze<'_>) -> (ResultNode, String) {
-    let mut group = chord.group.take().unwrap_or_default();
-    if group.str("task_id").is_none()
-        && let Some(id) = options.str("task_id")
-    {
-        group.set_str("task_id", &id);
-    }
+/// The body's result behind the header's; and the group's id: a new one, unless it was frozen in this process.
+fn freeze_chord(chord: &mut Chord, with: Freeze<'_>) -> (ResultNode, String) {
+    let group = chord.group.take().filter(|_| chord.frozen);
+    let mut group = group.unwrap_or_default();
+    chord.frozen = true;
     // The members get the body when the header is sent: it would be copied into each of them here.
     let (id, children) = freeze_group(&mut chord.header, &mut group, with.common());
     chord.group = Some(group);

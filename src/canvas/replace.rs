@@ -68,7 +68,12 @@ pub fn replacement(signature: Signature, of: Replaced<'_>) -> Result<Signature, 
     let nesting = Json::number(u64::from(of.nesting) + 1);
     let options = &mut signature.options;
     options.chord = of.embed.chord.clone().map(Box::new);
-    set(options, "group_id", of.group.map(Json::string));
+    // Null says that it is in no group: the body of a chord would be put into that of its header.
+    set(
+        options,
+        "group_id",
+        Some(of.group.map_or_else(Json::null, Json::string)),
+    );
     set(
         options,
         "group_index",

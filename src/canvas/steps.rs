@@ -158,6 +158,7 @@ fn chord_of(group: Signature, body: Signature, root_id: Option<&str>) -> Signatu
     let mut signature = Signature::of(Kind::Chord(Box::new(Chord {
         header,
         group: None,
+        frozen: false,
         body: Some(body),
     })));
     if let Some(root) = root_id {

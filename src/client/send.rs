@@ -124,6 +124,10 @@ impl Client {
             writes.push(parcel.into());
             writes.extend(event);
         }
+        if writes.is_empty() {
+            // An empty group.
+            return Ok(());
+        }
         let mut pipe = Pipeline::with_capacity(writes.len());
         self.broker.append(&mut pipe, &writes);
         Ok(insist(self.broker.writer(), &pipe).await?)

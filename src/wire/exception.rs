@@ -82,6 +82,11 @@ impl Exception {
 
     /// Python's `repr`, such as `ValueError('bad', 42)`.
     pub fn repr(&self) -> String {
+        if let ("Reject", python_modules::CELERY, [reason, requeue]) = (&*self.name, &*self.module, &self.args[..]) {
+            // The one class of Celery's with words of its own.
+            let reason = reason.as_str().map_or_else(|| repr(reason), str::to_owned);
+            return format!("reject requeue={}: {reason}", repr(requeue));
+        }
         let args: Vec<String> = self.args.iter().map(repr).collect();
         format!("{}({})", self.name, args.join(", "))
     }

@@ -29,6 +29,14 @@ pub(crate) fn repr_args(args: &[Value]) -> String {
     truncate(out)
 }
 
+/// The whole repr of positional arguments.
+pub(crate) fn repr_tuple(args: &[Value]) -> String {
+    let mut out = String::from("(");
+    write_items(&mut out, args, usize::MAX, usize::MAX);
+    out.push_str(if args.len() == 1 { ",)" } else { ")" });
+    out
+}
+
 fn truncate(mut out: String) -> String {
     if let Some((cut, _)) = out.char_indices().nth(MAX) {
         let keep = out[..cut].char_indices().rev().nth(2).map_or(0, |(at, _)| at);

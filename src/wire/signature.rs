@@ -52,8 +52,10 @@ pub enum Kind {
 pub struct Chord {
     /// What runs at once.
     pub header: Vec<Signature>,
-    /// The options of the header, when it came as a group signature; `task_id` in them is the group's id.
+    /// The options of the header; `task_id` in them is the group's id.
     pub group: Option<CallOptions>,
+    /// Whether the group was given its id in this process. Celery forgets options that come in a message.
+    pub frozen: bool,
     /// What runs with all the results.
     pub body: Option<Signature>,
 }

@@ -511,7 +511,6 @@ impl Consumer {
                             &exception,
                             request.stores_errors(),
                         );
-                        children.extend_from_slice(&fallout.children);
                         self.on_fallout(&parent, fallout, Some(&request));
                     }
                 }

@@ -186,6 +186,7 @@ impl Scribe {
             }
             Content::Exception(exception) => {
                 let traceback = (*state != Stored::Revoked).then(|| exception.traceback_text());
+                let traceback = traceback.filter(|text| !text.is_empty());
                 let record = Record::new(&request.id, state, &exception, date)
                     .traceback(traceback.as_deref())
                     .children(Some(&children))

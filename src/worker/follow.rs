@@ -2,6 +2,7 @@
 //! never run (`celery.app.trace`, `celery.backends.base.Backend.mark_as_failure`). No Redis here, only what is to be
 //! said.
 
+use serde_json::{Map, Value};
 use tracing::error;
 
 use super::effects::Scribe;
@@ -95,7 +96,7 @@ impl Scribe {
     ) -> Fallout {
         let mut fallout = Fallout::default();
         self.fail_chain(chain, exception, store, &mut fallout);
-        self.call_errbacks(parent, &parent.id, errbacks, exception, &mut fallout);
+        self.call_errbacks(&parent.root_id, &parent.id, errbacks, exception, &mut fallout);
         fallout
     }
 
@@ -104,7 +105,7 @@ impl Scribe {
             let options = &step.options;
             if let Some(id) = options.str("task_id") {
                 if store {
-                    fallout.out.extend(self.fail_unrun(&id, step, exception, &[]));
+                    fallout.out.extend(self.fail_step(&id, step, exception));
                 }
                 fallout.parts.extend(part_of(&id, options, exception));
             }
@@ -119,7 +120,7 @@ impl Scribe {
 
     fn call_errbacks(
         &self,
-        parent: &Parent,
+        root_id: &str,
         failed: &str,
         errbacks: &[Signature],
         exception: &Exception,
@@ -139,7 +140,7 @@ impl Scribe {
         }
         let parent = Parent {
             id: failed.to_owned(),
-            root_id: parent.root_id.clone(),
+            root_id: root_id.to_owned(),
         };
         let args = [Json::string(failed)];
         let (out, children) = self.apply(&parent, group(sent), &args, CallOptions::default());
@@ -152,7 +153,6 @@ impl Scribe {
     /// (`Backend.chord_error_from_stack`). `cause` is the failure itself, `error` what a single body gets.
     pub(super) fn fail_body(
         &self,
-        parent: &Parent,
         mut body: Signature,
         error: &Exception,
         cause: &Exception,
@@ -161,22 +161,24 @@ impl Scribe {
         let mut fallout = Fallout::default();
         let chain = body.options.chain.take().unwrap_or_default();
         if let Kind::Group(_) = &body.kind {
-            self.fail_group(parent, &body, cause, &mut fallout);
+            self.fail_group(&body, cause, children, &mut fallout);
         } else {
             let (id, errbacks) = result_and_errbacks(&body);
             let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-            self.call_errbacks(parent, &id, &errbacks, error, &mut fallout);
+            // It never ran: for its error callbacks it is the first of its workflow.
+            self.call_errbacks(&id, &id, &errbacks, error, &mut fallout);
             let children: Vec<ResultNode> = children.iter().chain(&fallout.children).cloned().collect();
-            fallout.out.extend(self.fail_unrun(&id, &body, error, &children));
+            fallout.out.extend(self.fail_unrun(&id, error, &children));
             // A body that is in the header of another chord is not counted there, as in Celery: the error callbacks of
             // both would be called for one failure. A client's `get()` finds the failure among the parents.
         }
-        self.fail_chain(&chain, error, true, &mut fallout);
+        // Celery stores no traceback with those.
+        self.fail_chain(&chain, &error.clone().with_traceback(""), true, &mut fallout);
         fallout
     }
 
     /// Each task of a group fails, and the group; whoever holds one of them drops it.
-    fn fail_group(&self, parent: &Parent, body: &Signature, cause: &Exception, fallout: &mut Fallout) {
+    fn fail_group(&self, body: &Signature, cause: &Exception, children: &[ResultNode], fallout: &mut Fallout) {
         let mut body = body.clone();
         let handle = crate::canvas::freeze(
             &mut body,
@@ -186,6 +188,9 @@ impl Scribe {
             },
         );
         let own = body.options.link_error.clone();
+        // What the member has sent, and the error callbacks so far.
+        let all =
+            |fallout: &Fallout| -> Vec<ResultNode> { children.iter().chain(&fallout.children).cloned().collect() };
         let Kind::Group(tasks) = &body.kind else { return };
         let mut ids = Vec::with_capacity(tasks.len());
         for task in tasks {
@@ -196,13 +201,13 @@ impl Scribe {
                     errbacks.push(errback.clone());
                 }
             }
-            self.call_errbacks(parent, &id, &errbacks, cause, fallout);
-            fallout.out.extend(self.fail_unrun(&id, task, cause, &[]));
+            self.call_errbacks(&id, &id, &errbacks, cause, fallout);
+            let children = all(fallout);
+            fallout.out.extend(self.fail_unrun(&id, cause, &children));
             ids.push(id);
         }
-        fallout
-            .out
-            .extend(self.fail_unrun(&handle.id, &Signature::default(), cause, &[]));
+        let (children, cause) = (all(fallout), cause.clone().with_traceback(""));
+        fallout.out.extend(self.fail_unrun(&handle.id, &cause, &children));
         fallout.out.extend(self.revoke(&ids));
     }
 
@@ -218,15 +223,26 @@ impl Scribe {
         }))
     }
 
-    /// FAILURE of a task that never ran.
-    fn fail_unrun(&self, id: &str, step: &Signature, exception: &Exception, children: &[ResultNode]) -> Option<Out> {
+    /// FAILURE of a chord's body that never ran.
+    fn fail_unrun(&self, id: &str, exception: &Exception, children: &[ResultNode]) -> Option<Out> {
         let children: Vec<Json> = children.iter().filter_map(|child| Json::new(child).ok()).collect();
-        let group = step.options.str("group_id");
         let traceback = exception.traceback_text();
         let record = Record::new(id, &State::Failure, exception, clock::iso(clock::now()))
-            .traceback(Some(&traceback))
-            .children(Some(&children))
-            .family(group.as_deref(), None);
+            .traceback(Some(&*traceback).filter(|text| !text.is_empty()))
+            .children(Some(&children));
+        self.encode(&id.into(), State::Failure, &record)
+    }
+
+    /// FAILURE of a step of a chain that never ran. Of the step more is known than of a body: its call.
+    fn fail_step(&self, id: &str, step: &Signature, exception: &Exception) -> Option<Out> {
+        let options = &step.options;
+        let (group, parent) = (options.str("group_id"), options.str("parent_id"));
+        let extended = self.result_extended.then(|| extended(step));
+        let traceback = exception.traceback_text();
+        let record = Record::new(id, &State::Failure, exception, clock::iso(clock::now()))
+            .traceback(Some(&*traceback).filter(|text| !text.is_empty()))
+            .family(group.as_deref(), parent.as_deref())
+            .extended(extended.as_ref());
         self.encode(&id.into(), State::Failure, &record)
     }
 
@@ -264,6 +280,24 @@ impl Scribe {
             .ok()?;
         Some(Out::Backend(write))
     }
+}
+
+/// What `result_extended` adds for a call that no worker has got.
+fn extended(step: &Signature) -> Map<String, Value> {
+    let mut value = serde_json::to_value(step).unwrap_or_default();
+    let mut take = |name: &str| value.get_mut(name).map(Value::take).unwrap_or_default();
+    let fields = [
+        ("name", take("task")),
+        ("args", take("args")),
+        ("kwargs", take("kwargs")),
+        ("worker", Value::Null),
+        ("retries", 0.into()),
+        ("queue", Value::Null),
+    ];
+    fields
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// The part of a chord that a task is, if it is one.

@@ -169,9 +169,7 @@ impl Join {
                 let (error, cause) = *failed;
                 error!("chord {} failed: {}", claim.group, error.message());
                 let body = member.body.clone();
-                let mut fallout = self
-                    .scribe
-                    .fail_body(&member.parent, body, &error, &cause, &member.children);
+                let mut fallout = self.scribe.fail_body(body, &error, &cause, &member.children);
                 self.send(std::mem::take(&mut fallout.out)).await;
                 if let Err(error) = self.insist(|| self.backend.fail_chord(&claim.group)).await {
                     warn!(%error, "the size of chord {} stays until it expires", claim.group);

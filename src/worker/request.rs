@@ -450,7 +450,8 @@ impl Request {
                 }
             }
             Outcome::Failed(Failure::Reject { requeue: false, reason }) => {
-                let mut exception = Exception::celery("Reject", reason);
+                // Nothing went wrong in the task: no traceback.
+                let mut exception = Exception::celery("Reject", reason).with_traceback("");
                 exception.args.push(Value::Bool(false));
                 self.end_failed(unacked, &exception, effects);
                 effects.push(Effect::Emit(Happening::Failed(exception)));
@@ -526,10 +527,18 @@ impl Request {
         let headers = &self.message.headers;
         if self.policy.max_retries.is_some_and(|max| headers.retries >= max) {
             let exception = cause.unwrap_or_else(|| {
-                Exception::celery(
-                    "MaxRetriesExceededError",
-                    format!("Can't retry {}[{}] any more", headers.task, headers.id),
-                )
+                let arguments = match arguments {
+                    Some(arguments) => *arguments,
+                    None => self.message.body.arguments().unwrap_or_default(),
+                };
+                let text = format!(
+                    "Can't retry {}[{}] args:{} kwargs:{}",
+                    headers.task,
+                    headers.id,
+                    wire::repr_tuple(&arguments.args),
+                    wire::repr(&arguments.kwargs.into())
+                );
+                Exception::celery("MaxRetriesExceededError", text)
             });
             return self.fail(unacked, exception, effects);
         }

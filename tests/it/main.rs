@@ -18,6 +18,7 @@ mod cli;
 mod cluster;
 mod contract;
 mod control;
+mod differential;
 mod errors;
 mod examples;
 mod faults;

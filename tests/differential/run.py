@@ -1,0 +1,290 @@
+"""Random canvases, run by a Python worker, by ours, and by both on one queue: what became of them must be equal.
+
+    python tests/differential/run.py --number 200 --seed 1
+    make differential N=2000 SEED=1
+
+Needs redis-server, Celery, and the example `conformance_worker`. For each canvas these are compared: what the client
+gets, every record in the result backend (state, result or exception, children, family, arguments), and every run of a
+task with its ids, arguments, retries and stamps. Canvases that differ are run again, twice more by everybody: those of
+which Python itself says different things, and those in which Python alone leaves a result pending for ever, are skipped and
+counted. What is left is made smaller while it still
+differs, and printed as Python code. Ends with 1 when anything differs.
+
+`canvases.py` makes the canvases, `drive.py` sends them, `tasks.py` has the tasks.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import redis
+
+import canvases
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KINDS = ("python", "rust", "both")
+STATES = re.compile(r'"(PENDING|SUCCESS|FAILURE|RETRY|REVOKED|STARTED)"')
+TIMED = re.compile(r"countdown=|\b(retry|auto)\.")
+CHILDREN = re.compile(r'"children": .*?, "date_done"')
+FAMILY = re.compile(r'"(parent|root|parent_id)": ("[^"]*"|null), ')
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Place:
+    """A Redis, its workers, and a process that sends canvases to it."""
+
+    def __init__(self, kind, options, folder, stack):
+        self.kind, self.log, self.stack = kind, folder / f"{kind}.log", stack
+        port = options.port + KINDS.index(kind) if options.port else free_port()
+        self.url = f"redis://127.0.0.1:{port}/0"
+        self.environment = os.environ | {"DIFFERENTIAL_URL": self.url, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
+        self.start(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)])
+        self.client = redis.Redis.from_url(self.url)
+        self.until("Redis answers", self.client.ping)
+        if kind != "rust":
+            celery = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-P", options.pool, "-c", "1", "-l", "WARNING"]
+            self.start([*celery, "-n", "python@here", "--without-mingle", "--without-gossip", "--without-heartbeat"])
+            self.until("the Python worker consumes", lambda: self.client.exists("_kombu.binding.celery"))
+        if kind != "python":
+            ours = [options.worker, "differential", "-b", self.url, "--result-backend", self.url, "-n", "rust@here"]
+            # One task at a time, as in the Python worker: who completes a chord is then the same. Few messages held: on
+            # the shared queue both get some.
+            self.environment["ORCHESTRA_RESULT_EXTENDED"] = "true"
+            self.start([*ours, "-c", "1", "-l", "WARNING", "--prefetch-multiplier", "4"])
+            self.until("our worker listens", lambda: self.client.pubsub_numpat() or self.client.pubsub_channels("*pidbox*"))
+        self.driver = subprocess.Popen(
+            [sys.executable, str(HERE / "drive.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("ab"),
+            env=self.environment,
+            text=True,
+        )
+        stack.callback(self.driver.kill)
+
+    def start(self, words):
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=self.log.open("ab"), stderr=subprocess.STDOUT, env=self.environment, cwd=HERE
+        )
+        self.stack.callback(end, process)
+        return process
+
+    def until(self, what, so):
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit:
+            with contextlib.suppress(redis.ConnectionError):
+                if so():
+                    return
+            time.sleep(0.05)
+        raise SystemExit(f"never: {what}\n{self.log.read_text()}")
+
+    def run(self, codes, idle, limit):
+        print(json.dumps({"codes": codes, "idle": idle, "limit": limit}), file=self.driver.stdin, flush=True)
+        line = self.driver.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.kind}: the driver has ended\n{self.log.read_text()[-3000:]}")
+        return json.loads(line)
+
+
+def end(process):
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(5)
+
+
+class Trial:
+    """All places."""
+
+    def __init__(self, places):
+        self.places = places
+        self.pool = ThreadPoolExecutor(len(places))
+        self.tasks = dict.fromkeys(("python", "rust"), 0)
+        self.count = self.unsettled = self.strays = 0
+
+    def run(self, specs, idle, limit=30):
+        """For each canvas, what became of it in each place."""
+        # Numbers are used once: clients and Redis remember ids.
+        first, self.count = self.count, self.count + len(specs)
+        codes = [[number, canvases.code(spec, number)] for number, spec in enumerate(specs, first)]
+        answers = list(self.pool.map(lambda place: place.run(codes, idle, limit), self.places))
+        told = [{} for _ in specs]
+        for place, answer in zip(self.places, answers):
+            self.unsettled += not answer["settled"]
+            self.strays += answer["strays"]
+            for number, outcome in answer["told"].items():
+                by = outcome.pop("by")
+                if place.kind == "both":
+                    for worker, count in by.items():
+                        self.tasks[worker] += count
+                code = codes[int(number) - first][1]
+                # Two members with one place in a header: with two workers their order is chance.
+                outcome |= {"timed": bool(TIMED.search(code)), "enlarges": "enlarge." in code}
+                told[int(number) - first][place.kind] = outcome
+        return told
+
+    def verdicts(self, specs, again=2):
+        """Runs canvases again and again: "equal", "unsteady" (Python differs from itself), "hangs" (Python alone), "different"."""
+        rounds = [self.run(specs, idle=4) for n in range(again + 1)]
+        found = []
+        for number in range(len(specs)):
+            outcomes = [told[number] for told in rounds]
+            theirs = outcomes[0]["python"]
+            if any(outcome["python"] != theirs for outcome in outcomes):
+                found.append(("unsteady", outcomes[0]))
+            elif all(hangs(outcome) for outcome in outcomes):
+                found.append(("hangs", outcomes[0]))
+            else:
+                different = [outcome for outcome in outcomes if differ(outcome)]
+                found.append(("different", different[0]) if different else ("equal", outcomes[0]))
+        return found
+
+    def shrink(self, spec, rounds=40):
+        """The smallest canvas that still differs, and how."""
+        best = None
+        for _ in range(rounds):
+            candidates = sorted(canvases.smaller(spec), key=canvases.tasks)
+            told = self.run(candidates, idle=0.7)
+            suspects = [candidate for candidate, outcome in zip(candidates, told) if differ(outcome)][:6]
+            for candidate, (verdict, outcome) in zip(suspects, self.verdicts(suspects, again=1) if suspects else ()):
+                if verdict == "different":
+                    spec, best = candidate, outcome
+                    break
+            else:
+                return spec, best
+        return spec, best
+
+
+def differ(outcome):
+    """Which kinds of workers differ from Python's."""
+    kinds = [kind for kind in outcome if kind != "both" or not outcome["python"]["enlarges"]]
+    return [kind for kind in kinds if seen(outcome, kind) != seen(outcome, kind, "python")]
+
+
+def seen(outcome, kind, of=None):
+    """What is compared of a place (`of`) when Python's is compared with `kind`."""
+    told = outcome[of or kind]
+    return chance_taken_out(told) if kind == "both" or outcome["python"].get("timed") else told
+
+
+def chance_taken_out(told):
+    """Which member of a chord's header came last is chance, with two workers or with delays: parent and root of the body,
+    and the children of one that failed."""
+    lines = {part: sorted(FAMILY.sub("", line) for line in told[part]) for part in ("runs", "records")}
+    lines["records"] = [CHILDREN.sub("", line) if '"ChordError"' in line else line for line in lines["records"]]
+    return told | lines
+
+
+def hangs(outcome):
+    """Python leaves somebody waiting for ever, and ours does not."""
+    theirs = STATES.findall(json.dumps(outcome["python"]["result"]))
+    return "PENDING" in theirs and any(
+        STATES.findall(json.dumps(outcome[kind]["result"])).count("PENDING") < theirs.count("PENDING")
+        for kind in ("rust", "both")
+    )
+
+
+def explain(outcome):
+    lines = []
+    for kind in differ(outcome):
+        for part in ("result", "runs", "records"):
+            theirs, ours = seen(outcome, kind, "python")[part], seen(outcome, kind)[part]
+            if theirs == ours:
+                continue
+            if part == "result":
+                lines += [f"  result, python: {json.dumps(theirs)}", f"  result, {kind}: {json.dumps(ours)}"]
+                continue
+            lines += [f"  {part}, only python: {line}" for line in less(theirs, ours)]
+            lines += [f"  {part}, only {kind}: {line}" for line in less(ours, theirs)]
+    return "\n".join(lines)
+
+
+def less(some, others):
+    others = list(others)
+    return [line for line in some if line not in others or others.remove(line)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=int, default=200, help="how many canvases")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=int, default=0, help="number of the first canvas")
+    parser.add_argument("--batch", type=int, default=100, help="canvases in flight at once")
+    parser.add_argument("--pool", default="prefork", help="of the Python worker")
+    parser.add_argument("--port", type=int, help="the first of three ports; free ones otherwise")
+    parser.add_argument("--worker", default=str(ROOT / "target/debug/examples/conformance_worker"))
+    parser.add_argument("--shrink", type=int, default=5, help="how many of those that differ to make smaller")
+    parser.add_argument("--show", action="store_true", help="print every canvas")
+    options = parser.parse_args()
+    # What was started ends with this, also when it is told to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return compare(Trial([Place(kind, options, folder, stack) for kind in KINDS]), options)
+
+
+def batches(options):
+    """What once differed, then the random ones: their names, and the canvases."""
+    lines = (HERE / "found.txt").read_text().splitlines()
+    found = [line for line in lines if line and not line.startswith("#")]
+    yield [f"found.{n}" for n in range(len(found))], found
+    end = options.start + options.number
+    for start in range(options.start, end, options.batch):
+        seeds = [f"{options.seed}.{n}" for n in range(start, min(start + options.batch, end))]
+        yield seeds, [canvases.make(seed) for seed in seeds]
+
+
+def compare(trial, options):
+    began = time.monotonic()
+    counts = dict.fromkeys(("equal", "repeated", "unsteady", "hangs", "different"), 0)
+    findings = []
+    for seeds, specs in batches(options):
+        if options.show:
+            print(*(f"{seed}: {canvases.code(spec, 0)}" for seed, spec in zip(seeds, specs)), sep="\n")
+        told = trial.run(specs, idle=0.7)
+        suspects = [number for number, outcome in enumerate(told) if differ(outcome)]
+        counts["equal"] += len(specs) - len(suspects)
+        verdicts = trial.verdicts([specs[number] for number in suspects]) if suspects else []
+        for number, (verdict, outcome) in zip(suspects, verdicts):
+            counts["repeated" if verdict == "equal" else verdict] += 1
+            if verdict == "different":
+                findings.append((seeds[number], specs[number], outcome))
+        print(f"up to {seeds[-1]}: {counts}", flush=True)
+    for seed, spec, outcome in findings[: options.shrink]:
+        small, why = (spec, outcome) if isinstance(spec, str) else trial.shrink(spec)
+        print(f"\nseed {seed}, made smaller:\n  {canvases.code(small, 0)}\n{explain(why or outcome)}", flush=True)
+    for seed, spec, outcome in findings[options.shrink :]:
+        print(f"\nseed {seed}:\n  {canvases.code(spec, 0)}\n{explain(outcome)}", flush=True)
+    compared = sum(counts.values()) - counts["unsteady"] - counts["hangs"]
+    print(
+        f"{compared - counts['different']} of {compared} canvases equal ({counts['repeated']} of them when repeated); "
+        f"skipped: {counts['unsteady']} of which Python itself says different things, {counts['hangs']} that hang in Python "
+        f"alone; runs of tasks on the shared queue: "
+        f"{trial.tasks['python']} by Python, {trial.tasks['rust']} by ours; batches that did not come to rest: "
+        f"{trial.unsettled}; {time.monotonic() - began:.0f} s"
+    )
+    if trial.strays:
+        print(f"{trial.strays} records could not be told to belong to a canvas")
+    return 1 if counts["different"] or not compared else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

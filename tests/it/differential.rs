@@ -1,0 +1,28 @@
+//! Random canvases, run by a Python worker, by ours, and by both on one queue (`tests/differential/run.py`).
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{program, python};
+
+#[test]
+fn random_canvases_end_as_they_do_with_a_python_worker() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/differential/run.py");
+    let out = Command::new(python())
+        .arg(script)
+        .args([
+            "--number", "30", "--seed", "7", "--batch", "30", "--shrink", "1", "--worker",
+        ])
+        .arg(program("conformance_worker"))
+        .output()
+        .expect("there is a Python; `make test` makes one");
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
+    // That something was compared, and that both workers took part.
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last.contains(" canvases equal ("), "{text}");
+    assert!(
+        !last.contains("queue: 0 by Python") && !last.contains(" 0 by ours"),
+        "{text}"
+    );
+}
