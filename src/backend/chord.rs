@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use redis::{Pipeline, Value, cmd};
 
 use super::{Backend, Error};
@@ -133,6 +134,28 @@ impl Backend {
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
         Ok(self.link.pipeline(&pipe).await?.first() == Some(&Value::Int(1)))
+    }
+
+    /// Puts the messages of a body into the lists of their queues, on this server, and ends the chord, in one step.
+    /// Whether the chord has ended; `false` when the claim is somebody else's.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses. Asked again it sends nothing twice.
+    pub async fn send_body(&self, claim: &Claim, messages: &[(String, Bytes)]) -> Result<bool, Error> {
+        let mut call = self.scripts.chord_send.prepare_invoke();
+        for suffix in [".c", ".j", ".t", ".s", ".d"] {
+            call.key(self.group_key(&claim.group, suffix));
+        }
+        call.arg(&claim.token).arg(DONE.as_secs());
+        for (key, message) in messages {
+            call.key(key).arg(&message[..]);
+        }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.invoke_script(&call);
+        match self.link.pipeline(&pipe).await?.pop() {
+            Some(Value::BulkString(word)) => Ok(word != b"lost"),
+            other => Err(Error::Refused(format!("the body of a chord cannot be sent: {other:?}"))),
+        }
     }
 
     /// Ends a chord whose body was sent.

@@ -60,6 +60,7 @@ struct Scripts {
     chord_part: Script,
     chord_claim: Script,
     chord_end: Script,
+    chord_send: Script,
 }
 
 impl Backend {
@@ -74,6 +75,7 @@ impl Backend {
             chord_part: Script::new(include_str!("scripts/chord_part.lua")),
             chord_claim: Script::new(include_str!("scripts/chord_claim.lua")),
             chord_end: Script::new(include_str!("scripts/chord_end.lua")),
+            chord_send: Script::new(include_str!("scripts/chord_send.lua")),
         };
         let all = [
             &scripts.store,
@@ -81,6 +83,7 @@ impl Backend {
             &scripts.chord_part,
             &scripts.chord_claim,
             &scripts.chord_end,
+            &scripts.chord_send,
         ];
         link.register(all.map(Clone::clone)).await?;
         let prefix = match options.global_keyprefix.as_str() {

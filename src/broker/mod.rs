@@ -177,6 +177,11 @@ impl Broker {
         self.keys.queue(queue, priority)
     }
 
+    /// The list that a message of that priority waits in.
+    pub(crate) fn list(&self, queue: &str, priority: u8) -> String {
+        self.keys.queue(queue, priority)
+    }
+
     /// How it is used.
     pub fn options(&self) -> &Options {
         &self.options

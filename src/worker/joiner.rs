@@ -18,6 +18,7 @@ use super::request::Delivery;
 use super::services::spawn_join;
 use super::writer::{Out, Outbox};
 use crate::backend::{Backend, Claim, Counted, Error, Part};
+use crate::broker::{self, Broker};
 use crate::canvas::{Parent, ResultNode};
 use crate::clock;
 use crate::wire::{CallOptions, Exception, Json, Signature, State};
@@ -54,6 +55,7 @@ pub(crate) struct Joined {
 /// The service that counts.
 pub(crate) struct Joiner {
     pub scribe: Arc<Scribe>,
+    pub broker: Broker,
     pub backend: Option<Backend>,
     pub outbox: Outbox,
     pub members: mpsc::UnboundedReceiver<Member>,
@@ -64,6 +66,7 @@ pub(crate) struct Joiner {
 #[derive(Clone)]
 struct Join {
     scribe: Arc<Scribe>,
+    broker: Broker,
     backend: Backend,
     outbox: Outbox,
     joined: mpsc::UnboundedSender<Joined>,
@@ -83,6 +86,7 @@ impl Joiner {
             };
             let join = Join {
                 scribe: self.scribe.clone(),
+                broker: self.broker.clone(),
                 backend: backend.clone(),
                 outbox: self.outbox.clone(),
                 joined: self.joined.clone(),
@@ -156,10 +160,7 @@ impl Join {
                     let (out, _) = self
                         .scribe
                         .apply(&member.parent, body, &results, CallOptions::default());
-                    self.send(out).await;
-                    if let Err(error) = self.insist(|| self.backend.end_chord(&claim)).await {
-                        warn!(%error, "the parts of chord {} stay until they expire", claim.group);
-                    }
+                    self.send_body(&claim, out).await;
                 }
                 Ok(false) => warn!("the body of chord {} is left to another worker", claim.group),
                 Err(error) => error!(%error, "the body of chord {} cannot be sent", claim.group),
@@ -177,6 +178,43 @@ impl Join {
             }
         }
         report(&self.joined, member, Fallout::default());
+    }
+
+    /// Where broker and results are one server, the body is sent and the chord ended in one step: the body is sent once.
+    /// Elsewhere, or through an exchange, it is sent first, and a worker that dies in between sends it twice.
+    async fn send_body(&self, claim: &Claim, out: Vec<Out>) {
+        let direct = |out: &Out| match out {
+            Out::Broker(broker::Write::Publish { exchange, .. }) => exchange.is_empty(),
+            _ => true,
+        };
+        if !self.backend.link().is_same(self.broker.writer()) || !out.iter().all(direct) {
+            self.send(out).await;
+            if let Err(error) = self.insist(|| self.backend.end_chord(claim)).await {
+                warn!(%error, "the parts of chord {} stay until they expire", claim.group);
+            }
+            return;
+        }
+        let (mut messages, mut others) = (Vec::new(), Vec::new());
+        for out in out {
+            match out {
+                Out::Broker(broker::Write::Publish {
+                    routing_key,
+                    priority,
+                    envelope,
+                    ..
+                }) => messages.push((self.broker.list(&routing_key, priority), envelope)),
+                other => others.push(other),
+            }
+        }
+        if !others.is_empty() {
+            // The size of a chord in the body, before its header.
+            self.send(others).await;
+        }
+        match self.insist(|| self.backend.send_body(claim, &messages)).await {
+            Ok(true) => {}
+            Ok(false) => warn!("the body of chord {} is left to another worker", claim.group),
+            Err(error) => error!(%error, "the body of chord {} cannot be sent", claim.group),
+        }
     }
 
     async fn send(&self, out: Vec<Out>) {

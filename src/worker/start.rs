@@ -216,6 +216,7 @@ impl Worker {
             ServiceKind::Joiner,
             Joiner {
                 scribe: scribe.clone(),
+                broker: broker.clone(),
                 backend,
                 outbox: outbox.clone(),
                 members: members_seen,
