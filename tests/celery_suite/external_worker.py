@@ -27,7 +27,7 @@ from celery import Celery, current_app
 from celery.utils.nodenames import anon_nodename
 
 BROKER = os.environ.get("TEST_BROKER", "")
-LIMIT = int(os.environ.get("SUITE_LIMIT", "120"))
+LIMIT = int(os.environ.get("SUITE_LIMIT", "240"))
 
 
 class Worker:

@@ -1,6 +1,6 @@
 """Sends canvases to one Redis and tells what became of them. Runs as a process of its own for each kind of worker.
 
-Reads batches as JSON lines (`{"codes": [[number, code], …], "idle": seconds, "limit": seconds}`) and answers each with a
+Reads batches as JSON lines (`{"codes": [[number, code], …], "idle": seconds}`) and answers each with a
 line. What differs from run to run is taken out: ids that the client makes are counted, ids that workers make are named
 after the tasks that had them.
 """
@@ -24,6 +24,7 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 OURS = re.compile(r"([0-9a-f]{8})-0000-0000-0000-([0-9a-f]{12})")
 AT = re.compile(r"\b(\d+)\.t\d+\b")
 PREFIX = "celery-task-meta-"
+STUCK = 5  # seconds: longer than any pause, and than a chord waits for results (3)
 
 
 class Ids:
@@ -73,25 +74,24 @@ def send(number, code):
         return error
 
 
-def settle(idle, limit):
-    """Waits until nothing moves any more; whether it came to that."""
-    end = time.monotonic() + limit
+def settle(idle):
+    """Waits until nothing is left to do; whether it came to that, or a worker that has work does nothing any more."""
     last, since = None, time.monotonic()
-    while time.monotonic() < end:
+    while True:
         pipe = tasks.runs.pipeline(transaction=False)
         for key in ("celery", "celery\x06\x163", "celery\x06\x166", "celery\x06\x169"):
             pipe.llen(key)
         pipe.hlen("unacked").dbsize()
-        # Every run writes a line: the number of bytes of all commands would move with each poll.
         *waiting, size = pipe.execute()
+        # Every run writes a line.
         runs = tasks.runs.info("commandstats").get("cmdstat_rpush", {}).get("calls", 0)
-        now = (sum(waiting), size, runs)
-        if now != last or sum(waiting):
+        now = (waiting, size, runs)
+        if now != last:
             last, since = now, time.monotonic()
-        elif time.monotonic() - since > idle:
-            return True
+        still = time.monotonic() - since
+        if still > STUCK or still > idle and not sum(waiting):
+            return not sum(waiting)
         time.sleep(0.05)
-    return False
 
 
 def read(pattern):
@@ -138,9 +138,10 @@ def shown(value, names):
     return value
 
 
-def batch(codes, idle, limit):
+def batch(codes, idle):
     results = [(number, send(number, code)) for number, code in codes]
-    settled = settle(idle, limit)
+    if not settle(idle):
+        return {"told": {}, "settled": False, "strays": 0}
     run_keys = read("runs:*")
     runs = {
         int(key.partition(":")[2]): [json.loads(entry) for entry in entries]
@@ -177,7 +178,7 @@ def batch(codes, idle, limit):
         }
     for key in itertools.chain(run_keys, read("celery-task*")):
         tasks.runs.unlink(key)
-    return {"told": told, "settled": settled, "strays": strays}
+    return {"told": told, "settled": True, "strays": strays}
 
 
 def without_options(value):

@@ -6,7 +6,7 @@
 Needs redis-server, Celery, and the example `conformance_worker`. For each canvas these are compared: what the client
 gets, every record in the result backend (state, result or exception, children, family, arguments), and every run of a
 task with its ids, arguments, retries and stamps. Canvases that differ are run again, twice more by everybody: those of
-which Python itself says different things, and those in which Python alone leaves a result pending for ever, are skipped and
+which Python itself says different things, and those in which Python alone leaves a result pending for ever, or does nothing any more, are skipped and
 counted. What is left is made smaller while it still
 differs, and printed as Python code. Ends with 1 when anything differs.
 
@@ -49,8 +49,16 @@ def free_port():
 class Place:
     """A Redis, its workers, and a process that sends canvases to it."""
 
-    def __init__(self, kind, options, folder, stack):
-        self.kind, self.log, self.stack = kind, folder / f"{kind}.log", stack
+    def __init__(self, kind, options, folder):
+        self.kind, self.options, self.folder, self.log = kind, options, folder, folder / f"{kind}.log"
+        self.begin()
+
+    def close(self):
+        self.stack.close()
+
+    def begin(self):
+        kind, options, folder = self.kind, self.options, self.folder
+        self.stack = contextlib.ExitStack()
         port = options.port + KINDS.index(kind) if options.port else free_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         self.environment = os.environ | {"DIFFERENTIAL_URL": self.url, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
@@ -76,7 +84,8 @@ class Place:
             env=self.environment,
             text=True,
         )
-        stack.callback(self.driver.kill)
+        self.stack.callback(self.driver.wait)
+        self.stack.callback(self.driver.kill)
 
     def start(self, words):
         process = subprocess.Popen(
@@ -84,6 +93,11 @@ class Place:
         )
         self.stack.callback(end, process)
         return process
+
+    def again(self):
+        """Everything new: a worker that is stuck does not come back."""
+        self.close()
+        self.begin()
 
     def until(self, what, so):
         limit = time.monotonic() + 60
@@ -94,8 +108,8 @@ class Place:
             time.sleep(0.05)
         raise SystemExit(f"never: {what}\n{self.log.read_text()}")
 
-    def run(self, codes, idle, limit):
-        print(json.dumps({"codes": codes, "idle": idle, "limit": limit}), file=self.driver.stdin, flush=True)
+    def run(self, codes, idle):
+        print(json.dumps({"codes": codes, "idle": idle}), file=self.driver.stdin, flush=True)
         line = self.driver.stdout.readline()
         if not line:
             raise SystemExit(f"{self.kind}: the driver has ended\n{self.log.read_text()[-3000:]}")
@@ -118,23 +132,28 @@ class Trial:
         self.places = places
         self.pool = ThreadPoolExecutor(len(places))
         self.tasks = dict.fromkeys(("python", "rust"), 0)
-        self.count = self.unsettled = self.strays = 0
+        self.count = self.strays = 0
 
-    def run(self, specs, idle, limit=30):
+    def run(self, specs, idle):
         """For each canvas, what became of it in each place."""
         # Numbers are used once: clients and Redis remember ids.
         first, self.count = self.count, self.count + len(specs)
         codes = [[number, canvases.code(spec, number)] for number, spec in enumerate(specs, first)]
-        answers = list(self.pool.map(lambda place: place.run(codes, idle, limit), self.places))
+        answers = list(self.pool.map(lambda place: place.run(codes, idle), self.places))
+        stuck = [place for place, answer in zip(self.places, answers) if not answer["settled"]]
+        if stuck:
+            list(self.pool.map(Place.again, stuck))
+            if len(specs) == 1:
+                return [{"stuck": [place.kind for place in stuck]}]
+            # Which one it was is found by halves.
+            half = len(specs) // 2
+            return self.run(specs[:half], idle) + self.run(specs[half:], idle)
         told = [{} for _ in specs]
         for place, answer in zip(self.places, answers):
-            self.unsettled += not answer["settled"]
             self.strays += answer["strays"]
             for number, outcome in answer["told"].items():
-                by = outcome.pop("by")
-                if place.kind == "both":
-                    for worker, count in by.items():
-                        self.tasks[worker] += count
+                for worker, count in outcome.pop("by").items():
+                    self.tasks[worker] += count * (place.kind == "both")
                 code = codes[int(number) - first][1]
                 # Two members with one place in a header: with two workers their order is chance.
                 outcome |= {"timed": bool(TIMED.search(code)), "enlarges": "enlarge." in code}
@@ -147,8 +166,13 @@ class Trial:
         found = []
         for number in range(len(specs)):
             outcomes = [told[number] for told in rounds]
-            theirs = outcomes[0]["python"]
-            if any(outcome["python"] != theirs for outcome in outcomes):
+            theirs = outcomes[0].get("python")
+            stuck = [outcome["stuck"] for outcome in outcomes if "stuck" in outcome]
+            if stuck:
+                # On the shared queue it is Python's that is stuck as well.
+                alone = all("rust" not in kinds for kinds in stuck)
+                found.append(("hangs" if alone else "different", outcomes[0]))
+            elif any(outcome["python"] != theirs for outcome in outcomes):
                 found.append(("unsteady", outcomes[0]))
             elif all(hangs(outcome) for outcome in outcomes):
                 found.append(("hangs", outcomes[0]))
@@ -175,6 +199,8 @@ class Trial:
 
 def differ(outcome):
     """Which kinds of workers differ from Python's."""
+    if "stuck" in outcome:
+        return outcome["stuck"]
     kinds = [kind for kind in outcome if kind != "both" or not outcome["python"]["enlarges"]]
     return [kind for kind in kinds if seen(outcome, kind) != seen(outcome, kind, "python")]
 
@@ -203,6 +229,8 @@ def hangs(outcome):
 
 
 def explain(outcome):
+    if "stuck" in outcome:
+        return f"  the worker does nothing any more: {', '.join(outcome['stuck'])}"
     lines = []
     for kind in differ(outcome):
         for part in ("result", "runs", "records"):
@@ -238,7 +266,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        return compare(Trial([Place(kind, options, folder, stack) for kind in KINDS]), options)
+        places = [stack.enter_context(contextlib.closing(Place(kind, options, folder))) for kind in KINDS]
+        return compare(Trial(places), options)
 
 
 def batches(options):
@@ -278,8 +307,8 @@ def compare(trial, options):
         f"{compared - counts['different']} of {compared} canvases equal ({counts['repeated']} of them when repeated); "
         f"skipped: {counts['unsteady']} of which Python itself says different things, {counts['hangs']} that hang in Python "
         f"alone; runs of tasks on the shared queue: "
-        f"{trial.tasks['python']} by Python, {trial.tasks['rust']} by ours; batches that did not come to rest: "
-        f"{trial.unsettled}; {time.monotonic() - began:.0f} s"
+        f"{trial.tasks['python']} by Python, {trial.tasks['rust']} by ours; "
+        f"{time.monotonic() - began:.0f} s"
     )
     if trial.strays:
         print(f"{trial.strays} records could not be told to belong to a canvas")
