@@ -344,7 +344,11 @@ impl<'a> Planner<'a> {
         );
         let handle = ResultNode::group(group_id.clone(), children);
         if header.is_empty() {
-            self.apply(body, &[Json::list([])], CallOptions::default());
+            let args = [Json::list([])];
+            match child {
+                true => drop(self.apply(body, &args, CallOptions::default())),
+                false => self.member(body, &args, CallOptions::default()),
+            }
         } else {
             if handle.children.iter().flatten().any(ResultNode::is_group) {
                 self.plan.groups.push(GroupWrite::Results { handle: handle.clone() });

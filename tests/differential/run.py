@@ -296,6 +296,7 @@ def compare(trial, options):
             counts["repeated" if verdict == "equal" else verdict] += 1
             if verdict == "different":
                 findings.append((seeds[number], specs[number], outcome))
+                print(f"seed {seeds[number]} differs", flush=True)
         print(f"up to {seeds[-1]}: {counts}", flush=True)
     for seed, spec, outcome in findings[: options.shrink]:
         small, why = (spec, outcome) if isinstance(spec, str) else trial.shrink(spec)

@@ -150,14 +150,15 @@ impl Consumer {
         stats
     }
 
-    /// As the thread pool of Celery shows itself, and what its process pool adds that has a meaning here. There is no
-    /// list of processes: there are none.
+    /// As the thread pool of Celery shows itself, and what its process pool adds that has a meaning here. The
+    /// process that tasks run in is this one.
     fn pool_stats(&self) -> Value {
         let seconds = |limit: Option<std::time::Duration>| limit.map_or(json!(0), |limit| json!(limit.as_secs_f64()));
         json!({
             "implementation": "orchestra.worker.pool:Pool",
             "max-concurrency": self.pool.size(),
             "threads": self.pool.size(),
+            "processes": [std::process::id()],
             "max-tasks-per-child": "N/A",
             "put-guarded-by-semaphore": true,
             "timeouts": [seconds(self.options.soft_time_limit), seconds(self.options.time_limit)],
