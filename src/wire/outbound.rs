@@ -66,10 +66,9 @@ impl Outbound {
         let options = &self.options;
         let expires = options.get("expires").and_then(|expires| time(expires, now));
         let headers = self.headers(now, origin, expires.as_ref());
-        let some = |list: &'_ [super::Signature]| (!list.is_empty()).then_some(());
         let embed = EmbedOut {
-            callbacks: some(&options.link).map(|()| &options.link[..]),
-            errbacks: some(&options.link_error).map(|()| &options.link_error[..]),
+            callbacks: (!options.link.is_empty()).then_some(&options.link[..]),
+            errbacks: (!options.link_error.is_empty()).then_some(&options.link_error[..]),
             chain: options.chain.as_deref(),
             chord: options.chord.as_deref(),
         };

@@ -150,50 +150,61 @@ impl Join {
         }
     }
 
-    /// The chord is complete, and it is on this worker to send the body.
+    /// The chord is complete, and it is on this worker to send the body, or to fail it.
     async fn end(self, claim: Claim, member: Member) {
-        match self.results(&claim.group).await {
-            Ok(results) => match self.insist(|| self.backend.keep_claim(&claim)).await {
-                Ok(true) => {
-                    let results = [Json::list(&results)];
-                    let body = member.body.clone();
-                    let (out, _) = self
-                        .scribe
-                        .apply(&member.parent, body, &results, CallOptions::default());
-                    self.send_body(&claim, out).await;
+        let failed = match self.results(&claim.group).await {
+            Ok(results) => match self.send_body(&claim, &member, &results).await {
+                Ok(()) => return report(&self.joined, member, Fallout::default()),
+                Err(error) => {
+                    let error = Exception::celery("ChordError", format!("Callback error: {error}"));
+                    Box::new((error.clone(), error))
                 }
-                Ok(false) => warn!("the body of chord {} is left to another worker", claim.group),
-                Err(error) => error!(%error, "the body of chord {} cannot be sent", claim.group),
             },
-            Err(failed) => {
-                let (error, cause) = *failed;
-                error!("chord {} failed: {}", claim.group, error.message());
-                let body = member.body.clone();
-                let mut fallout = self.scribe.fail_body(body, &error, &cause, &member.children);
-                self.send(std::mem::take(&mut fallout.out)).await;
-                if let Err(error) = self.insist(|| self.backend.fail_chord(&claim.group)).await {
-                    warn!(%error, "the size of chord {} stays until it expires", claim.group);
-                }
-                return report(&self.joined, member, fallout);
-            }
+            Err(failed) => failed,
+        };
+        let (error, cause) = *failed;
+        error!("chord {} failed: {}", claim.group, error.message());
+        let body = member.body.clone();
+        let mut fallout = self.scribe.fail_body(body, &error, &cause, &member.children);
+        self.send(std::mem::take(&mut fallout.out)).await;
+        if let Err(error) = self.insist(|| self.backend.fail_chord(&claim.group)).await {
+            warn!(%error, "the size of chord {} stays until it expires", claim.group);
         }
-        report(&self.joined, member, Fallout::default());
+        report(&self.joined, member, fallout);
     }
 
     /// Where broker and results are one server, the body is sent and the chord ended in one step: the body is sent once.
     /// Elsewhere, or through an exchange, it is sent first, and a worker that dies in between sends it twice.
-    async fn send_body(&self, claim: &Claim, out: Vec<Out>) {
+    async fn send_body(&self, claim: &Claim, member: &Member, results: &[Json]) -> Result<(), Error> {
+        let results = [Json::list(results)];
+        let body = member.body.clone();
+        let (out, _) = self
+            .scribe
+            .apply(&member.parent, body, &results, CallOptions::default());
         let direct = |out: &Out| match out {
             Out::Broker(broker::Write::Publish { exchange, .. }) => exchange.is_empty(),
             _ => true,
         };
-        if !self.backend.link().is_same(self.broker.writer()) || !out.iter().all(direct) {
-            self.send(out).await;
-            if let Err(error) = self.insist(|| self.backend.end_chord(claim)).await {
-                warn!(%error, "the parts of chord {} stay until they expire", claim.group);
+        let ours = if self.backend.link().is_same(self.broker.writer()) && out.iter().all(direct) {
+            self.send_at_once(claim, out).await?
+        } else {
+            let ours = self.insist(|| self.backend.keep_claim(claim)).await?;
+            if ours {
+                self.send(out).await;
+                if let Err(error) = self.insist(|| self.backend.end_chord(claim)).await {
+                    warn!(%error, "the parts of chord {} stay until they expire", claim.group);
+                }
             }
-            return;
+            ours
+        };
+        if !ours {
+            warn!("the body of chord {} is left to another worker", claim.group);
         }
+        Ok(())
+    }
+
+    /// Whether the claim was still ours.
+    async fn send_at_once(&self, claim: &Claim, out: Vec<Out>) -> Result<bool, Error> {
         let (mut messages, mut others) = (Vec::new(), Vec::new());
         for out in out {
             match out {
@@ -210,11 +221,7 @@ impl Join {
             // The size of a chord in the body, before its header.
             self.send(others).await;
         }
-        match self.insist(|| self.backend.send_body(claim, &messages)).await {
-            Ok(true) => {}
-            Ok(false) => warn!("the body of chord {} is left to another worker", claim.group),
-            Err(error) => error!(%error, "the body of chord {} cannot be sent", claim.group),
-        }
+        self.insist(|| self.backend.send_body(claim, &messages)).await
     }
 
     async fn send(&self, out: Vec<Out>) {

@@ -18,18 +18,6 @@ def s(name, *args, **kwargs):
     return app.signature('flow.' + name, args, kwargs)
 def si(name, *args, **kwargs):
     return s(name, *args, **kwargs).set(immutable=True)
-def raised(result, timeout=20):
-    try:
-        value = result.get(timeout=timeout)
-    except Exception as error:
-        return error
-    raise SystemExit(f'no exception but {value!r}')
-def until(what, test):
-    for _ in range(400):
-        if test():
-            return
-        time.sleep(0.05)
-    raise SystemExit(f'never: {what}')
 def value(result):
     return result.get(timeout=20)
 ";
@@ -102,6 +90,11 @@ assert type(error) is ValueError, repr(error)
 until('the body failed', lambda: result.state == states.FAILURE)
 assert type(result.result) is ChordError and str(result.result) == "Dependency member raised ValueError('why')", repr(result.result)
 assert value(AsyncResult('told', app=app)) == 'body'
+# A body that Redis refuses fails: it does not wait for ever.
+store.set('no-list', 'text')
+result = chord([s('add', 1, 1)])(s('sum').set(queue='no-list'))
+until('the body failed', lambda: result.state == states.FAILURE)
+assert type(result.result) is ChordError and 'Callback error' in str(result.result), repr(result.result)
 # Both members of a body that is a group fail with the reason itself.
 result = chord([s('fail', 'why')])(group(s('add', 1), s('add', 2)))
 until('both failed', lambda: [r.state for r in result.results] == [states.FAILURE] * 2)

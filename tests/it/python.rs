@@ -12,18 +12,6 @@ import sys, time, json
 from celery import Celery, group, states
 from celery.exceptions import TaskRevokedError, NotRegistered, TimeLimitExceeded
 app = Celery(broker=sys.argv[1], backend=sys.argv[1])
-def raised(result, timeout=20):
-    try:
-        value = result.get(timeout=timeout)
-    except Exception as error:
-        return error
-    raise SystemExit(f'no exception but {value!r}')
-def until(what, test):
-    for _ in range(400):
-        if test():
-            return
-        time.sleep(0.05)
-    raise SystemExit(f'never: {what}')
 ";
 
 #[test]

@@ -417,10 +417,27 @@ pub fn python() -> PathBuf {
     }
 }
 
+/// What Python programs of tests have in common.
+const PYTHON_HELPERS: &str = "
+import time
+def raised(result, timeout=20):
+    try:
+        value = result.get(timeout=timeout)
+    except Exception as error:
+        return error
+    raise SystemExit(f'no exception but {value!r}')
+def until(what, test):
+    for _ in range(400):
+        if test():
+            return
+        time.sleep(0.05)
+    raise SystemExit(f'never: {what}')
+";
+
 /// Runs a Python program with `url` as its only argument; what it printed.
 pub fn run_python(program: &str, url: &str) -> String {
     let out = Command::new(python())
-        .args(["-c", program, url])
+        .args(["-c", &[PYTHON_HELPERS, program].concat(), url])
         .env(
             "PYTHONPATH",
             Path::new(env!("CARGO_MANIFEST_DIR")).join("python-client"),
