@@ -1,0 +1,357 @@
+//! What was given, with the defaults, as the options of the parts.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use serde_json::{Map, Value, json};
+
+use super::certificates;
+use super::load::{entry, read_environment, read_file};
+use super::secrets::hide;
+use super::table::Given;
+use super::values::{Order, Seconds, Words};
+use crate::ai::{self, Folder};
+use crate::beat;
+use crate::broker::QueueOrder;
+use crate::conn::Endpoint;
+use crate::{wire, worker};
+
+/// The settings file that is read when none is named.
+const DEFAULT_FILE: &str = "orchestra.toml";
+
+/// Everything a program of this project can be told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `broker_url`.
+    pub broker_url: String,
+    /// `result_backend`; `None` is the broker.
+    pub result_backend: Option<String>,
+    /// `task_queues`.
+    pub queues: Vec<String>,
+    /// `worker_concurrency`.
+    pub concurrency: Option<usize>,
+    /// `worker_prefetch_multiplier`.
+    pub prefetch_multiplier: u32,
+    /// `task_time_limit`.
+    pub time_limit: Option<Duration>,
+    /// `task_soft_time_limit`.
+    pub soft_time_limit: Option<Duration>,
+    /// `worker_send_task_events`.
+    pub task_events: bool,
+    /// `worker_heartbeat_interval`.
+    pub heartbeat: Option<Duration>,
+    /// `log_level`.
+    pub log_level: String,
+    /// `log_json`.
+    pub log_json: bool,
+    /// Everything that starts with `ai_`.
+    pub ai: ai::Options,
+    /// Variables of the environment that look like settings and are none.
+    pub warnings: Vec<String>,
+    given: Given,
+}
+
+impl Settings {
+    /// Reads the file (`./orchestra.toml` if none is named and there is one) and the environment.
+    ///
+    /// # Errors
+    /// One line that names the file and line or the variable, and says what is wrong.
+    pub fn load(file: Option<&Path>) -> Result<Self, String> {
+        let mut given = Given::default();
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        match std::fs::read_to_string(path) {
+            Ok(text) => read_file(&mut given, path, &text)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
+            Err(error) => return Err(format!("cannot read the settings file {}: {error}", path.display())),
+        }
+        let warnings = read_environment(&mut given, std::env::vars())?;
+        Ok(Self {
+            warnings,
+            ..Self::new(given)
+        })
+    }
+
+    pub(super) fn new(given: Given) -> Self {
+        let text = |value: &Option<String>, default: &str| value.clone().unwrap_or_else(|| default.to_owned());
+        let folder = |value: &Option<PathBuf>, default: &str| match value {
+            Some(path) => Folder::Named(path.clone()),
+            None => Folder::Default(default.into()),
+        };
+        let words = |value: &Option<Words>, default: &str| match value {
+            Some(words) => words.clone().into_vec(),
+            None => vec![default.to_owned()],
+        };
+        let ai = ai::Options {
+            templates: folder(&given.ai_templates, "templates"),
+            tasks: folder(&given.ai_tasks, "tasks"),
+            hosts: words(&given.ai_hosts, ai::DEFAULT_HOST),
+            allow_cloud: given.ai_allow_cloud.unwrap_or(false),
+            limits: {
+                let mut limits = ai::CallLimits::default();
+                if let Some(seconds) = given.ai_connect_timeout {
+                    limits.connect = seconds.0;
+                }
+                if let Some(seconds) = given.ai_first_token_timeout {
+                    limits.first_token = seconds.0;
+                }
+                if let Some(seconds) = given.ai_stall_timeout {
+                    limits.stall = seconds.0;
+                }
+                if let Some(bytes) = given.ai_max_answer_bytes {
+                    limits.answer_bytes = bytes;
+                }
+                limits
+            },
+        };
+        Self {
+            broker_url: text(&given.broker_url, "redis://127.0.0.1:6379/0"),
+            result_backend: given.result_backend.clone(),
+            queues: words(&given.task_queues, "celery"),
+            concurrency: given.worker_concurrency,
+            prefetch_multiplier: given.worker_prefetch_multiplier.unwrap_or(4),
+            time_limit: given.task_time_limit.and_then(Seconds::positive),
+            soft_time_limit: given.task_soft_time_limit.and_then(Seconds::positive),
+            task_events: given.worker_send_task_events.unwrap_or(false),
+            heartbeat: given
+                .worker_heartbeat_interval
+                .map_or(Some(Duration::from_secs(2)), Seconds::positive),
+            log_level: text(&given.log_level, "WARNING"),
+            log_json: given.log_json.unwrap_or(false),
+            ai,
+            warnings: Vec::new(),
+            given,
+        }
+    }
+
+    /// Where the broker is.
+    ///
+    /// # Errors
+    /// The URL is none.
+    pub fn broker(&self) -> Result<Endpoint, String> {
+        let given = self.given.broker_transport_options.clone().unwrap_or_default();
+        Endpoint::parse(&self.broker_url)
+            .and_then(|url| {
+                url.with_master(
+                    given.master_name.as_deref(),
+                    given.sentinel_kwargs.unwrap_or_default().into(),
+                )
+            })
+            .map_err(|error| format!("broker: {error}"))
+    }
+
+    /// Where results go; `None` stores none.
+    ///
+    /// # Errors
+    /// The URL is none.
+    pub fn backend(&self) -> Result<Option<Endpoint>, String> {
+        match self.result_backend.as_deref() {
+            None | Some("") => self.broker().map(Some),
+            Some("disabled" | "disabled://") => Ok(None),
+            Some(url) => {
+                let given = self.given.result_backend_transport_options.clone().unwrap_or_default();
+                Endpoint::parse(url)
+                    .and_then(|url| {
+                        url.with_master(
+                            given.master_name.as_deref(),
+                            given.sentinel_kwargs.unwrap_or_default().into(),
+                        )
+                    })
+                    .map(Some)
+                    .map_err(|error| format!("result backend: {error}"))
+            }
+        }
+    }
+
+    /// `worker_metrics_addr`.
+    pub fn metrics_addr(&self) -> Option<String> {
+        self.given.worker_metrics_addr.clone()
+    }
+
+    /// Where `task-sent` events go, if they are wanted.
+    pub fn sent_events(&self) -> Option<String> {
+        let exchange = || {
+            self.given
+                .event_exchange
+                .clone()
+                .unwrap_or_else(|| "celeryev".to_owned())
+        };
+        self.given.task_send_sent_event.unwrap_or(false).then(exchange)
+    }
+
+    /// How the broker is used.
+    pub fn broker_options(&self) -> crate::broker::Options {
+        let mut options = crate::broker::Options::default();
+        let Some(given) = self.given.broker_transport_options.clone() else {
+            return options;
+        };
+        if let Some(seconds) = given.visibility_timeout {
+            options.visibility_timeout = seconds.0;
+        }
+        if let Some(order) = given.queue_order_strategy {
+            options.queue_order_strategy = match order {
+                Order::RoundRobin => QueueOrder::RoundRobin,
+                Order::Priority => QueueOrder::Priority,
+                Order::Sorted => QueueOrder::Sorted,
+            };
+        }
+        options.global_keyprefix = given.global_keyprefix.unwrap_or_default();
+        options.priority_steps = given.priority_steps.unwrap_or(options.priority_steps);
+        options.sep = given.sep.unwrap_or(options.sep);
+        options.max_message_bytes = given.max_message_bytes.unwrap_or(options.max_message_bytes);
+        options.max_deliveries = given.max_deliveries.unwrap_or(options.max_deliveries);
+        options.dead_limit = given.dead_limit.unwrap_or(options.dead_limit);
+        options
+    }
+
+    /// How results are kept.
+    pub fn backend_options(&self) -> crate::backend::Options {
+        let mut options = crate::backend::Options::default();
+        if let Some(seconds) = self.given.result_expires {
+            options.result_expires = seconds.positive();
+        }
+        let transport = self.given.result_backend_transport_options.clone().unwrap_or_default();
+        options.global_keyprefix = transport.global_keyprefix.unwrap_or_default();
+        options
+    }
+
+    /// The options of a worker of that node name.
+    ///
+    /// # Errors
+    /// A URL is none, or numbers do not go together.
+    pub fn worker(&self, hostname: String) -> Result<worker::Options, String> {
+        let mut options = worker::Options::new(hostname, self.broker()?);
+        let given = &self.given;
+        options.backend = self.backend()?;
+        options.broker_options = self.broker_options();
+        options.backend_options = self.backend_options();
+        if options.broker_options.visibility_timeout < Duration::from_secs(1) {
+            return Err("broker_transport_options: visibility_timeout must be at least one second".into());
+        }
+        let security = certificates::security(&self.given)?;
+        if let Some(names) = given.accept_content.clone() {
+            options.accept =
+                wire::Accept::parse(&names.into_vec(), security).map_err(|error| format!("accept_content: {error}"))?;
+        }
+        options.signer = self.signer()?;
+        options.concurrency = self.concurrency.unwrap_or(options.concurrency);
+        options.prefetch_multiplier = self.prefetch_multiplier;
+        options.prefetch_bytes = given.worker_prefetch_bytes.unwrap_or(options.prefetch_bytes);
+        options.queues.clone_from(&self.queues);
+        options.task_events = self.task_events;
+        options.sent_events = given.task_send_sent_event.unwrap_or(false);
+        options.heartbeat = self.heartbeat;
+        options.time_limit = self.time_limit;
+        options.soft_time_limit = self.soft_time_limit;
+        options.task_defaults = worker::TaskDefaults {
+            acks_late: given.task_acks_late,
+            acks_on_failure_or_timeout: given.task_acks_on_failure_or_timeout,
+            track_started: given.task_track_started,
+            ignore_result: given.task_ignore_result,
+            store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
+        };
+        options.result_extended = given.result_extended.unwrap_or(false);
+        options.routes = self.routes();
+        options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
+        options.default_queue = given.task_default_queue.clone().unwrap_or(options.default_queue);
+        options.pool_restarts = given.worker_pool_restarts.unwrap_or(false);
+        options.state_db.clone_from(&given.worker_state_db);
+        options.remote_control = given.worker_enable_remote_control.unwrap_or(true);
+        options.event_exchange = given.event_exchange.clone().unwrap_or(options.event_exchange);
+        options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
+        Ok(options)
+    }
+
+    /// Queues by task name.
+    pub fn routes(&self) -> wire::Routes {
+        let routes = self.given.task_routes.iter().flatten();
+        wire::Routes::new(routes.map(|(pattern, route)| (pattern.clone(), route.queue().to_owned())))
+    }
+
+    /// What signs messages that are sent, where they are to be signed.
+    ///
+    /// # Errors
+    /// The serializer is not one that is written, or what signing needs is not there.
+    pub fn signer(&self) -> Result<Option<Arc<wire::Security>>, String> {
+        match self.given.task_serializer.as_deref() {
+            None | Some("json") => Ok(None),
+            Some("auth") if self.given.security_key.is_some() => certificates::security(&self.given),
+            Some("auth") => Err("task_serializer: auth needs security_key and its certificate".into()),
+            Some(other) => Err(format!("task_serializer: {other:?} is not one of json and auth")),
+        }
+    }
+
+    /// The options of beat, as the node of that name.
+    ///
+    /// # Errors
+    /// The time zone is none, or a number makes no sense.
+    pub fn beat(&self, hostname: String) -> Result<beat::Options, String> {
+        let given = &self.given;
+        let mut options = beat::Options::new(hostname);
+        if let Some(name) = &given.timezone {
+            options.zone = beat::time_zone(name).map_err(|error| format!("timezone: {error}"))?;
+        }
+        if let Some(Seconds(longest)) = given.beat_max_loop_interval.filter(|seconds| !seconds.0.is_zero()) {
+            options.max_interval = longest;
+        }
+        if let Some(Seconds(timeout)) = given.beat_lock_timeout {
+            // Renewed three times in this time; below that, a slow answer of Redis would end it.
+            if timeout < Duration::from_secs(1) || timeout > Duration::from_secs(86_400) {
+                return Err("beat_lock_timeout: must be one second to one day".into());
+            }
+            options.lock_timeout = timeout;
+        }
+        options.cron_starting_deadline = given.beat_cron_starting_deadline.map(|seconds| seconds.0);
+        options.remote_control = given.beat_enable_remote_control.unwrap_or(false);
+        options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
+        Ok(options)
+    }
+
+    /// The entries of `beat_schedule`.
+    ///
+    /// # Errors
+    /// The name of the first that is wrong, and what is wrong with it.
+    pub fn beat_schedule(&self, zone: &TimeZone) -> Result<Vec<beat::Entry>, String> {
+        let entries = self.given.beat_schedule.iter().flatten();
+        entries
+            .map(|(name, value)| entry(name, value, zone).map_err(|error| format!("beat_schedule.{name}: {error}")))
+            .collect()
+    }
+
+    /// The settings as they are now, without passwords; for `celery inspect conf` and `orchestra config`.
+    pub fn shown(&self) -> Map<String, Value> {
+        let seconds = |limit: Option<Duration>| limit.map_or(Value::Null, |limit| limit.as_secs_f64().into());
+        let mut map = self.given.shown();
+        let mut add = |name: &str, value: Value| map.insert(name.to_owned(), value);
+        let backend = self.result_backend.as_ref().unwrap_or(&self.broker_url);
+        add("broker_url", self.broker_url.clone().into());
+        add("result_backend", backend.clone().into());
+        add("task_queues", self.queues.clone().into());
+        let accept = self.given.accept_content.clone().map(Words::into_vec);
+        add(
+            "accept_content",
+            accept.unwrap_or_else(|| vec!["json".to_owned()]).into(),
+        );
+        let serializer = self.given.task_serializer.as_deref();
+        add("task_serializer", serializer.unwrap_or("json").into());
+        add("worker_concurrency", self.concurrency.map_or(Value::Null, Into::into));
+        add("worker_prefetch_multiplier", self.prefetch_multiplier.into());
+        add("worker_send_task_events", self.task_events.into());
+        add("worker_heartbeat_interval", seconds(self.heartbeat));
+        add("task_time_limit", seconds(self.time_limit));
+        add("task_soft_time_limit", seconds(self.soft_time_limit));
+        add("result_expires", seconds(self.backend_options().result_expires));
+        add("log_level", self.log_level.clone().into());
+        add("ai_templates", self.ai.templates.path().display().to_string().into());
+        add("ai_tasks", self.ai.tasks.path().display().to_string().into());
+        add("ai_hosts", self.ai.hosts.clone().into());
+        // Celery's names for what is always so here: times are UTC, and no Python modules are imported.
+        add("timezone", "UTC".into());
+        add("include", json!([]));
+        for (name, value) in &mut map {
+            hide(name, value);
+        }
+        map
+    }
+}

@@ -1,0 +1,174 @@
+//! The table of settings.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+
+use super::load::{read, unknown};
+use super::values::{ResultTransportOptions, Route, Seconds, TransportOptions, Words};
+
+/// One line of the table of settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Its name in the file; in the environment it is `ORCHESTRA_` and the name in capitals.
+    pub name: &'static str,
+    /// What it does.
+    pub about: &'static str,
+    /// Its default, as it would be written in the file.
+    pub default: &'static str,
+}
+
+macro_rules! settings {
+    ($($(#[doc = $about:literal])+ $name:ident: $type:ty = $default:literal,)+) => {
+        /// All settings.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            name: stringify!($name),
+            about: concat!($($about),+).trim_ascii(),
+            default: $default,
+        }),+];
+
+        /// What was given in the file or the environment.
+        #[derive(Clone, Debug, Default)]
+        pub(super) struct Given {
+            $(pub(super) $name: Option<$type>,)+
+        }
+
+        impl Given {
+            pub(super) fn set(&mut self, name: &str, value: toml::Value) -> Result<(), String> {
+                match name {
+                    $(stringify!($name) => self.$name = Some(read(value)?),)+
+                    other => return Err(unknown(other)),
+                }
+                Ok(())
+            }
+
+            /// Everything that was given, by name.
+            pub(super) fn shown(&self) -> Map<String, Value> {
+                let mut map = Map::new();
+                $(if let Some(value) = &self.$name {
+                    map.insert(stringify!($name).to_owned(), json!(value));
+                })+
+                map
+            }
+        }
+    };
+}
+
+settings! {
+    /// Redis URL of the broker. Also `CELERY_BROKER_URL`.
+    broker_url: String = "redis://127.0.0.1:6379/0",
+    /// Redis URL of the result backend; `disabled` stores no results. Also `CELERY_RESULT_BACKEND`.
+    result_backend: String = "the broker",
+    /// Queues to consume.
+    task_queues: Words = "[\"celery\"]",
+    /// Serializers of messages that are read, by name or mime type: json, msgpack, yaml, auth (signed).
+    accept_content: Words = "[\"json\"]",
+    /// Serializer of messages that are sent: json, or auth, which is JSON signed with `security_key`.
+    task_serializer: String = "json",
+    /// Certificates whose signatures are believed: a file, a folder of files, or a path that ends in a pattern with `*`. PEM.
+    security_cert_store: String = "none",
+    /// Certificate under whose name is signed. PEM.
+    security_certificate: PathBuf = "none",
+    /// Private RSA key that signs. PEM.
+    security_key: PathBuf = "none",
+    /// Password of `security_key`.
+    security_key_password: String = "none",
+    /// Digest of signatures: sha224, sha256, sha384, sha512.
+    security_digest: String = "sha256",
+    /// How many tasks run at once.
+    worker_concurrency: usize = "number of CPUs",
+    /// Messages held per place to run; 0 is without bound.
+    worker_prefetch_multiplier: u32 = "4",
+    /// Memory that held messages may take, in bytes; those that wait for their ETA count. With none left no more are taken.
+    worker_prefetch_bytes: usize = "1073741824",
+    /// Send task events from the start (`-E`).
+    worker_send_task_events: bool = "false",
+    /// Tell monitors of every task that is sent, by this worker or the `orchestra` program.
+    task_send_sent_event: bool = "false",
+    /// Seconds between heartbeats; 0 sends no worker events.
+    worker_heartbeat_interval: Seconds = "2",
+    /// Listen to `celery inspect` and `celery control`.
+    worker_enable_remote_control: bool = "true",
+    /// Answer `celery control pool_restart` instead of refusing it.
+    worker_pool_restarts: bool = "false",
+    /// Keep what was revoked in this file, across restarts (`--statedb`).
+    worker_state_db: PathBuf = "none",
+    /// Address of an HTTP server for `/metrics` (Prometheus), `/healthz` and `/readyz`; `:PORT` is this machine only (`--metrics-addr`).
+    worker_metrics_addr: String = "none",
+    /// Hard time limit of tasks that have none, in seconds.
+    task_time_limit: Seconds = "none",
+    /// Soft time limit of tasks that have none, in seconds.
+    task_soft_time_limit: Seconds = "none",
+    /// Acknowledge every task after it ran.
+    task_acks_late: bool = "false",
+    /// With late acks: acknowledge tasks that failed or ran into their time limit.
+    task_acks_on_failure_or_timeout: bool = "true",
+    /// Store the state STARTED of every task.
+    task_track_started: bool = "false",
+    /// Store no results.
+    task_ignore_result: bool = "false",
+    /// Store failures even where results are ignored.
+    task_store_errors_even_if_ignored: bool = "false",
+    /// With late acks: a message that was delivered before is not run again when its task has a SUCCESS already.
+    worker_deduplicate_successful_tasks: bool = "false",
+    /// Queues by task name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`. For what tasks and the `orchestra` program send.
+    task_routes: BTreeMap<String, Route> = "{}",
+    /// Where follow-ups go that name no queue.
+    task_default_queue: String = "celery",
+    /// Seconds after which a result is deleted; 0 keeps it for ever.
+    result_expires: Seconds = "86400",
+    /// Store name, arguments, worker and queue of the task with its result.
+    result_extended: bool = "false",
+    /// Exchange of events.
+    event_exchange: String = "celeryev",
+    /// Name of the control exchange, without `.pidbox`.
+    control_exchange: String = "celery",
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
+    broker_transport_options: TransportOptions = "{}",
+    /// Of Celery's: `global_keyprefix`, `master_name` and `sentinel_kwargs` for Sentinels.
+    result_backend_transport_options: ResultTransportOptions = "{}",
+    /// Periodic tasks by name, in the form of Celery's `beat_schedule`; see docs/beat.md.
+    beat_schedule: BTreeMap<String, toml::Value> = "{}",
+    /// Longest sleep of beat, in seconds.
+    beat_max_loop_interval: Seconds = "300",
+    /// How many seconds ago a missed time of a crontab may be and still be made up for.
+    beat_cron_starting_deadline: Seconds = "none",
+    /// Let beat answer `celery inspect ping`.
+    beat_enable_remote_control: bool = "false",
+    /// Seconds without a sign of life after which another beat takes over.
+    beat_lock_timeout: Seconds = "15",
+    /// Time zone of crontabs.
+    timezone: String = "UTC",
+    /// DEBUG, INFO, WARNING, ERROR or CRITICAL.
+    log_level: String = "WARNING",
+    /// Log as JSON, one object per line.
+    log_json: bool = "false",
+    /// Folder of templates.
+    ai_templates: PathBuf = "templates",
+    /// Folder of task files.
+    ai_tasks: PathBuf = "tasks",
+    /// Base URLs of Ollama servers; the first that can serve a request is used. Also `OLLAMA_HOST`.
+    ai_hosts: Words = "[\"http://127.0.0.1:11434\"]",
+    /// Allow models that run on ollama.com (`…:cloud`): prompts leave your machines.
+    ai_allow_cloud: bool = "false",
+    /// Seconds a connection to a model server may take.
+    ai_connect_timeout: Seconds = "5",
+    /// Seconds until the first token: loading, queueing and reading the prompt included.
+    ai_first_token_timeout: Seconds = "600",
+    /// Seconds between two tokens.
+    ai_stall_timeout: Seconds = "120",
+    /// Largest answer of a model, in bytes.
+    ai_max_answer_bytes: usize = "16777216",
+}
+
+/// The defaults of all settings, as values where they are some.
+pub fn defaults() -> Map<String, Value> {
+    let value = |setting: &Setting| {
+        let read: Result<BTreeMap<String, Value>, _> = toml::from_str(&format!("v = {}", setting.default));
+        let read = read.ok().and_then(|mut read| read.remove("v"));
+        let text = || (setting.default != "none").then(|| Value::from(setting.default));
+        (setting.name.to_owned(), read.or_else(text).unwrap_or_default())
+    };
+    SETTINGS.iter().map(value).collect()
+}

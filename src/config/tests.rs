@@ -1,0 +1,134 @@
+//! Settings, read and shown.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::certificates::fits;
+use super::load::{read_environment, read_file};
+use super::secrets::{HIDDEN, hide};
+use super::table::Given;
+use super::{SETTINGS, Settings, defaults};
+
+fn file(text: &str) -> Result<Settings, String> {
+    let mut given = Given::default();
+    read_file(&mut given, Path::new("orchestra.toml"), text)?;
+    Ok(Settings::new(given))
+}
+
+#[test]
+fn a_file_is_read() {
+    let settings = file(
+        "broker_url = 'redis://h:1/2'\ntask_time_limit = 3\nresult_expires = 0.5\ntask_queues = 'a, b'\n\
+         [broker_transport_options]\nvisibility_timeout = 10\nqueue_order_strategy = 'priority'\n",
+    )
+    .unwrap();
+    assert_eq!(settings.broker_url, "redis://h:1/2");
+    assert_eq!(settings.time_limit, Some(Duration::from_secs(3)));
+    assert_eq!(settings.queues, ["a", "b"]);
+    assert_eq!(settings.broker_options().visibility_timeout, Duration::from_secs(10));
+    assert_eq!(
+        settings.backend_options().result_expires,
+        Some(Duration::from_millis(500))
+    );
+}
+
+#[test]
+fn a_pattern_of_a_certificate_store_fits_as_in_a_shell() {
+    for (name, pattern, is_so) in [
+        ("a.pem", "*.pem", true),
+        ("a.pem", "*", true),
+        ("a.pem", "a*p*m", true),
+        ("a.pem", "*.key", false),
+        ("ä.pem", "a*", false),
+        ("", "*", true),
+    ] {
+        assert_eq!(fits(name, pattern), is_so, "{name} {pattern}");
+    }
+}
+
+#[test]
+fn p_184_secrets_are_not_shown() {
+    let settings = file(
+        "broker_url = 'redis://:hunter2@h:1/2'\nresult_backend = 'rediss://u:hunter2@h:1/2?x=1'\n\
+         ai_hosts = ['http://me:hunter2@gpu:11434', 'http://plain:11434']\n\
+         [broker_transport_options]\nglobal_keyprefix = 'app:'\n",
+    )
+    .unwrap();
+    let shown = Value::Object(settings.shown());
+    assert!(!shown.to_string().contains("hunter2"), "{shown}");
+    assert_eq!(shown["broker_url"], "redis://:********@h:1/2");
+    assert_eq!(shown["result_backend"], "rediss://u:********@h:1/2?x=1");
+    assert_eq!(
+        shown["ai_hosts"],
+        json!(["http://me:********@gpu:11434", "http://plain:11434"])
+    );
+    assert_eq!(shown["broker_transport_options"], json!({"global_keyprefix": "app:"}));
+    for name in ["ai_api_token", "http_secret_key", "store_password"] {
+        let mut value = json!("hunter2");
+        hide(name, &mut value);
+        assert_eq!(value, HIDDEN, "{name}");
+    }
+}
+
+#[test]
+fn defaults_are_values() {
+    let defaults = defaults();
+    assert_eq!(defaults.len(), SETTINGS.len());
+    assert_eq!(defaults["worker_prefetch_multiplier"], 4);
+    assert_eq!(defaults["task_queues"], json!(["celery"]));
+    assert_eq!(defaults["task_time_limit"], Value::Null);
+}
+
+#[test]
+fn mistakes_are_named_with_their_line() {
+    let error = |text| file(text).unwrap_err();
+    assert_eq!(
+        error("\nbroker_urls = 'x'"),
+        "orchestra.toml:2: broker_urls: there is no such setting; did you mean broker_url?"
+    );
+    assert!(error("a = [").starts_with("orchestra.toml:1: "));
+    assert!(
+        error("worker_concurrency = 'many'").starts_with("orchestra.toml:1: worker_concurrency: \"many\" does not fit")
+    );
+    assert!(error("task_time_limit = -1").contains("-1 is no number of seconds"));
+    assert_eq!(
+        error("[beat_schedule.a]\ntask = 't'\nschedule = 5\n[beat_schedule.b]\ntask = 't'\nschedule = '* * *'"),
+        "orchestra.toml:4: beat_schedule.b: schedule: a crontab has five fields \
+         (minute hour day_of_month month_of_year day_of_week), \"* * *\" has 3"
+    );
+    assert_eq!(
+        error("[beat_schedule.a]\ntask = 't'"),
+        "orchestra.toml:1: beat_schedule.a: missing field `schedule`"
+    );
+    assert!(error("beat_schedule = 5").starts_with("orchestra.toml:1: beat_schedule: 5 does not fit"));
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let mut given = Given::default();
+    read_file(&mut given, Path::new("f"), "broker_url = 'redis://file'").unwrap();
+    let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let variables = [
+        variable("ORCHESTRA_BROKER_URL", "redis://ours"),
+        variable("CELERY_BROKER_URL", "redis://celery"),
+        variable("ORCHESTRA_WORKER_CONCURRENCY", "3"),
+        variable("ORCHESTRA_LOG_LEVEL", "INFO"),
+        variable("OLLAMA_HOST", "http://a:1,http://b:2"),
+    ];
+    read_environment(&mut given, variables.into_iter()).unwrap();
+    let settings = Settings::new(given);
+    assert_eq!(settings.broker_url, "redis://ours");
+    assert_eq!(settings.concurrency, Some(3));
+    assert_eq!(settings.log_level, "INFO");
+    assert_eq!(settings.ai.hosts, ["http://a:1", "http://b:2"]);
+    let read = |name, value| read_environment(&mut Given::default(), [variable(name, value)].into_iter());
+    assert!(read("ORCHESTRA_BROKER_URLS", "x").unwrap()[0].ends_with("did you mean ORCHESTRA_BROKER_URL?"));
+    assert!(read("ORCHESTRA_SERVICE_HOST", "10.0.0.1").unwrap().is_empty());
+    assert!(
+        read("ORCHESTRA_WORKER_CONCURRENCY", "x")
+            .unwrap_err()
+            .starts_with("environment variable ORCHESTRA_WORKER_CONCURRENCY: ")
+    );
+}

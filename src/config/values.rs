@@ -1,0 +1,138 @@
+//! The shapes that settings have.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::conn::Login;
+
+/// A list of words, or one text with commas.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(super) enum Words {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Words {
+    pub(super) fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => text
+                .split(',')
+                .map(str::trim)
+                .filter(|word| !word.is_empty())
+                .map(Into::into)
+                .collect(),
+            Self::Many(words) => words,
+        }
+    }
+}
+
+/// A number of seconds.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub(super) struct Seconds(pub(super) Duration);
+
+impl TryFrom<f64> for Seconds {
+    type Error = String;
+
+    fn try_from(seconds: f64) -> Result<Self, String> {
+        let duration = Duration::try_from_secs_f64(seconds);
+        duration
+            .map(Self)
+            .map_err(|_| format!("{seconds} is no number of seconds"))
+    }
+}
+
+impl From<Seconds> for f64 {
+    fn from(seconds: Seconds) -> Self {
+        seconds.0.as_secs_f64()
+    }
+}
+
+impl Seconds {
+    pub(super) fn positive(self) -> Option<Duration> {
+        (!self.0.is_zero()).then_some(self.0)
+    }
+}
+
+/// Where tasks go: the name of a queue, or Celery's form of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(super) enum Route {
+    Queue(String),
+    Options(RouteOptions),
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RouteOptions {
+    pub(super) queue: String,
+}
+
+impl Route {
+    pub(super) fn queue(&self) -> &str {
+        match self {
+            Self::Queue(queue) | Self::Options(RouteOptions { queue }) => queue,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TransportOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) master_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sentinel_kwargs: Option<SentinelLogin>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) visibility_timeout: Option<Seconds>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) global_keyprefix: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) priority_steps: Option<Vec<u8>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sep: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) queue_order_strategy: Option<Order>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_message_bytes: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_deliveries: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) dead_limit: Option<usize>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SentinelLogin {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) password: Option<String>,
+}
+
+impl From<SentinelLogin> for Login {
+    fn from(SentinelLogin { username, password }: SentinelLogin) -> Self {
+        Self { username, password }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Order {
+    RoundRobin,
+    Priority,
+    Sorted,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResultTransportOptions {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) master_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sentinel_kwargs: Option<SentinelLogin>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) global_keyprefix: Option<String>,
+}
