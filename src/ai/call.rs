@@ -1,10 +1,9 @@
-//! One call of a model as a part of a task: checked, streamed, and its answer checked.
+//! One call of a model as a part of a task: checked and streamed. What the answer must be is checked above, in `ask`.
 
 use serde_json::{Map, Value, json};
 
 use super::fault;
 use super::ollama::{Answer, Kind, Ollama, Piece, Request};
-use super::schema::Shape;
 use crate::task::{Context, Failure};
 
 /// How a call shows itself while it runs.
@@ -26,7 +25,6 @@ pub(super) async fn call(
     show: Show<'_>,
     context: &Context,
 ) -> Result<Answer, Failure> {
-    let shape = Shape::of(fields.get("format")).map_err(Failure::value_error)?;
     let request = Request::new(kind, model, fields, allow_cloud).map_err(Failure::value_error)?;
     let attempt = context.retries();
     let mut on_piece = |piece: Piece| {
@@ -38,12 +36,10 @@ pub(super) async fn call(
             context.stream(&json!({"type": kind, "text": text, "step": show.step, "attempt": attempt}));
         }
     };
-    let mut answer = ollama
+    ollama
         .ask(&request, &mut on_piece)
         .await
-        .map_err(|fault| fault::of_model(&fault, request.model(), context))?;
-    shape.check(&mut answer)?;
-    Ok(answer)
+        .map_err(|fault| fault::of_model(&fault, request.model(), context))
 }
 
 /// Tells the readers of the token stream that what they have belongs to an attempt that was given up (O-054).
