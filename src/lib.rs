@@ -30,6 +30,7 @@ pub mod conn;
 pub mod task;
 #[cfg(feature = "ai")]
 mod text;
+pub mod trace;
 pub mod wire;
 pub mod worker;
 

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::calls::Calls;
 use super::fault;
 use super::ollama::{Answer, Kind, Ollama, Piece, Request};
 use crate::task::{Context, Failure};
@@ -17,6 +18,7 @@ pub(super) struct Show<'a> {
 
 /// Asks and waits for the whole answer. What is wrong with the request is a `ValueError`.
 pub(super) async fn call(
+    calls: &Calls,
     ollama: &Ollama,
     kind: Kind,
     model: String,
@@ -27,7 +29,9 @@ pub(super) async fn call(
 ) -> Result<Answer, Failure> {
     let request = Request::new(kind, model, fields, allow_cloud).map_err(Failure::value_error)?;
     let attempt = context.retries();
+    let counted = calls.begin(&request, context);
     let mut on_piece = |piece: Piece| {
+        counted.piece();
         if show.stream {
             let (kind, text) = match piece {
                 Piece::Text(text) => ("token", text),
@@ -36,10 +40,9 @@ pub(super) async fn call(
             context.stream(&json!({"type": kind, "text": text, "step": show.step, "attempt": attempt}));
         }
     };
-    ollama
-        .ask(&request, &mut on_piece)
-        .await
-        .map_err(|fault| fault::of_model(&fault, request.model(), context))
+    let ended = ollama.ask(&request, &mut on_piece).await;
+    counted.end(&ended);
+    ended.map_err(|fault| fault::of_model(&fault, request.model(), context))
 }
 
 /// Tells the readers of the token stream that what they have belongs to an attempt that was given up (O-054).

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::calls::Calls;
 use super::fault::template_not_found;
 use super::ollama::Ollama;
 use super::options::{Folder, Options};
@@ -23,6 +24,7 @@ pub struct Engine {
     bindings: Vec<Binding>,
     ollama: Ollama,
     allow_cloud: bool,
+    calls: Calls,
 }
 
 /// Why the AI layer cannot start: everything that is wrong, one line each.
@@ -61,6 +63,7 @@ impl Engine {
                 bindings,
                 ollama,
                 allow_cloud: options.allow_cloud,
+                calls: Calls::default(),
             })
         } else {
             Err(LoadError(problems))
@@ -73,6 +76,7 @@ impl Engine {
     /// A name is taken.
     pub fn register(self, registry: &mut Registry) -> Result<(), RegisterError> {
         let bindings = self.bindings.clone();
+        registry.add_meter(Arc::new(self.calls.clone()));
         let engine = Arc::new(self);
         registry.register::<Generate>(engine.clone())?;
         registry.register::<Chat>(engine.clone())?;
@@ -98,6 +102,11 @@ impl Engine {
     /// The model servers.
     pub fn ollama(&self) -> &Ollama {
         &self.ollama
+    }
+
+    /// What calls cost.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     pub(super) fn allow_cloud(&self) -> bool {

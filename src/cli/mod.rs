@@ -2,18 +2,23 @@
 
 mod beat;
 mod children;
+mod commands;
 mod config;
 mod control;
 mod doctor;
+mod events;
 mod inspect;
 mod log;
 mod metrics;
 mod nodename;
+mod otel;
 mod program;
 mod schedule;
 mod send;
 mod signals;
+mod table;
 mod templates;
+mod top;
 mod up;
 pub mod worker;
 

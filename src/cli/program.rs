@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use super::{beat, config, control, doctor, inspect, schedule, send, templates, up};
+use super::{beat, config, control, doctor, events, inspect, schedule, send, templates, top, up};
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
 use crate::broker::Broker;
@@ -97,6 +97,10 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Tell workers: revoke, rate_limit, time_limit, pool_grow, autoscale, add_consumer, shutdown, …
     Control(control::Control),
+    /// Print events as they come
+    Events(events::Events),
+    /// Watch workers, queues, tasks and models, live
+    Top(top::Top),
     /// List, check and try templates
     #[command(subcommand)]
     Templates(templates::Templates),
@@ -113,6 +117,14 @@ pub fn program_main() -> ExitCode {
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(error) => return refuse("orchestra", &error),
+    };
+    let node = format!("orchestra@{}", super::nodename::host());
+    let _traces = match super::otel::start("orchestra", &node) {
+        Ok(traces) => traces,
+        Err(text) => {
+            eprintln!("orchestra: {text}");
+            return ExitCode::from(2);
+        }
     };
     // One thread: everything here waits for others.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -166,6 +178,8 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Status(status) => status.run(&common).await,
         Command::Inspect(inspect) => inspect.run(&common).await,
         Command::Control(control) => control.run(&common).await,
+        Command::Events(events) => events.run(&common).await,
+        Command::Top(top) => top.run(&common).await,
         Command::Templates(templates) => templates.run(&common),
         Command::Tasks => templates::tasks(&common),
         Command::Config(config) => config.run(&common),

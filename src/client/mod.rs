@@ -15,6 +15,7 @@ mod applied;
 mod call;
 mod control;
 mod error;
+mod events;
 mod results;
 mod send;
 
@@ -22,6 +23,7 @@ pub use crate::wire::Signature;
 pub use applied::Applied;
 pub use call::Call;
 pub use error::Error;
+pub use events::Events;
 pub use results::Pending;
 
 use std::sync::Arc;

@@ -29,14 +29,20 @@
 mod bind;
 pub(crate) mod builtins;
 mod context;
+mod current;
 mod failure;
+mod hides;
+mod meter;
 mod options;
 mod registry;
 mod traits;
 
 pub use crate::wire::{Arguments, Exception, python};
 pub use context::{Context, Details, Note, Notes};
+pub use current::current;
 pub use failure::Failure;
+pub use hides::{Hides, Parameter, Redact};
+pub use meter::Meter;
 pub use options::{Options, RateLimit};
 pub(crate) use registry::not_registered;
 pub use registry::{Entry, RegisterError, Registry, Run};

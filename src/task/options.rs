@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Redact;
+
 /// What a worker does around a task. Start from [`Options::DEFAULT`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -47,6 +49,9 @@ pub struct Options {
     pub errback_inline: bool,
     /// The run writes to the token stream; the worker ends the stream when the run is over.
     pub streams: bool,
+    /// What of the task is never shown in logs, events and `inspect`, besides arguments named `password`, `token` and
+    /// the like.
+    pub redact: Redact,
 }
 
 impl Options {
@@ -71,6 +76,7 @@ impl Options {
         blocking: false,
         errback_inline: false,
         streams: false,
+        redact: Redact::Nothing,
     };
 }
 

@@ -26,6 +26,7 @@ use super::rate_limit::RateLimits;
 use super::request::{Delivery, Done, Effect, Happening, Input, Request, RunId, State};
 use super::revoke::Revoked;
 use super::room::Share;
+use super::spans;
 use super::state_db::StateDb;
 use super::stop::{Exit, Phase};
 use super::strategy::{self, Failed, Refusal};
@@ -37,6 +38,7 @@ use crate::canvas::{Parent, ResultNode};
 use crate::client::Client;
 use crate::clock::{self, Clocks, Instant, Timestamp};
 use crate::task::{Context, Details, Note, Notes, Registry};
+use crate::trace::{Span, Trace, carried};
 use crate::wire::Json;
 
 /// Names a request in this worker. Task ids are no use for that: a message may be delivered twice.
@@ -60,6 +62,8 @@ pub(crate) struct Active {
     pub share: Share,
     /// When it came.
     pub since: Instant,
+    /// The span of its run.
+    pub span: Option<Span>,
 }
 
 /// What the loop listens to.
@@ -238,6 +242,7 @@ impl Consumer {
                 has_place: false,
                 share,
                 since: clock::instant(),
+                span: None,
             },
         );
         key
@@ -257,6 +262,7 @@ impl Consumer {
                 let parent = Parent {
                     id: headers.id.clone(),
                     root_id: headers.root().to_owned(),
+                    carried: carried(Trace::of(&headers.extra).as_ref()),
                 };
                 let (chain, errbacks) = (embed.chain.as_deref(), embed.errbacks.as_deref());
                 let fallout = self.scribe.failed(
@@ -299,6 +305,8 @@ impl Consumer {
         self.running -= 1;
         if let Some(active) = self.active.get(&ended.key) {
             self.metrics.ran(&active.request.entry.name, ended.runtime);
+            let dropped = active.context.as_ref().map_or(0, Context::stream_dropped);
+            self.metrics.stream_dropped(dropped);
         }
         if let Some(outcome) = ended.outcome {
             let input = Input::Ended {
@@ -476,6 +484,9 @@ impl Consumer {
         let mut effects = std::mem::take(&mut self.effects);
         active.state = state.step(input, &active.request, clock::now(), &mut effects);
         let done = active.state.is_done();
+        if done && let Some(span) = active.span.take() {
+            spans::end(&span, &active.request, &effects);
+        }
         let request = active.request.clone();
         let context = if done {
             active.context.take()
@@ -498,12 +509,20 @@ impl Consumer {
         }
         let mut children = context.as_ref().map(Context::children).unwrap_or_default();
         let scribe = self.scribe.clone();
-        scribe.write(&mut effects, &request, &mut children, &mut self.events, &mut self.out);
+        let trace = context.as_ref().and_then(|context| context.details().trace.as_ref());
+        scribe.write(
+            &mut effects,
+            &request,
+            trace,
+            &mut children,
+            &mut self.events,
+            &mut self.out,
+        );
         for effect in effects.drain(..) {
             match effect {
                 Effect::Fallout(exception) => {
                     if let Some(embed) = &request.embed {
-                        let parent = request.as_parent();
+                        let parent = request.as_parent(trace);
                         let fallout = scribe.failed(
                             &parent,
                             embed.chain.as_deref().unwrap_or_default(),
@@ -514,7 +533,7 @@ impl Consumer {
                         self.on_fallout(&parent, fallout, Some(&request));
                     }
                 }
-                Effect::Part(done) => self.on_part(&request, *done, &children),
+                Effect::Part(done) => self.on_part(&request, trace, *done, &children),
                 Effect::Cancel => {
                     if let Some(context) = &context {
                         context.cancel();
@@ -529,7 +548,7 @@ impl Consumer {
         self.effects = effects;
     }
 
-    fn on_part(&mut self, request: &Request, done: Done, children: &[ResultNode]) {
+    fn on_part(&mut self, request: &Request, trace: Option<&Trace>, done: Done, children: &[ResultNode]) {
         let headers = &request.message.headers;
         let chord = request.embed.as_ref().and_then(|embed| embed.chord.clone());
         if let (Some(body), Some(group)) = (chord, headers.group.as_deref()) {
@@ -542,7 +561,7 @@ impl Consumer {
                     &done.value,
                 ),
                 body,
-                parent: request.as_parent(),
+                parent: request.as_parent(trace),
                 children: children.to_vec(),
                 delivery: done.delivery,
             });
@@ -598,6 +617,7 @@ impl Consumer {
         let run: RunId = key;
         let (hard, _) = request.limits();
         let headers = &request.message.headers;
+        let (span, trace) = spans::begin(request, &self.scribe.hostname);
         let context = Context::new(
             Details {
                 id: request.id.clone(),
@@ -611,12 +631,15 @@ impl Consumer {
                 deadline: hard.and_then(|limit| now.checked_add(limit)),
                 message: Some(request.message.clone()),
                 embed: request.embed.clone(),
+                hides: request.entry.hides.clone(),
+                trace,
             },
             self.notes.clone(),
             Some(self.client.clone()),
         );
         if let Some(active) = self.active.get_mut(&key) {
             active.context = Some(context.clone());
+            active.span = span;
             active.started = Some(clock::now());
             let waited = now.saturating_duration_since(active.since);
             self.metrics.waited(&request.entry.name, waited);

@@ -9,12 +9,14 @@ use serde_json::{Map, Value, json};
 use tracing::{error, info, warn};
 
 use super::Options;
-use super::events::{Events, result_repr};
+use super::events::{Events, Lamport, Sent, result_repr};
 use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::canvas::ResultNode;
-use crate::task::Registry;
+use crate::task::{Hides, Registry};
+use crate::trace::Trace;
+use crate::wire::redact::HIDDEN;
 use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, State as Stored};
 use crate::{backend, broker, clock};
 
@@ -34,13 +36,19 @@ pub(crate) struct Scribe {
     pub signer: Option<Arc<Security>>,
     /// Tasks that run in the worker when they are error callbacks.
     pub inline_errbacks: HashSet<Arc<str>>,
-    /// Tell monitors of retries that are sent.
-    pub sent_events: bool,
+    /// Tells monitors of messages that are sent, if they are to be told.
+    pub sent: Option<Sent>,
     metrics: Metrics,
 }
 
 impl Scribe {
-    pub(crate) fn new(options: &Options, registry: &Registry, reply_to: &str, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        options: &Options,
+        registry: &Registry,
+        reply_to: &str,
+        clock: &Lamport,
+        metrics: Metrics,
+    ) -> Self {
         let inline = registry.entries().filter(|entry| entry.options.errback_inline);
         Self {
             reply_to: reply_to.to_owned(),
@@ -52,7 +60,9 @@ impl Scribe {
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
-            sent_events: options.sent_events,
+            sent: options
+                .sent_events
+                .then(|| Sent::new(options.event_exchange.clone(), clock.clone())),
             metrics,
             origin: format!(
                 "gen{}@{}",
@@ -68,10 +78,12 @@ impl Scribe {
         &self,
         effects: &mut Vec<Effect>,
         request: &Request,
+        trace: Option<&Trace>,
         children: &mut Vec<ResultNode>,
         events: &mut Events,
         out: &mut Vec<Out>,
     ) {
+        let hides = &request.entry.hides;
         let mut shown = None;
         let mut local = Vec::new();
         for effect in effects.drain(..) {
@@ -82,7 +94,7 @@ impl Scribe {
                 Effect::Forget(_) => {}
                 Effect::Retry(eta, arguments) => {
                     let retry = self.retry(request, eta, arguments.as_deref());
-                    let sent = retry.as_ref().and_then(|retry| self.sent(retry, events));
+                    let sent = retry.as_ref().and_then(|retry| self.sent(retry, &request.entry.hides));
                     out.extend(retry);
                     out.extend(sent);
                 }
@@ -91,7 +103,11 @@ impl Scribe {
                         && (events.tasks_enabled() || tracing::enabled!(tracing::Level::INFO))
                     {
                         // Event and log line come after the record, which takes the value away.
-                        shown = Some(result_repr(value.get()));
+                        shown = Some(if hides.everything() {
+                            HIDDEN.to_owned()
+                        } else {
+                            result_repr(value.get())
+                        });
                     }
                     out.extend(self.store(&state, content, request, children));
                 }
@@ -99,7 +115,7 @@ impl Scribe {
                     if let Some(embed) = &request.embed {
                         let (callbacks, chain) = (embed.callbacks.as_deref(), embed.chain.as_deref());
                         let (sent, new) = self.succeeded(
-                            &request.as_parent(),
+                            &request.as_parent(trace),
                             callbacks.unwrap_or_default(),
                             chain.unwrap_or_default(),
                             &result,
@@ -109,10 +125,15 @@ impl Scribe {
                     }
                 }
                 Effect::Apply(signature) => {
-                    let (sent, _) = self.apply(&request.as_parent(), *signature, &[], CallOptions::default());
+                    let (sent, _) = self.apply(&request.as_parent(trace), *signature, &[], CallOptions::default());
                     out.extend(sent);
                 }
                 Effect::Emit(happening) => {
+                    let happening = if hides.everything() {
+                        happening.hidden()
+                    } else {
+                        happening
+                    };
                     self.metrics.happened(&request.entry.name, &happening);
                     log(&happening, request, shown.as_deref());
                     out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
@@ -222,7 +243,8 @@ impl Scribe {
     }
 
     fn extended(&self, request: &Request) -> Map<String, Value> {
-        let arguments = request.message.body.arguments().unwrap_or_default();
+        let mut arguments = request.message.body.arguments().unwrap_or_default();
+        request.entry.hides.hide(&mut arguments);
         let headers = &request.message.headers;
         let mut fields = Map::new();
         fields.insert("name".into(), headers.task.clone().into());
@@ -262,15 +284,16 @@ impl Scribe {
     }
 
     /// The `task-sent` event of a message, if monitors are to be told.
-    fn sent(&self, message: &Out, events: &mut Events) -> Option<Out> {
+    pub(super) fn sent(&self, message: &Out, hides: &Hides) -> Option<Out> {
+        let sent = self.sent.as_ref()?;
         match message {
             Out::Broker(broker::Write::Publish {
                 exchange,
                 routing_key,
                 envelope,
                 ..
-            }) if self.sent_events => events
-                .sent(envelope, exchange, routing_key, &self.origin)
+            }) => sent
+                .event(envelope, hides, exchange, routing_key, &self.origin)
                 .map(Out::Broker),
             _ => None,
         }

@@ -1,6 +1,7 @@
 //! Makes events: the Lamport clock, the common fields, and what each happening tells.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
@@ -10,6 +11,8 @@ use super::facts;
 use super::request::{Happening, Request};
 use crate::broker;
 use crate::clock;
+use crate::task::Hides;
+use crate::wire::redact::{hide, may_hold_secret};
 use crate::wire::{self, Event, EventKind, Events as Envelopes};
 
 /// `sw_ident`: what Flower shows as the worker's software.
@@ -21,7 +24,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(crate) struct Events {
     hostname: Arc<str>,
     exchange: String,
-    clock: u64,
+    clock: Lamport,
     utc_offset: f64,
     freq: Option<f64>,
     tasks: bool,
@@ -30,11 +33,11 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(hostname: Arc<str>, exchange: String, freq: Option<f64>, always: bool) -> Self {
+    pub(crate) fn new(hostname: Arc<str>, exchange: String, freq: Option<f64>, always: bool, clock: Lamport) -> Self {
         Self {
             hostname,
             exchange,
-            clock: 0,
+            clock,
             utc_offset: clock::utc_offset_hours_west(),
             freq,
             tasks: always,
@@ -44,21 +47,17 @@ impl Events {
 
     /// The Lamport clock.
     pub(crate) fn clock(&self) -> u64 {
-        self.clock
+        self.clock.now()
     }
 
     /// Something happened that is not an event of ours: a remote control request (protocol 7.1).
     pub(crate) fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
+        self.clock.tick()
     }
 
     /// Somebody else's clock was seen.
     pub(crate) fn adjust(&mut self, other: u64) {
-        // A clock far in the future would overflow later, and orders nothing.
-        if other < u64::MAX / 2 {
-            self.clock = self.clock.max(other) + 1;
-        }
+        self.clock.adjust(other);
     }
 
     /// Whether task events are sent.
@@ -133,26 +132,8 @@ impl Events {
         self.broadcast(&event)
     }
 
-    /// The `task-sent` of a message that this worker sends.
-    pub(crate) fn sent(
-        &mut self,
-        envelope: &[u8],
-        exchange: &str,
-        routing_key: &str,
-        sender: &str,
-    ) -> Option<broker::Write> {
-        let headers = wire::decode(envelope, &wire::Limits::default()).ok()?.headers;
-        let clock = self.tick();
-        self.broadcast(&Event::sent(&headers, exchange, routing_key, sender, clock))
-    }
-
     fn broadcast(&self, event: &Event) -> Option<broker::Write> {
-        let (routing_key, payload) = Envelopes::one(event, &self.exchange).ok()?;
-        Some(broker::Write::Broadcast {
-            exchange: self.exchange.clone(),
-            routing_key,
-            payload: payload.into(),
-        })
+        broadcast(event, &self.exchange)
     }
 
     fn encode(&mut self, name: &'static str, kind: EventKind) -> Option<Box<RawValue>> {
@@ -172,6 +153,69 @@ impl Events {
             timestamp: clock::epoch_seconds(clock::now()),
             name,
         }
+    }
+}
+
+fn broadcast(event: &Event, exchange: &str) -> Option<broker::Write> {
+    let (routing_key, payload) = Envelopes::one(event, exchange).ok()?;
+    Some(broker::Write::Broadcast {
+        exchange: exchange.to_owned(),
+        routing_key,
+        payload: payload.into(),
+    })
+}
+
+/// A Lamport clock. Clones tell the same time.
+#[derive(Clone, Default)]
+pub(crate) struct Lamport(Arc<AtomicU64>);
+
+impl Lamport {
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn tick(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn adjust(&self, other: u64) {
+        // A clock far in the future would overflow later, and orders nothing.
+        if other < u64::MAX / 2 {
+            let seen = self.0.fetch_max(other, Ordering::Relaxed).max(other);
+            self.0.fetch_max(seen + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Tells of messages that this worker sends: retries, and what follows a task.
+pub(crate) struct Sent {
+    exchange: String,
+    clock: Lamport,
+}
+
+impl Sent {
+    pub(crate) fn new(exchange: String, clock: Lamport) -> Self {
+        Self { exchange, clock }
+    }
+
+    /// The `task-sent` of a message.
+    pub(crate) fn event(
+        &self,
+        envelope: &[u8],
+        hides: &Hides,
+        exchange: &str,
+        routing_key: &str,
+        sender: &str,
+    ) -> Option<broker::Write> {
+        let message = wire::decode(envelope, &wire::Limits::default()).ok()?;
+        let shown = hides.shown(&message);
+        let mut headers = message.headers;
+        if let Some((args, kwargs)) = shown {
+            headers.argsrepr = Some(args);
+            headers.kwargsrepr = Some(kwargs);
+        }
+        let event = Event::sent(&headers, exchange, routing_key, sender, self.clock.tick());
+        broadcast(&event, &self.exchange)
     }
 }
 
@@ -242,5 +286,13 @@ pub(crate) fn result_repr(text: &str) -> String {
         let cut = (0..=1000).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         return format!("{}...", &text[..cut]);
     }
-    serde_json::from_str::<Value>(text).map_or_else(|_| text.to_owned(), |value| wire::repr_bounded(&value))
+    match serde_json::from_str::<Value>(text) {
+        Ok(mut value) => {
+            if may_hold_secret(text) {
+                hide(&mut value);
+            }
+            wire::repr_bounded(&value)
+        }
+        Err(_) => text.to_owned(),
+    }
 }

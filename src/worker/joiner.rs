@@ -205,7 +205,7 @@ impl Join {
 
     /// Whether the claim was still ours.
     async fn send_at_once(&self, claim: &Claim, out: Vec<Out>) -> Result<bool, Error> {
-        let (mut messages, mut others) = (Vec::new(), Vec::new());
+        let (mut messages, mut others, mut events) = (Vec::new(), Vec::new(), Vec::new());
         for out in out {
             match out {
                 Out::Broker(broker::Write::Publish {
@@ -214,6 +214,7 @@ impl Join {
                     envelope,
                     ..
                 }) => messages.push((self.broker.list(&routing_key, priority), envelope)),
+                event @ Out::Broker(broker::Write::Broadcast { .. }) => events.push(event),
                 other => others.push(other),
             }
         }
@@ -221,7 +222,11 @@ impl Join {
             // The size of a chord in the body, before its header.
             self.send(others).await;
         }
-        self.insist(|| self.backend.send_body(claim, &messages)).await
+        let sent = self.insist(|| self.backend.send_body(claim, &messages)).await?;
+        if sent {
+            self.outbox.send(events);
+        }
+        Ok(sent)
     }
 
     async fn send(&self, out: Vec<Out>) {

@@ -18,6 +18,7 @@ use crate::broker::Tag;
 use crate::canvas::{self, Parent, Replaced};
 use crate::clock::{self, Instant, Timestamp};
 use crate::task::{self, Entry, Failure};
+use crate::trace::{Trace, carried};
 use crate::wire::{self, Arguments, Embed, Exception, Json, Message, Signature, State as Stored, python_modules};
 
 /// A claim on a message in `unacked`, with its share of the prefetch count, which comes back when this is dropped.
@@ -202,6 +203,17 @@ pub(crate) enum Happening {
     },
 }
 
+impl Happening {
+    /// The same, without what the task itself said.
+    pub(crate) fn hidden(self) -> Self {
+        match self {
+            Self::Failed(exception) => Self::Failed(exception.hidden()),
+            Self::Retried(exception) => Self::Retried(exception.hidden()),
+            other => other,
+        }
+    }
+}
+
 impl State {
     /// The next state; what follows is appended to `effects`.
     pub(crate) fn step(self, input: Input, request: &Request, now: Timestamp, effects: &mut Vec<Effect>) -> Self {
@@ -375,11 +387,17 @@ impl Discard {
 }
 
 impl Request {
-    /// As the sender of what follows it.
-    pub(crate) fn as_parent(&self) -> Parent {
+    /// As the sender of what follows it, in the trace of its run.
+    pub(crate) fn as_parent(&self, trace: Option<&Trace>) -> Parent {
+        let headers = &self.message.headers;
+        let from = match trace {
+            None if !headers.extra.is_empty() => Trace::of(&headers.extra),
+            _ => None,
+        };
         Parent {
             id: self.id.to_string(),
-            root_id: self.message.headers.root().to_owned(),
+            root_id: headers.root().to_owned(),
+            carried: carried(trace.or(from.as_ref())),
         }
     }
 
@@ -527,10 +545,11 @@ impl Request {
         let headers = &self.message.headers;
         if self.policy.max_retries.is_some_and(|max| headers.retries >= max) {
             let exception = cause.unwrap_or_else(|| {
-                let arguments = match arguments {
+                let mut arguments = match arguments {
                     Some(arguments) => *arguments,
                     None => self.message.body.arguments().unwrap_or_default(),
                 };
+                self.entry.hides.hide(&mut arguments);
                 let text = format!(
                     "Can't retry {}[{}] args:{} kwargs:{}",
                     headers.task,

@@ -12,7 +12,7 @@ use super::autoscale::Autoscaler;
 use super::consumer::{Consumer, Inputs};
 use super::control::{self, Order, Panel};
 use super::effects::Scribe;
-use super::events::Events;
+use super::events::{Events, Lamport};
 use super::fetcher::Fetcher;
 use super::gossip::Gossip;
 use super::joiner::Joiner;
@@ -99,13 +99,14 @@ impl Worker {
         };
         let queues: Vec<Arc<str>> = options.queues.iter().map(|queue| queue.as_str().into()).collect();
         broker.declare(&queues).await?;
+        let metrics = Metrics::new(registry.meters());
         Ok(Self {
             options,
             registry,
             broker,
             backend,
             state,
-            metrics: Metrics::default(),
+            metrics,
         })
     }
 
@@ -115,6 +116,7 @@ impl Worker {
         Watch {
             metrics: self.metrics.clone(),
             broker: self.broker.clone(),
+            backend: self.backend.clone(),
         }
     }
 
@@ -144,7 +146,8 @@ impl Worker {
         if options.sent_events {
             client = client.with_sent_events(&options.event_exchange);
         }
-        let scribe = Arc::new(Scribe::new(&options, &registry, client.oid(), metrics.clone()));
+        let clock = Lamport::default();
+        let scribe = Arc::new(Scribe::new(&options, &registry, client.oid(), &clock, metrics.clone()));
 
         let prefetch = match options.prefetch_multiplier as usize {
             0 => Semaphore::MAX_PERMITS >> 4,
@@ -186,7 +189,7 @@ impl Worker {
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         let (mingled, is_mingled) = oneshot::channel();
-        if options.remote_control && listen(&broker, &options, &orders_to).await {
+        if options.remote_control && listen(&broker, &options, &orders_to, &metrics).await {
             let mingle = Mingle {
                 broker: broker.clone(),
                 hostname: options.hostname.clone(),
@@ -233,7 +236,8 @@ impl Worker {
             joined,
             stop: stop.phases(),
         };
-        let mut events = Events::new(hostname, options.event_exchange.clone(), freq, options.task_events);
+        let exchange = options.event_exchange.clone();
+        let mut events = Events::new(hostname, exchange, freq, options.task_events, clock);
         let mut revoked = Revoked::default();
         let state_db = state.map(|(db, saved)| {
             events.adjust(saved.clock);
@@ -294,7 +298,7 @@ impl Worker {
 
 /// Remote control, and gossip beside it on the same connection; whether there is any. Tasks matter more: an ACL may
 /// allow the one and not the other.
-async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>) -> bool {
+async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>, metrics: &Metrics) -> bool {
     let messages = broker
         .subscribe_control(&options.control_exchange, &options.hostname)
         .await;
@@ -314,7 +318,14 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
     let hostname = options.hostname.clone();
     spawn(
         ServiceKind::Control,
-        control::listen(messages, hostname, events, options.accept.clone(), orders.clone()),
+        control::listen(
+            messages,
+            hostname,
+            events,
+            options.accept.clone(),
+            orders.clone(),
+            metrics.clone(),
+        ),
     );
     true
 }

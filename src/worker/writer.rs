@@ -184,7 +184,7 @@ impl Writer {
             // Before the messages of a header: its members may end before the last of them is sent.
             let mut groups = Pipeline::new();
             backend.append(&mut groups, &batch.groups);
-            insist(backend.link(), &groups).await;
+            self.insist("backend", backend.link(), &groups).await;
         }
         self.broker.append(&mut broker_pipe, &batch.publishes);
         match &self.backend {
@@ -194,41 +194,46 @@ impl Writer {
                 } else {
                     // Another server: what follows must stand before the result, and the result before the ack.
                     if !batch.publishes.is_empty() {
-                        insist(self.broker.writer(), &broker_pipe).await;
+                        self.insist("broker", self.broker.writer(), &broker_pipe).await;
                         broker_pipe = Pipeline::new();
                     }
                     let mut backend_pipe = Pipeline::new();
                     backend.append(&mut backend_pipe, &batch.results);
-                    insist(backend.link(), &backend_pipe).await;
+                    self.insist("backend", backend.link(), &backend_pipe).await;
                 }
             }
             _ => {}
         }
         self.broker.append(&mut broker_pipe, &batch.acks);
-        insist(self.broker.writer(), &broker_pipe).await;
+        self.insist("broker", self.broker.writer(), &broker_pipe).await;
     }
-}
 
-/// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out.
-async fn insist(link: &Link, pipe: &Pipeline) {
-    if pipe.is_empty() {
-        return;
-    }
-    let patience = Patience::default();
-    loop {
-        match link.pipeline_with(pipe, &patience).await {
-            Ok(replies) => {
-                for reply in replies {
-                    if let redis::Value::ServerError(error) = reply {
-                        error!(%error, "Redis refused a write");
+    /// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out.
+    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline) {
+        if pipe.is_empty() {
+            return;
+        }
+        let patience = Patience::default();
+        loop {
+            let began = clock::instant();
+            match link.pipeline_with(pipe, &patience).await {
+                Ok(replies) => {
+                    self.metrics
+                        .wrote(server, clock::instant().saturating_duration_since(began));
+                    for reply in replies {
+                        if let redis::Value::ServerError(error) = reply {
+                            self.metrics.write_refused();
+                            error!(%error, "Redis refused a write");
+                        }
                     }
+                    return;
                 }
-                return;
-            }
-            Err(error) if error.is_transient() => link.ready().await,
-            Err(error) => {
-                error!(%error, "a batch of writes was refused");
-                return;
+                Err(error) if error.is_transient() => link.ready().await,
+                Err(error) => {
+                    self.metrics.write_refused();
+                    error!(%error, "a batch of writes was refused");
+                    return;
+                }
             }
         }
     }

@@ -25,6 +25,7 @@ mod faults;
 mod layers;
 mod loss;
 mod messages;
+mod monitor;
 mod python;
 mod routing;
 mod serializers;

@@ -139,6 +139,11 @@ impl Consumer {
             "prefetch_count": self.prefetch + self.held_for_eta(),
             "rusage": facts::resource_usage(),
         });
+        for meter in self.registry.meters() {
+            if let Some((name, numbers)) = meter.stats() {
+                stats[name] = numbers;
+            }
+        }
         if let Some(scaler) = &self.autoscaler {
             stats["autoscaler"] = json!({
                 "max": scaler.max,
@@ -158,7 +163,8 @@ impl Consumer {
             "implementation": "orchestra.worker.pool:Pool",
             "max-concurrency": self.pool.size(),
             "threads": self.pool.size(),
-            "processes": [std::process::id()],
+            // One for each place, as a pool of processes lists them: monitors count them.
+            "processes": vec![std::process::id(); self.pool.size()],
             "max-tasks-per-child": "N/A",
             "put-guarded-by-semaphore": true,
             "timeouts": [seconds(self.options.soft_time_limit), seconds(self.options.time_limit)],
