@@ -1,44 +1,51 @@
 //! One call of a model as a part of a task: checked, streamed, and its answer checked.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use super::fault;
-use super::ollama::{Answer, Kind, Ollama, Piece, Request};
+use super::fleet::Fleet;
+use super::ollama::{Answer, Kind, Piece, Request};
 use super::schema::Shape;
 use crate::task::{Context, Failure};
 
-/// How a call shows itself while it runs.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Show<'a> {
+/// What a task asks of a model.
+#[derive(Debug)]
+pub(super) struct Ask<'a> {
+    /// Which endpoint.
+    pub kind: Kind,
+    /// The model's name.
+    pub model: String,
+    /// The fields of Ollama's API, but for the model; `null` means not given.
+    pub fields: Map<String, Value>,
     /// Name of the step, in entries of the token stream.
     pub step: &'a str,
-    /// Whether tokens are streamed at all.
+    /// Whether tokens are streamed.
     pub stream: bool,
+    /// The template whose step this is, for the accounts.
+    #[expect(dead_code, reason = "the accounts come next")]
+    pub template: Option<&'a str>,
+    /// How long the answer may be given to the same call again; `None` asks the model each time.
+    #[expect(dead_code, reason = "the cache comes next")]
+    pub cache: Option<Duration>,
 }
 
 /// Asks and waits for the whole answer. What is wrong with the request is a `ValueError`.
-pub(super) async fn call(
-    ollama: &Ollama,
-    kind: Kind,
-    model: String,
-    fields: Map<String, Value>,
-    allow_cloud: bool,
-    show: Show<'_>,
-    context: &Context,
-) -> Result<Answer, Failure> {
-    let shape = Shape::of(fields.get("format")).map_err(Failure::value_error)?;
-    let request = Request::new(kind, model, fields, allow_cloud).map_err(Failure::value_error)?;
+pub(super) async fn call(fleet: &Fleet, ask: Ask<'_>, context: &Context) -> Result<Answer, Failure> {
+    let shape = Shape::of(ask.fields.get("format")).map_err(Failure::value_error)?;
+    let request = Request::new(ask.kind, ask.model, ask.fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
     let attempt = context.retries();
     let mut on_piece = |piece: Piece| {
-        if show.stream {
+        if ask.stream {
             let (kind, text) = match piece {
                 Piece::Text(text) => ("token", text),
                 Piece::Thinking(text) => ("thinking", text),
             };
-            context.stream(&json!({"type": kind, "text": text, "step": show.step, "attempt": attempt}));
+            context.stream(&json!({"type": kind, "text": text, "step": ask.step, "attempt": attempt}));
         }
     };
-    let mut answer = ollama
+    let mut answer = fleet
         .ask(&request, &mut on_piece)
         .await
         .map_err(|fault| fault::of_model(&fault, request.model(), context))?;

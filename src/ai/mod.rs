@@ -3,6 +3,7 @@
 mod call;
 mod engine;
 mod fault;
+mod fleet;
 pub mod ollama;
 mod options;
 mod run;
@@ -12,6 +13,7 @@ mod tasks;
 pub mod template;
 
 pub use engine::{Engine, LoadError};
+pub use fleet::Fleet;
 pub use options::{CallLimits, DEFAULT_HOST, Folder, Options};
 pub use task_file::Scheduled;
 pub use tasks::{Chat, Generate, RunTemplate};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::Engine;
-use super::call::{Show, announce_attempt, call};
+use super::call::{Ask, announce_attempt, call};
 use super::fault::template_error;
 use super::template::{Scope, Step, StepKind, Template};
 use crate::task::{Context, Exception, Failure};
@@ -60,20 +60,16 @@ async fn run_step(
         StepKind::Model { kind, model, fields } => {
             let model = template.text(model, scope).map_err(template_error)?;
             let fields = template.fields(fields, scope).map_err(template_error)?;
-            let show = Show {
-                step: &step.id,
-                stream: true,
-            };
-            let answer = call(
-                engine.ollama(),
-                *kind,
+            let ask = Ask {
+                kind: *kind,
                 model,
                 fields,
-                engine.allow_cloud(),
-                show,
-                context,
-            )
-            .await?;
+                step: &step.id,
+                stream: true,
+                template: Some(template.name()),
+                cache: None,
+            };
+            let answer = call(engine.fleet(), ask, context).await?;
             Ok(serde_json::to_value(answer)?)
         }
     }

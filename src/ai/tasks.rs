@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Engine;
-use super::call::{Show, announce_attempt, call};
+use super::call::{Ask, announce_attempt, call};
 use super::ollama::{Answer, Kind};
 use crate::task::{Context, Failure, Options, Task};
 
@@ -115,21 +115,17 @@ impl Task for Generate {
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Answer, Failure> {
         announce_attempt(&context);
-        let show = Show {
+        let fields = fields(&self)?;
+        let ask = Ask {
+            kind: Kind::Generate,
+            model: self.model,
+            fields,
             step: "answer",
             stream: self.stream,
+            template: None,
+            cache: None,
         };
-        let fields = fields(&self)?;
-        call(
-            engine.ollama(),
-            Kind::Generate,
-            self.model,
-            fields,
-            engine.allow_cloud(),
-            show,
-            &context,
-        )
-        .await
+        call(engine.fleet(), ask, &context).await
     }
 }
 
@@ -142,21 +138,17 @@ impl Task for Chat {
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Answer, Failure> {
         announce_attempt(&context);
-        let show = Show {
+        let fields = fields(&self)?;
+        let ask = Ask {
+            kind: Kind::Chat,
+            model: self.model,
+            fields,
             step: "answer",
             stream: self.stream,
+            template: None,
+            cache: None,
         };
-        let fields = fields(&self)?;
-        call(
-            engine.ollama(),
-            Kind::Chat,
-            self.model,
-            fields,
-            engine.allow_cloud(),
-            show,
-            &context,
-        )
-        .await
+        call(engine.fleet(), ask, &context).await
     }
 }
 
