@@ -1,5 +1,6 @@
 //! AI work: templates, prompts, schemas, models. AI tasks are ordinary tasks, built on [`task`](crate::task) alone.
 
+mod ask;
 mod call;
 mod engine;
 mod fault;

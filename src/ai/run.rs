@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::Engine;
-use super::call::{Ask, announce_attempt, call};
+use super::ask::{Question, ask};
+use super::call::{Show, announce_attempt};
 use super::fault::template_error;
 use super::template::{Scope, Step, StepKind, Template};
 use crate::task::{Context, Exception, Failure};
@@ -60,16 +61,13 @@ async fn run_step(
         StepKind::Model { kind, model, fields } => {
             let model = template.text(model, scope).map_err(template_error)?;
             let fields = template.fields(fields, scope).map_err(template_error)?;
-            let ask = Ask {
-                kind: *kind,
-                model,
-                fields,
+            let show = Show {
                 step: &step.id,
                 stream: true,
                 template: Some(template.name()),
                 cache: None,
             };
-            let answer = call(engine.fleet(), ask, context).await?;
+            let answer = ask(engine, Question::new(*kind, model, fields), show, context).await?;
             Ok(serde_json::to_value(answer)?)
         }
     }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Engine;
-use super::call::{Ask, announce_attempt, call};
+use super::ask::{Question, ask};
+use super::call::{Show, announce_attempt};
 use super::ollama::{Answer, Kind};
 use crate::task::{Context, Failure, Options, Task};
 
@@ -115,17 +116,14 @@ impl Task for Generate {
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Answer, Failure> {
         announce_attempt(&context);
-        let fields = fields(&self)?;
-        let ask = Ask {
-            kind: Kind::Generate,
-            model: self.model,
-            fields,
+        let show = Show {
             step: "answer",
             stream: self.stream,
             template: None,
             cache: None,
         };
-        call(engine.fleet(), ask, &context).await
+        let question = Question::new(Kind::Generate, self.model.clone(), fields(&self)?);
+        ask(&engine, question, show, &context).await
     }
 }
 
@@ -138,17 +136,14 @@ impl Task for Chat {
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Answer, Failure> {
         announce_attempt(&context);
-        let fields = fields(&self)?;
-        let ask = Ask {
-            kind: Kind::Chat,
-            model: self.model,
-            fields,
+        let show = Show {
             step: "answer",
             stream: self.stream,
             template: None,
             cache: None,
         };
-        call(engine.fleet(), ask, &context).await
+        let question = Question::new(Kind::Chat, self.model.clone(), fields(&self)?);
+        ask(&engine, question, show, &context).await
     }
 }
 
