@@ -106,8 +106,8 @@ impl Task for Relay {
     type Output = String;
 
     async fn run(self, (): (), context: Context) -> Result<String, Failure> {
-        let sent = context.apply(Signature::new(self.task)).await?;
-        Ok(sent.id().to_owned())
+        context.apply(Signature::new(self.task)).await?;
+        Ok("sent".to_owned())
     }
 }
 

@@ -55,11 +55,10 @@ pub(super) async fn ask(
     loop {
         let mut answer = call(
             engine.calls(),
-            engine.ollama(),
+            engine.fleet(),
             question.kind,
             question.model.clone(),
             question.fields.clone(),
-            engine.allow_cloud(),
             show,
             context,
         )

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::calls::Calls;
 use super::fault::template_not_found;
-use super::ollama::Ollama;
+use super::fleet::Fleet;
 use super::options::{Folder, Options};
 use super::run;
 use super::task_file::{Binding, Scheduled, files};
@@ -22,8 +22,7 @@ use crate::text::closest;
 pub struct Engine {
     templates: BTreeMap<String, Arc<Template>>,
     bindings: Vec<Binding>,
-    ollama: Ollama,
-    allow_cloud: bool,
+    fleet: Fleet,
     calls: Calls,
 }
 
@@ -46,8 +45,7 @@ impl Engine {
     /// # Errors
     /// A folder somebody named is not there, a file is wrong, or a server's address is none.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        let ollama =
-            Ollama::new(&options.hosts, options.limits).map_err(|text| LoadError(vec![Problem::general(text)]))?;
+        let fleet = Fleet::new(options).map_err(|text| LoadError(vec![Problem::general(text)]))?;
         let mut problems = Vec::new();
         let templates = load_templates(&options.templates, &mut problems);
         let mut bindings = Vec::new();
@@ -61,8 +59,7 @@ impl Engine {
             Ok(Self {
                 templates,
                 bindings,
-                ollama,
-                allow_cloud: options.allow_cloud,
+                fleet,
                 calls: Calls::default(),
             })
         } else {
@@ -100,17 +97,13 @@ impl Engine {
     }
 
     /// The model servers.
-    pub fn ollama(&self) -> &Ollama {
-        &self.ollama
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
     }
 
     /// What calls cost.
     pub(super) fn calls(&self) -> &Calls {
         &self.calls
-    }
-
-    pub(super) fn allow_cloud(&self) -> bool {
-        self.allow_cloud
     }
 
     /// The template of that name.

@@ -5,6 +5,7 @@ mod call;
 mod calls;
 mod engine;
 mod fault;
+mod fleet;
 pub mod ollama;
 mod options;
 mod run;
@@ -14,6 +15,7 @@ mod tasks;
 pub mod template;
 
 pub use engine::{Engine, LoadError};
+pub use fleet::Fleet;
 pub use options::{CallLimits, DEFAULT_HOST, Folder, Options};
 pub use task_file::Scheduled;
 pub use tasks::{Chat, Generate, RunTemplate};

@@ -64,6 +64,8 @@ async fn run_step(
             let show = Show {
                 step: &step.id,
                 stream: true,
+                template: Some(template.name()),
+                cache: None,
             };
             let answer = ask(engine, Question::new(*kind, model, fields), show, context).await?;
             Ok(serde_json::to_value(answer)?)

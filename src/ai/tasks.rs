@@ -119,6 +119,8 @@ impl Task for Generate {
         let show = Show {
             step: "answer",
             stream: self.stream,
+            template: None,
+            cache: None,
         };
         let question = Question::new(Kind::Generate, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await
@@ -137,6 +139,8 @@ impl Task for Chat {
         let show = Show {
             step: "answer",
             stream: self.stream,
+            template: None,
+            cache: None,
         };
         let question = Question::new(Kind::Chat, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await

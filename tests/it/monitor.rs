@@ -15,7 +15,7 @@ use orchestra::client::{Call, Signature};
 use prost::Message as _;
 use serde_json::{Value, json};
 
-use crate::support::{LONG, Redis, Sim, Worker, get, run_python, until};
+use crate::support::{LONG, Redis, Sim, Worker, get, program, run_python, until};
 
 /// A worker with the tasks of `examples/conformance_worker/monitor.rs`.
 fn start(redis: &Redis, arguments: &[&str], environment: &[(&str, &str)]) -> Worker {
@@ -422,4 +422,180 @@ print(json.dumps(found))
 /// As Python's `json.dumps` writes it.
 fn python_json(value: &Value) -> String {
     value.to_string().replace(":\"", ": \"").replace(",\"", ", \"")
+}
+
+/// A terminal of 80 columns and 24 lines, in which `orchestra top` runs.
+struct Terminal {
+    socket: String,
+}
+
+impl Terminal {
+    fn start(redis: &Redis) -> Self {
+        let socket = format!("orchestra-test-{}", uuid::Uuid::new_v4());
+        let command = format!(
+            "{} top -b {} -i 0.3; echo it ended with $?; exec cat",
+            program("orchestra").display(),
+            redis.url()
+        );
+        let terminal = Self { socket };
+        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", &command]);
+        terminal
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> String {
+        let out = std::process::Command::new("tmux")
+            .args(["-L", &self.socket])
+            .args(arguments)
+            .output()
+            .expect("tmux is on PATH; tools/setup/debian.sh installs it");
+        assert!(
+            out.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    fn screen(&self) -> String {
+        self.tmux(&["capture-pane", "-p"])
+    }
+
+    fn press(&self, key: &str) {
+        self.tmux(&["send-keys", key]);
+    }
+
+    async fn until(&self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
+        let end = std::time::Instant::now() + LONG;
+        loop {
+            let screen = self.screen();
+            if is_so(&screen) {
+                return screen;
+            }
+            assert!(std::time::Instant::now() < end, "never: {what}\n{screen}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let kill = ["-L", &self.socket, "kill-server"];
+        let _ = std::process::Command::new("tmux").args(kill).output();
+    }
+}
+
+/// What a person sees who keeps it open: work, a failure, a revoke, Redis gone and back, and a clean end.
+#[tokio::test(flavor = "multi_thread")]
+async fn top_shows_what_is_going_on() {
+    let (mut redis, sim) = (Redis::start(), Sim::start());
+    let _one = start(&redis, &["-n", "one@here", "-c", "2", "--ollama-host", &sim.url], &[]);
+    let _two = start(&redis, &["-n", "two@here", "-c", "1", "-Q", "other"], &[]);
+    let client = redis.client().await;
+    let terminal = Terminal::start(&redis);
+    let seen = |texts: &'static [&'static str]| move |screen: &str| texts.iter().all(|text| screen.contains(text));
+    terminal
+        .until(
+            "both workers",
+            seen(&["2 workers", "one@here", "two@here", "0/2", "nothing runs"]),
+        )
+        .await;
+    let sleeping = client
+        .send(Call::new("watch.login").arg("bob").arg("p").kwarg("mode", "sleep"))
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        client
+            .send(
+                Call::new("watch.login")
+                    .arg("a")
+                    .arg("p")
+                    .kwarg("mode", "sleep")
+                    .queue("other"),
+            )
+            .await
+            .unwrap();
+    }
+    client
+        .send(Call::new("orchestra.generate").arg("echo").arg("one two"))
+        .await
+        .unwrap();
+    let screen = terminal
+        .until(
+            "tasks, queues and models",
+            seen(&["2 running", "1/2", "1/1", "watch.login", "echo", "1/0"]),
+        )
+        .await;
+    assert!(screen.contains("'********'") && !screen.contains("hunter"), "{screen}");
+    assert!(
+        screen.lines().all(|line| line.chars().count() <= 80) && screen.lines().count() <= 24,
+        "{screen}"
+    );
+    terminal.press("e");
+    until("events are on", async || {
+        let set = client
+            .inspect("enable_events", &json!({}), None, Duration::from_secs(1))
+            .await
+            .unwrap();
+        set.values().all(|answer| answer["ok"] == "task events already enabled")
+    })
+    .await;
+    client.send(Call::new("watch.fail")).await.unwrap();
+    terminal
+        .until(
+            "the failure",
+            seen(&["1 failed", "watch.fail", "KeyError('not there')"]),
+        )
+        .await;
+    // A smaller window, and a larger one.
+    terminal.tmux(&["resize-window", "-x", "60", "-y", "15"]);
+    terminal
+        .until("it fits", |screen| {
+            screen.contains("q quit") && screen.lines().count() <= 15
+        })
+        .await;
+    terminal.tmux(&["resize-window", "-x", "130", "-y", "30"]);
+    terminal
+        .until("whole ids", |screen| screen.contains(sleeping.id()))
+        .await;
+    terminal.press("Down");
+    terminal.press("Enter");
+    terminal
+        .until("the task", |screen| {
+            screen.contains("id      ") && screen.contains("queue   ")
+        })
+        .await;
+    terminal.press("Escape");
+    terminal
+        .until("it is closed", |screen| !screen.contains("queue   "))
+        .await;
+    // Sorted by worker, the first is on the first worker.
+    terminal.press("s");
+    terminal.press("s");
+    terminal.until("sorted", seen(&["sort: worker"])).await;
+    terminal.press("PageUp");
+    terminal.press("r");
+    terminal
+        .until("the question", |screen| {
+            screen.contains(&format!("End watch.login[{}]", sleeping.id()))
+        })
+        .await;
+    terminal.press("n");
+    terminal.until("no", |screen| !screen.contains("End watch.login")).await;
+    terminal.press("r");
+    terminal.press("y");
+    until("it is revoked", async || {
+        sleeping.state().await.unwrap().as_str() == "REVOKED"
+    })
+    .await;
+    redis.stop();
+    terminal.until("Redis is gone", seen(&["trying again"])).await;
+    redis.start_again();
+    terminal
+        .until("Redis is back", |screen| {
+            !screen.contains("trying again") && screen.contains("2 workers")
+        })
+        .await;
+    terminal.press("q");
+    let screen = terminal.until("the end", seen(&["it ended with 0"])).await;
+    assert!(!screen.contains("orchestra top"), "the screen is as it was:\n{screen}");
 }
