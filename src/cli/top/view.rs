@@ -33,8 +33,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     if model.models.is_empty() {
         draw_queues(frame, between, model);
     } else {
-        let [queues, models] =
-            Layout::horizontal([Constraint::Percentage(38), Constraint::Percentage(62)]).areas(between);
+        let [queues, models] = Layout::horizontal([Constraint::Percentage(38), Constraint::Percentage(62)])
+            .spacing(1)
+            .areas(between);
         draw_queues(frame, queues, model);
         draw_models(frame, models, model);
     }
@@ -48,22 +49,25 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let running: usize = model.workers.values().map(|worker| worker.running).sum();
     let rate: f64 = model.workers.values().map(|worker| worker.rate).sum();
     let tokens: f64 = model.models.values().map(|usage| usage.tokens_per_second).sum();
+    let time = clock::local_time(model.now);
     let mut spans = vec![
         Span::raw("orchestra top").bold(),
         Span::raw(format!(
-            "  {}  {} workers  {running} running  {rate:.1} tasks/s",
-            clock::local_time(model.now).split('.').next().unwrap_or_default(),
+            "  {}  {} workers  {running} running",
+            time.split('.').next().unwrap_or_default(),
             model.workers.len()
         )),
     ];
-    if !model.models.is_empty() {
-        spans.push(Span::raw(format!("  {tokens:.1} tokens/s")));
-    }
+    // What went wrong comes first: the end of the line may be cut off.
     if model.failed > 0 {
         spans.push(Span::raw(format!("  {} failed", model.failed)).red());
     }
     if model.retried > 0 {
         spans.push(Span::raw(format!("  {} retried", model.retried)).yellow());
+    }
+    spans.push(Span::raw(format!("  {rate:.1} tasks/s")));
+    if !model.models.is_empty() {
+        spans.push(Span::raw(format!("  {tokens:.1} tok/s")));
     }
     frame.render_widget(Line::from(spans), area);
 }
@@ -218,12 +222,19 @@ fn draw_foot(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let line = match (&model.trouble, &model.notice) {
         (Some(trouble), _) => Line::from(format!("{} · trying again", clean(trouble))).red().bold(),
         (None, Some((notice, _))) => Line::from(clean(notice)).yellow(),
-        (None, None) => Line::from(format!(
-            "q quit  ↑↓ choose  enter look  r revoke  s sort: {}  e events  ? help   {}",
-            model.sort.name(),
-            clean(&model.broker)
-        ))
-        .dim(),
+        (None, None) => {
+            let keys = format!(
+                "q quit  ↑↓ choose  enter look  r revoke  s sort: {}  e events  ? help",
+                model.sort.name()
+            );
+            let wide = usize::from(area.width) > keys.chars().count() + model.broker.chars().count() + 3;
+            let place = if wide {
+                format!("   {}", clean(&model.broker))
+            } else {
+                String::new()
+            };
+            Line::from(keys + &place).dim()
+        }
     };
     frame.render_widget(line, area);
 }
