@@ -27,7 +27,7 @@ pub fn from_epoch_seconds(seconds: f64) -> Option<Timestamp> {
         clippy::cast_possible_truncation,
         reason = "a number too large becomes the largest, which is no time"
     )]
-    Timestamp::from_microsecond((seconds * 1e6) as i64).ok()
+    Timestamp::from_microsecond((seconds * 1e6).round() as i64).ok()
 }
 
 /// The time of day here, with milliseconds, for people.

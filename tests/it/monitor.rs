@@ -15,7 +15,7 @@ use orchestra::client::{Call, Signature};
 use prost::Message as _;
 use serde_json::{Value, json};
 
-use crate::support::{LONG, Redis, Sim, Worker, get, program, run_python, until};
+use crate::support::{Folder, LONG, Process, Redis, Sim, Worker, get, program, run_python, until};
 
 /// A worker with the tasks of `examples/conformance_worker/monitor.rs`.
 fn start(redis: &Redis, arguments: &[&str], environment: &[(&str, &str)]) -> Worker {
@@ -422,6 +422,79 @@ print(json.dumps(found))
 /// As Python's `json.dumps` writes it.
 fn python_json(value: &Value) -> String {
     value.to_string().replace(":\"", ": \"").replace(",\"", ", \"")
+}
+
+/// `orchestra events`, chosen by type and task, as lines, as JSON, and in the form of `celery events --dump`.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_printed_as_they_come() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let _worker = start(&redis, &["-n", "w@here"], &[]);
+    let client = redis.client().await;
+    let listen = |name: &str, arguments: &[&str]| {
+        let out = std::fs::File::create(folder.path().join(name)).unwrap();
+        let mut command = std::process::Command::new(program("orchestra"));
+        command.args(["-b", &redis.url(), "events"]).args(arguments).stdout(out);
+        Process::from(command.spawn().unwrap())
+    };
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let mut listeners = [
+        listen(
+            "lines",
+            &[
+                "-e",
+                "--type",
+                "task-failed,task-received",
+                "--task",
+                "watch.f*",
+                "-n",
+                "2",
+            ],
+        ),
+        listen("json", &["--json", "--type", "task-*", "--worker", "w@*", "-n", "3"]),
+        listen("dump", &["--dump", "--type", "task-*", "-n", "3"]),
+    ];
+    until("all listen", async || {
+        // The worker listens to the others by a pattern, too.
+        redis
+            .command::<String>(&["CLIENT", "LIST", "TYPE", "PUBSUB"])
+            .matches("psub=1")
+            .count()
+            == 4
+    })
+    .await;
+    client
+        .inspect("enable_events", &json!({}), None, Duration::from_secs(1))
+        .await
+        .unwrap();
+    let id = client.send(Call::new("watch.fail")).await.unwrap().id().to_owned();
+    for listener in &mut listeners {
+        assert_eq!(listener.wait(), Some(0));
+    }
+    let lines = read("lines");
+    assert!(
+        lines.contains(&format!("task-received     watch.fail[{id}]  w@here")),
+        "{lines}"
+    );
+    assert!(
+        lines.contains("task-failed") && lines.contains("exception=KeyError('not there')"),
+        "{lines}"
+    );
+    let kinds: Vec<String> = read("json")
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["type"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    assert_eq!(kinds, ["task-received", "task-started", "task-failed"]);
+    let dump = read("dump");
+    assert!(dump.starts_with("-> evdump: starting capture...\nw@here ["), "{dump}");
+    assert!(
+        dump.contains(&format!("] task started: watch.fail({id}) args=() kwargs={{}} clock=")),
+        "{dump}"
+    );
 }
 
 /// A terminal of 80 columns and 24 lines, in which `orchestra top` runs.
