@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::commands::{Audience, Kind, find, list};
 use super::program::{Common, Stopped, usage};
-use super::table::Table;
 
 #[derive(Debug, Args)]
 pub(super) struct Control {
@@ -39,11 +38,9 @@ impl Control {
         if self.audience.json {
             println!("{}", Value::Object(answers));
         } else {
-            let mut table = Table::new(&["WORKER", "ANSWER"]);
             for (worker, answer) in &answers {
-                table.row([worker.clone(), shown(answer)]);
+                println!("->  {worker}: {}", shown(answer));
             }
-            print!("{table}");
         }
         Ok(ExitCode::from(u8::from(failed)))
     }

@@ -71,7 +71,7 @@ impl Secrets {
             parts.join("[-_. ]?")
         });
         // Names, and `scheme://user:password@`.
-        let all: Vec<String> = words.chain(["://[^@'\" ]*:[^'\" ]*@".to_owned()]).collect();
+        let all: Vec<String> = words.chain([r"://[^@\s]*:\S*@".to_owned()]).collect();
         Self {
             pattern: Regex::new(&format!("(?i:{})", all.join("|"))).ok(),
             names: names.iter().map(|name| plain(name)).collect(),
@@ -150,7 +150,7 @@ pub fn hide_passwords(text: &str) -> Option<String> {
     let mut hidden = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("://") {
-        let end = after.find([' ', '\'', '"', '\n', ',']).unwrap_or(after.len());
+        let end = after.find(char::is_whitespace).unwrap_or(after.len());
         let (url, more) = after.split_at(end);
         hidden.push_str(before);
         hidden.push_str("://");
