@@ -38,7 +38,7 @@ fn secrets_are_shown_nowhere() {
         ("ORCHESTRA_TASK_SEND_SENT_EVENT", "true"),
         ("ORCHESTRA_REDACT_NAMES", "iban,-cookie"),
     ];
-    let worker = start(&redis, &["-n", "w@h", "-E", "-c", "2", "-l", "DEBUG"], &environment);
+    let worker = start(&redis, &["-n", "w@h", "-E", "-c", "2"], &environment);
     let shown = run_python(
         r#"
 import json, sys, threading

@@ -330,7 +330,10 @@ impl Model {
                 self.failed += 1;
                 let name = self.names.get(id).map_or("?", String::as_str);
                 let time = clock::local_time(self.now);
-                let line = format!("{time} {name}[{id}] {}", text("exception"));
+                let time = time.split('.').next().unwrap_or_default();
+                // What it says is worth more room than the whole id.
+                let short: String = id.chars().take(8).collect();
+                let line = format!("{time} {name}[{short}] {}", text("exception"));
                 self.failures.push_front(line);
                 self.failures.truncate(FAILURES);
             }
