@@ -2,7 +2,7 @@
 //! come, go and fall silent, and of one that has our name; and it counts votes.
 //!
 //! An election is a way of Celery's to have something done once: everybody votes, everybody tells that it saw each
-//! vote, and everybody finds the same winner in them, the oldest by clock and name.
+//! vote, and everybody finds the same winner in them, the oldest by clock and name. We tell it when all have voted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -43,6 +43,8 @@ struct Election {
     /// Whether we were asked to hold it, and so count.
     counts: bool,
     votes: BTreeSet<Vote>,
+    /// Votes that we have seen and not told of yet.
+    owed: usize,
     seen_by: HashSet<String>,
 }
 
@@ -104,8 +106,36 @@ impl Gossip {
             since: now,
             counts: false,
             votes: BTreeSet::new(),
+            owed: 0,
             seen_by: HashSet::new(),
         }))
+    }
+
+    /// A vote came; how many of them are to be acknowledged now. A Python worker that hears of an acknowledgement before
+    /// it has two votes ends with an `IndexError`: so nothing is acknowledged before everybody has voted.
+    fn voted(&mut self, id: &str, vote: Vote, now: Instant) -> usize {
+        let others = self.nodes.len();
+        let Some(election) = self.election(id, now).filter(|election| election.votes.len() <= NODES) else {
+            return 0;
+        };
+        election.votes.insert(vote);
+        election.owed += 1;
+        if election.votes.len() < others + usize::from(election.counts) {
+            return 0;
+        }
+        std::mem::take(&mut election.owed)
+    }
+
+    /// Who has not voted by now does not take part: acknowledgements that are owed for longer than a round.
+    fn overdue(&mut self, now: Instant) -> Vec<(String, usize)> {
+        let waits = |election: &Election| {
+            let long = now.saturating_duration_since(election.since);
+            election.owed > 0 && long >= Self::PAUSE / 2
+        };
+        let overdue = self.elections.iter_mut().filter(|(_, election)| waits(election));
+        overdue
+            .map(|(id, election)| (id.clone(), std::mem::take(&mut election.owed)))
+            .collect()
     }
 
     /// Somebody saw a vote; the winner, if everybody has.
@@ -145,6 +175,9 @@ impl Consumer {
         self.metrics.sign_of_life();
         for name in self.gossip.missed(clock::instant()) {
             info!("missed heartbeat from {name}");
+        }
+        for (id, owed) in self.gossip.overdue(clock::instant()) {
+            self.acknowledge(&id, owed);
         }
         // Nobody has to wait for it.
         drop(self.save_state());
@@ -195,10 +228,12 @@ impl Consumer {
             topic: topic.to_owned(),
             action: heard.fields.get("action").unwrap_or(&Value::Null).to_string(),
         };
-        if let Some(election) = self.gossip.election(id, clock::instant())
-            && election.votes.len() <= NODES
-        {
-            election.votes.insert(vote);
+        let owed = self.gossip.voted(id, vote, clock::instant());
+        self.acknowledge(id, owed);
+    }
+
+    fn acknowledge(&mut self, id: &str, votes: usize) {
+        for _ in 0..votes {
             let seen = EventKind::ElectAck { id: id.to_owned() };
             self.out
                 .extend(self.events.election("worker-elect-ack", seen).map(Out::Broker));
@@ -298,6 +333,29 @@ mod tests {
         assert_eq!(gossip.acknowledged("e", "a"), None);
         assert_eq!(gossip.acknowledged("e", "b").unwrap().voter, "a.1");
         assert_eq!(gossip.acknowledged("e", "b"), None);
+    }
+
+    #[test]
+    fn p_201_no_vote_is_acknowledged_before_all_are_there() {
+        let (mut gossip, now) = (Gossip::default(), clock::instant());
+        gossip.note(&heard("worker-online", "b", 2.0), now);
+        gossip.note(&heard("worker-online", "c", 2.0), now);
+        let vote = |voter: &str| Vote {
+            clock: 1,
+            voter: voter.into(),
+            topic: "task".into(),
+            action: "null".into(),
+        };
+        gossip.election("e", now).unwrap().counts = true;
+        assert_eq!(gossip.voted("e", vote("b.1"), now), 0);
+        assert_eq!(gossip.voted("e", vote("a.1"), now), 0);
+        assert!(gossip.overdue(now).is_empty());
+        assert_eq!(gossip.voted("e", vote("c.1"), now), 3);
+        // Somebody who takes no part holds nothing up for long.
+        assert_eq!(gossip.voted("f", vote("b.1"), now), 0);
+        let later = now + Gossip::PAUSE;
+        assert_eq!(gossip.overdue(later), [("f".to_owned(), 1)]);
+        assert!(gossip.overdue(later).is_empty());
     }
 
     #[test]

@@ -352,31 +352,6 @@ async fn p_201_an_election_has_one_winner_who_runs_the_task() {
     assert_eq!(client.workers(Duration::from_millis(500)).await.unwrap().len(), 2);
 }
 
-/// Elections that our workers take part in leave Python workers alive, whoever wins.
-#[test]
-fn p_201_an_election_among_python_workers_harms_nobody() {
-    let (redis, folder) = (Redis::start(), Folder::new());
-    let _python = python_worker(&redis, &folder, &["-n", "py@ref", "-Q", "py", "-c", "1", "-P", "solo"]);
-    let worker = Worker::start(&redis, &["-n", "rs@ours", "-Q", "rs"]);
-    let program = HEAD.to_owned()
-        + r#"
-until('both answer', lambda: len(app.control.ping(timeout=0.3)) == 2)
-# Gossip knows of a node by its heartbeat.
-ask('heartbeat')
-for number in range(3):
-    action = {'task': 'hello.add', 'args': [1, number], 'kwargs': {}, 'options': {'task_id': f'elected-{number}', 'queue': 'rs'}}
-    answers = ask('election', {'id': f'e{number}', 'topic': 'task', 'action': action})
-    assert answers == {PY: None, RS: None}, answers
-    until('it was run once', lambda: app.AsyncResult(f'elected-{number}').state == 'SUCCESS')
-    assert set(ask('ping')) == {PY, RS}
-"#;
-    run_python(&program, &redis.url());
-    assert_eq!(
-        worker.log().matches("I won the election").count() + worker.log().matches("elected for").count(),
-        3
-    );
-}
-
 /// Twenty thousand questions that nobody reads the answers of: tasks go on meanwhile, and what is left is bounded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_commands_does_not_starve_tasks() {
@@ -428,11 +403,14 @@ async fn a_flood_of_commands_does_not_starve_tasks() {
         "a task took {slowest:?} beside the flood"
     );
     // It is still to be asked, and what the deaf client was sent is bounded and goes.
-    let answers = client
-        .inspect("ping", &json!({}), None, Duration::from_secs(2))
-        .await
-        .unwrap();
-    assert!(answers.contains_key("w@here"));
+    until("it answers again", async || {
+        let answers = client
+            .inspect("ping", &json!({}), None, Duration::from_secs(2))
+            .await
+            .unwrap();
+        answers.contains_key("w@here")
+    })
+    .await;
     let key = format!("{oid}.{exchange}");
     assert!((1..=10_000).contains(&redis.length("LLEN", &key)));
     assert!((1..=60).contains(&redis.command::<i64>(&["TTL", &key])));
