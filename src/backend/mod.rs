@@ -23,6 +23,9 @@ pub struct Options {
     pub result_expires: Option<Duration>,
     /// How long a failure is kept, if not as long as a result.
     pub result_failure_expires: Option<Duration>,
+    /// How long the results of a chord's header with groups in it are waited for (`result_chord_join_timeout`); `None` is
+    /// for ever.
+    pub chord_join_timeout: Option<Duration>,
     /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.` (trap T26).
     pub global_keyprefix: String,
     /// How long a token stream is kept after its last entry.
@@ -36,6 +39,7 @@ impl Default for Options {
         Self {
             result_expires: Some(Duration::from_secs(86_400)),
             result_failure_expires: None,
+            chord_join_timeout: Some(Duration::from_secs(3)),
             global_keyprefix: String::new(),
             stream_expires: Duration::from_secs(3600),
             stream_length: 10_000,
@@ -102,6 +106,11 @@ impl Backend {
     /// Its connection.
     pub fn link(&self) -> &Link {
         &self.link
+    }
+
+    /// How it is used.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     fn result_key(&self, id: &str) -> String {

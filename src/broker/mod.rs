@@ -102,6 +102,7 @@ struct Scripts {
     overdue: Script,
     restore: Script,
     publish: Script,
+    publish_once: Script,
     reply: Script,
     bind: Script,
 }
@@ -116,6 +117,7 @@ impl Scripts {
             overdue: Script::new(include_str!("scripts/overdue.lua")),
             restore: routed(include_str!("scripts/restore.lua")),
             publish: routed(include_str!("scripts/publish.lua")),
+            publish_once: routed(include_str!("scripts/publish_once.lua")),
             reply: Script::new(include_str!("scripts/reply.lua")),
             bind: Script::new(include_str!("scripts/bind.lua")),
         }
@@ -145,6 +147,7 @@ impl Broker {
                     &scripts.requeue,
                     &scripts.bury,
                     &scripts.publish,
+                    &scripts.publish_once,
                     &scripts.reply,
                     &scripts.bind,
                 ]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use redis::Pipeline;
 
-use super::{Broker, Tag, mark_redelivered};
+use super::{Broker, Error, Tag, mark_redelivered};
 use crate::wire::Parcel;
 
 /// Seconds until a reply that nobody reads is gone.
@@ -105,7 +105,54 @@ impl From<Parcel> for Write {
     }
 }
 
+/// How long it is known that messages were sent once.
+const ONCE: u32 = 86_400;
+
 impl Broker {
+    /// Publishes messages together, once under that name; whether that was now. What is no
+    /// [`Publish`](Write::Publish) is left out.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses. Asked again it sends nothing twice.
+    pub async fn publish_once(&self, name: &str, writes: &[Write]) -> Result<bool, Error> {
+        let mut call = self.scripts.publish_once.prepare_invoke();
+        call.key(self.once_key(name));
+        call.arg(ONCE).arg(self.keys.name("")).arg(self.keys.sep());
+        for write in writes {
+            if let Write::Publish {
+                exchange,
+                routing_key,
+                priority,
+                envelope,
+            } = write
+            {
+                call.key(self.keys.bindings(exchange))
+                    .arg(exchange)
+                    .arg(routing_key)
+                    .arg(self.keys.suffix(*priority))
+                    .arg(&envelope[..]);
+            }
+        }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.invoke_script(&call);
+        match self.writer.pipeline(&pipe).await?.pop() {
+            Some(redis::Value::Int(sent)) => Ok(sent == 1),
+            other => Err(Error::Refused(format!("messages cannot be sent: {other:?}"))),
+        }
+    }
+
+    /// Forgets that messages were sent under that name.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn forget_once(&self, name: &str) -> Result<(), Error> {
+        self.writer.query(redis::cmd("DEL").arg(self.once_key(name))).await
+    }
+
+    fn once_key(&self, name: &str) -> String {
+        self.keys.name(&format!("orchestra:once:{name}"))
+    }
+
     /// Appends the commands of `writes`, in order; neighbouring acks become one pair of commands.
     pub fn append(&self, pipe: &mut Pipeline, writes: &[Write]) {
         let mut acks: Vec<&str> = Vec::new();

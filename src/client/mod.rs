@@ -17,6 +17,7 @@ mod control;
 mod error;
 mod results;
 mod send;
+mod sent;
 
 pub use crate::wire::Signature;
 pub use applied::Applied;
@@ -25,14 +26,14 @@ pub use error::Error;
 pub use results::Pending;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
 use crate::conn::{Endpoint, Link, LinkOptions};
-use crate::wire::{Routes, Security};
+use crate::wire::{Lamport, Routes, Security};
 use results::Results;
 pub(crate) use send::group_write;
+pub(crate) use sent::SentEvents;
 
 /// A producer. Clones share its connections.
 #[derive(Clone, Debug)]
@@ -43,13 +44,6 @@ pub struct Client {
     signer: Option<Arc<Security>>,
     routes: Arc<Routes>,
     sent_events: Option<Arc<SentEvents>>,
-}
-
-/// Where `task-sent` events go, and the clock they carry.
-#[derive(Debug)]
-struct SentEvents {
-    exchange: String,
-    clock: AtomicU64,
 }
 
 impl Client {
@@ -106,11 +100,17 @@ impl Client {
     /// Tells monitors of every task that is sent (`task_send_sent_event`): without it Flower knows of a task when a
     /// worker has it. The exchange is `event_exchange`, mostly `celeryev`.
     #[must_use]
-    pub fn with_sent_events(mut self, exchange: impl Into<String>) -> Self {
-        self.sent_events = Some(Arc::new(SentEvents {
+    pub fn with_sent_events(self, exchange: impl Into<String>) -> Self {
+        let events = SentEvents {
             exchange: exchange.into(),
-            clock: AtomicU64::new(0),
-        }));
+            sender: self.origin().to_owned(),
+            clock: Lamport::default(),
+        };
+        self.telling(Some(events))
+    }
+
+    pub(crate) fn telling(mut self, events: Option<SentEvents>) -> Self {
+        self.sent_events = events.map(Arc::new);
         self
     }
 }
@@ -124,5 +124,15 @@ impl Client {
     /// What this client calls itself where somebody asks for results.
     pub(crate) fn oid(&self) -> &str {
         self.results.oid()
+    }
+
+    /// What tells monitors of what is sent, if they are to be told.
+    pub(crate) fn sent_events(&self) -> Option<&SentEvents> {
+        self.sent_events.as_deref()
+    }
+
+    /// What this process calls itself where it sends.
+    pub(crate) fn origin(&self) -> &str {
+        self.results.origin()
     }
 }

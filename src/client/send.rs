@@ -1,6 +1,5 @@
 //! Sending.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Pipeline;
@@ -11,7 +10,7 @@ use crate::broker::Write;
 use crate::canvas::{GroupWrite, Parent, Plan, Planner};
 use crate::clock;
 use crate::conn::Link;
-use crate::wire::{CallOptions, Event, Events, Limits, Outbound, Security, Signature, decode};
+use crate::wire::{CallOptions, Outbound, Security, Signature};
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
@@ -88,20 +87,6 @@ impl Client {
         Security::signed(self.signer.as_deref(), envelope).map_err(Error::Sign)
     }
 
-    /// Tells monitors of the message, if they are to be told.
-    fn sent_event(&self, envelope: &[u8], queue: &str) -> Option<Write> {
-        let sent = self.sent_events.as_ref()?;
-        let headers = decode(envelope, &Limits::default()).ok()?.headers;
-        let clock = sent.clock.fetch_add(1, Ordering::Relaxed) + 1;
-        let event = Event::sent(&headers, "", queue, self.results.origin(), clock);
-        let (routing_key, payload) = Events::one(&event, &sent.exchange).ok()?;
-        Some(Write::Broadcast {
-            exchange: sent.exchange.clone(),
-            routing_key,
-            payload: payload.into(),
-        })
-    }
-
     async fn publish(&self, plan: Plan) -> Result<(), Error> {
         let mut groups = Vec::with_capacity(plan.groups.len());
         for write in plan.groups {
@@ -120,8 +105,9 @@ impl Client {
             if parcel.exchange.is_empty() && self.results.declare(&parcel.routing_key) {
                 writes.push(Write::Declare(parcel.routing_key.as_str().into()));
             }
-            let event = self.sent_event(&parcel.envelope, &parcel.routing_key);
-            writes.push(parcel.into());
+            let message = parcel.into();
+            let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message));
+            writes.push(message);
             writes.extend(event);
         }
         if writes.is_empty() {

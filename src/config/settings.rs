@@ -211,6 +211,9 @@ impl Settings {
         if let Some(seconds) = self.given.result_expires {
             options.result_expires = seconds.positive();
         }
+        if let Some(seconds) = self.given.result_chord_join_timeout {
+            options.chord_join_timeout = seconds.positive();
+        }
         let transport = self.given.result_backend_transport_options.clone().unwrap_or_default();
         options.global_keyprefix = transport.global_keyprefix.unwrap_or_default();
         options

@@ -84,7 +84,7 @@ settings! {
     worker_prefetch_bytes: usize = "1073741824",
     /// Send task events from the start (`-E`).
     worker_send_task_events: bool = "false",
-    /// Tell monitors of every task that is sent, by this worker or the `orchestra` program.
+    /// Tell monitors of every task that is sent, by this worker or the `orchestra` program, and of what follows.
     task_send_sent_event: bool = "false",
     /// Seconds between heartbeats; 0 sends no worker events.
     worker_heartbeat_interval: Seconds = "2",
@@ -118,6 +118,8 @@ settings! {
     task_default_queue: String = "celery",
     /// Seconds after which a result is deleted; 0 keeps it for ever.
     result_expires: Seconds = "86400",
+    /// Seconds that the results of a chord's header are waited for where groups are in it; 0 waits without end.
+    result_chord_join_timeout: Seconds = "3",
     /// Store name, arguments, worker and queue of the task with its result.
     result_extended: bool = "false",
     /// Exchange of events.

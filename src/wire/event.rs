@@ -1,5 +1,8 @@
 //! Events (`celery.events`): what Flower and `celery events` show.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -186,6 +189,31 @@ impl Event {
             },
             timestamp: clock::epoch_seconds(clock::now()),
             name: "task-sent",
+        }
+    }
+}
+
+/// A Lamport clock: orders what several processes did. Clones are one clock.
+#[derive(Clone, Debug, Default)]
+pub struct Lamport(Arc<AtomicU64>);
+
+impl Lamport {
+    /// What it shows.
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Something happened; what it shows then.
+    pub fn tick(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Somebody else's clock was seen.
+    pub fn adjust(&self, other: u64) {
+        // A clock far in the future would overflow later, and orders nothing.
+        if other < u64::MAX / 2 {
+            self.0.fetch_max(other, Ordering::Relaxed);
+            self.tick();
         }
     }
 }

@@ -266,7 +266,7 @@ impl Consumer {
                     exception,
                     headers.ignore_result != Some(true),
                 );
-                self.on_fallout(&parent, fallout, None);
+                self.on_fallout(&parent, fallout, false, None);
                 if let (Some(body), Some(group)) = (&embed.chord, &headers.group) {
                     let value = Json::new(exception).unwrap_or_else(|_| Json::null());
                     let part = Part::new(group, headers.group_index, &headers.id, "FAILURE", &value);
@@ -274,7 +274,7 @@ impl Consumer {
                         part,
                         body: body.clone(),
                         parent,
-                        children: Vec::new(),
+                        children: None,
                         delivery: None,
                     });
                 }
@@ -338,18 +338,18 @@ impl Consumer {
         if let Some(delivery) = joined.delivery {
             self.out.push(Out::Broker(broker::Write::Ack(delivery.tag)));
         }
-        self.on_fallout(&joined.parent, joined.fallout, None);
+        self.on_fallout(&joined.parent, joined.fallout, joined.in_task, None);
     }
 
     /// What follows a failure beyond what is written: other chords, and error callbacks that run here.
-    fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, request: Option<&Request>) {
+    fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, in_task: bool, request: Option<&Request>) {
         self.out.extend(fallout.out);
         for (part, body) in fallout.parts {
             self.join(Member {
                 part,
                 body,
                 parent: parent.clone(),
-                children: Vec::new(),
+                children: in_task.then(Vec::new),
                 delivery: None,
             });
         }
@@ -501,7 +501,7 @@ impl Consumer {
         scribe.write(&mut effects, &request, &mut children, &mut self.events, &mut self.out);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Fallout(exception) => {
+                Effect::Fallout(exception, in_task) => {
                     if let Some(embed) = &request.embed {
                         let parent = request.as_parent();
                         let fallout = scribe.failed(
@@ -511,7 +511,7 @@ impl Consumer {
                             &exception,
                             request.stores_errors(),
                         );
-                        self.on_fallout(&parent, fallout, Some(&request));
+                        self.on_fallout(&parent, fallout, in_task, Some(&request));
                     }
                 }
                 Effect::Part(done) => self.on_part(&request, *done, &children),
@@ -543,7 +543,7 @@ impl Consumer {
                 ),
                 body,
                 parent: request.as_parent(),
-                children: children.to_vec(),
+                children: done.in_task.then(|| children.to_vec()),
                 delivery: done.delivery,
             });
         }

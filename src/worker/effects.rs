@@ -14,6 +14,7 @@ use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::canvas::ResultNode;
+use crate::client::{Client, SentEvents};
 use crate::task::Registry;
 use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, State as Stored};
 use crate::{backend, broker, clock};
@@ -34,16 +35,16 @@ pub(crate) struct Scribe {
     pub signer: Option<Arc<Security>>,
     /// Tasks that run in the worker when they are error callbacks.
     pub inline_errbacks: HashSet<Arc<str>>,
-    /// Tell monitors of retries that are sent.
-    pub sent_events: bool,
+    /// Tells monitors of what is sent.
+    pub sent_events: Option<SentEvents>,
     metrics: Metrics,
 }
 
 impl Scribe {
-    pub(crate) fn new(options: &Options, registry: &Registry, reply_to: &str, metrics: Metrics) -> Self {
+    pub(crate) fn new(options: &Options, registry: &Registry, client: &Client, metrics: Metrics) -> Self {
         let inline = registry.entries().filter(|entry| entry.options.errback_inline);
         Self {
-            reply_to: reply_to.to_owned(),
+            reply_to: client.oid().to_owned(),
             queue: options.default_queue.clone(),
             routes: options.routes.clone(),
             control_exchange: options.control_exchange.clone(),
@@ -52,13 +53,9 @@ impl Scribe {
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
-            sent_events: options.sent_events,
+            sent_events: client.sent_events().cloned(),
             metrics,
-            origin: format!(
-                "gen{}@{}",
-                std::process::id(),
-                gethostname::gethostname().to_string_lossy()
-            ),
+            origin: client.origin().to_owned(),
         }
     }
 
@@ -81,10 +78,9 @@ impl Scribe {
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) => {}
                 Effect::Retry(eta, arguments) => {
-                    let retry = self.retry(request, eta, arguments.as_deref());
-                    let sent = retry.as_ref().and_then(|retry| self.sent(retry, events));
-                    out.extend(retry);
-                    out.extend(sent);
+                    if let Some(retry) = self.retry(request, eta, arguments.as_deref()) {
+                        self.publish(retry, out);
+                    }
                 }
                 Effect::Store(state, content) => {
                     if let Content::Value(value) = &content
@@ -122,7 +118,7 @@ impl Scribe {
                 | Effect::Enqueue
                 | Effect::Start
                 | Effect::Cancel
-                | Effect::Fallout(_)
+                | Effect::Fallout(..)
                 | Effect::Part(_) => local.push(effect),
             }
         }
@@ -238,7 +234,7 @@ impl Scribe {
         fields
     }
 
-    fn retry(&self, request: &Request, eta: clock::Timestamp, arguments: Option<&Arguments>) -> Option<Out> {
+    fn retry(&self, request: &Request, eta: clock::Timestamp, arguments: Option<&Arguments>) -> Option<broker::Write> {
         let message = &request.message;
         let envelope = wire::retry_envelope(&request.raw, message, eta, arguments, &self.origin)
             .map_err(|error| error.to_string())
@@ -248,12 +244,12 @@ impl Scribe {
                 _ => Ok(envelope),
             });
         match envelope {
-            Ok(envelope) => Some(Out::Broker(broker::Write::Publish {
+            Ok(envelope) => Some(broker::Write::Publish {
                 exchange: message.properties.exchange().to_owned(),
                 routing_key: message.properties.routing_key().unwrap_or("celery").to_owned(),
                 priority: message.properties.priority(),
                 envelope: envelope.into(),
-            })),
+            }),
             Err(error) => {
                 error!(task.id = %request.id, "the retry cannot be published: {error}");
                 None
@@ -261,19 +257,11 @@ impl Scribe {
         }
     }
 
-    /// The `task-sent` event of a message, if monitors are to be told.
-    fn sent(&self, message: &Out, events: &mut Events) -> Option<Out> {
-        match message {
-            Out::Broker(broker::Write::Publish {
-                exchange,
-                routing_key,
-                envelope,
-                ..
-            }) if self.sent_events => events
-                .sent(envelope, exchange, routing_key, &self.origin)
-                .map(Out::Broker),
-            _ => None,
-        }
+    /// Sends a message, and tells monitors if they are to be told.
+    pub(super) fn publish(&self, message: broker::Write, out: &mut Vec<Out>) {
+        let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message));
+        out.push(Out::Broker(message));
+        out.extend(event.map(Out::Broker));
     }
 
     fn end_stream(&self, id: &Arc<str>, state: &Stored) -> Option<Out> {

@@ -10,7 +10,7 @@ use super::facts;
 use super::request::{Happening, Request};
 use crate::broker;
 use crate::clock;
-use crate::wire::{self, Event, EventKind, Events as Envelopes};
+use crate::wire::{self, Event, EventKind, Events as Envelopes, Lamport};
 
 /// `sw_ident`: what Flower shows as the worker's software.
 pub(crate) const IDENT: &str = "orchestra";
@@ -21,7 +21,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(crate) struct Events {
     hostname: Arc<str>,
     exchange: String,
-    clock: u64,
+    clock: Lamport,
     utc_offset: f64,
     freq: Option<f64>,
     tasks: bool,
@@ -30,11 +30,12 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(hostname: Arc<str>, exchange: String, freq: Option<f64>, always: bool) -> Self {
+    /// `clock` is that of all this worker says.
+    pub(crate) fn new(hostname: Arc<str>, exchange: String, clock: Lamport, freq: Option<f64>, always: bool) -> Self {
         Self {
             hostname,
             exchange,
-            clock: 0,
+            clock,
             utc_offset: clock::utc_offset_hours_west(),
             freq,
             tasks: always,
@@ -44,21 +45,17 @@ impl Events {
 
     /// The Lamport clock.
     pub(crate) fn clock(&self) -> u64 {
-        self.clock
+        self.clock.now()
     }
 
     /// Something happened that is not an event of ours: a remote control request (protocol 7.1).
     pub(crate) fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
+        self.clock.tick()
     }
 
     /// Somebody else's clock was seen.
     pub(crate) fn adjust(&mut self, other: u64) {
-        // A clock far in the future would overflow later, and orders nothing.
-        if other < u64::MAX / 2 {
-            self.clock = self.clock.max(other) + 1;
-        }
+        self.clock.adjust(other);
     }
 
     /// Whether task events are sent.
@@ -131,19 +128,6 @@ impl Events {
     pub(crate) fn election(&mut self, name: &'static str, kind: EventKind) -> Option<broker::Write> {
         let event = self.event(name, kind);
         self.broadcast(&event)
-    }
-
-    /// The `task-sent` of a message that this worker sends.
-    pub(crate) fn sent(
-        &mut self,
-        envelope: &[u8],
-        exchange: &str,
-        routing_key: &str,
-        sender: &str,
-    ) -> Option<broker::Write> {
-        let headers = wire::decode(envelope, &wire::Limits::default()).ok()?.headers;
-        let clock = self.tick();
-        self.broadcast(&Event::sent(&headers, exchange, routing_key, sender, clock))
     }
 
     fn broadcast(&self, event: &Event) -> Option<broker::Write> {

@@ -149,8 +149,9 @@ pub(crate) enum Effect {
     Store(Stored, Content),
     /// Send what follows a success: callbacks and the next step of the chain.
     Follow(Json),
-    /// Do what follows a failure: the rest of the chain fails as well, and error callbacks are called.
-    Fallout(Exception),
+    /// Do what follows a failure: the rest of the chain fails as well, and error callbacks are called. As for
+    /// [`Done::in_task`].
+    Fallout(Exception, bool),
     /// Send what takes the task's place.
     Apply(Box<Signature>),
     /// Count the task as done in its chord, and only then acknowledge its message, if that is still to do.
@@ -169,6 +170,9 @@ pub(crate) struct Done {
     pub state: Stored,
     /// The result, or the exception.
     pub value: Json,
+    /// Whether Celery counts it where the task ran. It counts elsewhere what was rejected, revoked, or ended by its hard
+    /// limit; there nobody knows what the task has sent.
+    pub in_task: bool,
 }
 
 /// What a stored state carries.
@@ -364,7 +368,7 @@ impl Discard {
         let part = request.is_part().then(|| failed_value(&exception));
         request.store(Stored::Revoked, exception, effects);
         request.end_stream(Stored::Revoked, effects);
-        request.settle(delivery, Stored::Revoked, part, effects);
+        request.settle(delivery, Stored::Revoked, part, false, effects);
         effects.push(Effect::Emit(Happening::Revoked {
             terminated,
             signum,
@@ -419,7 +423,7 @@ impl Request {
                 let part = self.is_part().then(|| value.clone().into());
                 effects.push(Effect::Store(Stored::Success, Content::Value(value)));
                 self.end_stream(Stored::Success, effects);
-                self.settle(unacked, Stored::Success, part, effects);
+                self.settle(unacked, Stored::Success, part, true, effects);
                 effects.push(Effect::Emit(Happening::Succeeded { runtime }));
             }
             Outcome::Done { result, followed } => {
@@ -427,7 +431,7 @@ impl Request {
                     effects.push(Effect::Follow(result.clone()));
                 }
                 let part = self.is_part().then_some(result);
-                self.settle(unacked, Stored::Success, part, effects);
+                self.settle(unacked, Stored::Success, part, true, effects);
             }
             Outcome::Failed(Failure::Fail(exception)) if self.policy.autoretry => {
                 let pause = self.policy.retry_backoff.map(|factor| {
@@ -453,7 +457,7 @@ impl Request {
                 // Nothing went wrong in the task: no traceback.
                 let mut exception = Exception::celery("Reject", reason).with_traceback("");
                 exception.args.push(Value::Bool(false));
-                self.end_failed(unacked, &exception, effects);
+                self.end_failed(unacked, &exception, false, effects);
                 effects.push(Effect::Emit(Happening::Failed(exception)));
                 effects.push(Effect::Emit(Happening::Rejected { requeue: false }));
             }
@@ -484,7 +488,7 @@ impl Request {
                 let mut exception = Exception::new(python_modules::BILLIARD, "TimeLimitExceeded", "");
                 exception.args = vec![seconds(limit)];
                 if self.policy.acks_on_timeout {
-                    return self.fail(unacked, exception, effects);
+                    return self.fail_in(unacked, exception, false, effects);
                 }
                 self.store(Stored::Failure, exception.clone(), effects);
                 self.end_stream(Stored::Failure, effects);
@@ -495,8 +499,12 @@ impl Request {
     }
 
     fn fail(&self, unacked: Option<Delivery>, exception: Exception, effects: &mut Vec<Effect>) {
+        self.fail_in(unacked, exception, true, effects);
+    }
+
+    fn fail_in(&self, unacked: Option<Delivery>, exception: Exception, in_task: bool, effects: &mut Vec<Effect>) {
         let dropped = unacked.is_some() && !self.policy.acks_on_failure;
-        self.end_failed(unacked, &exception, effects);
+        self.end_failed(unacked, &exception, in_task, effects);
         effects.push(Effect::Emit(Happening::Failed(exception)));
         if dropped {
             // Celery rejects without requeue, which on Redis is the same removal; the event tells them apart (T20).
@@ -505,14 +513,14 @@ impl Request {
     }
 
     /// FAILURE is stored, what follows the task fails as well, and the message is done with.
-    fn end_failed(&self, unacked: Option<Delivery>, exception: &Exception, effects: &mut Vec<Effect>) {
+    fn end_failed(&self, unacked: Option<Delivery>, exception: &Exception, in_task: bool, effects: &mut Vec<Effect>) {
         self.store(Stored::Failure, exception.clone(), effects);
         self.end_stream(Stored::Failure, effects);
         if self.embed.is_some() {
-            effects.push(Effect::Fallout(exception.clone()));
+            effects.push(Effect::Fallout(exception.clone(), in_task));
         }
         let part = self.is_part().then(|| failed_value(exception));
-        self.settle(unacked, Stored::Failure, part, effects);
+        self.settle(unacked, Stored::Failure, part, in_task, effects);
     }
 
     fn retry(
@@ -572,9 +580,21 @@ impl Request {
     }
 
     /// The message is done with; for a part of a chord when that is counted.
-    fn settle(&self, delivery: Option<Delivery>, state: Stored, part: Option<Json>, effects: &mut Vec<Effect>) {
+    fn settle(
+        &self,
+        delivery: Option<Delivery>,
+        state: Stored,
+        part: Option<Json>,
+        in_task: bool,
+        effects: &mut Vec<Effect>,
+    ) {
         match part {
-            Some(value) => effects.push(Effect::Part(Box::new(Done { delivery, state, value }))),
+            Some(value) => effects.push(Effect::Part(Box::new(Done {
+                delivery,
+                state,
+                value,
+                in_task,
+            }))),
             None => effects.extend(delivery.map(Effect::Ack)),
         }
     }

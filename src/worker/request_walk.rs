@@ -160,7 +160,7 @@ fn a_delivery_is_spent_exactly_once_and_last() {
                         );
                     }
                     // What must not be lost stands before the message is given up.
-                    Effect::Retry(..) | Effect::Apply(_) | Effect::Follow(_) | Effect::Fallout(_) => {
+                    Effect::Retry(..) | Effect::Apply(_) | Effect::Follow(_) | Effect::Fallout(..) => {
                         assert!(at.is_none_or(|at| number < at), "{said:?}")
                     }
                     Effect::Store(..) if started && request.policy.acks_late => {

@@ -30,10 +30,11 @@ use super::timers::Timers;
 use super::writer::Writer;
 use crate::backend::Backend;
 use crate::broker::Broker;
-use crate::client::Client;
+use crate::client::{Client, SentEvents};
 use crate::clock;
 use crate::conn::{self, Link};
 use crate::task::{Registry, builtins};
+use crate::wire::Lamport;
 
 /// Notes of runs that wait for the consumer loop; beyond them stream entries are left out and `update_state` waits.
 const NOTES: usize = 8192;
@@ -138,13 +139,17 @@ impl Worker {
         );
         let writing = spawn(ServiceKind::Writer, writer.run());
 
-        let mut client = Client::new(broker.clone(), backend.clone())
+        let clock = Lamport::default();
+        let client = Client::new(broker.clone(), backend.clone())
             .signing(options.signer.clone())
             .routed(options.routes.clone());
-        if options.sent_events {
-            client = client.with_sent_events(&options.event_exchange);
-        }
-        let scribe = Arc::new(Scribe::new(&options, &registry, client.oid(), metrics.clone()));
+        let sent_events = options.sent_events.then(|| SentEvents {
+            exchange: options.event_exchange.clone(),
+            sender: client.origin().to_owned(),
+            clock: clock.clone(),
+        });
+        let client = client.telling(sent_events);
+        let scribe = Arc::new(Scribe::new(&options, &registry, &client, metrics.clone()));
 
         let prefetch = match options.prefetch_multiplier as usize {
             0 => Semaphore::MAX_PERMITS >> 4,
@@ -233,7 +238,13 @@ impl Worker {
             joined,
             stop: stop.phases(),
         };
-        let mut events = Events::new(hostname, options.event_exchange.clone(), freq, options.task_events);
+        let mut events = Events::new(
+            hostname,
+            options.event_exchange.clone(),
+            clock,
+            freq,
+            options.task_events,
+        );
         let mut revoked = Revoked::default();
         let state_db = state.map(|(db, saved)| {
             events.adjust(saved.clock);

@@ -5,11 +5,18 @@
 --       5 seconds that a claim holds, 6 a claim of the caller's own
 -- RETURNS "late" (it went on already), "wait" (not complete), "taken" (complete, and somebody else is at it),
 --         "mine" (complete: the caller goes on)
-if redis.call('GET', KEYS[6]) == 'done' then return 'late' end
+-- A part of a chord that is done is counted nevertheless, for a minute: a client that applies a frozen chord again sends
+-- the first parts before it says (by its size) that the chord begins anew, and a quick worker has them done by then.
+local late = redis.call('GET', KEYS[6]) == 'done'
 if redis.call('SADD', KEYS[4], ARGV[1]) == 1 then redis.call('ZADD', KEYS[1], ARGV[3], ARGV[2]) end
+if late then
+  redis.call('EXPIRE', KEYS[1], 60)
+  redis.call('EXPIRE', KEYS[4], 60)
+  return 'late'
+end
 local keep = tonumber(ARGV[4])
-if keep > 0 then
-  for i = 1, 5 do redis.call('EXPIRE', KEYS[i], keep) end
+for i = 1, 5 do
+  if keep > 0 then redis.call('EXPIRE', KEYS[i], keep) else redis.call('PERSIST', KEYS[i]) end
 end
 local size = redis.call('GET', KEYS[3])
 if not size then return 'wait' end
