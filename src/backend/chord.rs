@@ -88,7 +88,8 @@ impl Backend {
                 .arg(index)
                 .arg(self.options.result_expires.map_or(0, |keep| keep.as_secs()))
                 .arg(self.claim().as_secs())
-                .arg(&claim.token);
+                .arg(&claim.token)
+                .arg(u8::from(self.options.chord_ordered));
             pipe.invoke_script(&call);
             claims.push(claim);
         }
@@ -107,12 +108,12 @@ impl Backend {
         counted.collect()
     }
 
-    /// The entries of the parts of a chord, in their order; see [`Part::entry`].
+    /// The entries of the parts of a chord, in the order of their places or as they came; see [`Part::entry`].
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn parts(&self, group: &str) -> Result<Vec<Vec<u8>>, Error> {
-        let mut command = cmd("ZRANGE");
+        let mut command = cmd(if self.options.chord_ordered { "ZRANGE" } else { "LRANGE" });
         command.arg(self.group_key(group, ".j")).arg(0).arg(-1);
         self.link.query(&command).await
     }

@@ -26,6 +26,9 @@ pub struct Options {
     /// How long the results of a chord's header with groups in it are waited for (`result_chord_join_timeout`); `None` is
     /// for ever.
     pub chord_join_timeout: Option<Duration>,
+    /// Whether the body of a chord gets the results in the order of the header (`result_chord_ordered`), or as they came.
+    /// The same for all workers of a chord.
+    pub chord_ordered: bool,
     /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.` (trap T26).
     pub global_keyprefix: String,
     /// How long a token stream is kept after its last entry.
@@ -40,6 +43,7 @@ impl Default for Options {
             result_expires: Some(Duration::from_secs(86_400)),
             result_failure_expires: None,
             chord_join_timeout: Some(Duration::from_secs(3)),
+            chord_ordered: true,
             global_keyprefix: String::new(),
             stream_expires: Duration::from_secs(3600),
             stream_length: 10_000,

@@ -150,7 +150,7 @@ impl Broker {
     }
 
     fn once_key(&self, name: &str) -> String {
-        self.keys.name(&format!("orchestra:once:{name}"))
+        self.keys.name(&format!("celery-sent-once-{name}"))
     }
 
     /// Appends the commands of `writes`, in order; neighbouring acks become one pair of commands.

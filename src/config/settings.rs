@@ -215,6 +215,7 @@ impl Settings {
             options.chord_join_timeout = seconds.positive();
         }
         let transport = self.given.result_backend_transport_options.clone().unwrap_or_default();
+        options.chord_ordered = transport.result_chord_ordered.unwrap_or(true);
         options.global_keyprefix = transport.global_keyprefix.unwrap_or_default();
         options
     }

@@ -128,7 +128,7 @@ settings! {
     control_exchange: String = "celery",
     /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
     broker_transport_options: TransportOptions = "{}",
-    /// Of Celery's: `global_keyprefix`, `master_name` and `sentinel_kwargs` for Sentinels.
+    /// Of Celery's: `global_keyprefix`, `result_chord_ordered` (true), `master_name` and `sentinel_kwargs` for Sentinels.
     result_backend_transport_options: ResultTransportOptions = "{}",
     /// Periodic tasks by name, in the form of Celery's `beat_schedule`; see docs/beat.md.
     beat_schedule: BTreeMap<String, toml::Value> = "{}",

@@ -135,4 +135,6 @@ pub(super) struct ResultTransportOptions {
     pub(super) sentinel_kwargs: Option<SentinelLogin>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) global_keyprefix: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) result_chord_ordered: Option<bool>,
 }

@@ -241,7 +241,11 @@ fn p_118_to_p_143_what_is_seen_beside_a_workflow() {
         ("ORCHESTRA_RESULT_CHORD_JOIN_TIMEOUT", "0.2"),
     ];
     let _worker = Worker::start_program("workflow", &redis, &["-c", "2", "-E"], &environment);
-    let _hello = Worker::start_with(&redis, &["-Q", "hello", "-n", "hello@here"], &environment);
+    let short = [("ORCHESTRA_RESULT_EXPIRES", "100"), ("ORCHESTRA_RESULT_EXTENDED", "true")];
+    let _hello = Worker::start_with(&redis, &["-Q", "hello", "-n", "hello@here"], &short);
+    let unordered = [("ORCHESTRA_RESULT_BACKEND_TRANSPORT_OPTIONS", "{result_chord_ordered = false}")];
+    let arguments = ["-Q", "unordered", "-n", "unordered@here", "-c", "2"];
+    let _unordered = Worker::start_program("workflow", &redis, &arguments, &unordered);
     python_says(
         &redis,
         r#"
@@ -278,6 +282,11 @@ assert type(raised(result)) is ValueError
 until('it is sent', lambda: store.llen('elsewhere'))
 message = json.loads(store.lindex('elsewhere', 0))
 assert json.loads(base64.b64decode(message['body']))[0] == [result.id] and message['headers']['task'] == 'python.only'
+# P-129: where it is said so, the results come as the members ended.
+header = [s('careful', 300, 1).set(queue='unordered'), s('add', 1, 1).set(queue='unordered')]
+assert value(chord(header)(s('note'))) == [2, 1]
+# P-139: Redis forgets by itself.
+assert value(app.signature('celery.backend_cleanup').apply_async()) is None
 # P-131: the body has the group's id, and the member that came last for its parent.
 result = chord([s('add', 1, 1), s('careful', 400, 1).set(task_id='last')])(s('sum').set(task_id='body'))
 assert value(result) == 3
@@ -313,6 +322,13 @@ flaky = app.signature('hello.flaky', (1,), queue='hello', task_id='flaky')
 flaky.stamp(mark='m')
 assert value(flaky.apply_async()) == 1
 assert record('flaky')['retries'] == 1 and record('flaky')['stamped_headers'] == ['mark'] and record('flaky')['mark'] == 'm', record('flaky')
+# P-145: and the record goes when it is told to.
+assert 0 < store.ttl('celery-task-meta-flaky') <= 100 < store.ttl('celery-task-meta-first')
+# P-086, P-144: what has succeeded stays so, whatever a second run of it says.
+s('fail', 'late').apply_async(task_id='first')
+until('it has run', lambda: not store.llen('celery') and not store.hlen('unacked'))
+settled()
+assert (AsyncResult('first', app=app).state, record('first')['result']) == (states.SUCCESS, 2)
 # A header with a group in it whose results do not come: result_chord_join_timeout, which is 3 s where nothing is said.
 began = time.monotonic()
 silent = s('add', 1, 1).set(ignore_result=True)
