@@ -211,6 +211,7 @@ impl Settings {
         if let Some(seconds) = self.given.result_expires {
             options.result_expires = seconds.positive();
         }
+        options.result_failure_expires = self.given.result_failure_expires.and_then(Seconds::positive);
         if let Some(seconds) = self.given.result_chord_join_timeout {
             options.chord_join_timeout = seconds.positive();
         }

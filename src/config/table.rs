@@ -118,6 +118,8 @@ settings! {
     task_default_queue: String = "celery",
     /// Seconds after which a result is deleted; 0 keeps it for ever.
     result_expires: Seconds = "86400",
+    /// Seconds after which a failure is deleted, if not those of `result_expires`.
+    result_failure_expires: Seconds = "none",
     /// Seconds that the results of a chord's header are waited for where groups are in it; 0 waits without end.
     result_chord_join_timeout: Seconds = "3",
     /// Store name, arguments, worker and queue of the task with its result.

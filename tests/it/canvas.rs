@@ -239,11 +239,18 @@ fn p_118_to_p_143_what_is_seen_beside_a_workflow() {
         ("ORCHESTRA_TASK_SEND_SENT_EVENT", "true"),
         ("ORCHESTRA_RESULT_EXTENDED", "true"),
         ("ORCHESTRA_RESULT_CHORD_JOIN_TIMEOUT", "0.2"),
+        ("ORCHESTRA_RESULT_FAILURE_EXPIRES", "1000"),
     ];
     let _worker = Worker::start_program("workflow", &redis, &["-c", "2", "-E"], &environment);
-    let short = [("ORCHESTRA_RESULT_EXPIRES", "100"), ("ORCHESTRA_RESULT_EXTENDED", "true")];
+    let short = [
+        ("ORCHESTRA_RESULT_EXPIRES", "100"),
+        ("ORCHESTRA_RESULT_EXTENDED", "true"),
+    ];
     let _hello = Worker::start_with(&redis, &["-Q", "hello", "-n", "hello@here"], &short);
-    let unordered = [("ORCHESTRA_RESULT_BACKEND_TRANSPORT_OPTIONS", "{result_chord_ordered = false}")];
+    let unordered = [(
+        "ORCHESTRA_RESULT_BACKEND_TRANSPORT_OPTIONS",
+        "{result_chord_ordered = false}",
+    )];
     let arguments = ["-Q", "unordered", "-n", "unordered@here", "-c", "2"];
     let _unordered = Worker::start_program("workflow", &redis, &arguments, &unordered);
     python_says(
@@ -279,6 +286,7 @@ assert [AsyncResult(id, app=app).state for id in ('later', 'told of gone')] == [
 # P-125: an error callback that no worker here knows is sent with the id.
 result = s('fail', 'no').apply_async(link_error=app.signature('python.only', queue='elsewhere'))
 assert type(raised(result)) is ValueError
+assert 100 < store.ttl('celery-task-meta-' + result.id) <= 1000
 until('it is sent', lambda: store.llen('elsewhere'))
 message = json.loads(store.lindex('elsewhere', 0))
 assert json.loads(base64.b64decode(message['body']))[0] == [result.id] and message['headers']['task'] == 'python.only'
