@@ -21,7 +21,7 @@ pub use write::Write;
 pub struct Options {
     /// How long a result is kept; `None` is for ever.
     pub result_expires: Option<Duration>,
-    /// How long a failure is kept, if not as long as a result.
+    /// How long a failure is kept, if not as long as a result; zero is for ever.
     pub result_failure_expires: Option<Duration>,
     /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.` (trap T26).
     pub global_keyprefix: String,

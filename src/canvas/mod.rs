@@ -12,7 +12,7 @@ mod results;
 mod stamp;
 mod steps;
 
-pub use apply::{GroupWrite, Parent, Plan, Planner};
+pub use apply::{GroupWrite, Parent, Plan, Planner, Priorities};
 pub use compose::{chain, chord, group, then};
 pub use freeze::{Freeze, freeze};
 pub use replace::{Replaced, ReplacementError, replacement};

@@ -29,6 +29,7 @@ use std::sync::atomic::AtomicU64;
 
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
+use crate::canvas::Priorities;
 use crate::conn::{Endpoint, Link, LinkOptions};
 use crate::wire::{Routes, Security};
 use results::Results;
@@ -43,6 +44,7 @@ pub struct Client {
     signer: Option<Arc<Security>>,
     routes: Arc<Routes>,
     sent_events: Option<Arc<SentEvents>>,
+    priorities: Priorities,
 }
 
 /// Where `task-sent` events go, and the clock they carry.
@@ -86,6 +88,7 @@ impl Client {
             signer: None,
             routes: Arc::default(),
             sent_events: None,
+            priorities: Priorities::default(),
         }
     }
 
@@ -93,6 +96,13 @@ impl Client {
     #[must_use]
     pub fn routed(mut self, routes: Routes) -> Self {
         self.routes = Arc::new(routes);
+        self
+    }
+
+    /// Gives a priority to what has none (`task_default_priority`, `task_inherit_parent_priority`).
+    #[must_use]
+    pub fn with_priorities(mut self, priorities: Priorities) -> Self {
+        self.priorities = priorities;
         self
     }
 
@@ -119,6 +129,11 @@ impl Client {
     /// The result backend, if there is one.
     pub(crate) fn backend(&self) -> Option<&Backend> {
         self.backend.as_ref()
+    }
+
+    /// Numbers of the connections to the broker: others when one of them was lost.
+    pub(crate) fn connection(&self) -> (u64, u64) {
+        self.broker.connections()
     }
 
     /// What this client calls itself where somebody asks for results.

@@ -1,5 +1,7 @@
 //! Events (`celery.events`): what Flower and `celery events` show.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -127,6 +129,19 @@ pub enum EventKind {
         /// Whether it went back to the queue.
         requeue: bool,
     },
+    /// An event of a task's own.
+    Own {
+        /// Task id.
+        uuid: String,
+        /// What it says.
+        #[serde(flatten)]
+        fields: Map<String, Value>,
+    },
+    /// `task-cancelled`.
+    Cancelled {
+        /// Task id.
+        uuid: String,
+    },
     /// `task-revoked`.
     Revoked {
         /// Task id.
@@ -158,7 +173,7 @@ pub struct Event {
     pub timestamp: f64,
     /// `task-received`, …
     #[serde(rename = "type")]
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
 }
 
 impl Event {
@@ -185,7 +200,7 @@ impl Event {
                 routing_key: routing_key.to_owned(),
             },
             timestamp: clock::epoch_seconds(clock::now()),
-            name: "task-sent",
+            name: "task-sent".into(),
         }
     }
 }
@@ -280,7 +295,7 @@ mod tests {
             clock: 12,
             kind: EventKind::ElectAck { id: "e".into() },
             timestamp: 1.5,
-            name: "worker-elect-ack",
+            name: "worker-elect-ack".into(),
         };
         let (routing_key, payload) = Events::one(&event, "celeryev").unwrap();
         assert_eq!(routing_key, "worker.elect.ack");

@@ -11,6 +11,7 @@ use super::Options;
 use super::autoscale::Autoscaler;
 use super::consumer::{Consumer, Inputs};
 use super::control::{self, Order, Panel};
+use super::done::Succeeded;
 use super::effects::Scribe;
 use super::events::Events;
 use super::fetcher::Fetcher;
@@ -20,6 +21,7 @@ use super::keeper::Keeper;
 use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
 use super::pool::Pool;
+use super::process::Children;
 use super::rate_limit::RateLimits;
 use super::revoke::Revoked;
 use super::room::Room;
@@ -30,7 +32,6 @@ use super::timers::Timers;
 use super::writer::Writer;
 use crate::backend::Backend;
 use crate::broker::Broker;
-use crate::client::Client;
 use crate::clock;
 use crate::conn::{self, Link};
 use crate::task::{Registry, builtins};
@@ -68,7 +69,7 @@ impl Worker {
     ///
     /// # Errors
     /// Redis cannot be reached or refuses, or an option makes no sense.
-    pub async fn connect(mut options: Options, mut registry: Registry) -> Result<Self, Error> {
+    pub async fn connect(mut options: Options, registry: Registry) -> Result<Self, Error> {
         if let Some((max, min)) = options.autoscale {
             if max == 0 || min > max {
                 return Err(Error::Option(
@@ -83,7 +84,20 @@ impl Worker {
         if options.queues.is_empty() {
             return Err(Error::Option("there is no queue to consume".into()));
         }
-        builtins::register(&mut registry).map_err(|error| Error::Option(error.to_string()))?;
+        if options.disable_prefetch {
+            options.prefetch_multiplier = 1;
+        }
+        let first = registry.entries().find(|entry| entry.options.process);
+        if let Some(task) = first
+            && options.program.is_none()
+        {
+            return Err(Error::Option(format!(
+                "task {:?} wants a process, and this program does not say how it is started as one \
+                 (cli::worker_main does, or worker::Options::program)",
+                task.name
+            )));
+        }
+        let registry = complete(registry, &options)?;
         let state = options.state_db.as_deref().map(StateDb::open).transpose();
         let state = state.map_err(Error::Option)?;
         let broker = Broker::connect(&options.broker, options.broker_options.clone()).await?;
@@ -107,6 +121,15 @@ impl Worker {
             state,
             metrics: Metrics::default(),
         })
+    }
+
+    /// Deletes all messages that wait in its queues; how many there were.
+    ///
+    /// # Errors
+    /// Redis cannot be reached or refuses.
+    pub async fn purge(&self) -> Result<u64, Error> {
+        let queues: Vec<Arc<str>> = self.options.queues.iter().map(|queue| queue.as_str().into()).collect();
+        Ok(self.broker.purge(&queues).await?)
     }
 
     /// Watches it from beside it; what happens is counted from now on.
@@ -138,12 +161,7 @@ impl Worker {
         );
         let writing = spawn(ServiceKind::Writer, writer.run());
 
-        let mut client = Client::new(broker.clone(), backend.clone())
-            .signing(options.signer.clone())
-            .routed(options.routes.clone());
-        if options.sent_events {
-            client = client.with_sent_events(&options.event_exchange);
-        }
+        let client = options.client(broker.clone(), backend.clone());
         let scribe = Arc::new(Scribe::new(&options, &registry, client.oid(), metrics.clone()));
 
         let prefetch = match options.prefetch_multiplier as usize {
@@ -209,6 +227,7 @@ impl Worker {
 
         let (notes, notes_seen) = mpsc::channel(NOTES);
         let (pool, ends) = Pool::new(options.concurrency);
+        let children = Children::new(&options);
         let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
         let (members, members_seen) = mpsc::unbounded_channel();
         let (joined_to, joined) = mpsc::unbounded_channel();
@@ -240,7 +259,11 @@ impl Worker {
             revoked.merge(saved.revoked.iter().map(String::as_str), clock::instant());
             db
         });
-        let consumer = Consumer {
+        let connection = client.connection();
+        let waiting = options
+            .eta_task_limit
+            .map(|limit| Arc::new(Semaphore::new(limit.saturating_sub(prefetch))));
+        let mut consumer = Consumer {
             scribe,
             members,
             joining: Vec::new(),
@@ -253,6 +276,7 @@ impl Worker {
             registry,
             client,
             pool,
+            children,
             outbox,
             active: HashMap::new(),
             by_id: HashMap::new(),
@@ -260,6 +284,7 @@ impl Worker {
             timers: Timers::default(),
             rate_limits: RateLimits::default(),
             revoked,
+            done: Succeeded::default(),
             gossip: Gossip::default(),
             panel: Panel::default(),
             state_db,
@@ -273,6 +298,8 @@ impl Worker {
             held,
             notes,
             shutdown: stop.clone(),
+            connection,
+            waiting,
             next_key: 0,
             phase: Phase::Run,
             drained: false,
@@ -280,6 +307,9 @@ impl Worker {
             effects: Vec::new(),
             streams: HashMap::new(),
         };
+        if consumer.options.direct {
+            consumer.add_direct();
+        }
         let (exchange, node) = (
             consumer.options.control_exchange.clone(),
             consumer.options.hostname.clone(),
@@ -317,4 +347,19 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
         control::listen(messages, hostname, events, options.accept.clone(), orders.clone()),
     );
     true
+}
+
+/// The tasks of a program and those that every worker has.
+pub(super) fn complete(mut registry: Registry, options: &Options) -> Result<Registry, Error> {
+    let own: Vec<Arc<str>> = registry.entries().map(|entry| entry.name.clone()).collect();
+    let has_processes = registry.entries().any(|entry| entry.options.process);
+    for name in own {
+        registry.change(&name, |own| own.rate_limit = own.rate_limit.or(options.task_defaults.rate_limit));
+    }
+    builtins::register(&mut registry).map_err(|error| Error::Option(error.to_string()))?;
+    // These two run other tasks in themselves.
+    for name in ["celery.map", "celery.starmap"] {
+        registry.change(name, |own| own.process = has_processes);
+    }
+    Ok(registry)
 }
