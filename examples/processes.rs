@@ -141,7 +141,7 @@ impl Task for Talk {
             .send_event("task-greeted", &serde_json::json!({"whom": "everybody"}))
             .await?;
         let child = context.apply(Signature::new("process.pid")).await?;
-        Ok(child.id().to_owned())
+        Ok(child.handle().id.clone())
     }
 }
 

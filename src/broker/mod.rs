@@ -299,9 +299,10 @@ impl Broker {
         self.main.epoch() != 0 && self.writer.epoch() != 0
     }
 
-    /// The numbers of the connections: others when one of them was lost and is there again, 0 while there is none.
-    pub fn connections(&self) -> (u64, u64) {
-        (self.main.epoch(), self.writer.epoch())
+    /// The number of the connection by which messages come: another when it was lost and is there again, 0 while there
+    /// is none.
+    pub fn connection(&self) -> u64 {
+        self.main.epoch()
     }
 
     /// The number of the connection on which news come; it changes when the connection was lost and is there again,

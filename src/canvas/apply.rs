@@ -127,8 +127,9 @@ impl<'a> Planner<'a> {
         }
         if let Some(priority) = self.priority()
             && options.get("priority").is_none_or(|own| own.get() == "null")
+            && let Ok(priority) = Json::new(&priority)
         {
-            options.set_str("priority", &priority.to_string());
+            options.rest.insert("priority".into(), priority);
         }
         let node = ResultNode::task(id.clone());
         self.plan.sends.push(Outbound {

@@ -2,13 +2,16 @@
 //! is ready, and ends.
 
 use std::fs::OpenOptions;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 /// Names the program that shows the start of a detached worker.
 const DETACHED_BY: &str = "ORCHESTRA_DETACHED_BY";
+
+/// Said on standard output when the start is done.
+const READY: &[u8] = b"\x06";
 
 /// A worker that was put into the background.
 pub(super) struct Detached(());
@@ -27,6 +30,9 @@ impl Detached {
 
     /// What is said from now on goes to the log file, or nowhere; whoever shows the start ends.
     pub(super) fn ready(&self, log: Option<&Path>) -> Result<(), String> {
+        let _ = std::io::stdout()
+            .write_all(READY)
+            .and_then(|()| std::io::stdout().flush());
         let path = log.unwrap_or(Path::new("/dev/null"));
         let open = OpenOptions::new().append(true).create(true).open(path);
         let file = open.map_err(|error| format!("cannot write to {}: {error}", path.display()))?;
@@ -48,7 +54,7 @@ pub(super) fn start() -> Result<ExitCode, String> {
         .args(words)
         .env(DETACHED_BY, std::process::id().to_string())
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed)?;
@@ -59,8 +65,16 @@ pub(super) fn start() -> Result<ExitCode, String> {
             eprint!("{}", String::from_utf8_lossy(&text[..count]));
         }
     }
-    match worker.try_wait() {
-        Ok(Some(status)) => Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))),
-        _ => Ok(ExitCode::SUCCESS),
+    let mut said = Vec::new();
+    if let Some(mut out) = worker.stdout.take() {
+        // An error is no more to hear.
+        let _ = out.read_to_end(&mut said);
     }
+    if said.ends_with(READY) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let code = worker.wait().map_err(failed)?.code();
+    Ok(ExitCode::from(
+        code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
+    ))
 }

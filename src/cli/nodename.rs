@@ -17,7 +17,17 @@ pub(super) fn expand(name: &str, host: &str) -> String {
 pub(super) fn expand_path(path: &str, node: &str) -> String {
     let (name, host) = node.split_once('@').unwrap_or((node, ""));
     let domain = host.split_once('.').map_or("", |(_, domain)| domain);
-    replace(path, &[('h', host), ('n', name), ('d', domain), ('p', node), ('i', "0"), ('I', "")])
+    replace(
+        path,
+        &[
+            ('h', host),
+            ('n', name),
+            ('d', domain),
+            ('p', node),
+            ('i', "0"),
+            ('I', ""),
+        ],
+    )
 }
 
 fn replace(text: &str, values: &[(char, &str)]) -> String {

@@ -35,7 +35,10 @@ impl Pidfile {
                 Err(error) => return Err(failed(error)),
             }
         }
-        Err(format!("the pidfile {} is written by another worker as well", path.display()))
+        Err(format!(
+            "the pidfile {} is written by another worker as well",
+            path.display()
+        ))
     }
 }
 
@@ -75,7 +78,10 @@ mod tests {
         let path = std::env::temp_dir().join(format!("orchestra-pid-{}", std::process::id()));
         std::fs::write(&path, "999999999\n").unwrap();
         let pidfile = Pidfile::write(&path).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            format!("{}\n", std::process::id())
+        );
         drop(pidfile);
         assert!(!path.exists());
         let parent = nix::unistd::getppid();

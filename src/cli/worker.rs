@@ -80,6 +80,9 @@ pub struct Arguments {
     /// Accepted for compatibility, with a word about it: there is no Python app here
     #[arg(short = 'A', long, value_name = "APP")]
     app: Option<String>,
+    /// Accepted for compatibility, with a word about it: there are no Python modules here
+    #[arg(short = 'I', long, value_name = "MODULES")]
+    include: Option<String>,
     /// Do not listen to what other workers say of themselves
     #[arg(long)]
     without_gossip: bool,
@@ -224,6 +227,9 @@ fn start(
             "orchestra-worker: -A {app} has no effect: tasks are written in Rust (docs/rust-tasks.md) or described in tasks/*.yaml"
         );
     }
+    if let Some(modules) = &arguments.include {
+        eprintln!("orchestra-worker: -I {modules} has no effect: no Python modules are imported");
+    }
     for warning in &settings.warnings {
         eprintln!("orchestra-worker: {warning}");
     }
@@ -255,8 +261,8 @@ fn start(
     let metrics_addr = arguments.metrics_addr.or_else(|| settings.metrics_addr());
     let code = runtime.block_on(async {
         let stop = Stop::new();
-        let signals =
-            Signals::listen(stop.clone(), !settings.soft_shutdown_timeout().is_zero()).map_err(|error| world(format!("cannot listen to signals: {error}")))?;
+        let signals = Signals::listen(stop.clone(), !settings.soft_shutdown_timeout().is_zero())
+            .map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let worker = Worker::connect(options, registry).await;
         let worker = worker.map_err(world)?;
         if arguments.purge {
@@ -410,7 +416,8 @@ fn concurrency(text: &str) -> Result<usize, String> {
     if text == "auto" {
         return Ok(std::thread::available_parallelism().map_or(1, Into::into));
     }
-    text.parse().map_err(|_| format!("{text:?} is neither a whole number nor auto"))
+    text.parse()
+        .map_err(|_| format!("{text:?} is neither a whole number nor auto"))
 }
 
 /// `MAX,MIN`, or `MAX` alone.

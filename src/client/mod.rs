@@ -131,9 +131,9 @@ impl Client {
         self.backend.as_ref()
     }
 
-    /// Numbers of the connections to the broker: others when one of them was lost.
-    pub(crate) fn connection(&self) -> (u64, u64) {
-        self.broker.connections()
+    /// The number of the connection to the broker; see [`Broker::connection`].
+    pub(crate) fn connection(&self) -> u64 {
+        self.broker.connection()
     }
 
     /// What this client calls itself where somebody asks for results.

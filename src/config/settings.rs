@@ -139,7 +139,9 @@ impl Settings {
 
     /// How long a cold stop lets tasks run.
     pub fn soft_shutdown_timeout(&self) -> Duration {
-        self.given.worker_soft_shutdown_timeout.map_or(Duration::ZERO, |seconds| seconds.0)
+        self.given
+            .worker_soft_shutdown_timeout
+            .map_or(Duration::ZERO, |seconds| seconds.0)
     }
 
     /// Where the broker is.
@@ -271,7 +273,9 @@ impl Settings {
             reject_on_worker_lost: given.task_reject_on_worker_lost,
             retry_on_worker_lost: given.task_retry_on_worker_lost,
             rate_limit: match &given.task_default_rate_limit {
-                Some(text) => worker::RateLimit::parse(text).map_err(|error| format!("task_default_rate_limit: {error}"))?,
+                Some(text) => {
+                    worker::RateLimit::parse(text).map_err(|error| format!("task_default_rate_limit: {error}"))?
+                }
                 None => None,
             },
             track_started: given.task_track_started,
@@ -380,6 +384,11 @@ impl Settings {
         add("task_serializer", serializer.unwrap_or("json").into());
         add("worker_concurrency", self.concurrency.map_or(Value::Null, Into::into));
         add("worker_prefetch_multiplier", self.prefetch_multiplier.into());
+        add("worker_pool", self.pool.clone().into());
+        add("worker_disable_prefetch", self.disable_prefetch.into());
+        let number = |number: Option<u64>| number.map_or(Value::Null, Into::into);
+        add("worker_max_tasks_per_child", number(self.max_tasks_per_child));
+        add("worker_max_memory_per_child", number(self.max_memory_per_child));
         add("worker_send_task_events", self.task_events.into());
         add("worker_heartbeat_interval", seconds(self.heartbeat));
         add("task_time_limit", seconds(self.time_limit));

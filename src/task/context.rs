@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -206,7 +206,10 @@ impl Context {
         let parent = Parent {
             id: details.id.to_string(),
             root_id: details.root_id.clone().unwrap_or_else(|| details.id.to_string()),
-            priority: details.message.as_ref().map_or(0, |message| message.properties.priority()),
+            priority: details
+                .message
+                .as_ref()
+                .map_or(0, |message| message.properties.priority()),
         };
         let applied = self.sender()?.apply_for(Some(&parent), signature).await?;
         let mut children = self.inner.children.lock().unwrap_or_else(PoisonError::into_inner);

@@ -116,8 +116,8 @@ pub(crate) struct Consumer {
     /// The messages of members that are being counted, by how often they are.
     pub joining: Vec<Option<Tag>>,
     pub shutdown: super::Stop,
-    /// The connections to the broker as they were last seen.
-    pub(super) connection: (u64, u64),
+    /// The connection to the broker as it was last seen.
+    pub(super) connection: u64,
     /// Room for messages that wait for their ETA, beside the prefetch count; `None` is without bound.
     pub(super) waiting: Option<Arc<Semaphore>>,
     pub(super) next_key: Key,
@@ -532,7 +532,8 @@ impl Consumer {
             return;
         }
         let connection = self.client.connection();
-        if connection == std::mem::replace(&mut self.connection, connection) {
+        let before = std::mem::replace(&mut self.connection, connection);
+        if before == connection || before == 0 {
             return;
         }
         let late: Vec<Key> = self.active.keys().copied().collect();

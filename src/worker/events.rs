@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
 use tracing::debug;
 
 use super::facts;
@@ -218,7 +218,9 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
             "task-succeeded",
             EventKind::Succeeded {
                 uuid,
-                result: known.as_ref().map_or_else(|| "None".to_owned(), |known| result_repr(known.get())),
+                result: known
+                    .as_ref()
+                    .map_or_else(|| "None".to_owned(), |known| result_repr(known.get())),
                 runtime: 0.0,
             },
         ),

@@ -462,7 +462,11 @@ impl Request {
         // Cancelled first: while the message is in `unacked` nobody else can take it.
         effects.extend(unacked.map(|delivery| Effect::Requeue(delivery, End::Front)));
         if store {
-            self.store(Stored::Retry, Exception::celery("Retry", "cancelled by Celery"), effects);
+            self.store(
+                Stored::Retry,
+                Exception::celery("Retry", "cancelled by Celery"),
+                effects,
+            );
         }
         self.end_stream(Stored::Retry, effects);
         effects.push(Effect::Emit(Happening::Cancelled));

@@ -354,7 +354,9 @@ pub(super) fn complete(mut registry: Registry, options: &Options) -> Result<Regi
     let own: Vec<Arc<str>> = registry.entries().map(|entry| entry.name.clone()).collect();
     let has_processes = registry.entries().any(|entry| entry.options.process);
     for name in own {
-        registry.change(&name, |own| own.rate_limit = own.rate_limit.or(options.task_defaults.rate_limit));
+        registry.change(&name, |own| {
+            own.rate_limit = own.rate_limit.or(options.task_defaults.rate_limit)
+        });
     }
     builtins::register(&mut registry).map_err(|error| Error::Option(error.to_string()))?;
     // These two run other tasks in themselves.

@@ -115,7 +115,9 @@ impl Ended {
             Outcome::Panicked(text) => (Self::Panicked(text), None),
             Outcome::SoftLimit | Outcome::HardLimit(_) => (Self::SoftLimit, None),
             // The last three are for the worker to find out.
-            Outcome::Failed(Failure::Ignore) | Outcome::Done { .. } | Outcome::Known | Outcome::Lost(_) => (Self::Ignore, None),
+            Outcome::Failed(Failure::Ignore) | Outcome::Done { .. } | Outcome::Known | Outcome::Lost(_) => {
+                (Self::Ignore, None)
+            }
         }
     }
 

@@ -262,7 +262,9 @@ impl Running {
             let id = &context.details().id;
             match decode(&frame) {
                 Ok(Up::State(state, meta)) => {
-                    context.forward(Note::State(id.clone(), State::parse(&state), meta)).await;
+                    context
+                        .forward(Note::State(id.clone(), State::parse(&state), meta))
+                        .await;
                 }
                 Ok(Up::Stream(entry)) => context.forward_stream(entry),
                 Ok(Up::Event(kind, fields)) => context.forward(Note::Event(id.clone(), kind, fields)).await,
