@@ -709,7 +709,7 @@ impl Consumer {
             self.processed += 1;
             self.running += 1;
             *self.totals.entry(request.entry.name.clone()).or_default() += 1;
-            self.pool.run(key, run, request.clone(), context, place, slot, now);
+            self.pool.run(key, request.clone(), context, place, slot, now);
         } else if let Place::Child(child) = place {
             Children::give_back(*child);
         }

@@ -76,11 +76,10 @@ impl Pool {
         true
     }
 
-    /// Starts a run in a place.
+    /// Starts the run of a request, which has its number.
     pub(crate) fn run(
         &self,
         key: Key,
-        run: RunId,
         request: Arc<Request>,
         context: Context,
         place: Place,
@@ -96,7 +95,7 @@ impl Pool {
             // A closed channel is a worker that has stopped; what this run did is accounted for by the stop.
             let _ = ended.send(Ended {
                 key,
-                run,
+                run: key,
                 outcome,
                 runtime,
             });

@@ -82,7 +82,7 @@ from celery import Celery
 from celery.utils.nodenames import worker_direct
 app = Celery(broker=sys.argv[1], backend=sys.argv[1])
 app.conf.update(result_extended=True)
-direct = app.send_task('hello.add', (1, 2), queue=worker_direct('w1@here'))
+direct = app.send_task('hello.add', (1, 2), queue=worker_direct('w1@here'), shadow='shown.so')
 assert direct.get(timeout=20) == 3
 names = {queue['name']: queue for queue in app.control.inspect(timeout=2).active_queues()['w1@here']}
 assert names['w1@here.dq2']['exchange']['name'] == 'C.dq2', names
@@ -121,6 +121,8 @@ fn p_110_p_111_p_145_a_queue_of_its_own_failures_and_messages_that_come_twice() 
     let worker = Worker::start_with(&redis, &["-Q", "other", "-n", "w1@here", "-E"], &settings);
     run_python(PYTHON, &redis.url());
     let log = worker.log();
+    // P-056.
+    assert_eq!(log.matches("Task shown.so[").count(), 2, "{log}");
     assert_eq!(log.matches("already completed successfully").count(), 2, "{log}");
     assert_eq!(log.matches("succeeded in").count(), 3, "{log}");
 }

@@ -49,6 +49,7 @@ impl Child {
         let socket = Socket::from(std::io::stdin().as_fd().try_clone_to_owned().ok()?);
         let nothing = std::fs::File::open("/dev/null").ok()?;
         nix::unistd::dup2_stdin(nothing).ok()?;
+        keep_name();
         // Where memory runs out the kernel shall end a task and not the worker. Not every system has this.
         let _ = std::fs::write("/proc/self/oom_score_adj", "500");
         Some(Self { socket })
@@ -85,6 +86,17 @@ impl Child {
             }
         }
         Ok(())
+    }
+}
+
+/// In lists of processes it has the name that its worker has, not that of the link it was started by.
+fn keep_name() {
+    #[cfg(target_os = "linux")]
+    if let Some(program) = std::env::args_os().next()
+        && let Some(name) = std::path::Path::new(&program).file_name()
+        && let Ok(name) = std::ffi::CString::new(name.as_encoded_bytes())
+    {
+        let _ = nix::sys::prctl::set_name(&name);
     }
 }
 

@@ -135,7 +135,7 @@ pub(crate) struct Running {
 
 /// What came of waiting for a run.
 enum Said {
-    Ended(End),
+    Ended(Box<End>),
     /// The socket is closed: it died.
     Gone,
     Cancelled,
@@ -190,11 +190,18 @@ impl Running {
         }
         match said {
             Said::Ended(end) => {
-                context.add_children(end.children.iter().filter_map(ResultNode::read));
+                let End {
+                    ended,
+                    traceback,
+                    children,
+                    resident,
+                    clean,
+                } = *end;
+                context.add_children(children.iter().filter_map(ResultNode::read));
                 self.done += 1;
-                let outcome = end.ended.outcome(end.traceback);
-                if end.clean {
-                    self.keep(end.resident);
+                let outcome = ended.outcome(traceback);
+                if clean {
+                    self.keep(resident);
                 } else {
                     self.slay(Signal::SIGKILL as i32).await;
                 }
@@ -268,7 +275,7 @@ impl Running {
                 }
                 Ok(Up::Stream(entry)) => context.forward_stream(entry),
                 Ok(Up::Event(kind, fields)) => context.forward(Note::Event(id.clone(), kind, fields)).await,
-                Ok(Up::Ended(end)) => return Said::Ended(end),
+                Ok(Up::Ended(end)) => return Said::Ended(Box::new(end)),
                 Ok(Up::Begun) => {}
                 Err(error) => {
                     error!("child process {} cannot be understood: {error}", self.pid);
