@@ -21,7 +21,7 @@ pub use write::Write;
 pub struct Options {
     /// How long a result is kept; `None` is for ever.
     pub result_expires: Option<Duration>,
-    /// How long a failure is kept, if not as long as a result.
+    /// How long a failure is kept, if not as long as a result; zero is for ever.
     pub result_failure_expires: Option<Duration>,
     /// How long the results of a chord's header with groups in it are waited for (`result_chord_join_timeout`); `None` is
     /// for ever.

@@ -106,7 +106,11 @@ impl Backend {
     /// Seconds a record is kept; 0 is for ever.
     fn ttl(&self, status: &State) -> u64 {
         let expires = match status {
-            State::Failure => self.options.result_failure_expires.or(self.options.result_expires),
+            State::Failure => self
+                .options
+                .result_failure_expires
+                .or(self.options.result_expires)
+                .filter(|kept| !kept.is_zero()),
             _ => self.options.result_expires,
         };
         expires.map_or(0, |ttl| ttl.as_secs().max(1))

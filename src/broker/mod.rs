@@ -21,7 +21,7 @@ use keys::Keys;
 
 pub use crate::conn::Error;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
-pub use restore::{GivenUp, Restored, mark_redelivered};
+pub use restore::{DELIVERIES, GivenUp, Restored, count_delivery, mark_redelivered};
 pub use write::{End, Write};
 
 /// How the broker is used. Names are those of Celery's `broker_transport_options`.
@@ -210,6 +210,21 @@ impl Broker {
         Ok(())
     }
 
+    /// Deletes what waits in queues; how many messages there were.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn purge(&self, queues: &[Arc<str>]) -> Result<u64, Error> {
+        let mut pipe = Pipeline::new();
+        for (key, _) in self.keys.all(queues.iter().map(|queue| (0, &**queue))) {
+            pipe.llen(&key).del(&key);
+        }
+        let replies = self.writer.pipeline(&pipe).await?;
+        let count = |reply: redis::Value| redis::from_redis_value::<u64>(reply).unwrap_or(0);
+        // Each key has two replies: how long it was, and that it is gone.
+        Ok(replies.into_iter().step_by(2).map(count).sum())
+    }
+
     /// Asks for news of queues. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more
     /// often instead.
     pub async fn watch(&self, queues: &[Arc<str>]) {
@@ -285,6 +300,12 @@ impl Broker {
     /// Whether messages can be taken and written now.
     pub fn is_connected(&self) -> bool {
         self.main.epoch() != 0 && self.writer.epoch() != 0
+    }
+
+    /// The number of the connection by which messages come: another when it was lost and is there again, 0 while there
+    /// is none.
+    pub fn connection(&self) -> u64 {
+        self.main.epoch()
     }
 
     /// The number of the connection on which news come; it changes when the connection was lost and is there again,

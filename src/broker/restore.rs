@@ -15,7 +15,7 @@ use crate::clock;
 const BATCH: usize = 100;
 
 /// The header that counts how often a message was given back because its holder was gone.
-const DELIVERIES: &str = "x-orchestra-deliveries";
+pub const DELIVERIES: &str = "x-orchestra-deliveries";
 
 /// What a sweep did.
 #[derive(Debug, Default)]
@@ -158,6 +158,13 @@ pub fn mark_redelivered(envelope: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(envelope).ok()?;
     let raw: &RawValue = serde_json::from_str(text).ok()?;
     mark(raw, false).map(|(marked, _, _)| marked)
+}
+
+/// The envelope with one more delivery counted: whoever held it was gone before it was done. `None` when it is no
+/// envelope.
+pub fn count_delivery(envelope: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(envelope).ok()?;
+    redelivered(serde_json::from_str(text).ok()?).map(|(counted, _, _)| counted)
 }
 
 fn redelivered(envelope: &RawValue) -> Option<(Vec<u8>, u8, u32)> {

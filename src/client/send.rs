@@ -34,7 +34,7 @@ impl Client {
     /// # Errors
     /// See [`send`](Self::send); none or some of them may have been sent.
     pub async fn send_many(&self, calls: &[Call]) -> Result<Vec<Pending>, Error> {
-        let mut planner = Planner::new(None, self.results.oid());
+        let mut planner = Planner::new(None, self.results.oid()).with_priorities(self.priorities);
         for call in calls {
             if let Some(wrong) = &call.wrong {
                 return Err(Error::Argument(wrong.clone()));
@@ -55,7 +55,7 @@ impl Client {
 
     /// Applies a signature on behalf of a task.
     pub(crate) async fn apply_for(&self, parent: Option<&Parent>, signature: Signature) -> Result<Applied, Error> {
-        let mut planner = Planner::new(parent, self.results.oid());
+        let mut planner = Planner::new(parent, self.results.oid()).with_priorities(self.priorities);
         let handle = planner
             .apply(signature, &[], CallOptions::default())
             .ok_or_else(|| Error::Argument("an empty chain has nothing to run".into()))?;
@@ -69,7 +69,7 @@ impl Client {
     /// # Errors
     /// An argument is not JSON.
     pub fn envelope(&self, call: &Call) -> Result<Vec<u8>, Error> {
-        let mut planner = Planner::new(None, self.results.oid());
+        let mut planner = Planner::new(None, self.results.oid()).with_priorities(self.priorities);
         planner.apply(call.signature.clone(), &[], CallOptions::default());
         let outbound = planner.plan.sends.first();
         let outbound = outbound.ok_or_else(|| Error::Argument("there is nothing to send".into()))?;

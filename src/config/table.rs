@@ -90,6 +90,26 @@ settings! {
     worker_heartbeat_interval: Seconds = "2",
     /// Listen to `celery inspect` and `celery control`.
     worker_enable_remote_control: bool = "true",
+    /// `prefork` (or `processes`): every task runs in a child process. Otherwise only those that ask for one do (`-P`).
+    worker_pool: String = "threads",
+    /// Tasks that a child process runs before it is replaced (`--max-tasks-per-child`).
+    worker_max_tasks_per_child: u64 = "none",
+    /// Memory of a child process, in KiB, with which it is replaced after its task (`--max-memory-per-child`).
+    worker_max_memory_per_child: u64 = "none",
+    /// A cold stop lets tasks run for so many seconds before it cancels them; 0 cancels at once.
+    worker_soft_shutdown_timeout: Seconds = "0",
+    /// With `worker_soft_shutdown_timeout`: wait also when nothing runs.
+    worker_enable_soft_shutdown_on_idle: bool = "false",
+    /// Cancel tasks with late acks when the connection to Redis is lost; they run again. Without it they run to their end, and are acknowledged when Redis is back.
+    worker_cancel_long_running_tasks_on_connection_loss: bool = "false",
+    /// Most messages that are held, those that wait for their ETA among them.
+    worker_eta_task_limit: usize = "none",
+    /// Take a message only when there is a place to run (`--disable-prefetch`).
+    worker_disable_prefetch: bool = "false",
+    /// Ignore rate limits.
+    worker_disable_rate_limits: bool = "false",
+    /// Consume from a queue of the worker's own as well, `<node name>.dq2`.
+    worker_direct: bool = "false",
     /// Answer `celery control pool_restart` instead of refusing it.
     worker_pool_restarts: bool = "false",
     /// Keep what was revoked in this file, across restarts (`--statedb`).
@@ -104,6 +124,20 @@ settings! {
     task_acks_late: bool = "false",
     /// With late acks: acknowledge tasks that failed or ran into their time limit.
     task_acks_on_failure_or_timeout: bool = "true",
+    /// The same for tasks that failed alone.
+    task_acks_on_failure: bool = "task_acks_on_failure_or_timeout",
+    /// The same for tasks that ran into their time limit alone; those that are not acknowledged run again.
+    task_acks_on_timeout: bool = "task_acks_on_failure_or_timeout",
+    /// With late acks: a task whose child process was lost goes back to its queue, as often as `max_deliveries` allows.
+    task_reject_on_worker_lost: bool = "false",
+    /// A task whose child process was lost is retried, as often as its `max_retries` allows.
+    task_retry_on_worker_lost: bool = "false",
+    /// Rate limit of tasks that have none: `10/s`, `100/m`, `1000/h`.
+    task_default_rate_limit: String = "none",
+    /// Priority of what this worker sends without one, 0 to 9.
+    task_default_priority: u8 = "none",
+    /// Priority of what a task sends without one: its own.
+    task_inherit_parent_priority: bool = "false",
     /// Store the state STARTED of every task.
     task_track_started: bool = "false",
     /// Store no results.

@@ -13,7 +13,7 @@ use super::events::{Events, result_repr};
 use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
-use crate::canvas::ResultNode;
+use crate::canvas::{Priorities, ResultNode};
 use crate::client::{Client, SentEvents};
 use crate::task::Registry;
 use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, State as Stored};
@@ -30,6 +30,7 @@ pub(crate) struct Scribe {
     /// `task_default_queue`: where follow-ups go that do not say.
     pub queue: String,
     pub routes: Routes,
+    pub priorities: Priorities,
     pub control_exchange: String,
     /// What signs follow-ups (`task_serializer = "auth"`).
     pub signer: Option<Arc<Security>>,
@@ -47,6 +48,7 @@ impl Scribe {
             reply_to: client.oid().to_owned(),
             queue: options.default_queue.clone(),
             routes: options.routes.clone(),
+            priorities: options.priorities,
             control_exchange: options.control_exchange.clone(),
             signer: options.signer.clone(),
             inline_errbacks: inline.map(|entry| entry.name.clone()).collect(),
@@ -117,7 +119,7 @@ impl Scribe {
                 Effect::WaitForEta(_)
                 | Effect::Enqueue
                 | Effect::Start
-                | Effect::Cancel
+                | Effect::Cancel(_)
                 | Effect::Fallout(..)
                 | Effect::Part(_) => local.push(effect),
             }
@@ -190,8 +192,8 @@ impl Scribe {
                     .extended(extended.as_ref());
                 self.encode(&request.id, state.clone(), &record)
             }
-            Content::Started => {
-                let meta = json!({"pid": std::process::id(), "hostname": self.hostname});
+            Content::Started(pid) => {
+                let meta = json!({"pid": pid, "hostname": self.hostname});
                 let record = Record::new(&request.id, state, &meta, date)
                     .children(Some(&children))
                     .family(group, parent);
@@ -279,10 +281,13 @@ fn requeue(delivery: Delivery, end: End, request: &Request) -> broker::Write {
     broker::Write::Requeue {
         tag: delivery.tag,
         to: match end {
-            End::Back => broker::End::Head,
+            End::Back | End::Lost => broker::End::Head,
             End::Front => broker::End::Tail,
         },
-        raw: request.raw.clone(),
+        raw: match end {
+            End::Lost => broker::count_delivery(&request.raw).map_or_else(|| request.raw.clone(), Bytes::from),
+            End::Back | End::Front => request.raw.clone(),
+        },
         queue: delivery.queue,
         priority: request.message.properties.priority(),
     }
@@ -290,7 +295,7 @@ fn requeue(delivery: Delivery, end: End, request: &Request) -> broker::Write {
 
 /// Celery's log lines (protocol 3.1).
 fn log(happening: &Happening, request: &Request, result: Option<&str>) {
-    let (name, id) = (&*request.entry.name, &*request.id);
+    let (name, id) = (request.message.headers.shown_name(), &*request.id);
     let attempt = request.message.headers.retries;
     match happening {
         Happening::Received => info!(
@@ -300,6 +305,12 @@ fn log(happening: &Happening, request: &Request, result: Option<&str>) {
             "Task {name}[{id}] received"
         ),
         Happening::Started => {}
+        Happening::KnownSuccess(_) => info!(
+            task.id = id,
+            task.name = name,
+            run.attempt = attempt,
+            "Task {name}[{id}] Task already completed successfully."
+        ),
         Happening::Succeeded { runtime } => {
             info!(
                 task.id = id,
@@ -336,6 +347,12 @@ fn log(happening: &Happening, request: &Request, result: Option<&str>) {
                 "Task {name}[{id}] reject requeue={requeue}"
             );
         }
+        Happening::Cancelled => warn!(
+            task.id = id,
+            task.name = name,
+            run.attempt = attempt,
+            "Task {name}[{id}] was cancelled"
+        ),
         Happening::Revoked {
             terminated, expired, ..
         } => {

@@ -44,7 +44,7 @@ impl Scribe {
         args: &[Json],
         with: CallOptions,
     ) -> (Vec<Out>, Vec<ResultNode>) {
-        let mut planner = Planner::new(Some(parent), &self.reply_to);
+        let mut planner = Planner::new(Some(parent), &self.reply_to).with_priorities(self.priorities);
         planner.apply(signature, args, with);
         self.outs(planner.plan)
     }
@@ -57,7 +57,7 @@ impl Scribe {
         chain: &[Signature],
         result: &Json,
     ) -> (Vec<Out>, Vec<ResultNode>) {
-        let mut planner = Planner::new(Some(parent), &self.reply_to);
+        let mut planner = Planner::new(Some(parent), &self.reply_to).with_priorities(self.priorities);
         let args = std::slice::from_ref(result);
         match callbacks {
             [] => {}
@@ -141,6 +141,7 @@ impl Scribe {
         let parent = Parent {
             id: failed.to_owned(),
             root_id: root_id.to_owned(),
+            priority: 0,
         };
         let args = [Json::string(failed)];
         let (out, children) = self.apply(&parent, group(sent), &args, CallOptions::default());

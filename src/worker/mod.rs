@@ -12,6 +12,7 @@
 mod autoscale;
 mod consumer;
 mod control;
+mod done;
 mod effects;
 mod errback;
 mod events;
@@ -25,6 +26,7 @@ mod metrics;
 mod mingle;
 mod options;
 mod pool;
+mod process;
 mod rate_limit;
 mod request;
 #[cfg(test)]
@@ -42,5 +44,8 @@ mod writer;
 
 pub use metrics::Watch;
 pub use options::{Options, TaskDefaults};
+pub use process::{Child, Program};
+
+pub use crate::task::RateLimit;
 pub use start::{Error, Worker};
 pub use stop::{Exit, Stop};

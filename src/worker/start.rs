@@ -11,6 +11,7 @@ use super::Options;
 use super::autoscale::Autoscaler;
 use super::consumer::{Consumer, Inputs};
 use super::control::{self, Order, Panel};
+use super::done::Succeeded;
 use super::effects::Scribe;
 use super::events::Events;
 use super::fetcher::Fetcher;
@@ -20,6 +21,7 @@ use super::keeper::Keeper;
 use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
 use super::pool::Pool;
+use super::process::Children;
 use super::rate_limit::RateLimits;
 use super::revoke::Revoked;
 use super::room::Room;
@@ -30,7 +32,7 @@ use super::timers::Timers;
 use super::writer::Writer;
 use crate::backend::Backend;
 use crate::broker::Broker;
-use crate::client::{Client, SentEvents};
+use crate::client::SentEvents;
 use crate::clock;
 use crate::conn::{self, Link};
 use crate::task::{Registry, builtins};
@@ -69,7 +71,7 @@ impl Worker {
     ///
     /// # Errors
     /// Redis cannot be reached or refuses, or an option makes no sense.
-    pub async fn connect(mut options: Options, mut registry: Registry) -> Result<Self, Error> {
+    pub async fn connect(mut options: Options, registry: Registry) -> Result<Self, Error> {
         if let Some((max, min)) = options.autoscale {
             if max == 0 || min > max {
                 return Err(Error::Option(
@@ -84,7 +86,20 @@ impl Worker {
         if options.queues.is_empty() {
             return Err(Error::Option("there is no queue to consume".into()));
         }
-        builtins::register(&mut registry).map_err(|error| Error::Option(error.to_string()))?;
+        if options.disable_prefetch {
+            options.prefetch_multiplier = 1;
+        }
+        let first = registry.entries().find(|entry| entry.options.process);
+        if let Some(task) = first
+            && options.program.is_none()
+        {
+            return Err(Error::Option(format!(
+                "task {:?} wants a process, and this program does not say how it is started as one \
+                 (cli::worker_main does, or worker::Options::program)",
+                task.name
+            )));
+        }
+        let registry = complete(registry, &options)?;
         let state = options.state_db.as_deref().map(StateDb::open).transpose();
         let state = state.map_err(Error::Option)?;
         let broker = Broker::connect(&options.broker, options.broker_options.clone()).await?;
@@ -108,6 +123,15 @@ impl Worker {
             state,
             metrics: Metrics::default(),
         })
+    }
+
+    /// Deletes all messages that wait in its queues; how many there were.
+    ///
+    /// # Errors
+    /// Redis cannot be reached or refuses.
+    pub async fn purge(&self) -> Result<u64, Error> {
+        let queues: Vec<Arc<str>> = self.options.queues.iter().map(|queue| queue.as_str().into()).collect();
+        Ok(self.broker.purge(&queues).await?)
     }
 
     /// Watches it from beside it; what happens is counted from now on.
@@ -140,9 +164,7 @@ impl Worker {
         let writing = spawn(ServiceKind::Writer, writer.run());
 
         let clock = Lamport::default();
-        let client = Client::new(broker.clone(), backend.clone())
-            .signing(options.signer.clone())
-            .routed(options.routes.clone());
+        let client = options.client(broker.clone(), backend.clone());
         let sent_events = options.sent_events.then(|| SentEvents {
             exchange: options.event_exchange.clone(),
             sender: client.origin().to_owned(),
@@ -214,6 +236,7 @@ impl Worker {
 
         let (notes, notes_seen) = mpsc::channel(NOTES);
         let (pool, ends) = Pool::new(options.concurrency);
+        let children = Children::new(&options);
         let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
         let (members, members_seen) = mpsc::unbounded_channel();
         let (joined_to, joined) = mpsc::unbounded_channel();
@@ -251,7 +274,11 @@ impl Worker {
             revoked.merge(saved.revoked.iter().map(String::as_str), clock::instant());
             db
         });
-        let consumer = Consumer {
+        let connection = client.connection();
+        let waiting = options
+            .eta_task_limit
+            .map(|limit| Arc::new(Semaphore::new(limit.saturating_sub(prefetch))));
+        let mut consumer = Consumer {
             scribe,
             members,
             joining: Vec::new(),
@@ -264,6 +291,7 @@ impl Worker {
             registry,
             client,
             pool,
+            children,
             outbox,
             active: HashMap::new(),
             by_id: HashMap::new(),
@@ -271,6 +299,7 @@ impl Worker {
             timers: Timers::default(),
             rate_limits: RateLimits::default(),
             revoked,
+            done: Succeeded::default(),
             gossip: Gossip::default(),
             panel: Panel::default(),
             state_db,
@@ -284,6 +313,8 @@ impl Worker {
             held,
             notes,
             shutdown: stop.clone(),
+            connection,
+            waiting,
             next_key: 0,
             phase: Phase::Run,
             drained: false,
@@ -291,6 +322,9 @@ impl Worker {
             effects: Vec::new(),
             streams: HashMap::new(),
         };
+        if consumer.options.direct {
+            consumer.add_direct();
+        }
         let (exchange, node) = (
             consumer.options.control_exchange.clone(),
             consumer.options.hostname.clone(),
@@ -328,4 +362,21 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
         control::listen(messages, hostname, events, options.accept.clone(), orders.clone()),
     );
     true
+}
+
+/// The tasks of a program and those that every worker has.
+pub(super) fn complete(mut registry: Registry, options: &Options) -> Result<Registry, Error> {
+    let own: Vec<Arc<str>> = registry.entries().map(|entry| entry.name.clone()).collect();
+    let has_processes = registry.entries().any(|entry| entry.options.process);
+    for name in own {
+        registry.change(&name, |own| {
+            own.rate_limit = own.rate_limit.or(options.task_defaults.rate_limit)
+        });
+    }
+    builtins::register(&mut registry).map_err(|error| Error::Option(error.to_string()))?;
+    // These two run other tasks in themselves.
+    for name in ["celery.map", "celery.starmap"] {
+        registry.change(name, |own| own.process = has_processes);
+    }
+    Ok(registry)
 }
