@@ -22,6 +22,12 @@ async def in_thread(app: Celery, send: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(_threads, context.run, _quietly, app, send)
 
 
+def wait_for_thread(app: Celery, send: Callable[[], T]) -> T:
+    """The same for programs without a loop."""
+    context = contextvars.copy_context()
+    return _threads.submit(context.run, _quietly, app, send).result()
+
+
 def _quietly(app: Celery, send: Callable[[], T]) -> T:
     """Runs ``send`` where the application has no result backend.
 

@@ -92,7 +92,7 @@ impl Broker {
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
         let reply = self.main.pipeline_with(&pipe, &id.patience).await?.pop();
-        let claims = read(reply, &keys, queues)?;
+        let claims = read(reply, &id.prefix, &keys, queues)?;
         if let Some(last) = claims.messages.last() {
             self.rotate(queues, &last.queue);
         }
@@ -136,32 +136,33 @@ impl Broker {
     }
 }
 
-fn read(reply: Option<Value>, keys: &[(String, usize)], queues: &[Arc<str>]) -> Result<Claims, Error> {
+fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[Arc<str>]) -> Result<Claims, Error> {
     let parts = match reply {
         Some(Value::Array(parts)) => parts,
         other => return Err(unexpected(other.as_ref())),
     };
     let mut claims = Claims::default();
+    claims.messages.reserve(parts.len() / 3);
     let mut parts = parts.into_iter();
-    while let (Some(tag), Some(key), Some(body)) = (parts.next(), parts.next(), parts.next()) {
-        let (Value::BulkString(tag), Value::Int(key), Value::BulkString(body)) = (tag, key, body) else {
+    while let (Some(number), Some(key), Some(body)) = (parts.next(), parts.next(), parts.next()) {
+        let (Value::Int(number), Value::Int(key), Value::BulkString(body)) = (number, key, body) else {
             return Err(unexpected(None));
         };
         let key = usize::try_from(key).ok().and_then(|key| keys.get(key.checked_sub(1)?));
         let Some((key, queue)) = key.map(|(key, index)| (key, queues[*index].clone())) else {
             return Err(unexpected(None));
         };
-        match &tag[..] {
-            b"" => {
+        match number {
+            0 => {
                 let reason = String::from_utf8_lossy(&body).into_owned();
                 claims.dead.push(Dead { queue, reason });
             }
-            b"-" => {
+            -1 => {
                 let reason = String::from_utf8_lossy(&body);
                 claims.unusable = Some(format!("the key {key:?} of queue {queue:?} holds no list: {reason}"));
             }
-            tag => claims.messages.push(Claimed {
-                tag: Tag(String::from_utf8_lossy(tag).into()),
+            number => claims.messages.push(Claimed {
+                tag: Tag(format!("{prefix}{number}").into()),
                 queue,
                 raw: Bytes::from(body),
             }),

@@ -86,7 +86,7 @@ pub struct Broker {
     main: Link,
     writer: Link,
     options: Arc<Options>,
-    keys: Keys,
+    keys: Arc<Keys>,
     scripts: Arc<Scripts>,
     turn: Arc<AtomicUsize>,
     tracked: Arc<std::sync::atomic::AtomicBool>,
@@ -152,7 +152,7 @@ impl Broker {
             )
             .await?;
         Ok(Self {
-            keys: Keys::new(&options, endpoint.db()),
+            keys: Arc::new(Keys::new(&options, endpoint.db())),
             main,
             writer,
             options: Arc::new(options),

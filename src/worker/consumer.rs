@@ -64,7 +64,7 @@ pub(crate) struct Active {
 
 /// What the loop listens to.
 pub(crate) struct Inputs {
-    pub fetched: mpsc::Receiver<Fetched>,
+    pub fetched: mpsc::Receiver<Vec<Fetched>>,
     pub ends: mpsc::UnboundedReceiver<Ended>,
     pub orders: mpsc::Receiver<Order>,
     pub lost: mpsc::UnboundedReceiver<Vec<Tag>>,
@@ -77,7 +77,8 @@ pub(crate) struct Inputs {
 pub(crate) struct Consumer {
     pub options: Options,
     pub registry: Registry,
-    pub client: Client,
+    /// One for all runs.
+    pub client: Arc<Client>,
     pub pool: Pool,
     pub events: Events,
     pub scribe: Arc<Scribe>,
@@ -111,6 +112,7 @@ pub(crate) struct Consumer {
     pub(super) drained: bool,
     pub(super) out: Vec<Out>,
     pub(super) effects: Vec<Effect>,
+    pub(super) local: Vec<Effect>,
     pub(super) streams: HashMap<Arc<str>, Vec<Bytes>>,
 }
 
@@ -122,15 +124,15 @@ impl Consumer {
         let mut lease = every(Keeper::pause(self.options.broker_options.visibility_timeout));
         let mut look = every(LOOK);
         let mut clocks = Clocks::new(clock::now(), clock::instant());
-        let (mut fetched, mut ends) = (Vec::with_capacity(TURN), Vec::with_capacity(TURN));
+        let mut ends = Vec::with_capacity(TURN);
         self.worker_event("worker-online");
         self.send();
         loop {
             let due = self.timers.next();
             tokio::select! {
-                count = inputs.fetched.recv_many(&mut fetched, TURN), if !self.drained => match count {
-                    0 => self.drained = true,
-                    _ => fetched.drain(..).for_each(|fetched| self.on_fetched(fetched)),
+                fetched = inputs.fetched.recv(), if !self.drained => match fetched {
+                    None => self.drained = true,
+                    Some(fetched) => fetched.into_iter().for_each(|fetched| self.on_fetched(fetched)),
                 },
                 _ = inputs.ends.recv_many(&mut ends, TURN) => {
                     // What a run said comes before how it ended.
@@ -473,7 +475,7 @@ impl Consumer {
             return;
         };
         let state = std::mem::replace(&mut active.state, State::Done);
-        let mut effects = std::mem::take(&mut self.effects);
+        let (mut effects, mut local) = (std::mem::take(&mut self.effects), std::mem::take(&mut self.local));
         active.state = state.step(input, &active.request, clock::now(), &mut effects);
         let done = active.state.is_done();
         let request = active.request.clone();
@@ -498,8 +500,9 @@ impl Consumer {
         }
         let mut children = context.as_ref().map(Context::children).unwrap_or_default();
         let scribe = self.scribe.clone();
-        scribe.write(&mut effects, &request, &mut children, &mut self.events, &mut self.out);
-        for effect in effects.drain(..) {
+        let to = (&mut self.events, &mut self.out);
+        scribe.write(&mut effects, &mut local, &request, &mut children, to);
+        for effect in local.drain(..) {
             match effect {
                 Effect::Fallout(exception) => {
                     if let Some(embed) = &request.embed {
@@ -526,7 +529,7 @@ impl Consumer {
                 _ => {}
             }
         }
-        self.effects = effects;
+        (self.effects, self.local) = (effects, local);
     }
 
     fn on_part(&mut self, request: &Request, done: Done, children: &[ResultNode]) {
@@ -664,7 +667,11 @@ impl Consumer {
             self.out
                 .push(Out::Backend(crate::backend::Write::Stream { id, entries }));
         }
-        self.outbox.send(std::mem::take(&mut self.out));
+        if !self.out.is_empty() {
+            // The next turn will have about as much to say.
+            let room = Vec::with_capacity(self.out.len());
+            self.outbox.send(std::mem::replace(&mut self.out, room));
+        }
         self.note_numbers();
     }
 

@@ -62,18 +62,17 @@ impl Scribe {
         }
     }
 
-    /// Appends the writes of what leaves the worker; what concerns the loop itself is left in `effects`. `children` is
-    /// what the run has sent; what follows it comes to that.
+    /// Appends the writes of what leaves the worker to `out`; what concerns the loop itself goes to `local`. `children`
+    /// is what the run has sent; what follows it comes to that.
     pub(crate) fn write(
         &self,
         effects: &mut Vec<Effect>,
+        local: &mut Vec<Effect>,
         request: &Request,
         children: &mut Vec<ResultNode>,
-        events: &mut Events,
-        out: &mut Vec<Out>,
+        (events, out): (&mut Events, &mut Vec<Out>),
     ) {
         let mut shown = None;
-        let mut local = Vec::new();
         for effect in effects.drain(..) {
             match effect {
                 Effect::Ack(delivery) => out.push(Out::Broker(broker::Write::Ack(delivery.tag))),
@@ -126,7 +125,6 @@ impl Scribe {
                 | Effect::Part(_) => local.push(effect),
             }
         }
-        effects.append(&mut local);
     }
 
     /// The record of a task that never became a request.
@@ -208,11 +206,13 @@ impl Scribe {
         if !self.stores_results {
             return None;
         }
-        match serde_json::to_vec(record) {
-            Ok(record) => Some(Out::Backend(backend::Write::Store {
+        // As much as a record mostly takes.
+        let mut text = Vec::with_capacity(320);
+        match serde_json::to_writer(&mut text, record) {
+            Ok(()) => Some(Out::Backend(backend::Write::Store {
                 id: id.clone(),
                 status: state,
-                record: record.into(),
+                record: text.into(),
             })),
             Err(error) => {
                 error!(task.id = %id, %error, "the result cannot be encoded");

@@ -44,7 +44,8 @@ pub(crate) struct Fetcher {
     pub queues: watch::Receiver<Vec<Arc<str>>>,
     pub stop: watch::Receiver<Phase>,
     pub outbox: Outbox,
-    pub to: mpsc::Sender<Fetched>,
+    /// What one claim brought goes over at once.
+    pub to: mpsc::Sender<Vec<Fetched>>,
 }
 
 impl Fetcher {
@@ -96,34 +97,22 @@ impl Fetcher {
                 }
                 unusable = claims.unusable;
             }
-            for dead in claims.dead {
-                let dead = Fetched::Dead {
-                    queue: dead.queue,
-                    reason: dead.reason,
-                };
-                if self.to.send(dead).await.is_err() {
-                    return;
-                }
-            }
-            for message in claims.messages {
-                let share = self.room.take(message.raw.len());
-                let delivery = Delivery {
+            let dead = claims.dead.into_iter().map(|dead| Fetched::Dead {
+                queue: dead.queue,
+                reason: dead.reason,
+            });
+            let mut fetched: Vec<Fetched> = dead.collect();
+            fetched.extend(claims.messages.into_iter().map(|message| Fetched::Message {
+                share: self.room.take(message.raw.len()),
+                delivery: Delivery {
                     tag: message.tag,
                     queue: message.queue,
                     credit: credit.split(1),
-                };
-                if self
-                    .to
-                    .send(Fetched::Message {
-                        delivery,
-                        raw: message.raw,
-                        share,
-                    })
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
+                },
+                raw: message.raw,
+            }));
+            if !empty && self.to.send(fetched).await.is_err() {
+                return;
             }
             drop(credit);
             if empty {

@@ -38,9 +38,12 @@ mod stop;
 mod strategy;
 mod timers;
 mod tracer;
+mod way;
 mod writer;
 
 pub use metrics::Watch;
 pub use options::{Options, TaskDefaults};
 pub use start::{Error, Worker};
 pub use stop::{Exit, Stop};
+#[doc(hidden)]
+pub use way::Way;

@@ -35,6 +35,26 @@ pub(crate) fn spawn(kind: ServiceKind, service: impl Future<Output = ()> + Send 
     })
 }
 
+/// Runs the consumer loop among the tasks of the runtime. On a thread of its own each message between it and them would
+/// wake a thread.
+pub(crate) async fn run_loop<T: Send + 'static>(run: impl Future<Output = T> + Send + 'static) -> T {
+    /// Who gives the worker up ends its loop.
+    struct Ended(tokio::task::AbortHandle);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+    let handle = tokio::spawn(run);
+    let _ended = Ended(handle.abort_handle());
+    match handle.await {
+        Ok(exit) => exit,
+        Err(failure) if failure.is_panic() => std::panic::resume_unwind(failure.into_panic()),
+        // Only the guard aborts it, and then nobody is here.
+        Err(_) => std::future::pending().await,
+    }
+}
+
 /// Starts the run of a task. It reports to the consumer loop in every case, panics included, so nobody waits for the
 /// handle.
 pub(crate) fn spawn_run(run: impl Future<Output = ()> + Send + 'static) {

@@ -23,7 +23,7 @@ use super::pool::Pool;
 use super::rate_limit::RateLimits;
 use super::revoke::Revoked;
 use super::room::Room;
-use super::services::{ServiceKind, spawn};
+use super::services::{ServiceKind, run_loop, spawn};
 use super::state_db::{Saved, StateDb};
 use super::stop::{Exit, Phase, Stop};
 use super::timers::Timers;
@@ -39,8 +39,8 @@ use crate::task::{Registry, builtins};
 const NOTES: usize = 8192;
 /// Control requests that wait.
 const ORDERS: usize = 256;
-/// Messages between fetcher and loop.
-const FETCHED: usize = 1024;
+/// Claims between fetcher and loop; what they brought is bounded by the prefetch count.
+const FETCHED: usize = 4;
 
 /// A worker could not start.
 #[derive(Debug, thiserror::Error)]
@@ -251,7 +251,7 @@ impl Worker {
                 .map(|(max, min)| Autoscaler::new(max, min, clock::instant())),
             options,
             registry,
-            client,
+            client: Arc::new(client),
             pool,
             outbox,
             active: HashMap::new(),
@@ -278,13 +278,14 @@ impl Worker {
             drained: false,
             out: Vec::new(),
             effects: Vec::new(),
+            local: Vec::new(),
             streams: HashMap::new(),
         };
         let (exchange, node) = (
             consumer.options.control_exchange.clone(),
             consumer.options.hostname.clone(),
         );
-        let exit = consumer.run(inputs).await;
+        let exit = run_loop(consumer.run(inputs)).await;
         // Bounded: a Redis that is gone must not keep the worker from ending.
         let _ = tokio::time::timeout(Duration::from_secs(1), broker.unsubscribe_control(&exchange, &node)).await;
         writing.abort();
