@@ -59,12 +59,7 @@ const PARTS: [Part; 6] = [
     part("all of it, with events", 0, 0, || walk(true)),
 ];
 
-const fn part(
-    name: &'static str,
-    instructions: u64,
-    allocations: u64,
-    make: fn() -> Box<dyn FnMut()>,
-) -> Part {
+const fn part(name: &'static str, instructions: u64, allocations: u64, make: fn() -> Box<dyn FnMut()>) -> Part {
     Part {
         name,
         instructions,
@@ -154,7 +149,10 @@ fn nanoseconds(part: &mut dyn FnMut()) -> f64 {
 
 fn check() -> ExitCode {
     let mut over = false;
-    println!("{:<32}{:>14}{:>8}{:>13}{:>8}", "", "instructions", "most", "allocations", "most");
+    println!(
+        "{:<32}{:>14}{:>8}{:>13}{:>8}",
+        "", "instructions", "most", "allocations", "most"
+    );
     for (at, part) in PARTS.iter().enumerate() {
         let instructions = each(at, "callgrind", "--callgrind-out-file=/dev/null", "Collected : ");
         let allocations = each(at, "memcheck", "--leak-check=no", "total heap usage: ");
@@ -183,7 +181,10 @@ fn each(part: usize, tool: &str, option: &str, before: &str) -> u64 {
             .output()
             .expect("valgrind is on PATH: tools/setup/debian.sh installs it");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let number = text.split(before).nth(1).and_then(|rest| rest.split_whitespace().next());
+        let number = text
+            .split(before)
+            .nth(1)
+            .and_then(|rest| rest.split_whitespace().next());
         let number = number.unwrap_or_else(|| panic!("valgrind says {text}"));
         number.replace(',', "").parse::<u64>().unwrap()
     };

@@ -21,10 +21,6 @@ use std::process::ExitCode;
 use functions::Functions;
 use orchestra::task::RegisterError;
 
-/// As in `orchestra-worker`.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let mut words: Vec<String> = std::env::args().collect();
     let profile = if words.len() > 1 {

@@ -8,7 +8,7 @@ use redis::{Pipeline, Value};
 use uuid::Uuid;
 
 use super::{Broker, Error, QueueOrder, Tag};
-use crate::conn::Patience;
+use crate::conn::{Patience, invocation};
 
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
 const MOST_BYTES: usize = 8 << 20;
@@ -114,6 +114,30 @@ impl Broker {
     fn rotate(&self, queues: &[Arc<str>], gave: &Arc<str>) {
         if let Some(at) = queues.iter().position(|queue| queue == gave) {
             self.turn.store(at + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads held messages again, and renews their leases: for each tag what `unacked` has, if it is still ours.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub(crate) async fn recall(&self, tags: &[Tag]) -> Result<Vec<Option<Vec<u8>>>, Error> {
+        let mut call = invocation(&self.scripts.recall, 2);
+        call.arg(self.keys.name("unacked")).arg(self.keys.name("unacked_index"));
+        for tag in tags {
+            call.arg(&*tag.0);
+        }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.add_command(call);
+        match self.main.pipeline(&pipe).await?.pop() {
+            Some(Value::Array(held)) => Ok(held
+                .into_iter()
+                .map(|held| match held {
+                    Value::BulkString(held) => Some(held),
+                    _ => None,
+                })
+                .collect()),
+            other => Err(unexpected(other.as_ref())),
         }
     }
 

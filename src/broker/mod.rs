@@ -80,6 +80,20 @@ pub enum QueueOrder {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tag(pub(crate) Arc<str>);
 
+impl Tag {
+    /// The claim and the number of a tag that a claim made.
+    pub(crate) fn parts(&self) -> Option<(u128, u32)> {
+        let (claim, number) = self.0.split_once('.')?;
+        let parts = (u128::from_str_radix(claim, 16).ok()?, number.parse().ok()?);
+        (*self == Self::from_parts(parts.0, parts.1)).then_some(parts)
+    }
+
+    /// The tag of those parts.
+    pub(crate) fn from_parts(claim: u128, number: u32) -> Self {
+        Self(format!("{claim:032x}.{number}").into())
+    }
+}
+
 /// A broker. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct Broker {
@@ -97,6 +111,8 @@ pub struct Broker {
 struct Scripts {
     claim: Script,
     extend: Script,
+    recall: Script,
+    give_back: Script,
     requeue: Script,
     bury: Script,
     overdue: Script,
@@ -111,6 +127,8 @@ impl Scripts {
         Self {
             claim: Script::new(include_str!("scripts/claim.lua")),
             extend: Script::new(include_str!("scripts/extend.lua")),
+            recall: Script::new(include_str!("scripts/recall.lua")),
+            give_back: Script::new(include_str!("scripts/give_back.lua")),
             requeue: Script::new(include_str!("scripts/requeue.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
             overdue: Script::new(include_str!("scripts/overdue.lua")),
@@ -137,12 +155,22 @@ impl Broker {
         let main = Link::connect(endpoint, options.link.clone()).await?;
         let writer = Link::connect(endpoint, options.link.clone()).await?;
         let scripts = Scripts::new();
-        main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone))
-            .await?;
+        main.register(
+            [
+                &scripts.claim,
+                &scripts.extend,
+                &scripts.recall,
+                &scripts.overdue,
+                &scripts.restore,
+            ]
+            .map(Clone::clone),
+        )
+        .await?;
         writer
             .register(
                 [
                     &scripts.requeue,
+                    &scripts.give_back,
                     &scripts.bury,
                     &scripts.publish,
                     &scripts.reply,

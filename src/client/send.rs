@@ -51,7 +51,12 @@ impl Client {
     /// See [`send`](Self::send); none or some of them may have been sent.
     pub async fn send_many<C: Borrow<Call>>(&self, calls: impl IntoIterator<Item = C>) -> Result<Vec<Pending>, Error> {
         let mut sent = Vec::new();
-        self.send_all(calls.into_iter().inspect(|call| sent.push(self.result(call.borrow().id())))).await?;
+        self.send_all(
+            calls
+                .into_iter()
+                .inspect(|call| sent.push(self.result(call.borrow().id()))),
+        )
+        .await?;
         Ok(sent)
     }
 

@@ -346,6 +346,11 @@ impl Link {
         self.query::<Value>(&tracking(prefixes)).await.is_ok()
     }
 
+    /// Ends a wait for news: what this connection itself changes is no news to it.
+    pub fn wake(&self) {
+        self.shared.woken.notify_one();
+    }
+
     /// Waits for news of a tracked key, or of a new connection, after which anything may have changed.
     pub async fn woken(&self) {
         self.shared.woken.notified().await;

@@ -81,7 +81,10 @@ pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
 pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> Result<Message, Undecodable> {
     let element = std::str::from_utf8(raw).map_err(|error| DecodeError::Envelope(format!("not UTF-8: {error}")))?;
     let envelope = open(element)?;
-    let (headers, properties) = (envelope.headers.unwrap_or_default(), envelope.properties.unwrap_or_default());
+    let (headers, properties) = (
+        envelope.headers.unwrap_or_default(),
+        envelope.properties.unwrap_or_default(),
+    );
     let of_protocol_1 = headers.task.is_empty();
     if !of_protocol_1 {
         check(&headers, limits)?;

@@ -19,7 +19,7 @@ const BATCH: usize = 128;
 const BACKLOG: usize = 20_000;
 /// How long to wait for the news of a message before looking again. The news comes by push; this is the safety net
 /// for a push that was lost.
-const WAIT: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(30);
 
 /// What the fetcher hands to the consumer loop.
 pub(crate) enum Fetched {

@@ -24,6 +24,7 @@ mod keeper;
 mod metrics;
 mod mingle;
 mod options;
+mod parked;
 mod pool;
 mod rate_limit;
 mod request;

@@ -14,6 +14,8 @@ pub(crate) enum ServiceKind {
     Writer,
     /// Keeps leases and restores what the dead held. Its death ends the worker.
     Keeper,
+    /// Reads messages again that wait for their ETA. Its death ends the worker.
+    Recaller,
     /// Counts the members of chords. Its death ends the worker.
     Joiner,
     /// Reads remote control requests. Its death ends the worker.

@@ -19,6 +19,7 @@ use super::joiner::Joiner;
 use super::keeper::Keeper;
 use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
+use super::parked::{Parked, Recaller};
 use super::pool::Pool;
 use super::rate_limit::RateLimits;
 use super::revoke::Revoked;
@@ -157,10 +158,20 @@ impl Worker {
         let (queues, queues_seen) =
             watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
         let (fetched_to, fetched) = mpsc::channel(FETCHED);
+        let room = Room::new(options.prefetch_bytes);
+        let (recall, wanted) = mpsc::unbounded_channel();
+        let (recalled_to, recalled) = mpsc::unbounded_channel();
+        let recaller = Recaller {
+            broker: broker.clone(),
+            room: room.clone(),
+            wanted,
+            to: recalled_to,
+        };
+        spawn(ServiceKind::Recaller, recaller.run());
         let fetcher = Fetcher {
             broker: broker.clone(),
             credit: credit.clone(),
-            room: Room::new(options.prefetch_bytes),
+            room,
             queues: queues_seen,
             stop: stop.phases(),
             outbox: outbox.clone(),
@@ -229,6 +240,7 @@ impl Worker {
             ends,
             orders,
             lost,
+            recalled,
             notes: notes_seen,
             joined,
             stop: stop.phases(),
@@ -258,6 +270,8 @@ impl Worker {
             by_id: HashMap::new(),
             reserved: VecDeque::new(),
             timers: Timers::default(),
+            parked: Parked::default(),
+            recall,
             rate_limits: RateLimits::default(),
             revoked,
             gossip: Gossip::default(),

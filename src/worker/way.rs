@@ -59,7 +59,7 @@ impl Way {
     pub fn walk(&mut self, raw: &bytes::Bytes) -> usize {
         const KEY: Key = 1;
         let request = strategy::receive(raw.clone(), &self.registry, &self.options);
-        let request = Arc::new(request.ok().expect("a message of a registered task"));
+        let request = Arc::new(request.expect("a message of a registered task"));
         let delivery = Delivery {
             tag: Tag("bench.1".into()),
             queue: "celery".into(),

@@ -29,6 +29,8 @@ if again then
   end
   if #out > 0 then return out end
 end
+-- A look that finds nothing is two commands.
+if redis.call('EXISTS', unpack(KEYS, 3)) == 0 then return out end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 for i = 3, #KEYS do
