@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
 
@@ -12,7 +13,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from . import batch, sending
+from . import batch, pipelined, sending, stream
 from .result import Result
 
 if TYPE_CHECKING:
@@ -128,16 +129,69 @@ class Client:
         """Calls any task by name, such as one from a worker's ``tasks`` folder."""
         return self._send(name, args, kwargs)
 
-    def call_many(self, name: str, calls: Iterable[Union[Sequence[Any], Mapping[str, Any]]], /) -> list[Result]:
+    def call_many(self, name: str, calls: Iterable[batch.Input], /) -> list[Result]:
         """Calls a task many times: with each of ``calls``, a sequence of arguments or a mapping of keyword arguments.
 
         Messages leave some hundred at a time, so this is several times faster than as many :meth:`call`. ``calls`` may
-        be a generator, which is read as they leave. When it raises, those before it may have been sent, and when Redis
-        is lost on the way some may not; nothing is sent twice by itself.
+        be a generator, which is read as they leave, on another thread. When it raises, those before it may have been
+        sent, and when Redis is lost on the way some may not; nothing is sent twice by itself.
         """
         self._check()
         backend = self.app.backend
-        return sending.wait_for_thread(self.app, lambda: self._send_many(name, calls, backend))
+        return sending.on_thread(self.app, lambda: self._send_many(name, calls, backend))
+
+    def map(
+        self,
+        template: Optional[str],
+        rows: Iterable[batch.Input],
+        *,
+        task: Optional[str] = None,
+        in_flight: int = 256,
+        output: Union[None, str, os.PathLike[str]] = None,
+        retry_failed: bool = False,
+        progress: bool = False,
+    ) -> Iterator[batch.Row]:
+        """Runs a template once for every row of parameters, and yields the rows as they end.
+
+        At most ``in_flight`` rows are sent and not yet done, however many there are; ``rows`` may be a generator. A row
+        that fails raises nothing: its ``error`` says why. With ``template=None`` and ``task="name"`` a task is called
+        instead, with each row as its keyword arguments (or, if it is a list, its positional ones).
+
+        With ``output`` every result is also a line of that file, and the same call after a crash goes on where it
+        stopped: rows that ended come from the file, rows that were sent are waited for and not sent again, and with
+        ``retry_failed`` those that failed are run again. ``orchestra batch failed`` and ``export`` read the file.
+        ``progress`` shows a bar on the standard error (needs ``tqdm``).
+
+        Raises ``ValueError`` when the file is of other rows, or in use. Ending the iteration early leaves the rows that
+        were sent to the workers.
+        """
+        if (template is None) == (task is None):
+            raise TypeError("map() needs a template, or task=")
+        if in_flight < 1:
+            raise ValueError("in_flight must be 1 at least")
+        self._check()
+        backend = stream.require_redis(self.app.backend)
+        name = task or "orchestra.run"
+
+        def send(task_id: str, row: batch.Input) -> None:
+            client = self.options(task_id=task_id)
+            args, kwargs = ([], row) if isinstance(row, Mapping) else (row, {})
+            if template is not None:
+                if args:
+                    raise TypeError("parameters of a template have names: a row must be a mapping")
+                kwargs = {"template": template, "params": dict(kwargs)}
+            sending.on_thread(self.app, lambda: client._send(name, args, kwargs, backend))
+
+        def ends() -> Iterator[batch.Row]:
+            if output is None:
+                yield from batch.run(backend, send, rows, in_flight, None, retry_failed)
+                return
+            with closing(batch.Journal(output, name, template)) as journal:
+                yield from batch.run(backend, send, rows, in_flight, journal, retry_failed)
+
+        if not progress:
+            return ends()
+        return batch.with_progress(ends(), len(rows) if isinstance(rows, Sized) else None)
 
     def result(self, task_id: str) -> Result:
         """The result of a task that was sent before, here or elsewhere."""
@@ -160,21 +214,19 @@ class Client:
         """:meth:`call` for event loops."""
         return await self._asend(name, args, kwargs)
 
-    async def acall_many(
-        self, name: str, calls: Iterable[Union[Sequence[Any], Mapping[str, Any]]], /
-    ) -> list[Result]:
-        """:meth:`call_many` for event loops; ``calls`` is read on another thread."""
+    async def acall_many(self, name: str, calls: Iterable[batch.Input], /) -> list[Result]:
+        """:meth:`call_many` for event loops."""
         self._check()
         backend = self.app.backend
         return await sending.in_thread(self.app, lambda: self._send_many(name, calls, backend))
 
-    def _send_many(
-        self, name: str, calls: Iterable[Union[Sequence[Any], Mapping[str, Any]]], backend: Any
-    ) -> list[Result]:
-        with batch.producer(self.app) as producer:
+    def _send_many(self, name: str, calls: Iterable[batch.Input], backend: Any) -> list[Result]:
+        with pipelined.producer(self.app) as producer:
             sender = self.options(producer=producer)
             return [
-                sender._send(name, [], call, backend) if isinstance(call, Mapping) else sender._send(name, call, {}, backend)
+                sender._send(name, [], call, backend)
+                if isinstance(call, Mapping)
+                else sender._send(name, call, {}, backend)
                 for call in calls
             ]
 
