@@ -231,18 +231,25 @@ impl Broker {
             self.append_declare(&mut pipe, queue);
         }
         self.writer.pipeline(&pipe).await?;
-        self.watch(queues).await;
+        // A claim that finds nothing has read the queues' keys. Asking for all that begins with a queue's name instead
+        // would bring news of every result: `celery` is how `celery-task-meta-…` begins.
+        let tracked = self.main.track_reads().await;
+        self.note_tracking(tracked);
         Ok(())
     }
 
-    /// Asks for news of queues. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more
-    /// often instead.
-    pub async fn watch(&self, queues: &[Arc<str>]) {
-        let mut prefixes: Vec<String> = queues.iter().map(|queue| self.keys.name(queue)).collect();
+    /// Asks for news of keys. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more often
+    /// instead.
+    pub async fn watch(&self, keys: &[Arc<str>]) {
+        let mut prefixes: Vec<String> = keys.iter().map(|key| self.keys.name(key)).collect();
         prefixes.sort();
         // Redis refuses overlapping prefixes; the shorter one covers the longer.
         prefixes.dedup_by(|longer, shorter| longer.starts_with(shorter.as_str()));
         let tracked = self.main.track(&prefixes).await;
+        self.note_tracking(tracked);
+    }
+
+    fn note_tracking(&self, tracked: bool) {
         self.tracked.store(tracked, std::sync::atomic::Ordering::Relaxed);
         if !tracked {
             tracing::warn!(
@@ -251,11 +258,11 @@ impl Broker {
         }
     }
 
-    /// Waits for news of a queue, `longest` at most. Nothing is taken by waiting.
-    pub async fn wait(&self, longest: Duration) {
+    /// Waits for news of a queue, `longest` at most; whether there was some. Nothing is taken by waiting.
+    pub async fn wait(&self, longest: Duration) -> bool {
         let tracked = self.tracked.load(std::sync::atomic::Ordering::Relaxed);
         let longest = if tracked { longest } else { Duration::from_millis(100) };
-        let _ = tokio::time::timeout(longest, self.main.woken()).await;
+        tokio::time::timeout(longest, self.main.woken()).await.is_ok()
     }
 
     /// Listens to remote control, as the node of that name.

@@ -29,7 +29,7 @@ if again then
   end
   if #out > 0 then return out end
 end
--- A look that finds nothing is two commands.
+-- A look that finds nothing is two commands; whoever asked for news of what he reads hears when there is something.
 if redis.call('EXISTS', unpack(KEYS, 3)) == 0 then return out end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
