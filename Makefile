@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # rustup puts Cargo there, and only later shells have it on their path.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: help setup demo demo-check test test-rust test-python test-ollama differential celery-suite fmt lint audit clean
+.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama differential celery-suite fmt lint audit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ demo: setup ## Run the main job: Redis, a model, the worker, Flower, tasks from 
 demo-check: setup ## The same, checked, without staying
 	@tools/demo/demo.sh --check
 
-test: setup lint test-rust test-python ## Everything: format, lints, Rust, Python, docs
+test: setup lint test-rust test-python test-cost ## Everything: format, lints, Rust, Python, docs, what a task costs
 	@echo "make test: all good"
 
 test-rust: setup
@@ -32,6 +32,16 @@ test-rust: setup
 test-python: setup
 	cargo build --locked --workspace --bins
 	cd python-client && ../.venv/bin/python -m pytest -q
+
+test-cost: setup ## Instructions and allocations of the pure parts of a task, against their bounds
+	cargo bench --locked --no-default-features --bench pure -- --check
+
+ROWS ?=
+ROUNDS ?= 5
+
+bench: setup ## Our worker and Celery's side by side (ROWS: a part of a row's name, ROUNDS): docs/measurements.md
+	cargo build --locked --release --example conformance_worker --example flood
+	.venv/bin/python tools/bench/run.py --rows '$(ROWS)' --rounds $(ROUNDS)
 
 test-ollama: setup ## The contract with Ollama, against the server at OLLAMA_HOST
 	@: "$${OLLAMA_HOST:?say which server: OLLAMA_HOST=http://127.0.0.1:11434 make test-ollama}"

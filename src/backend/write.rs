@@ -7,6 +7,7 @@ use bytes::Bytes;
 use redis::Pipeline;
 
 use super::Backend;
+use crate::conn::invocation;
 use crate::wire::State;
 
 /// Records in one script call: bounds how long it occupies Redis.
@@ -87,11 +88,14 @@ impl Backend {
 
     fn append_records(&self, pipe: &mut Pipeline, records: &mut Vec<(&str, &State, &Bytes)>) {
         for batch in records.chunks(BATCH) {
-            let mut call = self.scripts.store.prepare_invoke();
-            for (id, status, record) in batch {
-                call.key(self.result_key(id)).arg(self.ttl(status)).arg(&record[..]);
+            let mut call = invocation(&self.scripts.store, batch.len());
+            for (id, ..) in batch {
+                call.arg(self.result_key(id));
             }
-            pipe.invoke_script(&call);
+            for (_, status, record) in batch {
+                call.arg(self.ttl(status)).arg(&record[..]);
+            }
+            pipe.add_command(call);
         }
         records.clear();
     }

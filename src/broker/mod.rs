@@ -80,13 +80,27 @@ pub enum QueueOrder {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tag(pub(crate) Arc<str>);
 
+impl Tag {
+    /// The claim and the number of a tag that a claim made.
+    pub(crate) fn parts(&self) -> Option<(u128, u32)> {
+        let (claim, number) = self.0.split_once('.')?;
+        let parts = (u128::from_str_radix(claim, 16).ok()?, number.parse().ok()?);
+        (*self == Self::from_parts(parts.0, parts.1)).then_some(parts)
+    }
+
+    /// The tag of those parts.
+    pub(crate) fn from_parts(claim: u128, number: u32) -> Self {
+        Self(format!("{claim:032x}.{number}").into())
+    }
+}
+
 /// A broker. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct Broker {
     main: Link,
     writer: Link,
     options: Arc<Options>,
-    keys: Keys,
+    keys: Arc<Keys>,
     scripts: Arc<Scripts>,
     turn: Arc<AtomicUsize>,
     tracked: Arc<std::sync::atomic::AtomicBool>,
@@ -97,6 +111,8 @@ pub struct Broker {
 struct Scripts {
     claim: Script,
     extend: Script,
+    recall: Script,
+    give_back: Script,
     requeue: Script,
     bury: Script,
     overdue: Script,
@@ -112,6 +128,8 @@ impl Scripts {
         Self {
             claim: Script::new(include_str!("scripts/claim.lua")),
             extend: Script::new(include_str!("scripts/extend.lua")),
+            recall: Script::new(include_str!("scripts/recall.lua")),
+            give_back: Script::new(include_str!("scripts/give_back.lua")),
             requeue: Script::new(include_str!("scripts/requeue.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
             overdue: Script::new(include_str!("scripts/overdue.lua")),
@@ -139,12 +157,22 @@ impl Broker {
         let main = Link::connect(endpoint, options.link.clone()).await?;
         let writer = Link::connect(endpoint, options.link.clone()).await?;
         let scripts = Scripts::new();
-        main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone))
-            .await?;
+        main.register(
+            [
+                &scripts.claim,
+                &scripts.extend,
+                &scripts.recall,
+                &scripts.overdue,
+                &scripts.restore,
+            ]
+            .map(Clone::clone),
+        )
+        .await?;
         writer
             .register(
                 [
                     &scripts.requeue,
+                    &scripts.give_back,
                     &scripts.bury,
                     &scripts.publish,
                     &scripts.publish_once,
@@ -155,7 +183,7 @@ impl Broker {
             )
             .await?;
         Ok(Self {
-            keys: Keys::new(&options, endpoint.db()),
+            keys: Arc::new(Keys::new(&options, endpoint.db())),
             main,
             writer,
             options: Arc::new(options),
@@ -206,7 +234,10 @@ impl Broker {
             self.append_declare(&mut pipe, queue);
         }
         self.writer.pipeline(&pipe).await?;
-        self.watch(queues).await;
+        // A claim that finds nothing has read the queues' keys. Asking for all that begins with a queue's name instead
+        // would bring news of every result: `celery` is how `celery-task-meta-…` begins.
+        let tracked = self.main.track_reads().await;
+        self.note_tracking(tracked);
         Ok(())
     }
 
@@ -225,14 +256,18 @@ impl Broker {
         Ok(replies.into_iter().step_by(2).map(count).sum())
     }
 
-    /// Asks for news of queues. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more
-    /// often instead.
-    pub async fn watch(&self, queues: &[Arc<str>]) {
-        let mut prefixes: Vec<String> = queues.iter().map(|queue| self.keys.name(queue)).collect();
+    /// Asks for news of keys. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more often
+    /// instead.
+    pub async fn watch(&self, keys: &[Arc<str>]) {
+        let mut prefixes: Vec<String> = keys.iter().map(|key| self.keys.name(key)).collect();
         prefixes.sort();
         // Redis refuses overlapping prefixes; the shorter one covers the longer.
         prefixes.dedup_by(|longer, shorter| longer.starts_with(shorter.as_str()));
         let tracked = self.main.track(&prefixes).await;
+        self.note_tracking(tracked);
+    }
+
+    fn note_tracking(&self, tracked: bool) {
         self.tracked.store(tracked, std::sync::atomic::Ordering::Relaxed);
         if !tracked {
             tracing::warn!(
@@ -241,11 +276,11 @@ impl Broker {
         }
     }
 
-    /// Waits for news of a queue, `longest` at most. Nothing is taken by waiting.
-    pub async fn wait(&self, longest: Duration) {
+    /// Waits for news of a queue, `longest` at most; whether there was some. Nothing is taken by waiting.
+    pub async fn wait(&self, longest: Duration) -> bool {
         let tracked = self.tracked.load(std::sync::atomic::Ordering::Relaxed);
         let longest = if tracked { longest } else { Duration::from_millis(100) };
-        let _ = tokio::time::timeout(longest, self.main.woken()).await;
+        tokio::time::timeout(longest, self.main.woken()).await.is_ok()
     }
 
     /// Listens to remote control, as the node of that name.

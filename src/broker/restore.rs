@@ -91,6 +91,9 @@ impl Broker {
                 }
             }
         }
+        if restored.requeued > 0 {
+            self.main.wake();
+        }
         Ok(restored)
     }
 

@@ -136,7 +136,8 @@ struct Shared {
 #[derive(Clone, Default)]
 struct Setup {
     scripts: Vec<Script>,
-    tracked: Vec<String>,
+    /// How news of keys are asked for.
+    tracking: Option<Cmd>,
     channels: HashSet<String>,
     patterns: HashSet<String>,
 }
@@ -338,12 +339,32 @@ impl Link {
     /// Asks for news of changed keys that begin with one of `prefixes` (`CLIENT TRACKING … BCAST`): each wakes
     /// [`woken`](Self::woken). Whether the server can do that; if not, callers have to look by themselves.
     pub async fn track(&self, prefixes: &[String]) -> bool {
-        self.shared.setup().tracked = prefixes.to_vec();
-        // Prefixes can be added but not changed; what is lost in between is seen by the next look at the queues.
+        let mut command = tracking();
+        command.arg("BCAST");
+        for prefix in prefixes {
+            command.arg("PREFIX").arg(prefix);
+        }
+        // Prefixes can be added but not changed; what is lost in between is seen by the next look at the keys.
         let _ = self
             .query::<Value>(redis::cmd("CLIENT").arg("TRACKING").arg("OFF"))
             .await;
-        self.query::<Value>(&tracking(prefixes)).await.is_ok()
+        self.start_tracking(command).await
+    }
+
+    /// Asks for news of the keys that this connection reads: the next change of one wakes [`woken`](Self::woken), once.
+    /// Whether the server can do that.
+    pub async fn track_reads(&self) -> bool {
+        self.start_tracking(tracking()).await
+    }
+
+    async fn start_tracking(&self, command: Cmd) -> bool {
+        self.shared.setup().tracking = Some(command.clone());
+        self.query::<Value>(&command).await.is_ok()
+    }
+
+    /// Ends a wait for news: what this connection itself changes is no news to it.
+    pub fn wake(&self) {
+        self.shared.woken.notify_one();
     }
 
     /// Waits for news of a tracked key, or of a new connection, after which anything may have changed.
@@ -470,8 +491,8 @@ impl Shared {
         for script in &setup.scripts {
             pipe.load_script(script);
         }
-        if !setup.tracked.is_empty() {
-            pipe.add_command(tracking(&setup.tracked));
+        if let Some(command) = setup.tracking {
+            pipe.add_command(command);
         }
         if !pipe.is_empty() {
             // A server that is loading refuses these: the connection is not ready, so try again.
@@ -569,12 +590,9 @@ fn has_no_script(value: &Value) -> bool {
     matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 
-fn tracking(prefixes: &[String]) -> Cmd {
+fn tracking() -> Cmd {
     let mut command = redis::cmd("CLIENT");
-    command.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
-    for prefix in prefixes {
-        command.arg("PREFIX").arg(prefix);
-    }
+    command.arg("TRACKING").arg("ON").arg("NOLOOP");
     command
 }
 

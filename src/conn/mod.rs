@@ -3,9 +3,11 @@
 mod endpoint;
 mod error;
 mod link;
+mod script;
 mod sentinel;
 
 pub use endpoint::Endpoint;
 pub use error::Error;
 pub use link::{Link, LinkOptions, Patience, Push};
+pub use script::invocation;
 pub use sentinel::Login;

@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use super::flag::Flag;
 use crate::canvas::{Parent, ResultNode};
 use crate::client::{Applied, Client};
 use crate::clock::Instant;
@@ -65,26 +65,26 @@ pub struct Context {
 
 struct Inner {
     details: Details,
-    cancel: CancellationToken,
+    cancel: Flag,
     /// The signal that somebody wants it to be ended by; 0 when nobody does.
     signal: AtomicI32,
-    soft: CancellationToken,
+    soft: Flag,
     watches_soft: AtomicBool,
     notes: Notes,
     dropped: AtomicU64,
-    client: Option<Client>,
+    client: Option<Arc<Client>>,
     children: Mutex<Vec<ResultNode>>,
 }
 
 impl Context {
     /// A context whose notes go to `notes`. The worker makes one for each run; a test of a task makes its own.
-    pub fn new(details: Details, notes: Notes, client: Option<Client>) -> Self {
+    pub fn new(details: Details, notes: Notes, client: Option<Arc<Client>>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 details,
-                cancel: CancellationToken::new(),
+                cancel: Flag::default(),
                 signal: AtomicI32::new(0),
-                soft: CancellationToken::new(),
+                soft: Flag::default(),
                 watches_soft: AtomicBool::new(false),
                 notes,
                 dropped: AtomicU64::new(0),
@@ -128,19 +128,19 @@ impl Context {
     /// Completes when the run is to end: revoked, over its hard limit, or the worker stops cold. An async run need
     /// not watch it, since its future is dropped; a blocking one should, between two pieces of work.
     pub async fn cancelled(&self) {
-        self.inner.cancel.cancelled().await;
+        self.inner.cancel.wait().await;
     }
 
     /// Whether the run is to end; see [`cancelled`](Self::cancelled).
     pub fn is_cancelled(&self) -> bool {
-        self.inner.cancel.is_cancelled()
+        self.inner.cancel.is_up()
     }
 
     /// Completes at the soft time limit. A run that has called this is not ended at the soft limit but at the hard
     /// one: catching `SoftTimeLimitExceeded`, in Python's terms.
     pub async fn soft_limit(&self) {
         self.inner.watches_soft.store(true, Ordering::Release);
-        self.inner.soft.cancelled().await;
+        self.inner.soft.wait().await;
     }
 
     /// Stores a state of the task's own, such as `PROGRESS`, with meta data (`Task.update_state`). Waits while the
@@ -252,7 +252,7 @@ impl Context {
 
     /// A client for sub-tasks; `None` outside a worker.
     pub fn client(&self) -> Option<&Client> {
-        self.inner.client.as_ref()
+        self.inner.client.as_deref()
     }
 
     /// What a run elsewhere has sent on behalf of this task.
@@ -262,7 +262,7 @@ impl Context {
     }
 
     pub(crate) fn cancel(&self) {
-        self.inner.cancel.cancel();
+        self.inner.cancel.raise();
     }
 
     /// Ends the run; where it has a process of its own, by this signal.
@@ -278,7 +278,7 @@ impl Context {
 
     /// Tells the run of its soft limit; whether it watches for it.
     pub(crate) fn reach_soft_limit(&self) -> bool {
-        self.inner.soft.cancel();
+        self.inner.soft.raise();
         self.inner.watches_soft.load(Ordering::Acquire)
     }
 }

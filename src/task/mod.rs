@@ -30,6 +30,7 @@ mod bind;
 pub(crate) mod builtins;
 mod context;
 mod failure;
+mod flag;
 mod options;
 mod registry;
 mod traits;

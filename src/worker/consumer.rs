@@ -22,10 +22,11 @@ use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
 use super::keeper::Keeper;
 use super::metrics::Metrics;
+use super::parked::{Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
 use super::process::Children;
 use super::rate_limit::RateLimits;
-use super::request::{Delivery, Done, Effect, Happening, Input, Outcome, Request, RunId, State, Waiting};
+use super::request::{Delivery, Done, Effect, Happening, Hold, Input, Outcome, Request, RunId, State, Waiting};
 use super::revoke::Revoked;
 use super::room::Share;
 use super::services::spawn_run;
@@ -50,6 +51,10 @@ pub(crate) type Key = u64;
 const TURN: usize = 256;
 /// How often to look whether the clock was set.
 const LOOK: Duration = Duration::from_secs(1);
+/// An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
+const FURTHEST: Duration = Duration::from_secs(86_400);
+/// Parked messages that go back at once: bounds how long one script occupies Redis.
+const BACK: usize = 100;
 
 /// A request with its state.
 pub(crate) struct Active {
@@ -72,10 +77,11 @@ pub(crate) struct Active {
 
 /// What the loop listens to.
 pub(crate) struct Inputs {
-    pub fetched: mpsc::Receiver<Fetched>,
+    pub fetched: mpsc::Receiver<Vec<Fetched>>,
     pub ends: mpsc::UnboundedReceiver<Ended>,
     pub orders: mpsc::Receiver<Order>,
     pub lost: mpsc::UnboundedReceiver<Vec<Tag>>,
+    pub recalled: mpsc::UnboundedReceiver<Recalled>,
     pub notes: mpsc::Receiver<Note>,
     pub joined: mpsc::UnboundedReceiver<Joined>,
     pub stop: watch::Receiver<Phase>,
@@ -85,7 +91,8 @@ pub(crate) struct Inputs {
 pub(crate) struct Consumer {
     pub options: Options,
     pub registry: Registry,
-    pub client: Client,
+    /// One for all runs.
+    pub client: Arc<Client>,
     pub pool: Pool,
     pub children: Children,
     pub events: Events,
@@ -95,6 +102,9 @@ pub(crate) struct Consumer {
     pub by_id: HashMap<Arc<str>, Key>,
     pub reserved: VecDeque<Key>,
     pub timers: Timers,
+    /// Those that wait long for their ETA, beyond some that are kept whole.
+    pub parked: Parked,
+    pub recall: mpsc::UnboundedSender<Vec<Spot>>,
     pub rate_limits: RateLimits,
     pub revoked: Revoked,
     pub done: Succeeded,
@@ -125,6 +135,7 @@ pub(crate) struct Consumer {
     pub(super) drained: bool,
     pub(super) out: Vec<Out>,
     pub(super) effects: Vec<Effect>,
+    pub(super) local: Vec<Effect>,
     pub(super) streams: HashMap<Arc<str>, Vec<Bytes>>,
 }
 
@@ -136,15 +147,15 @@ impl Consumer {
         let mut lease = every(Keeper::pause(self.options.broker_options.visibility_timeout));
         let mut look = every(LOOK);
         let mut clocks = Clocks::new(clock::now(), clock::instant());
-        let (mut fetched, mut ends) = (Vec::with_capacity(TURN), Vec::with_capacity(TURN));
+        let mut ends = Vec::with_capacity(TURN);
         self.worker_event("worker-online");
         self.send();
         loop {
-            let due = self.timers.next();
+            let due = self.next_due();
             tokio::select! {
-                count = inputs.fetched.recv_many(&mut fetched, TURN), if !self.drained => match count {
-                    0 => self.drained = true,
-                    _ => fetched.drain(..).for_each(|fetched| self.on_fetched(fetched)),
+                fetched = inputs.fetched.recv(), if !self.drained => match fetched {
+                    None => self.drained = true,
+                    Some(fetched) => fetched.into_iter().for_each(|fetched| self.on_fetched(fetched)),
                 },
                 _ = inputs.ends.recv_many(&mut ends, TURN) => {
                     // What a run said comes before how it ended.
@@ -157,6 +168,7 @@ impl Consumer {
                 Some(joined) = inputs.joined.recv() => self.on_joined(joined),
                 Some(order) = inputs.orders.recv() => self.on_order(order),
                 Some(lost) = inputs.lost.recv() => self.on_lost(&lost),
+                Some(recalled) = inputs.recalled.recv() => self.on_recalled(recalled),
                 () = sleep_until(due) => self.on_due(),
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
                 _ = lease.tick() => self.on_lease(),
@@ -226,7 +238,7 @@ impl Consumer {
         };
         match strategy::receive(raw.clone(), &self.registry, &self.options) {
             Ok(request) => {
-                let key = self.insert(request, delivery, share);
+                let key = self.insert(request, State::Received { delivery }, share);
                 let input = if self.phase == Phase::Run {
                     Input::Received {
                         revoked: self.is_revoked(key),
@@ -253,7 +265,7 @@ impl Consumer {
         }
     }
 
-    fn insert(&mut self, request: Request, delivery: Delivery, share: Share) -> Key {
+    fn insert(&mut self, request: Request, state: State, share: Share) -> Key {
         self.next_key += 1;
         let key = self.next_key;
         self.by_id.insert(request.id.clone(), key);
@@ -261,7 +273,7 @@ impl Consumer {
             key,
             Active {
                 request: Arc::new(request),
-                state: State::Received { delivery },
+                state,
                 context: None,
                 started: None,
                 pid: 0,
@@ -273,6 +285,75 @@ impl Consumer {
             },
         );
         key
+    }
+
+    /// Parked messages were read again, because they are due or may be meant by somebody.
+    fn on_recalled(&mut self, recalled: Recalled) {
+        self.parked.came_back(recalled.asked);
+        if self.phase != Phase::Run {
+            // They have been given back.
+            return;
+        }
+        for (delivery, raw, share) in recalled.messages {
+            let request = match strategy::receive(raw.clone(), &self.registry, &self.options) {
+                Ok(request) => request,
+                Err(refusal) => {
+                    self.refuse(delivery, raw, *refusal);
+                    continue;
+                }
+            };
+            let eta = request.eta.filter(|eta| *eta > clock::now());
+            let why = Hold::Eta;
+            let key = self.insert(request, State::Held { delivery, why }, share);
+            match eta {
+                Some(eta) if !self.is_revoked(key) => self.wait(key, eta),
+                _ => {
+                    let revoked = self.is_revoked(key);
+                    self.step(key, Input::Due { revoked });
+                }
+            }
+        }
+    }
+
+    /// Has parked messages read again.
+    pub(super) fn recall(&mut self, places: Vec<Spot>) {
+        if !places.is_empty() {
+            // A service that is gone has ended the worker.
+            let _ = self.recall.send(places);
+        }
+    }
+
+    /// Remembers next to nothing of a request that waits long for its ETA, when there are many; whether it did.
+    fn park(&mut self, key: Key, eta: Timestamp) -> bool {
+        // Where those that wait are limited in number, each has its place among them.
+        if self.waiting.is_some() || !self.parked.wants(self.active.len(), eta, clock::now()) {
+            return false;
+        }
+        let Some(active) = self.active.get(&key) else {
+            return false;
+        };
+        let State::Held {
+            delivery,
+            why: Hold::Eta,
+        } = &active.state
+        else {
+            return false;
+        };
+        let place = Spot {
+            tag: delivery.tag.clone(),
+            queue: delivery.queue.clone(),
+            priority: active.request.message.properties.priority(),
+        };
+        if !self.parked.add(&place, &active.request.id, eta) {
+            return false;
+        }
+        if self.by_id.get(&active.request.id) == Some(&key) {
+            self.by_id.remove(&active.request.id);
+        }
+        self.active.remove(&key);
+        let tag = place.tag;
+        self.out.push(Out::Broker(broker::Write::Park { tag, eta }));
+        true
     }
 
     fn refuse(&mut self, delivery: Delivery, raw: Bytes, refusal: Refusal) {
@@ -444,7 +525,16 @@ impl Consumer {
         }
     }
 
+    /// The next time at which something is due.
+    fn next_due(&self) -> Option<Instant> {
+        let parked = self.parked.next(self.active.len());
+        let parked = parked.map(|next| clock::instant() + clock::until(next, clock::now()).min(FURTHEST));
+        self.timers.next().into_iter().chain(parked).min()
+    }
+
     fn on_due(&mut self) {
+        let places = self.parked.take_due(self.active.len(), clock::now());
+        self.recall(places);
         let now = clock::instant();
         for _ in 0..TURN {
             let Some(key) = self.timers.pop_due(now) else { break };
@@ -503,6 +593,7 @@ impl Consumer {
                 },
             );
         }
+        self.unpark();
         match phase {
             Phase::Soft => {
                 let patience = self.options.soft_shutdown_timeout;
@@ -542,13 +633,27 @@ impl Consumer {
         }
     }
 
+    /// Gives back all that is parked.
+    fn unpark(&mut self) {
+        let mut lists: HashMap<(Arc<str>, u8), Vec<Tag>> = HashMap::new();
+        for place in self.parked.take_all() {
+            lists.entry((place.queue, place.priority)).or_default().push(place.tag);
+        }
+        for ((queue, priority), tags) in lists {
+            self.out.extend(tags.chunks(BACK).map(|tags| {
+                let (queue, tags) = (queue.clone(), tags.to_vec());
+                Out::Broker(broker::Write::GiveBack { queue, priority, tags })
+            }));
+        }
+    }
+
     /// Gives one input to one request, and does what follows.
     pub(crate) fn step(&mut self, key: Key, input: Input) {
         let Some(active) = self.active.get_mut(&key) else {
             return;
         };
         let state = std::mem::replace(&mut active.state, State::Done);
-        let mut effects = std::mem::take(&mut self.effects);
+        let (mut effects, mut local) = (std::mem::take(&mut self.effects), std::mem::take(&mut self.local));
         active.state = state.step(input, &active.request, clock::now(), &mut effects);
         let done = active.state.is_done();
         let request = active.request.clone();
@@ -573,8 +678,9 @@ impl Consumer {
         }
         let mut children = context.as_ref().map(Context::children).unwrap_or_default();
         let scribe = self.scribe.clone();
-        scribe.write(&mut effects, &request, &mut children, &mut self.events, &mut self.out);
-        for effect in effects.drain(..) {
+        let to = (&mut self.events, &mut self.out);
+        scribe.write(&mut effects, &mut local, &request, &mut children, to);
+        for effect in local.drain(..) {
             match effect {
                 Effect::Fallout(exception, in_task) => {
                     if let Some(embed) = &request.embed {
@@ -601,7 +707,7 @@ impl Consumer {
                 _ => {}
             }
         }
-        self.effects = effects;
+        (self.effects, self.local) = (effects, local);
     }
 
     fn on_part(&mut self, request: &Request, done: Done, children: &[ResultNode]) {
@@ -625,12 +731,14 @@ impl Consumer {
     }
 
     fn wait(&mut self, key: Key, eta: Timestamp) {
+        if self.park(key, eta) {
+            return;
+        }
         if let Some(active) = self.active.get_mut(&key) {
             active.eta = Some(eta);
         }
         let pause = clock::until(eta, clock::now());
-        // An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
-        let at = clock::instant() + pause.min(Duration::from_secs(86_400));
+        let at = clock::instant() + pause.min(FURTHEST);
         self.timers.set(at, key);
     }
 
@@ -758,7 +866,11 @@ impl Consumer {
             self.out
                 .push(Out::Backend(crate::backend::Write::Stream { id, entries }));
         }
-        self.outbox.send(std::mem::take(&mut self.out));
+        if !self.out.is_empty() {
+            // The next turn will have about as much to say.
+            let room = Vec::with_capacity(self.out.len());
+            self.outbox.send(std::mem::replace(&mut self.out, room));
+        }
         self.note_numbers();
     }
 
@@ -767,7 +879,7 @@ impl Consumer {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         now.running.set(number(self.running));
         now.reserved.set(number(self.reserved.len()));
-        now.held.set(number(self.active.len()));
+        now.held.set(number(self.active.len() + self.parked.len()));
         now.places.set(number(self.pool.size()));
         now.prefetch.set(number(self.prefetch));
         now.writes.set(number(self.outbox.backlog()));

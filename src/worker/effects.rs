@@ -14,10 +14,21 @@ use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::canvas::{Priorities, ResultNode};
-use crate::client::{Client, SentEvents};
+use crate::client::SentEvents;
 use crate::task::Registry;
 use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, State as Stored};
 use crate::{backend, broker, clock};
+
+/// Who sends what follows a task.
+#[derive(Clone, Copy)]
+pub(crate) struct Sender<'a> {
+    /// Whom results are for, when nobody says.
+    pub reply_to: &'a str,
+    /// Name of the process.
+    pub origin: &'a str,
+    /// What tells monitors of it, if they are to be told.
+    pub events: Option<&'a SentEvents>,
+}
 
 /// Turns effects into writes.
 pub(crate) struct Scribe {
@@ -42,10 +53,10 @@ pub(crate) struct Scribe {
 }
 
 impl Scribe {
-    pub(crate) fn new(options: &Options, registry: &Registry, client: &Client, metrics: Metrics) -> Self {
+    pub(crate) fn new(options: &Options, registry: &Registry, sender: Sender<'_>, metrics: Metrics) -> Self {
         let inline = registry.entries().filter(|entry| entry.options.errback_inline);
         Self {
-            reply_to: client.oid().to_owned(),
+            reply_to: sender.reply_to.to_owned(),
             queue: options.default_queue.clone(),
             routes: options.routes.clone(),
             priorities: options.priorities,
@@ -55,24 +66,23 @@ impl Scribe {
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
-            sent_events: client.sent_events().cloned(),
+            sent_events: sender.events.cloned(),
             metrics,
-            origin: client.origin().to_owned(),
+            origin: sender.origin.to_owned(),
         }
     }
 
-    /// Appends the writes of what leaves the worker; what concerns the loop itself is left in `effects`. `children` is
-    /// what the run has sent; what follows it comes to that.
+    /// Appends the writes of what leaves the worker to `out`; what concerns the loop itself goes to `local`. `children`
+    /// is what the run has sent; what follows it comes to that.
     pub(crate) fn write(
         &self,
         effects: &mut Vec<Effect>,
+        local: &mut Vec<Effect>,
         request: &Request,
         children: &mut Vec<ResultNode>,
-        events: &mut Events,
-        out: &mut Vec<Out>,
+        (events, out): (&mut Events, &mut Vec<Out>),
     ) {
         let mut shown = None;
-        let mut local = Vec::new();
         for effect in effects.drain(..) {
             match effect {
                 Effect::Ack(delivery) => out.push(Out::Broker(broker::Write::Ack(delivery.tag))),
@@ -124,7 +134,6 @@ impl Scribe {
                 | Effect::Part(_) => local.push(effect),
             }
         }
-        effects.append(&mut local);
     }
 
     /// The record of a task that never became a request.
@@ -206,11 +215,13 @@ impl Scribe {
         if !self.stores_results {
             return None;
         }
-        match serde_json::to_vec(record) {
-            Ok(record) => Some(Out::Backend(backend::Write::Store {
+        // As much as a record mostly takes.
+        let mut text = Vec::with_capacity(320);
+        match serde_json::to_writer(&mut text, record) {
+            Ok(()) => Some(Out::Backend(backend::Write::Store {
                 id: id.clone(),
                 status: state,
-                record: record.into(),
+                record: text.into(),
             })),
             Err(error) => {
                 error!(task.id = %id, %error, "the result cannot be encoded");

@@ -37,7 +37,7 @@ impl Keeper {
 
     /// How often to look for overdue messages.
     pub(crate) fn sweep_pause(visibility_timeout: Duration) -> Duration {
-        (visibility_timeout / 6).clamp(Duration::from_millis(500), Duration::from_secs(10))
+        (visibility_timeout / 6).clamp(Duration::from_millis(500), Duration::from_secs(30))
     }
 
     /// Runs until the consumer loop is gone.

@@ -25,6 +25,7 @@ mod keeper;
 mod metrics;
 mod mingle;
 mod options;
+mod parked;
 mod pool;
 mod process;
 mod rate_limit;
@@ -40,6 +41,7 @@ mod stop;
 mod strategy;
 mod timers;
 mod tracer;
+mod way;
 mod writer;
 
 pub use metrics::Watch;
@@ -49,3 +51,5 @@ pub use process::{Child, Program};
 pub use crate::task::RateLimit;
 pub use start::{Error, Worker};
 pub use stop::{Exit, Stop};
+#[doc(hidden)]
+pub use way::Way;

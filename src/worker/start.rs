@@ -12,7 +12,7 @@ use super::autoscale::Autoscaler;
 use super::consumer::{Consumer, Inputs};
 use super::control::{self, Order, Panel};
 use super::done::Succeeded;
-use super::effects::Scribe;
+use super::effects::{Scribe, Sender};
 use super::events::Events;
 use super::fetcher::Fetcher;
 use super::gossip::Gossip;
@@ -20,12 +20,13 @@ use super::joiner::Joiner;
 use super::keeper::Keeper;
 use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
+use super::parked::{Parked, Recaller};
 use super::pool::Pool;
 use super::process::Children;
 use super::rate_limit::RateLimits;
 use super::revoke::Revoked;
 use super::room::Room;
-use super::services::{ServiceKind, spawn};
+use super::services::{ServiceKind, run_loop, spawn};
 use super::state_db::{Saved, StateDb};
 use super::stop::{Exit, Phase, Stop};
 use super::timers::Timers;
@@ -42,8 +43,8 @@ use crate::wire::Lamport;
 const NOTES: usize = 8192;
 /// Control requests that wait.
 const ORDERS: usize = 256;
-/// Messages between fetcher and loop.
-const FETCHED: usize = 1024;
+/// Claims between fetcher and loop; what they brought is bounded by the prefetch count.
+const FETCHED: usize = 4;
 
 /// A worker could not start.
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +172,12 @@ impl Worker {
             clock: clock.clone(),
         });
         let client = client.telling(sent_events);
-        let scribe = Arc::new(Scribe::new(&options, &registry, &client, metrics.clone()));
+        let sender = Sender {
+            reply_to: client.oid(),
+            origin: client.origin(),
+            events: client.sent_events(),
+        };
+        let scribe = Arc::new(Scribe::new(&options, &registry, sender, metrics.clone()));
 
         let prefetch = match options.prefetch_multiplier as usize {
             0 => Semaphore::MAX_PERMITS >> 4,
@@ -184,10 +190,20 @@ impl Worker {
         let (queues, queues_seen) =
             watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
         let (fetched_to, fetched) = mpsc::channel(FETCHED);
+        let room = Room::new(options.prefetch_bytes);
+        let (recall, wanted) = mpsc::unbounded_channel();
+        let (recalled_to, recalled) = mpsc::unbounded_channel();
+        let recaller = Recaller {
+            broker: broker.clone(),
+            room: room.clone(),
+            wanted,
+            to: recalled_to,
+        };
+        spawn(ServiceKind::Recaller, recaller.run());
         let fetcher = Fetcher {
             broker: broker.clone(),
             credit: credit.clone(),
-            room: Room::new(options.prefetch_bytes),
+            room,
             queues: queues_seen,
             stop: stop.phases(),
             outbox: outbox.clone(),
@@ -257,6 +273,7 @@ impl Worker {
             ends,
             orders,
             lost,
+            recalled,
             notes: notes_seen,
             joined,
             stop: stop.phases(),
@@ -289,7 +306,7 @@ impl Worker {
                 .map(|(max, min)| Autoscaler::new(max, min, clock::instant())),
             options,
             registry,
-            client,
+            client: Arc::new(client),
             pool,
             children,
             outbox,
@@ -297,6 +314,8 @@ impl Worker {
             by_id: HashMap::new(),
             reserved: VecDeque::new(),
             timers: Timers::default(),
+            parked: Parked::default(),
+            recall,
             rate_limits: RateLimits::default(),
             revoked,
             done: Succeeded::default(),
@@ -320,6 +339,7 @@ impl Worker {
             drained: false,
             out: Vec::new(),
             effects: Vec::new(),
+            local: Vec::new(),
             streams: HashMap::new(),
         };
         if consumer.options.direct {
@@ -329,7 +349,7 @@ impl Worker {
             consumer.options.control_exchange.clone(),
             consumer.options.hostname.clone(),
         );
-        let exit = consumer.run(inputs).await;
+        let exit = run_loop(consumer.run(inputs)).await;
         // Bounded: a Redis that is gone must not keep the worker from ending.
         let _ = tokio::time::timeout(Duration::from_secs(1), broker.unsubscribe_control(&exchange, &node)).await;
         writing.abort();

@@ -168,10 +168,8 @@ impl Consumer {
     }
 
     fn held_for_eta(&self) -> usize {
-        self.active
-            .values()
-            .filter(|active| matches!(active.state, State::Held { why: Hold::Eta, .. }))
-            .count()
+        let is_held = |active: &&Active| matches!(active.state, State::Held { why: Hold::Eta, .. });
+        self.active.values().filter(is_held).count() + self.parked.len()
     }
 
     fn query(&self, ids: &[String]) -> Value {

@@ -74,7 +74,7 @@ impl Child {
         let mut runner = Runner {
             options,
             registry,
-            client,
+            client: client.into(),
             current,
             notes,
             notes_seen,
@@ -160,7 +160,7 @@ async fn connect(options: &Options) -> Result<Client, conn::Error> {
 struct Runner {
     options: Options,
     registry: Registry,
-    client: Client,
+    client: Arc<Client>,
     current: Current,
     notes: Notes,
     notes_seen: mpsc::Receiver<Note>,
