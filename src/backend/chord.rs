@@ -1,6 +1,7 @@
 //! Chords: the finished members of a header are counted in Redis, by Python workers and by ours, and whoever counts the
 //! last one sends the body (`celery.backends.redis.RedisBackend.on_chord_part_return`).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,8 +10,8 @@ use redis::{Pipeline, Value, cmd};
 use super::{Backend, Error};
 use crate::wire::Json;
 
-/// How long one worker has to send the body before another may (Celery: twice the join timeout of 3 s).
-const CLAIM: Duration = Duration::from_secs(6);
+/// One worker has at least so long to send the body before another may.
+const CLAIM: Duration = Duration::from_secs(5);
 /// The same, once the results are there and the body is about to be sent.
 const CLAIM_TO_SEND: Duration = Duration::from_secs(21);
 /// How long it is remembered that a chord has ended.
@@ -67,6 +68,8 @@ impl Backend {
     /// # Errors
     /// The server cannot be reached or refuses. Counting a part again counts it once.
     pub async fn count_parts(&self, parts: &[Part]) -> Result<Vec<Counted>, Error> {
+        // Celery's time: twice what results of groups are waited for.
+        let claim_time = CLAIM.max(self.options.chord_join_timeout * 2);
         let mut pipe = Pipeline::with_capacity(parts.len());
         let mut claims = Vec::with_capacity(parts.len());
         for part in parts {
@@ -80,11 +83,12 @@ impl Backend {
                 call.key(self.group_key(&part.group, suffix));
             }
             call.arg(format!("{}:{index}", part.task_id))
-                .arg(part.entry.get())
+                .arg(&self.written_part(part)[..])
                 .arg(index)
                 .arg(self.options.result_expires.map_or(0, |keep| keep.as_secs()))
-                .arg(CLAIM.as_secs())
-                .arg(&claim.token);
+                .arg(claim_time.as_secs())
+                .arg(&claim.token)
+                .arg(u8::from(self.options.chord_ordered));
             pipe.invoke_script(&call);
             claims.push(claim);
         }
@@ -103,22 +107,37 @@ impl Backend {
         counted.collect()
     }
 
-    /// The entries of the parts of a chord, in their order; see [`Part::entry`].
+    /// The entries of the parts of a chord, in their order, or without one in that of their ends; see [`Part::entry`].
     ///
     /// # Errors
-    /// The server cannot be reached or refuses.
-    pub async fn parts(&self, group: &str) -> Result<Vec<Vec<u8>>, Error> {
-        let mut command = cmd("ZRANGE");
+    /// The server cannot be reached or refuses, or an entry is in no form that is read.
+    pub async fn parts(&self, group: &str) -> Result<Vec<String>, Error> {
+        let mut command = cmd(if self.options.chord_ordered { "ZRANGE" } else { "LRANGE" });
         command.arg(self.group_key(group, ".j")).arg(0).arg(-1);
-        self.link.query(&command).await
+        let entries: Vec<Vec<u8>> = self.link.query(&command).await?;
+        entries.into_iter().map(|entry| self.read(entry)).collect()
+    }
+
+    /// An entry in the form of results; one that has no such form is a failure with the reason.
+    fn written_part<'a>(&self, part: &'a Part) -> Cow<'a, [u8]> {
+        let format = &self.options.format;
+        format.write(part.entry.get().as_bytes()).unwrap_or_else(|error| {
+            let failed = serde_json::json!([1, part.task_id, "FAILURE", super::write::encode_error(&error)]);
+            format
+                .write(failed.to_string().as_bytes())
+                .unwrap_or_default()
+                .into_owned()
+                .into()
+        })
     }
 
     /// The handle of a header whose results are nested, `{"result": …}`.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn group(&self, group: &str) -> Result<Option<Vec<u8>>, Error> {
-        self.link.query(cmd("GET").arg(self.group_key(group, ""))).await
+    pub async fn group(&self, group: &str) -> Result<Option<String>, Error> {
+        let stored: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.group_key(group, ""))).await?;
+        stored.map(|stored| self.read(stored)).transpose()
     }
 
     /// Gives more time to send the body; whether the caller still has the claim.

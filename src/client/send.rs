@@ -11,13 +11,10 @@ use crate::broker::Write;
 use crate::canvas::{GroupWrite, Parent, Plan, Planner};
 use crate::clock;
 use crate::conn::Link;
-use crate::wire::{CallOptions, Event, Events, Limits, Outbound, Security, Signature, decode};
+use crate::wire::{CallOptions, Event, Events, Limits, Security, Signature, decode};
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
-
-/// Where a call goes that does not say (`task_default_queue`).
-const QUEUE: &str = "celery";
 
 impl Client {
     /// Sends a call; when this returns, Redis has it.
@@ -74,13 +71,8 @@ impl Client {
         planner.apply(call.signature.clone(), &[], CallOptions::default());
         let outbound = planner.plan.sends.first();
         let outbound = outbound.ok_or_else(|| Error::Argument("there is nothing to send".into()))?;
-        let parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
+        let parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
         self.signed(parcel.envelope)
-    }
-
-    /// Where a call goes that does not say.
-    fn queue(&self, outbound: &Outbound) -> &str {
-        self.routes.queue(&outbound.task).unwrap_or(QUEUE)
     }
 
     /// What is sent is signed, where this client signs.
@@ -89,11 +81,11 @@ impl Client {
     }
 
     /// Tells monitors of the message, if they are to be told.
-    fn sent_event(&self, envelope: &[u8], queue: &str) -> Option<Write> {
+    fn sent_event(&self, envelope: &[u8], exchange: &str, routing_key: &str) -> Option<Write> {
         let sent = self.sent_events.as_ref()?;
         let headers = decode(envelope, &Limits::default()).ok()?.headers;
         let clock = sent.clock.fetch_add(1, Ordering::Relaxed) + 1;
-        let event = Event::sent(&headers, "", queue, self.results.origin(), clock);
+        let event = Event::sent(&headers, exchange, routing_key, self.results.origin(), clock);
         let (routing_key, payload) = Events::one(&event, &sent.exchange).ok()?;
         Some(Write::Broadcast {
             exchange: sent.exchange.clone(),
@@ -115,12 +107,12 @@ impl Client {
         }
         let mut writes = Vec::with_capacity(plan.sends.len() + 1);
         for outbound in &plan.sends {
-            let mut parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
+            let mut parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
             parcel.envelope = self.signed(parcel.envelope)?;
-            if parcel.exchange.is_empty() && self.results.declare(&parcel.routing_key) {
-                writes.push(Write::Declare(parcel.routing_key.as_str().into()));
+            if let Some(queue) = parcel.queue.as_deref().filter(|queue| self.results.declare(queue)) {
+                writes.push(Write::Declare(queue.into()));
             }
-            let event = self.sent_event(&parcel.envelope, &parcel.routing_key);
+            let event = self.sent_event(&parcel.envelope, &parcel.exchange, &parcel.routing_key);
             writes.push(parcel.into());
             writes.extend(event);
         }

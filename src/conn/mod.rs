@@ -4,6 +4,7 @@ mod endpoint;
 mod error;
 mod link;
 mod sentinel;
+mod several;
 
 pub use endpoint::Endpoint;
 pub use error::Error;

@@ -64,8 +64,8 @@ impl Body {
     /// The text is not `[list, object, object or null]`.
     pub fn parse(text: String) -> Result<Self, DecodeError> {
         let text = match json::finite(&text) {
-            std::borrow::Cow::Owned(finite) if serde_json::from_str::<&RawValue>(&text).is_err() => finite,
-            _ => text,
+            std::borrow::Cow::Owned(finite) => finite,
+            std::borrow::Cow::Borrowed(_) => text,
         };
         let parts: Vec<&RawValue> = serde_json::from_str(&text)
             .map_err(|error| DecodeError::Body(format!("the body is not [args, kwargs, embed]: {error}")))?;

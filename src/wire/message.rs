@@ -78,7 +78,14 @@ pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
 
 /// Decodes a queue element of an accepted content type.
 pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> Result<Message, Undecodable> {
-    let envelope = envelope(raw)?;
+    let envelope = match envelope(raw) {
+        Ok(envelope) => envelope,
+        // Python's non-finite numbers in the headers or properties.
+        Err(error) => match std::str::from_utf8(raw).map(super::json::finite) {
+            Ok(Cow::Owned(finite)) => return decode_accepted(finite.as_bytes(), limits, accept),
+            _ => return Err(error.into()),
+        },
+    };
     let outside = envelope.headers.map_or("{}", |headers| headers.get());
     let headers = headers(outside)?;
     let properties = envelope.properties.unwrap_or_default();

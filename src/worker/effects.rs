@@ -26,8 +26,6 @@ pub(crate) struct Scribe {
     pub origin: String,
     /// Whom results of follow-ups are for, when nobody says.
     pub reply_to: String,
-    /// `task_default_queue`: where follow-ups go that do not say.
-    pub queue: String,
     pub routes: Routes,
     pub control_exchange: String,
     /// What signs follow-ups (`task_serializer = "auth"`).
@@ -44,8 +42,7 @@ impl Scribe {
         let inline = registry.entries().filter(|entry| entry.options.errback_inline);
         Self {
             reply_to: reply_to.to_owned(),
-            queue: options.default_queue.clone(),
-            routes: options.routes.clone(),
+            routes: options.routes.clone().with_default(&options.default_queue),
             control_exchange: options.control_exchange.clone(),
             signer: options.signer.clone(),
             inline_errbacks: inline.map(|entry| entry.name.clone()).collect(),

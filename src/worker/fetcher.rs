@@ -62,7 +62,7 @@ impl Fetcher {
                 credit.merge(more);
             }
             let changed = self.queues.has_changed().unwrap_or(false);
-            let queues = self.queues.borrow_and_update().clone();
+            let queues = self.broker.lists(self.queues.borrow_and_update().clone());
             if changed {
                 self.broker.watch(&queues).await;
             }

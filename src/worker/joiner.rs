@@ -21,12 +21,10 @@ use crate::backend::{Backend, Claim, Counted, Error, Part};
 use crate::broker::{self, Broker};
 use crate::canvas::{Parent, ResultNode};
 use crate::clock;
-use crate::wire::{CallOptions, Exception, Json, Signature, State};
+use crate::wire::{CallOptions, Exception, Json, Signature, State, json};
 
 /// Parts counted in one round trip.
 const BATCH: usize = 256;
-/// How long the results of a header with groups in it are waited for (`result_chord_join_timeout`).
-const JOIN: Duration = Duration::from_secs(3);
 /// Pause between two looks at a chord that another worker is about to end.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -242,7 +240,7 @@ impl Join {
             .map_err(|error| unreadable(&error))?;
         if let Some(record) = nested {
             let handle = handle(&record).ok_or_else(|| unreadable(&"the handle of the header cannot be read"))?;
-            let until = clock::instant() + JOIN;
+            let until = clock::instant() + self.backend.options().chord_join_timeout;
             let mut results = Vec::new();
             for child in handle.children.iter().flatten() {
                 results.push(self.nested(child, until).await.map_err(join_error)?);
@@ -256,9 +254,8 @@ impl Join {
         entries
             .iter()
             .map(|entry| {
-                let text = String::from_utf8_lossy(entry);
                 let (_, id, state, value): (Json, String, String, Json) =
-                    serde_json::from_str(&text).map_err(|error| unreadable(&error))?;
+                    serde_json::from_str(&json::carried(entry)).map_err(|error| unreadable(&error))?;
                 if State::parse(&state).is_failed() {
                     let cause = exception(&value);
                     let text = format!("Dependency {id} raised {}", cause.repr());
@@ -286,8 +283,7 @@ impl Join {
         loop {
             let record = self.insist(|| self.backend.get(&node.id)).await;
             let record = record.map_err(|error| Exception::runtime_error(error.to_string()))?;
-            let stored: Option<Stored> =
-                record.and_then(|record| serde_json::from_str(&String::from_utf8_lossy(&record)).ok());
+            let stored: Option<Stored> = record.and_then(|record| serde_json::from_str(&json::carried(&record)).ok());
             match stored.map(|stored| (State::parse(&stored.status), stored.result)) {
                 Some((State::Success, result)) => return Ok(result),
                 Some((state, result)) if state.is_failed() => return Err(exception(&result)),
@@ -310,8 +306,8 @@ impl Join {
     }
 }
 
-fn handle(record: &[u8]) -> Option<ResultNode> {
-    let record: serde_json::Value = serde_json::from_slice(record).ok()?;
+fn handle(record: &str) -> Option<ResultNode> {
+    let record: serde_json::Value = serde_json::from_str(record).ok()?;
     ResultNode::read(record.get("result")?)
 }
 

@@ -21,6 +21,7 @@ mod follow;
 mod gossip;
 mod joiner;
 mod keeper;
+mod listener;
 mod metrics;
 mod mingle;
 mod options;

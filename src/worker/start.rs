@@ -17,6 +17,7 @@ use super::fetcher::Fetcher;
 use super::gossip::Gossip;
 use super::joiner::Joiner;
 use super::keeper::Keeper;
+use super::listener::Listener;
 use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
 use super::pool::Pool;
@@ -34,6 +35,7 @@ use crate::client::Client;
 use crate::clock;
 use crate::conn::{self, Link};
 use crate::task::{Registry, builtins};
+use crate::wire::Queue;
 
 /// Notes of runs that wait for the consumer loop; beyond them stream entries are left out and `update_state` waits.
 const NOTES: usize = 8192;
@@ -140,7 +142,7 @@ impl Worker {
 
         let mut client = Client::new(broker.clone(), backend.clone())
             .signing(options.signer.clone())
-            .routed(options.routes.clone());
+            .routed(options.routes.clone().with_default(&options.default_queue));
         if options.sent_events {
             client = client.with_sent_events(&options.event_exchange);
         }
@@ -157,10 +159,22 @@ impl Worker {
         let (queues, queues_seen) =
             watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
         let (fetched_to, fetched) = mpsc::channel(FETCHED);
+        let room = Room::new(options.prefetch_bytes);
+        if options.broker_options.queues.iter().any(Queue::is_broadcast) {
+            let listener = Listener {
+                broker: broker.clone(),
+                credit: credit.clone(),
+                room: room.clone(),
+                queues: queues_seen.clone(),
+                stop: stop.phases(),
+                to: fetched_to.clone(),
+            };
+            spawn(ServiceKind::Listener, listener.run());
+        }
         let fetcher = Fetcher {
             broker: broker.clone(),
             credit: credit.clone(),
-            room: Room::new(options.prefetch_bytes),
+            room,
             queues: queues_seen,
             stop: stop.phases(),
             outbox: outbox.clone(),

@@ -12,7 +12,7 @@ use tracing::info;
 use super::request::{Outcome, Request};
 use super::services::spawn_blocking;
 use crate::task::{Context, Failure, Run};
-use crate::wire::{Json, State};
+use crate::wire::{Json, State, json};
 
 /// Runs the task. When `context` is cancelled the run is dropped where it stands, which closes what it holds, and the
 /// answer is `None`.
@@ -74,7 +74,7 @@ async fn done_before(request: &Request, context: &Context) -> Option<Outcome> {
         children: Option<Vec<serde_json::Value>>,
     }
     let record = context.client()?.backend()?.get(&request.id).await.ok()??;
-    let stored: Stored = serde_json::from_slice(&record).ok()?;
+    let stored: Stored = json::parse(&record).ok()?;
     (State::parse(&stored.status) == State::Success).then(|| Outcome::Done {
         result: stored.result,
         // Children are written with the result, after what follows was sent.
