@@ -1,10 +1,12 @@
-//! One call of a model as a part of a task: checked, streamed, and its answer checked.
+//! One call of a model as a part of a task: checked and streamed. What the answer must be is checked above, in `ask`.
+
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::fault;
-use super::ollama::{Answer, Kind, Ollama, Piece, Request};
-use super::schema::Shape;
+use super::fleet::Fleet;
+use super::ollama::{Answer, Kind, Piece, Request};
 use crate::task::{Context, Failure};
 
 /// How a call shows itself while it runs.
@@ -14,20 +16,22 @@ pub(super) struct Show<'a> {
     pub step: &'a str,
     /// Whether tokens are streamed at all.
     pub stream: bool,
+    /// The template whose step this is, for the accounts.
+    pub template: Option<&'a str>,
+    /// How long the answer may be given to the same call again; `None` asks the model each time.
+    pub cache: Option<Duration>,
 }
 
 /// Asks and waits for the whole answer. What is wrong with the request is a `ValueError`.
 pub(super) async fn call(
-    ollama: &Ollama,
+    fleet: &Fleet,
     kind: Kind,
     model: String,
     fields: Map<String, Value>,
-    allow_cloud: bool,
     show: Show<'_>,
     context: &Context,
 ) -> Result<Answer, Failure> {
-    let shape = Shape::of(fields.get("format")).map_err(Failure::value_error)?;
-    let request = Request::new(kind, model, fields, allow_cloud).map_err(Failure::value_error)?;
+    let request = Request::new(kind, model, fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
     let attempt = context.retries();
     let mut on_piece = |piece: Piece| {
         if show.stream {
@@ -38,12 +42,11 @@ pub(super) async fn call(
             context.stream(&json!({"type": kind, "text": text, "step": show.step, "attempt": attempt}));
         }
     };
-    let mut answer = ollama
+    tracing::debug!(model = request.model(), template = show.template, cache = ?show.cache, "a call");
+    fleet
         .ask(&request, &mut on_piece)
         .await
-        .map_err(|fault| fault::of_model(&fault, request.model(), context))?;
-    shape.check(&mut answer)?;
-    Ok(answer)
+        .map_err(|fault| fault::of_model(&fault, request.model(), context))
 }
 
 /// Tells the readers of the token stream that what they have belongs to an attempt that was given up (O-054).

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::fault::template_not_found;
-use super::ollama::Ollama;
+use super::fleet::Fleet;
 use super::options::{Folder, Options};
 use super::run;
 use super::task_file::{Binding, Scheduled, files};
@@ -21,8 +21,7 @@ use crate::text::closest;
 pub struct Engine {
     templates: BTreeMap<String, Arc<Template>>,
     bindings: Vec<Binding>,
-    ollama: Ollama,
-    allow_cloud: bool,
+    fleet: Fleet,
 }
 
 /// Why the AI layer cannot start: everything that is wrong, one line each.
@@ -44,8 +43,7 @@ impl Engine {
     /// # Errors
     /// A folder somebody named is not there, a file is wrong, or a server's address is none.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        let ollama =
-            Ollama::new(&options.hosts, options.limits).map_err(|text| LoadError(vec![Problem::general(text)]))?;
+        let fleet = Fleet::new(options).map_err(|text| LoadError(vec![Problem::general(text)]))?;
         let mut problems = Vec::new();
         let templates = load_templates(&options.templates, &mut problems);
         let mut bindings = Vec::new();
@@ -59,8 +57,7 @@ impl Engine {
             Ok(Self {
                 templates,
                 bindings,
-                ollama,
-                allow_cloud: options.allow_cloud,
+                fleet,
             })
         } else {
             Err(LoadError(problems))
@@ -96,12 +93,8 @@ impl Engine {
     }
 
     /// The model servers.
-    pub fn ollama(&self) -> &Ollama {
-        &self.ollama
-    }
-
-    pub(super) fn allow_cloud(&self) -> bool {
-        self.allow_cloud
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
     }
 
     /// The template of that name.

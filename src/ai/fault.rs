@@ -32,6 +32,11 @@ pub(super) fn output_truncated(text: impl Into<String>) -> Failure {
     Failure::Fail(Exception::new(ORCHESTRA, "OutputTruncated", text))
 }
 
+/// `orchestra.exceptions.EmptyAnswer`: a model that said nothing.
+pub(super) fn empty_answer(text: impl Into<String>) -> Failure {
+    Failure::Fail(Exception::new(ORCHESTRA, "EmptyAnswer", text))
+}
+
 /// What to do about a fault of a model: try again later, or fail.
 pub(super) fn of_model(fault: &Fault, model: &str, context: &Context) -> Failure {
     let host = &fault.host;

@@ -1,8 +1,10 @@
 //! AI work: templates, prompts, schemas, models. AI tasks are ordinary tasks, built on [`task`](crate::task) alone.
 
+mod ask;
 mod call;
 mod engine;
 mod fault;
+mod fleet;
 pub mod ollama;
 mod options;
 mod run;
@@ -12,6 +14,7 @@ mod tasks;
 pub mod template;
 
 pub use engine::{Engine, LoadError};
+pub use fleet::Fleet;
 pub use options::{CallLimits, DEFAULT_HOST, Folder, Options};
 pub use task_file::Scheduled;
 pub use tasks::{Chat, Generate, RunTemplate};

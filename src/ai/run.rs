@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::Engine;
-use super::call::{Show, announce_attempt, call};
+use super::ask::{Question, ask};
+use super::call::{Show, announce_attempt};
 use super::fault::template_error;
 use super::template::{Scope, Step, StepKind, Template};
 use crate::task::{Context, Exception, Failure};
@@ -63,17 +64,10 @@ async fn run_step(
             let show = Show {
                 step: &step.id,
                 stream: true,
+                template: Some(template.name()),
+                cache: None,
             };
-            let answer = call(
-                engine.ollama(),
-                *kind,
-                model,
-                fields,
-                engine.allow_cloud(),
-                show,
-                context,
-            )
-            .await?;
+            let answer = ask(engine, Question::new(*kind, model, fields), show, context).await?;
             Ok(serde_json::to_value(answer)?)
         }
     }

@@ -2,11 +2,9 @@
 
 use serde_json::Value;
 
-use super::fault::{invalid_output, output_truncated};
-use super::ollama::Answer;
-use crate::task::Failure;
-
-/// Longest part of a wrong answer that is shown.
+/// How many things that are wrong with an answer are told to the model and to people.
+const TOLD: usize = 5;
+/// Longest part of a wrong value that is shown.
 const EXCERPT: usize = 200;
 
 /// The shape an answer must have.
@@ -28,10 +26,10 @@ impl Shape {
     pub(super) fn of(format: Option<&Value>) -> Result<Self, String> {
         match format {
             None | Some(Value::Null) => Ok(Self::Free),
-            Some(Value::Object(schema)) => {
-                let schema = Value::Object(schema.clone());
+            Some(Value::String(text)) if text.is_empty() => Ok(Self::Free),
+            Some(schema @ Value::Object(_)) => {
                 // Nothing is fetched: a schema that refers to another file or server is refused.
-                let validator = jsonschema::validator_for(&schema);
+                let validator = jsonschema::validator_for(schema);
                 validator
                     .map(|validator| Self::Schema(Box::new(validator)))
                     .map_err(|error| format!("format: is no JSON Schema: {error}"))
@@ -40,56 +38,117 @@ impl Shape {
         }
     }
 
-    /// Parses the text of an answer and checks it.
-    pub(super) fn check(&self, answer: &mut Answer) -> Result<(), Failure> {
-        if matches!(self, Self::Free) {
-            return Ok(());
-        }
-        let value: Value = match serde_json::from_str(&answer.text) {
-            Ok(value) => value,
-            Err(_) if answer.truncated => {
-                return Err(output_truncated(format!(
-                    "the answer of {} ended after {} tokens, before its JSON was complete; raise num_predict: {}",
-                    answer.model,
-                    answer.usage.completion_tokens,
-                    excerpt(&answer.text),
-                )));
+    /// Whether any text will do.
+    pub(super) fn is_free(&self) -> bool {
+        matches!(self, Self::Free)
+    }
+
+    /// The value of a text of this shape.
+    ///
+    /// # Errors
+    /// What is wrong with it: that it is no JSON, or the places that do not fit.
+    pub(super) fn read(&self, text: &str) -> Result<Value, Wrong> {
+        let value: Value = serde_json::from_str(bare(text)).map_err(|error| Wrong::NotJson(error.to_string()))?;
+        match self {
+            Self::Free | Self::Json => Ok(value),
+            Self::Schema(validator) => {
+                let misfits = misfits(validator, &value);
+                if misfits.is_empty() {
+                    Ok(value)
+                } else {
+                    Err(Wrong::Misfit(misfits))
+                }
             }
-            Err(error) => {
-                let text = format!(
-                    "the answer of {} is no JSON ({error}): {}",
-                    answer.model,
-                    excerpt(&answer.text)
-                );
-                return Err(invalid_output(text));
-            }
-        };
-        if let Self::Schema(validator) = self
-            && let Err(error) = validator.validate(&value)
-        {
-            let place = error.instance_path().to_string();
-            let place = if place.is_empty() {
-                "the whole".to_owned()
-            } else {
-                place
-            };
-            let text = format!(
-                "the answer of {} does not fit its schema at {place}: {error}",
-                answer.model
-            );
-            return Err(invalid_output(text));
         }
-        answer.json = Some(value);
-        Ok(())
     }
 }
 
-fn excerpt(text: &str) -> String {
+/// What is wrong with an answer.
+#[derive(Debug)]
+pub(super) enum Wrong {
+    /// It is no JSON.
+    NotJson(String),
+    /// It is JSON of another shape: the places, and what is wrong there.
+    Misfit(Vec<String>),
+}
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotJson(error) => write!(f, "is no JSON ({error})"),
+            Self::Misfit(misfits) => write!(f, "does not fit its schema: {}", misfits.join("; ")),
+        }
+    }
+}
+
+/// Where a value does not fit a schema, the first few places.
+pub(super) fn misfits(validator: &jsonschema::Validator, value: &Value) -> Vec<String> {
+    let told = validator.iter_errors(value).take(TOLD).map(|error| {
+        let place = error.instance_path().to_string();
+        let place = if place.is_empty() {
+            "the whole".to_owned()
+        } else {
+            place
+        };
+        format!("{place}: {}", excerpt(&error.to_string()))
+    });
+    told.collect()
+}
+
+/// A model that is not held to a grammar likes to put its JSON into a fence.
+fn bare(text: &str) -> &str {
+    let text = text.trim();
+    let inner = text.strip_prefix("```json").or_else(|| text.strip_prefix("```"));
+    inner
+        .and_then(|inner| inner.trim_end().strip_suffix("```"))
+        .map_or(text, str::trim)
+}
+
+/// The end of a text, which is where an answer breaks off.
+pub(super) fn ending(text: &str) -> String {
     let end: String = text.chars().rev().take(EXCERPT).collect();
     let end: String = end.chars().rev().collect();
     if end.len() < text.len() {
         format!("… {end:?}")
     } else {
         format!("{end:?}")
+    }
+}
+
+fn excerpt(text: &str) -> String {
+    let start: String = text.chars().take(EXCERPT).collect();
+    if start.len() < text.len() {
+        format!("{start} …")
+    } else {
+        start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn json_in_a_fence_is_json_and_half_of_it_is_not() {
+        let shape = Shape::of(Some(&json!("json"))).unwrap();
+        assert_eq!(shape.read("```json\n{\"a\": 1}\n```").unwrap(), json!({"a": 1}));
+        assert_eq!(shape.read(" [1]\n").unwrap(), json!([1]));
+        assert!(matches!(shape.read("{\"a\": "), Err(Wrong::NotJson(_))));
+    }
+
+    #[test]
+    fn all_places_that_do_not_fit_are_told() {
+        let schema = json!({"type": "object", "required": ["a"], "properties": {"b": {"type": "integer"}}});
+        let wrong = Shape::of(Some(&schema))
+            .unwrap()
+            .read("{\"b\": \"x\"}")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            wrong.contains("/b: \"x\" is not of type \"integer\"") && wrong.contains("\"a\" is a required"),
+            "{wrong}"
+        );
     }
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Engine;
-use super::call::{Show, announce_attempt, call};
+use super::ask::{Question, ask};
+use super::call::{Show, announce_attempt};
 use super::ollama::{Answer, Kind};
 use crate::task::{Context, Failure, Options, Task};
 
@@ -118,18 +119,11 @@ impl Task for Generate {
         let show = Show {
             step: "answer",
             stream: self.stream,
+            template: None,
+            cache: None,
         };
-        let fields = fields(&self)?;
-        call(
-            engine.ollama(),
-            Kind::Generate,
-            self.model,
-            fields,
-            engine.allow_cloud(),
-            show,
-            &context,
-        )
-        .await
+        let question = Question::new(Kind::Generate, self.model.clone(), fields(&self)?);
+        ask(&engine, question, show, &context).await
     }
 }
 
@@ -145,18 +139,11 @@ impl Task for Chat {
         let show = Show {
             step: "answer",
             stream: self.stream,
+            template: None,
+            cache: None,
         };
-        let fields = fields(&self)?;
-        call(
-            engine.ollama(),
-            Kind::Chat,
-            self.model,
-            fields,
-            engine.allow_cloud(),
-            show,
-            &context,
-        )
-        .await
+        let question = Question::new(Kind::Chat, self.model.clone(), fields(&self)?);
+        ask(&engine, question, show, &context).await
     }
 }
 

@@ -104,7 +104,7 @@ impl Backend {
     }
 
     /// A record in the form of results; one that has no such form is a failure with the reason (P-074).
-    fn written<'a>(&self, record: &'a [u8]) -> Cow<'a, [u8]> {
+    pub(super) fn written<'a>(&self, record: &'a [u8]) -> Cow<'a, [u8]> {
         self.options.format.write(record).unwrap_or_else(|error| {
             let mut failed: Map<String, Value> = serde_json::from_slice(record).unwrap_or_default();
             failed.insert("status".into(), State::Failure.as_str().into());

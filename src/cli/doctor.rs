@@ -58,8 +58,8 @@ impl Doctor {
         match common.engine() {
             Ok(engine) => {
                 report.good(format_args!("{} templates are in order", engine.templates().count()));
-                for host in engine.ollama().hosts() {
-                    match engine.ollama().version(host).await {
+                for host in engine.fleet().ollama().hosts() {
+                    match engine.fleet().ollama().version(host).await {
                         Ok(version) => report.good(format_args!("Ollama {version} answers at {host}")),
                         Err(fault) => report.bad(fault),
                     }

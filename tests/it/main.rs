@@ -13,6 +13,7 @@
 )]
 
 mod ai;
+mod batch;
 mod beat;
 mod canvas;
 mod cli;

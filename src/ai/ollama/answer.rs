@@ -33,7 +33,9 @@ pub struct Answer {
     pub done_reason: Option<String>,
     /// The answer ended because it was long enough, not because it was complete (O-037).
     pub truncated: bool,
-    /// Tokens.
+    /// How often it was asked again because an answer did not fit its format.
+    pub repairs: u32,
+    /// Tokens; those of repairs included.
     pub usage: Usage,
     /// Times.
     pub timing: Timing,
@@ -50,6 +52,14 @@ pub struct Usage {
     pub completion_tokens: u64,
     /// Both.
     pub total_tokens: u64,
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, more: Self) {
+        self.prompt_tokens = self.prompt_tokens.saturating_add(more.prompt_tokens);
+        self.completion_tokens = self.completion_tokens.saturating_add(more.completion_tokens);
+        self.total_tokens = self.total_tokens.saturating_add(more.total_tokens);
+    }
 }
 
 /// Times of one call, in seconds: the server's, but for the first token, which is ours.
@@ -128,6 +138,7 @@ impl Collector {
             host: host.to_owned(),
             truncated: last.done_reason.as_deref() == Some("length"),
             done_reason: last.done_reason,
+            repairs: 0,
             usage: Usage {
                 prompt_tokens: last.prompt_eval_count,
                 completion_tokens: last.eval_count,
