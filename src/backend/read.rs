@@ -46,7 +46,10 @@ impl Backend {
     /// The server cannot be reached or refuses.
     pub async fn note(&self, id: &str, record: &[u8]) -> Result<(), Error> {
         let mut command = cmd("SET");
-        command.arg(self.result_key(id)).arg(&self.written(record)[..]).arg("NX");
+        command
+            .arg(self.result_key(id))
+            .arg(&self.written(record)[..])
+            .arg("NX");
         if let Some(ttl) = self.options.result_expires {
             command.arg("EX").arg(ttl.as_secs().max(1));
         }

@@ -47,7 +47,28 @@ pub(super) struct QueueOptions {
     max_priority: Option<u8>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     queue_arguments: BTreeMap<String, toml::Value>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, toml::Value>,
 }
+
+/// What kombu's queues have besides, for RabbitMQ.
+const UNUSED: [&str; 15] = [
+    "alias",
+    "auto_delete",
+    "binding_arguments",
+    "consumer_arguments",
+    "delivery_mode",
+    "durable",
+    "exchange_auto_delete",
+    "exchange_durable",
+    "exclusive",
+    "max_length",
+    "max_length_bytes",
+    "message_ttl",
+    "no_ack",
+    "no_declare",
+    "queue_durable",
+];
 
 impl Queues {
     /// The names, in their order, and what is known of those that have more than one.
@@ -85,6 +106,12 @@ impl Queues {
 impl QueueOptions {
     fn queue(self, name: &str) -> Result<Queue, String> {
         let mut queue = Queue::new(name);
+        if let Some(unknown) = self.rest.keys().find(|name| !UNUSED.contains(&name.as_str())) {
+            return Err(format!(
+                "a queue has no option {unknown:?}; it has exchange, exchange_type, routing_key, expires, max_priority and \
+                 queue_arguments"
+            ));
+        }
         if let Some(exchange_type) = &self.exchange_type {
             queue.exchange_type = ExchangeType::parse(exchange_type)?;
         }

@@ -224,6 +224,22 @@ mod tests {
     }
 
     #[test]
+    fn p_066_plain_bytes_and_texts_are_no_arguments() {
+        for content_type in ["application/data", "application/text"] {
+            let plain = MINIMAL.replace("application/json", content_type);
+            let why = decode(plain.as_bytes(), &Limits::default()).unwrap_err().error.to_string();
+            assert!(why.contains("untrusted content") && why.contains("accept_content is json"), "{why}");
+        }
+    }
+
+    #[test]
+    fn p_015_a_message_with_nan_in_its_headers_is_read() {
+        let odd = MINIMAL.replace(r#""id": "1""#, r#""id": "1", "stamp": NaN, "far": [-Infinity]"#);
+        let message = decode(odd.as_bytes(), &Limits::default()).unwrap();
+        assert_eq!(message.headers.extra["far"], serde_json::json!([null]));
+    }
+
+    #[test]
     fn p_064_p_065_a_body_is_read_by_its_content_type_where_that_is_accepted() {
         let accept = |names: &[&str]| Accept::parse(names, None).unwrap();
         let yaml = MINIMAL.replace("application/json", "application/x-yaml");

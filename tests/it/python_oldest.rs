@@ -30,8 +30,9 @@ for _ in range(5):
 assert value(chain(s('add', 0, 1), group(s('add', 1), s('add', 2)), s('sum'), s('add', 1))()) == 6
 failed = chord([s('add', 1, 1), s('fail', 'no')])(s('sum'))
 assert 'no' in str(raised(failed)), repr(raised(failed))
-value(s('fail', 'x').apply_async(link_error=s('note').set(task_id='told')) if False else s('add', 1, 1).apply_async(link=s('note').set(task_id='linked')))
-assert value(AsyncResult('linked', app=app)) == 2
+value(s('add', 1, 1).apply_async(link=s('note').set(task_id='linked')))
+raised(s('fail', 'x').apply_async(link_error=s('note').set(task_id='told')))
+assert value(AsyncResult('linked', app=app)) == 2 and value(AsyncResult('told', app=app))
 saved = group(s('add', 1, 1), s('add', 2, 2)).apply_async()
 saved.save()
 assert value(GroupResult.restore(saved.id, app=app)) == [2, 4]

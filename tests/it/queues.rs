@@ -270,6 +270,7 @@ fn queues_that_nobody_knows_are_refused_where_that_is_wanted() {
     for (queues, word) in [
         ("{a = {exchange_type = 'headers'}}", "direct, topic and fanout"),
         ("{a = {expires = 0}}", "expires"),
+        ("{a = {exchang = 'x'}}", "no option"),
         ("{a = {exchange_type = 'fanout', exchange = 'x/y'}}", "no /"),
     ] {
         let mut worker = Worker::spawn("hello_task", &redis, &[], &[("ORCHESTRA_TASK_QUEUES", queues)]);

@@ -163,7 +163,10 @@ for name in 'zlib', 'bzip2', 'xz', 'brotli', 'zstandard':
 #[test]
 fn p_139_chord_unlock_waits_for_its_parts_and_sends_the_body() {
     let redis = Redis::start();
-    let environment = [("ORCHESTRA_RESULT_CHORD_RETRY_INTERVAL", "0.2")];
+    let environment = [
+        ("ORCHESTRA_RESULT_CHORD_RETRY_INTERVAL", "0.2"),
+        ("ORCHESTRA_RESULT_FAILURE_EXPIRES", "100"),
+    ];
     let _worker = Worker::start_program("workflow", &redis, &["-c", "4"], &environment);
     let program = [
         CONFIG,
@@ -176,6 +179,9 @@ parts = [s('flow.add', n, n).set(countdown=0.7 * n).delay().id for n in range(2)
 unlock(s('flow.sum').set(task_id='body'), *parts)
 assert AsyncResult('body', app=app).get(timeout=20) == 2
 bad = s('flow.fail', 'why').delay().id
+raised(AsyncResult(bad, app=app))
+kept = lambda id: app.backend.client.ttl('celery-task-meta-' + id)
+assert 90 <= kept(bad) <= 100 < 80000 < kept(parts[0]), (kept(bad), kept(parts[0]))
 unlock(s('flow.sum').set(task_id='failed', link_error=[s('flow.note').set(task_id='told')]), parts[0], bad)
 error = raised(AsyncResult('failed', app=app))
 assert type(error).__name__ == 'ChordError' and f'Dependency {bad} raised' in str(error), repr(error)
