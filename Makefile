@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # rustup puts Cargo there, and only later shells have it on their path.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama differential celery-suite fmt lint audit clean
+.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery differential celery-suite fmt lint audit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,7 @@ help: ## What there is
 setup: ## Install what the others need, by package name
 	@tools/setup/debian.sh
 	@tools/setup/python.sh
+	@tools/setup/oldest.sh
 
 demo: setup ## Run the main job: Redis, a model, the worker, Flower, tasks from Python. Stays until Ctrl-C
 	@tools/demo/demo.sh
@@ -48,6 +49,10 @@ test-ollama: setup ## The contract with Ollama, against the server at OLLAMA_HOS
 	cargo build --locked --workspace --bins --examples
 	OLLAMA_CONTRACT_HOST="$$OLLAMA_HOST" cargo test --locked --test it contract -- --nocapture
 
+rusty-celery: setup ## The feature of that name: tasks of the `celery` crate in our worker. Builds that crate
+	cargo build --locked --features rusty-celery --example rusty_celery
+	cargo test --locked --features rusty-celery --test rusty_celery
+
 N ?= 200
 SEED ?= 1
 
@@ -71,4 +76,4 @@ audit: ## Licences, advisories, duplicates (needs cargo-deny)
 	cargo deny check
 
 clean: ## Remove everything that was built or installed here
-	rm -rf target .venv .demo
+	rm -rf target .venv .venv-oldest .demo

@@ -4,25 +4,33 @@
 //! A message is always in exactly one place: a queue list, or `unacked`. Every change of place is one script. Waiting
 //! takes nothing: the server tells when a queue key changes.
 
+mod broadcast;
 mod claim;
+mod declare;
 mod keys;
 mod restore;
 mod write;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redis::{Pipeline, Script};
 use tokio::sync::mpsc;
 
 use crate::conn::{Endpoint, Link, LinkOptions, Push};
+use crate::wire::Queue;
+use declare::Bound;
 use keys::Keys;
 
 pub use crate::conn::Error;
+pub use broadcast::Broadcasts;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
 pub use restore::{DELIVERIES, GivenUp, Restored, count_delivery, mark_redelivered};
 pub use write::{End, Write};
+
+/// How long queues of remote control are bound, which expire after 10 s (kombu: the larger of twice that and an hour).
+const CONTROL_BOUND: Duration = Duration::from_secs(3600);
 
 /// How the broker is used. Names are those of Celery's `broker_transport_options`.
 #[derive(Clone, Debug)]
@@ -35,6 +43,13 @@ pub struct Options {
     pub sep: String,
     /// In front of every key and channel.
     pub global_keyprefix: String,
+    /// Stands before the channel of what is told to everybody; `{db}` in it is the number of the database.
+    pub fanout_prefix: String,
+    /// The routing key is part of that channel.
+    pub fanout_patterns: bool,
+    /// What is known of queues (`task_queues`): those that are bound in another way than to the direct exchange of their
+    /// own name, or that expire.
+    pub queues: Vec<Queue>,
     /// Which queue is looked at first.
     pub queue_order_strategy: QueueOrder,
     /// Largest message that is taken, in bytes; larger ones go to the dead-letter list.
@@ -55,6 +70,9 @@ impl Default for Options {
             priority_steps: vec![0, 3, 6, 9],
             sep: keys::SEP.to_owned(),
             global_keyprefix: String::new(),
+            fanout_prefix: "/{db}.".to_owned(),
+            fanout_patterns: true,
+            queues: Vec::new(),
             queue_order_strategy: QueueOrder::RoundRobin,
             max_message_bytes: 64 << 20,
             dead_limit: 10_000,
@@ -92,6 +110,11 @@ impl Tag {
     pub(crate) fn from_parts(claim: u128, number: u32) -> Self {
         Self(format!("{claim:032x}.{number}").into())
     }
+
+    /// Whether a message of that tag lies in `unacked`. What was told to everybody does not.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.0.starts_with(broadcast::TOLD)
+    }
 }
 
 /// A broker. Clones share its connections.
@@ -103,6 +126,8 @@ pub struct Broker {
     keys: Arc<Keys>,
     scripts: Arc<Scripts>,
     turn: Arc<AtomicUsize>,
+    /// Bindings that end by themselves unless they are renewed.
+    bound: Arc<Mutex<Vec<Bound>>>,
     tracked: Arc<std::sync::atomic::AtomicBool>,
 }
 
@@ -189,6 +214,7 @@ impl Broker {
             options: Arc::new(options),
             scripts: Arc::new(scripts),
             turn: Arc::default(),
+            bound: Arc::default(),
             tracked: Arc::default(),
         })
     }
@@ -290,13 +316,7 @@ impl Broker {
     pub async fn subscribe_control(&self, exchange: &str, node: &str) -> Result<mpsc::Receiver<Push>, Error> {
         let exchange = format!("{exchange}.pidbox");
         let member = self.keys.binding("", &format!("{node}.{exchange}"));
-        let mut call = self.scripts.bind.prepare_invoke();
-        call.key(self.keys.bindings(&exchange)).key(self.keys.deadlines());
-        // kombu: max(2 × x-expires, one hour); the control queue expires after 10 s.
-        call.arg(member).arg(&exchange).arg(3_600_000);
-        let mut pipe = Pipeline::new();
-        pipe.invoke_script(&call);
-        self.writer.pipeline(&pipe).await?;
+        self.bind_for_a_while(&exchange, member, CONTROL_BOUND).await?;
         self.main.subscribe_to(&self.keys.channel(&exchange, "")).await?;
         Ok(self.main.pushes())
     }
@@ -307,6 +327,7 @@ impl Broker {
         self.main.unsubscribe_from(&self.keys.channel(&exchange, "")).await;
         let mut pipe = Pipeline::new();
         let member = self.keys.binding("", &format!("{node}.{exchange}"));
+        self.forget_binding(&exchange, &member);
         pipe.srem(self.keys.bindings(&exchange), member);
         // What is left behind expires.
         let _ = self.writer.pipeline(&pipe).await;
@@ -358,7 +379,7 @@ impl Broker {
         call.key(self.keys.bindings(exchange)).key(self.keys.deadlines());
         call.arg(self.keys.binding(oid, &format!("{oid}.{exchange}")))
             .arg(exchange)
-            .arg(3_600_000);
+            .arg(CONTROL_BOUND.as_millis() as u64);
         let mut pipe = Pipeline::new();
         pipe.invoke_script(&call);
         self.writer.pipeline(&pipe).await.map(drop)
@@ -384,11 +405,5 @@ impl Broker {
         pipe.srem(self.keys.bindings(exchange), self.keys.binding(oid, &queue))
             .del(self.keys.name(&queue));
         self.writer.pipeline(&pipe).await.map(drop)
-    }
-
-    fn append_declare(&self, pipe: &mut Pipeline, queue: &str) {
-        let member = self.keys.binding(queue, queue);
-        pipe.sadd(self.keys.bindings(queue), &member);
-        pipe.sadd(self.keys.permanent_bindings(queue), &member);
     }
 }

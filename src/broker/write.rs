@@ -242,17 +242,19 @@ impl Broker {
                 priority,
                 envelope,
             } => {
-                if exchange.is_empty() {
-                    pipe.lpush(self.keys.queue(routing_key, *priority), &envelope[..]);
+                let known = !self.options.queues.is_empty();
+                if known && self.is_fanout(exchange) {
+                    pipe.publish(self.keys.channel(exchange, routing_key), &envelope[..]);
                     return;
                 }
-                let mut call = self.scripts.publish.prepare_invoke();
-                call.key(self.keys.bindings(exchange));
-                call.arg(exchange).arg(routing_key).arg(&envelope[..]);
-                call.arg(self.keys.name(""))
-                    .arg(self.keys.suffix(*priority))
-                    .arg(self.keys.sep());
-                pipe.invoke_script(&call);
+                if exchange.is_empty() {
+                    pipe.lpush(self.keys.queue(routing_key, *priority), &envelope[..]);
+                } else {
+                    self.append_routed(pipe, exchange, routing_key, *priority, envelope);
+                }
+                if known {
+                    self.append_expiry(pipe, exchange, routing_key);
+                }
             }
             Write::Broadcast {
                 exchange,
@@ -317,5 +319,21 @@ impl Broker {
                 pipe.sadd(self.keys.permanent_bindings(exchange), &member);
             }
         }
+    }
+
+    /// By the script that knows where an exchange sends.
+    fn append_routed(&self, pipe: &mut Pipeline, exchange: &str, routing_key: &str, priority: u8, envelope: &[u8]) {
+        let mut call = self.scripts.publish.prepare_invoke();
+        call.key(self.keys.bindings(exchange));
+        call.arg(exchange).arg(routing_key).arg(envelope);
+        call.arg(self.keys.name(""))
+            .arg(self.keys.suffix(priority))
+            .arg(self.keys.sep());
+        pipe.invoke_script(&call);
+    }
+
+    fn is_fanout(&self, exchange: &str) -> bool {
+        let tells = |queue: &crate::wire::Queue| queue.is_broadcast() && queue.exchange == exchange;
+        !exchange.is_empty() && self.options.queues.iter().any(tells)
     }
 }

@@ -214,11 +214,16 @@ impl Common {
             None => None,
             Some(endpoint) => {
                 let link = Link::connect(&endpoint, LinkOptions::default()).await.map_err(world)?;
-                Some(Backend::new(link, settings.backend_options()).await.map_err(world)?)
+                Some(
+                    Backend::new(link, settings.backend_options().map_err(usage)?)
+                        .await
+                        .map_err(world)?,
+                )
             }
         };
         let signer = settings.signer().map_err(usage)?;
-        let client = Client::new(broker, backend).signing(signer).routed(settings.routes());
+        let routes = settings.routes().map_err(usage)?;
+        let client = Client::new(broker, backend).signing(signer).routed(routes);
         Ok(match settings.sent_events() {
             Some(exchange) => client.with_sent_events(exchange),
             None => client,

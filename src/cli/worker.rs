@@ -329,6 +329,11 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
     settings
         .queues
         .retain(|queue| !arguments.exclude_queues.contains(queue));
+    if let Some(queue) = settings.unknown_queue() {
+        return Err(format!(
+            "--queues: {queue} is not in task_queues, and task_create_missing_queues is false"
+        ));
+    }
     if let Some(concurrency) = arguments.concurrency {
         settings.concurrency = Some(concurrency);
     }

@@ -16,9 +16,6 @@ use crate::wire::{CallOptions, Outbound, Security, Signature};
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
 
-/// Where a call goes that does not say (`task_default_queue`).
-const QUEUE: &str = "celery";
-
 /// Calls that go together, at most: bounds how long one pipeline occupies Redis, and what waits here.
 const BATCH: usize = 500;
 /// The same in bytes; one larger call goes alone.
@@ -125,13 +122,8 @@ impl Client {
         planner.apply(call.signature.clone(), &[], CallOptions::default());
         let outbound = planner.plan.sends.first();
         let outbound = outbound.ok_or_else(|| Error::Argument("there is nothing to send".into()))?;
-        let parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
+        let parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
         self.signed(parcel.envelope)
-    }
-
-    /// Where a call goes that does not say.
-    fn queue(&self, outbound: &Outbound) -> &str {
-        self.routes.queue(&outbound.task).unwrap_or(QUEUE)
     }
 
     /// What is sent is signed, where this client signs.
@@ -159,11 +151,11 @@ impl Client {
 
     /// Appends the message of a call, and what goes with it. How large it is.
     fn add_message(&self, outbound: &Outbound, writes: &mut Vec<Write>) -> Result<usize, Error> {
-        let mut parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
+        let mut parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
         parcel.envelope = self.signed(parcel.envelope)?;
         let bytes = parcel.envelope.len();
-        if parcel.exchange.is_empty() && self.results.declare(&parcel.routing_key) {
-            writes.push(Write::Declare(parcel.routing_key.as_str().into()));
+        if let Some(queue) = parcel.queue.as_deref().filter(|queue| self.results.declare(queue)) {
+            writes.push(Write::Declare(queue.into()));
         }
         let message = parcel.into();
         let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message));

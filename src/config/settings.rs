@@ -11,7 +11,7 @@ use super::certificates;
 use super::load::{entry, read_environment, read_file};
 use super::secrets::hide;
 use super::table::Given;
-use super::values::{Order, Seconds, Words};
+use super::values::{FanoutPrefix, Order, Seconds, Words};
 use crate::ai::{self, Folder};
 use crate::beat;
 use crate::broker::QueueOrder;
@@ -30,6 +30,8 @@ pub struct Settings {
     pub result_backend: Option<String>,
     /// `task_queues`.
     pub queues: Vec<String>,
+    /// What is known of them and of others.
+    known_queues: Vec<wire::Queue>,
     /// `worker_concurrency`.
     pub concurrency: Option<usize>,
     /// `worker_prefetch_multiplier`.
@@ -77,11 +79,17 @@ impl Settings {
         let warnings = read_environment(&mut given, std::env::vars())?;
         Ok(Self {
             warnings,
-            ..Self::new(given)
+            ..Self::new(given)?
         })
     }
 
-    pub(super) fn new(given: Given) -> Self {
+    /// # Errors
+    /// Queues are described by what makes no sense.
+    pub(super) fn new(given: Given) -> Result<Self, String> {
+        let (queues, known_queues) = match &given.task_queues {
+            None => (vec!["celery".to_owned()], Vec::new()),
+            Some(queues) => queues.read()?,
+        };
         let text = |value: &Option<String>, default: &str| value.clone().unwrap_or_else(|| default.to_owned());
         let folder = |value: &Option<PathBuf>, default: &str| match value {
             Some(path) => Folder::Named(path.clone()),
@@ -113,10 +121,11 @@ impl Settings {
                 limits
             },
         };
-        Self {
+        Ok(Self {
             broker_url: text(&given.broker_url, "redis://127.0.0.1:6379/0"),
             result_backend: given.result_backend.clone(),
-            queues: words(&given.task_queues, "celery"),
+            queues,
+            known_queues,
             concurrency: given.worker_concurrency,
             prefetch_multiplier: given.worker_prefetch_multiplier.unwrap_or(4),
             pool: text(&given.worker_pool, "threads"),
@@ -134,7 +143,7 @@ impl Settings {
             ai,
             warnings: Vec::new(),
             given,
-        }
+        })
     }
 
     /// How long a cold stop lets tasks run.
@@ -201,7 +210,12 @@ impl Settings {
 
     /// How the broker is used.
     pub fn broker_options(&self) -> crate::broker::Options {
-        let mut options = crate::broker::Options::default();
+        let mut options = crate::broker::Options {
+            queues: self.known_queues.clone(),
+            ..crate::broker::Options::default()
+        };
+        // A name alone says nothing.
+        options.queues.retain(|queue| *queue != wire::Queue::new(&queue.name));
         let Some(given) = self.given.broker_transport_options.clone() else {
             return options;
         };
@@ -216,6 +230,12 @@ impl Settings {
             };
         }
         options.global_keyprefix = given.global_keyprefix.unwrap_or_default();
+        options.fanout_prefix = match given.fanout_prefix {
+            None | Some(FanoutPrefix::Is(true)) => options.fanout_prefix,
+            Some(FanoutPrefix::Is(false)) => String::new(),
+            Some(FanoutPrefix::Named(prefix)) => prefix,
+        };
+        options.fanout_patterns = given.fanout_patterns.unwrap_or(true);
         options.priority_steps = given.priority_steps.unwrap_or(options.priority_steps);
         options.sep = given.sep.unwrap_or(options.sep);
         options.max_message_bytes = given.max_message_bytes.unwrap_or(options.max_message_bytes);
@@ -225,19 +245,40 @@ impl Settings {
     }
 
     /// How results are kept.
-    pub fn backend_options(&self) -> crate::backend::Options {
-        let mut options = crate::backend::Options::default();
-        if let Some(seconds) = self.given.result_expires {
-            options.result_expires = seconds.positive();
+    ///
+    /// # Errors
+    /// A serializer or compression is none.
+    pub fn backend_options(&self) -> Result<crate::backend::Options, String> {
+        let given = &self.given;
+        let mut options = crate::backend::Options {
+            result_expires: self.result_expires(),
+            ..crate::backend::Options::default()
+        };
+        if let Some(seconds) = given.result_failure_expires {
+            options.result_failure_expires = Some(seconds.0);
         }
-        options.result_failure_expires = self.given.result_failure_expires.and_then(Seconds::positive);
-        if let Some(seconds) = self.given.result_chord_join_timeout {
+        let accept = match given.result_accept_content.as_ref().or(given.accept_content.as_ref()) {
+            None => wire::Accept::default(),
+            Some(names) => wire::Accept::parse(&names.clone().into_vec(), certificates::security(given)?)
+                .map_err(|error| format!("result_accept_content: {error}"))?,
+        };
+        let (serializer, compression) = (given.result_serializer.as_deref(), given.result_compression.as_deref());
+        options.format = wire::ResultFormat::new(serializer, compression, accept)?;
+        if let Some(seconds) = given.result_chord_join_timeout {
             options.chord_join_timeout = seconds.positive();
         }
-        let transport = self.given.result_backend_transport_options.clone().unwrap_or_default();
+        if let Some(seconds) = given.result_chord_retry_interval {
+            options.chord_retry_interval = seconds.0;
+        }
+        let transport = given.result_backend_transport_options.clone().unwrap_or_default();
         options.chord_ordered = transport.result_chord_ordered.unwrap_or(true);
         options.global_keyprefix = transport.global_keyprefix.unwrap_or_default();
-        options
+        Ok(options)
+    }
+
+    fn result_expires(&self) -> Option<Duration> {
+        let default = crate::backend::Options::default().result_expires;
+        self.given.result_expires.map_or(default, Seconds::positive)
     }
 
     /// The options of a worker of that node name.
@@ -249,7 +290,7 @@ impl Settings {
         let given = &self.given;
         options.backend = self.backend()?;
         options.broker_options = self.broker_options();
-        options.backend_options = self.backend_options();
+        options.backend_options = self.backend_options()?;
         if options.broker_options.visibility_timeout < Duration::from_secs(1) {
             return Err("broker_transport_options: visibility_timeout must be at least one second".into());
         }
@@ -285,7 +326,7 @@ impl Settings {
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
         options.result_extended = given.result_extended.unwrap_or(false);
-        options.routes = self.routes();
+        options.routes = self.routes()?;
         options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
         options.default_queue = given.task_default_queue.clone().unwrap_or(options.default_queue);
         options.processes = is_prefork(&self.pool)?;
@@ -312,10 +353,32 @@ impl Settings {
         Ok(options)
     }
 
-    /// Queues by task name.
-    pub fn routes(&self) -> wire::Routes {
-        let routes = self.given.task_routes.iter().flatten();
-        wire::Routes::new(routes.map(|(pattern, route)| (pattern.clone(), route.queue().to_owned())))
+    /// Where tasks go.
+    ///
+    /// # Errors
+    /// A route makes no sense.
+    pub fn routes(&self) -> Result<wire::Routes, String> {
+        let routes = match &self.given.task_routes {
+            None => wire::Routes::default(),
+            Some(table) => table.read()?,
+        };
+        let routes = routes.with_queues(self.known_queues.clone(), !self.creates_queues());
+        Ok(match &self.given.task_default_queue {
+            Some(queue) => routes.with_default(queue),
+            None => routes,
+        })
+    }
+
+    /// Whether queues may be used that `task_queues` does not name.
+    pub fn creates_queues(&self) -> bool {
+        self.given.task_create_missing_queues.unwrap_or(true)
+    }
+
+    /// A queue that nobody knows, where only known ones may be used.
+    pub fn unknown_queue(&self) -> Option<&str> {
+        let known = |name: &String| self.known_queues.iter().any(|queue| queue.name == *name);
+        let mut unknown = self.queues.iter().filter(|name| !self.creates_queues() && !known(name));
+        unknown.next().map(String::as_str)
     }
 
     /// What signs messages that are sent, where they are to be signed.
@@ -395,7 +458,7 @@ impl Settings {
         add("worker_heartbeat_interval", seconds(self.heartbeat));
         add("task_time_limit", seconds(self.time_limit));
         add("task_soft_time_limit", seconds(self.soft_time_limit));
-        add("result_expires", seconds(self.backend_options().result_expires));
+        add("result_expires", seconds(self.result_expires()));
         add("log_level", self.log_level.clone().into());
         add("ai_templates", self.ai.templates.path().display().to_string().into());
         add("ai_tasks", self.ai.tasks.path().display().to_string().into());

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::load::{read, unknown};
-use super::values::{ResultTransportOptions, Route, Seconds, TransportOptions, Words};
+use super::queues::{Queues, RouteTable};
+use super::values::{ResultTransportOptions, Seconds, TransportOptions, Words};
 
 /// One line of the table of settings.
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +61,10 @@ settings! {
     broker_url: String = "redis://127.0.0.1:6379/0",
     /// Redis URL of the result backend; `disabled` stores no results. Also `CELERY_RESULT_BACKEND`.
     result_backend: String = "the broker",
-    /// Queues to consume.
-    task_queues: Words = "[\"celery\"]",
+    /// Queues to consume: names, or a table of names with `exchange`, `exchange_type` (direct, topic, fanout), `routing_key`, `expires` (seconds), `max_priority`. A fanout queue is told to every worker.
+    task_queues: Queues = "[\"celery\"]",
+    /// Use queues that `task_queues` does not name; `false` makes them an error.
+    task_create_missing_queues: bool = "true",
     /// Serializers of messages that are read, by name or mime type: json, msgpack, yaml, auth (signed).
     accept_content: Words = "[\"json\"]",
     /// Serializer of messages that are sent: json, or auth, which is JSON signed with `security_key`.
@@ -146,23 +149,31 @@ settings! {
     task_store_errors_even_if_ignored: bool = "false",
     /// With late acks: a message that was delivered before is not run again when its task has a SUCCESS already.
     worker_deduplicate_successful_tasks: bool = "false",
-    /// Queues by task name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`. For what tasks and the `orchestra` program send.
-    task_routes: BTreeMap<String, Route> = "{}",
+    /// Where tasks go, by name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`, or `[["feed.*", "feeds"], …]`, where the first pattern that fits wins. With `queue`, `exchange`, `routing_key`, `priority` and what else `apply_async` takes. For what tasks and the `orchestra` program send.
+    task_routes: RouteTable = "{}",
     /// Where follow-ups go that name no queue.
     task_default_queue: String = "celery",
     /// Seconds after which a result is deleted; 0 keeps it for ever.
     result_expires: Seconds = "86400",
-    /// Seconds after which a failure is deleted, if not those of `result_expires`.
-    result_failure_expires: Seconds = "none",
+    /// Seconds after which a failure is deleted, if not as `result_expires` says; 0 keeps it for ever.
+    result_failure_expires: Seconds = "as `result_expires`",
+    /// Serializer of results: json, msgpack, yaml. Clients and all workers of a chord must be told the same.
+    result_serializer: String = "json",
+    /// Compression of results: gzip (zlib), bzip2, lzma (xz), brotli, zstd. Who reads them needs no setting.
+    result_compression: String = "none",
+    /// Serializers of results that are read: those of chords, and what the `orchestra` program shows.
+    result_accept_content: Words = "as `accept_content`",
     /// Seconds that the results of a chord's header are waited for where groups are in it; 0 waits without end.
     result_chord_join_timeout: Seconds = "3",
+    /// Seconds between two looks of `celery.chord_unlock`, where somebody sends it.
+    result_chord_retry_interval: Seconds = "1",
     /// Store name, arguments, worker and queue of the task with its result.
     result_extended: bool = "false",
     /// Exchange of events.
     event_exchange: String = "celeryev",
     /// Name of the control exchange, without `.pidbox`.
     control_exchange: String = "celery",
-    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `fanout_prefix`, `fanout_patterns`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
     broker_transport_options: TransportOptions = "{}",
     /// Of Celery's: `global_keyprefix`, `result_chord_ordered` (true), `master_name` and `sentinel_kwargs` for Sentinels.
     result_backend_transport_options: ResultTransportOptions = "{}",

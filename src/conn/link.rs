@@ -113,6 +113,8 @@ pub struct Link {
 struct Shared {
     endpoint: Endpoint,
     options: LinkOptions,
+    /// Of a list of brokers: which one it is connected to.
+    turn: AtomicUsize,
     /// In a cluster: the node that has our slot, when it is not the one of the URL.
     node: Mutex<Option<(String, u16)>>,
     /// The connection that stands, with its number; `None` while there is none.
@@ -164,6 +166,7 @@ impl Link {
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
             options,
+            turn: AtomicUsize::new(0),
             node: Mutex::default(),
             current: watch::Sender::new(None),
             heard: Mutex::new(clock::instant()),
@@ -181,8 +184,14 @@ impl Link {
 
     /// The first connection; its number is 1.
     async fn first(&self) -> Result<(), Error> {
-        let connection = self.shared.open().await?;
-        self.shared.current.send_replace(Some((1, connection)));
+        let mut opened = self.shared.open().await;
+        for _ in 1..self.shared.endpoint.count() {
+            if opened.is_ok() {
+                break;
+            }
+            opened = self.shared.open().await;
+        }
+        self.shared.current.send_replace(Some((1, opened?)));
         Ok(())
     }
 
@@ -285,6 +294,10 @@ impl Link {
         let Some((epoch, mut connection)) = current else {
             return Err(Error::Transient(format!("not connected to Redis at {}", url())));
         };
+        if self.shared.endpoint.turn() != self.shared.turn.load(Ordering::Relaxed) {
+            self.shared.broken(epoch, "another broker of the list is used now");
+            return Err(Error::Transient(format!("not connected to Redis at {}", url())));
+        }
         let (longest, _waiting) = self.shared.waiting.join(patience.wait(&self.shared.options));
         connection.set_response_timeout(longest);
         match connection.req_packed_commands(pipe, 0, pipe.len()).await {
@@ -458,9 +471,12 @@ impl Shared {
 
     async fn open(self: &Arc<Self>) -> Result<MultiplexedConnection, Error> {
         let node = self.node().clone();
-        let client = self.endpoint.client(node.as_ref(), &self.options).await?;
+        let turn = self.endpoint.turn();
+        let client = self.endpoint.client(turn, node.as_ref(), &self.options).await?;
         let opened = self.open_with(&client).await;
+        self.turn.store(turn, Ordering::Relaxed);
         if opened.is_err() {
+            self.endpoint.leave(turn);
             // A node that is gone: the one of the URL knows who has our slot now.
             *self.node() = None;
         }
@@ -615,6 +631,10 @@ async fn supervise(shared: Weak<Shared>) {
                     .is_ok();
                 drop(changes);
                 let Some(strong) = weak.upgrade() else { return };
+                if strong.endpoint.turn() != strong.turn.load(Ordering::Relaxed) {
+                    strong.broken(epoch, "another broker of the list is used now");
+                    continue;
+                }
                 // Whoever waits for an answer finds out by itself.
                 if broke || !strong.waiting.is_empty() || strong.silence() < health_check {
                     continue;

@@ -5,6 +5,7 @@ mod error;
 mod link;
 mod script;
 mod sentinel;
+mod several;
 
 pub use endpoint::Endpoint;
 pub use error::Error;

@@ -567,6 +567,7 @@ impl Consumer {
             .values()
             .filter_map(|active| active.state.tag().cloned())
             .chain(self.joining.iter().flatten().cloned())
+            .filter(Tag::is_held)
             .collect();
         if !tags.is_empty() {
             // A keeper that is still busy with the last round keeps these in its next one.

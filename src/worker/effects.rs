@@ -38,8 +38,6 @@ pub(crate) struct Scribe {
     pub origin: String,
     /// Whom results of follow-ups are for, when nobody says.
     pub reply_to: String,
-    /// `task_default_queue`: where follow-ups go that do not say.
-    pub queue: String,
     pub routes: Routes,
     pub priorities: Priorities,
     pub control_exchange: String,
@@ -57,8 +55,7 @@ impl Scribe {
         let inline = registry.entries().filter(|entry| entry.options.errback_inline);
         Self {
             reply_to: sender.reply_to.to_owned(),
-            queue: options.default_queue.clone(),
-            routes: options.routes.clone(),
+            routes: options.routes.clone().with_default(&options.default_queue),
             priorities: options.priorities,
             control_exchange: options.control_exchange.clone(),
             signer: options.signer.clone(),

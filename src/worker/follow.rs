@@ -262,8 +262,7 @@ impl Scribe {
     }
 
     fn parcel(&self, outbound: &Outbound) -> Result<Parcel, String> {
-        let queue = self.routes.queue(&outbound.task).unwrap_or(&self.queue);
-        let parcel = outbound.parcel(clock::now(), &self.origin, queue);
+        let parcel = outbound.parcel(clock::now(), &self.origin, &self.routes);
         let mut parcel = parcel.map_err(|error| error.to_string())?;
         if let Some(signer) = &self.signer {
             parcel.envelope = signer.sign_envelope(&parcel.envelope)?;

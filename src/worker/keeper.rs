@@ -42,6 +42,7 @@ impl Keeper {
 
     /// Runs until the consumer loop is gone.
     pub(crate) async fn run(mut self) {
+        let mut renewal = tokio::time::interval(Broker::RENEWAL);
         let mut sweep = tokio::time::interval(self.sweep);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -51,6 +52,8 @@ impl Keeper {
                     None => return,
                 },
                 _ = sweep.tick() => self.restore().await,
+                // What cannot be renewed now is renewed long before its deadline.
+                _ = renewal.tick() => drop(self.broker.renew_bindings().await),
             }
         }
     }

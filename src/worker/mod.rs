@@ -22,6 +22,7 @@ mod follow;
 mod gossip;
 mod joiner;
 mod keeper;
+mod listener;
 mod metrics;
 mod mingle;
 mod options;

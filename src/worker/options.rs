@@ -187,7 +187,7 @@ impl Options {
     pub(crate) fn client(&self, broker: Broker, backend: Option<Backend>) -> Client {
         let client = Client::new(broker, backend)
             .signing(self.signer.clone())
-            .routed(self.routes.clone())
+            .routed(self.routes.clone().with_default(&self.default_queue))
             .with_priorities(self.priorities);
         if self.sent_events {
             client.with_sent_events(&self.event_exchange)

@@ -18,6 +18,7 @@ use super::fetcher::Fetcher;
 use super::gossip::Gossip;
 use super::joiner::Joiner;
 use super::keeper::Keeper;
+use super::listener::Listener;
 use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
 use super::parked::{Parked, Recaller};
@@ -37,7 +38,7 @@ use crate::client::SentEvents;
 use crate::clock;
 use crate::conn::{self, Link};
 use crate::task::{Registry, builtins};
-use crate::wire::Lamport;
+use crate::wire::{Lamport, Queue};
 
 /// Notes of runs that wait for the consumer loop; beyond them stream entries are left out and `update_state` waits.
 const NOTES: usize = 8192;
@@ -200,6 +201,17 @@ impl Worker {
             to: recalled_to,
         };
         spawn(ServiceKind::Recaller, recaller.run());
+        if options.broker_options.queues.iter().any(Queue::is_broadcast) {
+            let listener = Listener {
+                broker: broker.clone(),
+                credit: credit.clone(),
+                room: room.clone(),
+                queues: queues_seen.clone(),
+                stop: stop.phases(),
+                to: fetched_to.clone(),
+            };
+            spawn(ServiceKind::Listener, listener.run());
+        }
         let fetcher = Fetcher {
             broker: broker.clone(),
             credit: credit.clone(),

@@ -13,7 +13,7 @@ use super::process::Running;
 use super::request::{Outcome, Request};
 use super::services::spawn_blocking;
 use crate::task::{Context, Failure, Run};
-use crate::wire::{Json, State};
+use crate::wire::{Json, State, json};
 
 /// Where a run takes place.
 pub(crate) enum Place {
@@ -118,7 +118,7 @@ async fn done_before(request: &Request, context: &Context) -> Option<Outcome> {
         children: Option<Vec<serde_json::Value>>,
     }
     let record = context.client()?.backend()?.get(&request.id).await.ok()??;
-    let stored: Stored = serde_json::from_slice(&record).ok()?;
+    let stored: Stored = json::parse(&record).ok()?;
     (State::parse(&stored.status) == State::Success).then(|| Outcome::Done {
         result: stored.result,
         // Children are written with the result, after what follows was sent.

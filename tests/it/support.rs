@@ -434,9 +434,22 @@ def until(what, test):
     raise SystemExit(f'never: {what}')
 ";
 
+/// A Python with the oldest Celery whose clients are served.
+pub fn oldest_python() -> PathBuf {
+    match std::env::var_os("ORCHESTRA_TEST_OLDEST_PYTHON") {
+        Some(path) => path.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv-oldest/bin/python"),
+    }
+}
+
 /// Runs a Python program with `url` as its only argument; what it printed.
 pub fn run_python(program: &str, url: &str) -> String {
-    let out = Command::new(python())
+    run_python_of(&python(), program, url)
+}
+
+/// The same, with that interpreter.
+pub fn run_python_of(python: &Path, program: &str, url: &str) -> String {
+    let out = Command::new(python)
         .args(["-c", &[PYTHON_HELPERS, program].concat(), url])
         .env(
             "PYTHONPATH",
