@@ -5,6 +5,7 @@
 //! takes nothing: the server tells when a queue key changes.
 
 mod claim;
+mod dead;
 mod keys;
 mod restore;
 mod write;
@@ -16,11 +17,12 @@ use std::time::Duration;
 use redis::{Pipeline, Script};
 use tokio::sync::mpsc;
 
-use crate::conn::{Endpoint, Link, LinkOptions, Push};
+use crate::conn::{Endpoint, Link, LinkOptions, Push, patiently};
 use keys::Keys;
 
 pub use crate::conn::Error;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
+pub use dead::{DeadLetter, DeadQueue, Found};
 pub use restore::{GivenUp, Restored, mark_redelivered};
 pub use write::{End, Write};
 
@@ -41,9 +43,11 @@ pub struct Options {
     pub max_message_bytes: usize,
     /// Longest dead-letter list.
     pub dead_limit: usize,
-    /// A message that comes back more often than this goes to the dead-letter list: it probably kills its workers. As
-    /// often as in RabbitMQ's quorum queues; a message that was only held when its worker died counts as well.
+    /// A message that is delivered more often than this goes to the dead-letter list: it probably kills its workers. One
+    /// that was only held when its worker died counts as well.
     pub max_deliveries: u32,
+    /// Who we are, for dead letters: the node name of a worker.
+    pub node: String,
     /// Time limits of connections.
     pub link: LinkOptions,
 }
@@ -58,7 +62,8 @@ impl Default for Options {
             queue_order_strategy: QueueOrder::RoundRobin,
             max_message_bytes: 64 << 20,
             dead_limit: 10_000,
-            max_deliveries: 20,
+            max_deliveries: 5,
+            node: String::new(),
             link: LinkOptions::default(),
         }
     }
@@ -104,6 +109,8 @@ struct Scripts {
     publish: Script,
     reply: Script,
     bind: Script,
+    dead_list: Script,
+    dead_take: Script,
 }
 
 impl Scripts {
@@ -118,6 +125,8 @@ impl Scripts {
             publish: routed(include_str!("scripts/publish.lua")),
             reply: Script::new(include_str!("scripts/reply.lua")),
             bind: Script::new(include_str!("scripts/bind.lua")),
+            dead_list: Script::new(include_str!("scripts/dead_list.lua")),
+            dead_take: routed(include_str!("scripts/dead_take.lua")),
         }
     }
 }
@@ -135,7 +144,7 @@ impl Broker {
     /// The server cannot be reached, or refuses.
     pub async fn connect(endpoint: &Endpoint, options: Options) -> Result<Self, Error> {
         let main = Link::connect(endpoint, options.link.clone()).await?;
-        let writer = Link::connect(endpoint, options.link.clone()).await?;
+        let writer = patiently(|| Link::connect(endpoint, options.link.clone())).await?;
         let scripts = Scripts::new();
         main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone))
             .await?;
@@ -282,6 +291,11 @@ impl Broker {
     /// Whether messages can be taken and written now.
     pub fn is_connected(&self) -> bool {
         self.main.epoch() != 0 && self.writer.epoch() != 0
+    }
+
+    /// The number of the connection that messages are taken on; 0 while there is none.
+    pub fn connection(&self) -> u64 {
+        self.main.epoch()
     }
 
     /// The number of the connection on which news come; it changes when the connection was lost and is there again,

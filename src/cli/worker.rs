@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
+use super::notify::Notify;
 use super::program::{Stopped, refuse, usage, world};
 use super::signals::Signals;
 use super::{metrics, nodename};
@@ -201,6 +202,7 @@ fn start(
             Some(address) => Some((metrics::listen(address).await.map_err(world)?, worker.watch())),
             None => None,
         };
+        let notify = Notify::from_environment().map(|notify| notify.run(worker.look(), stop.clone()));
         eprintln!("orchestra-worker: ready");
         let working = async {
             let exit = match watched {
@@ -213,6 +215,15 @@ fn start(
             // However the worker came to its end, beat ends with it.
             stop.warm();
             exit
+        };
+        let working = async {
+            match notify {
+                None => working.await,
+                Some(notify) => tokio::select! {
+                    exit = working => exit,
+                    () = notify => Exit::Cold,
+                },
+            }
         };
         let beating = async {
             if let Some(beat) = beat {

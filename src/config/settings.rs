@@ -1,5 +1,6 @@
 //! What was given, with the defaults, as the options of the parts.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -251,6 +252,9 @@ impl Settings {
             ignore_result: given.task_ignore_result,
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
+        options.limits.body = given.max_body_bytes.unwrap_or(options.limits.body);
+        options.limits.control = given.max_control_bytes.unwrap_or(options.limits.control);
+        options.max_result_bytes = given.max_result_bytes.unwrap_or(options.max_result_bytes);
         options.result_extended = given.result_extended.unwrap_or(false);
         options.routes = self.routes();
         options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
@@ -261,6 +265,15 @@ impl Settings {
         options.event_exchange = given.event_exchange.clone().unwrap_or(options.event_exchange);
         options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
         Ok(options)
+    }
+
+    /// The queues that the settings name: those consumed, and those that tasks are sent to.
+    pub fn known_queues(&self) -> BTreeSet<String> {
+        let routes = self.given.task_routes.iter().flatten();
+        let mut queues: BTreeSet<String> = routes.map(|(_, route)| route.queue().to_owned()).collect();
+        queues.extend(self.queues.iter().cloned());
+        queues.insert(self.given.task_default_queue.clone().unwrap_or_else(|| "celery".into()));
+        queues
     }
 
     /// Queues by task name.

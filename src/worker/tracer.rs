@@ -12,7 +12,7 @@ use tracing::info;
 use super::request::{Outcome, Request};
 use super::services::spawn_blocking;
 use crate::task::{Context, Failure, Run};
-use crate::wire::{Json, State};
+use crate::wire::{Exception, Json, State};
 
 /// Runs the task. When `context` is cancelled the run is dropped where it stands, which closes what it holds, and the
 /// answer is `None`.
@@ -58,7 +58,10 @@ pub(crate) async fn trace(request: Arc<Request>, context: Context) -> Option<Out
         }
     };
     Some(match ended {
-        Ok(Ok(value)) => Outcome::Success(value),
+        Ok(Ok(value)) => match too_large(&request, value.get().len()) {
+            Some(failure) => Outcome::Failed(failure),
+            None => Outcome::Success(value),
+        },
         Ok(Err(failure)) => Outcome::Failed(failure),
         Err(panic) => Outcome::Panicked(panic_text(&*panic)),
     })
@@ -80,6 +83,18 @@ async fn done_before(request: &Request, context: &Context) -> Option<Outcome> {
         // Children are written with the result, after what follows was sent.
         followed: stored.children.is_some_and(|children| !children.is_empty()),
     })
+}
+
+/// Why a result is not stored, if it is too large for that.
+fn too_large(request: &Request, bytes: usize) -> Option<Failure> {
+    let limit = request.policy.max_result_bytes.filter(|limit| bytes > *limit)?;
+    Some(Failure::Fail(Exception::new(
+        "orchestra.exceptions",
+        "ResultTooLarge",
+        format!(
+            "the result has {bytes} bytes and may have {limit}; store it elsewhere and return where, or raise max_result_bytes"
+        ),
+    )))
 }
 
 async fn hard_limit(limit: Option<Duration>) -> Duration {
