@@ -6,6 +6,7 @@
 
 mod broadcast;
 mod claim;
+mod dead;
 mod declare;
 mod keys;
 mod restore;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use redis::{Pipeline, Script};
 use tokio::sync::mpsc;
 
-use crate::conn::{Endpoint, Link, LinkOptions, Push};
+use crate::conn::{Endpoint, Link, LinkOptions, Push, patiently};
 use crate::wire::Queue;
 use declare::Bound;
 use keys::Keys;
@@ -26,6 +27,7 @@ use keys::Keys;
 pub use crate::conn::Error;
 pub use broadcast::Broadcasts;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
+pub use dead::{DeadLetter, DeadQueue, Found};
 pub use restore::{DELIVERIES, GivenUp, Restored, count_delivery, mark_redelivered};
 pub use write::{End, Write};
 
@@ -56,9 +58,11 @@ pub struct Options {
     pub max_message_bytes: usize,
     /// Longest dead-letter list.
     pub dead_limit: usize,
-    /// A message that comes back more often than this goes to the dead-letter list: it probably kills its workers. As
-    /// often as in RabbitMQ's quorum queues; a message that was only held when its worker died counts as well.
+    /// A message that is delivered more often than this goes to the dead-letter list: it probably kills its workers. One
+    /// that was only held when its worker died counts as well.
     pub max_deliveries: u32,
+    /// Who we are, for dead letters: the node name of a worker.
+    pub node: String,
     /// Time limits of connections.
     pub link: LinkOptions,
 }
@@ -76,7 +80,8 @@ impl Default for Options {
             queue_order_strategy: QueueOrder::RoundRobin,
             max_message_bytes: 64 << 20,
             dead_limit: 10_000,
-            max_deliveries: 20,
+            max_deliveries: 5,
+            node: String::new(),
             link: LinkOptions::default(),
         }
     }
@@ -146,6 +151,8 @@ struct Scripts {
     publish_once: Script,
     reply: Script,
     bind: Script,
+    dead_list: Script,
+    dead_take: Script,
 }
 
 impl Scripts {
@@ -163,6 +170,8 @@ impl Scripts {
             publish_once: routed(include_str!("scripts/publish_once.lua")),
             reply: Script::new(include_str!("scripts/reply.lua")),
             bind: Script::new(include_str!("scripts/bind.lua")),
+            dead_list: Script::new(include_str!("scripts/dead_list.lua")),
+            dead_take: routed(include_str!("scripts/dead_take.lua")),
         }
     }
 }
@@ -180,7 +189,7 @@ impl Broker {
     /// The server cannot be reached, or refuses.
     pub async fn connect(endpoint: &Endpoint, options: Options) -> Result<Self, Error> {
         let main = Link::connect(endpoint, options.link.clone()).await?;
-        let writer = Link::connect(endpoint, options.link.clone()).await?;
+        let writer = patiently(|| Link::connect(endpoint, options.link.clone())).await?;
         let scripts = Scripts::new();
         main.register(
             [

@@ -287,7 +287,7 @@ impl Broker {
                     .key(self.keys.name("unacked_index"))
                     .key(self.dead_key(queue));
                 call.arg(&*tag.0)
-                    .arg(self.letter(raw, queue, reason))
+                    .arg(self.letter(raw, "", queue, reason))
                     .arg(self.options.dead_limit);
                 pipe.invoke_script(&call);
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Parser};
 
 use super::detach::Detached;
+use super::notify::Notify;
 use super::pidfile::Pidfile;
 use super::program::{Stopped, refuse, usage, world};
 use super::signals::Signals;
@@ -277,6 +278,7 @@ fn start(
             Some(address) => Some((metrics::listen(address).await.map_err(world)?, worker.watch())),
             None => None,
         };
+        let notify = Notify::from_environment().map(|notify| notify.run(worker.look(), stop.clone()));
         eprintln!("orchestra-worker: ready");
         if let Some(detached) = detached {
             detached.ready(log.as_deref()).map_err(world)?;
@@ -292,6 +294,15 @@ fn start(
             // However the worker came to its end, beat ends with it.
             stop.warm();
             exit
+        };
+        let working = async {
+            match notify {
+                None => working.await,
+                Some(notify) => tokio::select! {
+                    exit = working => exit,
+                    () = notify => Exit::Cold,
+                },
+            }
         };
         let beating = async {
             if let Some(beat) = beat {

@@ -1,5 +1,6 @@
 //! What was given, with the defaults, as the options of the parts.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -325,6 +326,9 @@ impl Settings {
             ignore_result: given.task_ignore_result,
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
+        options.limits.body = given.max_body_bytes.unwrap_or(options.limits.body);
+        options.limits.control = given.max_control_bytes.unwrap_or(options.limits.control);
+        options.max_result_bytes = given.max_result_bytes.unwrap_or(options.max_result_bytes);
         options.result_extended = given.result_extended.unwrap_or(false);
         options.routes = self.routes()?;
         options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
@@ -379,6 +383,15 @@ impl Settings {
         let known = |name: &String| self.known_queues.iter().any(|queue| queue.name == *name);
         let mut unknown = self.queues.iter().filter(|name| !self.creates_queues() && !known(name));
         unknown.next().map(String::as_str)
+    }
+
+    /// The queues that the settings name: those consumed, and those that tasks are sent to.
+    pub fn named_queues(&self) -> BTreeSet<String> {
+        let mut queues: BTreeSet<String> = self.queues.iter().cloned().collect();
+        queues.extend(self.known_queues.iter().map(|queue| queue.name.clone()));
+        queues.extend(self.routes().iter().flat_map(wire::Routes::queues));
+        queues.insert(self.given.task_default_queue.clone().unwrap_or_else(|| "celery".into()));
+        queues
     }
 
     /// What signs messages that are sent, where they are to be signed.

@@ -167,13 +167,19 @@ settings! {
     result_chord_join_timeout: Seconds = "3",
     /// Seconds between two looks of `celery.chord_unlock`, where somebody sends it.
     result_chord_retry_interval: Seconds = "1",
+    /// Largest body of a message once it is unpacked, in bytes; a larger one goes to the dead letters.
+    max_body_bytes: usize = "67108864",
+    /// Largest remote control request, in bytes; a larger one is not read.
+    max_control_bytes: usize = "16777216",
+    /// Largest result, in bytes of JSON: a task that returns more fails with `ResultTooLarge`.
+    max_result_bytes: usize = "67108864",
     /// Store name, arguments, worker and queue of the task with its result.
     result_extended: bool = "false",
     /// Exchange of events.
     event_exchange: String = "celeryev",
     /// Name of the control exchange, without `.pidbox`.
     control_exchange: String = "celery",
-    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `fanout_prefix`, `fanout_patterns`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `fanout_prefix`, `fanout_patterns`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (5), `dead_limit` (10000).
     broker_transport_options: TransportOptions = "{}",
     /// Of Celery's: `global_keyprefix`, `result_chord_ordered` (true), `master_name` and `sentinel_kwargs` for Sentinels.
     result_backend_transport_options: ResultTransportOptions = "{}",

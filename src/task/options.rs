@@ -42,6 +42,8 @@ pub struct Options {
     /// After this a run is ended as `SoftTimeLimitExceeded`, unless it watches
     /// [`Context::soft_limit`](super::Context::soft_limit) and ends by itself before the hard limit.
     pub soft_time_limit: Option<Duration>,
+    /// Largest result, in bytes of JSON; `None` takes the setting of that name.
+    pub max_result_bytes: Option<usize>,
     /// Store no result.
     pub ignore_result: bool,
     /// Store failures even if results are ignored.
@@ -82,6 +84,7 @@ impl Options {
         rate_limit: None,
         time_limit: None,
         soft_time_limit: None,
+        max_result_bytes: None,
         ignore_result: false,
         store_errors_even_if_ignored: false,
         track_started: false,

@@ -47,6 +47,8 @@ pub struct Options {
     pub task_defaults: TaskDefaults,
     /// A message that was delivered before is not run again when its task has a SUCCESS already.
     pub deduplicate: bool,
+    /// A task that returns more than so many bytes of JSON fails.
+    pub max_result_bytes: usize,
     /// Store name, arguments, worker and queue with each result.
     pub result_extended: bool,
     /// Listen to `celery inspect` and `celery control`.
@@ -150,6 +152,7 @@ impl Options {
             soft_time_limit: None,
             task_defaults: TaskDefaults::default(),
             deduplicate: false,
+            max_result_bytes: 64 << 20,
             result_extended: false,
             remote_control: true,
             mingle: true,
@@ -212,6 +215,7 @@ impl Options {
         policy.process |= self.processes;
         policy.time_limit = policy.time_limit.or(self.time_limit);
         policy.soft_time_limit = policy.soft_time_limit.or(self.soft_time_limit);
+        policy.max_result_bytes = policy.max_result_bytes.or(Some(self.max_result_bytes));
         policy
     }
 }

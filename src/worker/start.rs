@@ -104,6 +104,7 @@ impl Worker {
         let registry = complete(registry, &options)?;
         let state = options.state_db.as_deref().map(StateDb::open).transpose();
         let state = state.map_err(Error::Option)?;
+        options.broker_options.node.clone_from(&options.hostname);
         let broker = Broker::connect(&options.broker, options.broker_options.clone()).await?;
         let backend = match &options.backend {
             None => None,
@@ -116,7 +117,10 @@ impl Worker {
             }
         };
         let queues: Vec<Arc<str>> = options.queues.iter().map(|queue| queue.as_str().into()).collect();
-        broker.declare(&queues).await?;
+        conn::patiently(|| broker.declare(&queues)).await?;
+        for line in conn::advice(broker.writer()).await {
+            warn!("{line}");
+        }
         Ok(Self {
             options,
             registry,
@@ -139,6 +143,11 @@ impl Worker {
     /// Watches it from beside it; what happens is counted from now on.
     pub fn watch(&self) -> Watch {
         self.metrics.watch();
+        self.look()
+    }
+
+    /// Watches whether it is well; nothing is counted for that.
+    pub fn look(&self) -> Watch {
         Watch {
             metrics: self.metrics.clone(),
             broker: self.broker.clone(),
@@ -224,7 +233,7 @@ impl Worker {
 
         let (held, held_seen) = mpsc::channel(1);
         let (lost_to, lost) = mpsc::unbounded_channel();
-        let sweep = Keeper::sweep_pause(options.broker_options.visibility_timeout);
+        let lease = options.broker_options.visibility_timeout;
         spawn(
             ServiceKind::Keeper,
             Keeper {
@@ -234,7 +243,8 @@ impl Worker {
                 outbox: outbox.clone(),
                 scribe: scribe.clone(),
                 limits: options.limits,
-                sweep,
+                sweep: Keeper::sweep_pause(lease),
+                grace: Keeper::grace(lease),
             }
             .run(),
         );
@@ -372,9 +382,8 @@ impl Worker {
 /// Remote control, and gossip beside it on the same connection; whether there is any. Tasks matter more: an ACL may
 /// allow the one and not the other.
 async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>) -> bool {
-    let messages = broker
-        .subscribe_control(&options.control_exchange, &options.hostname)
-        .await;
+    let (exchange, node) = (&options.control_exchange, &options.hostname);
+    let messages = conn::patiently(|| broker.subscribe_control(exchange, node)).await;
     let messages = match messages {
         Ok(messages) => messages,
         Err(error) => {
@@ -383,7 +392,7 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
         }
     };
     let events = if options.gossip {
-        let events = broker.subscribe_workers(&options.event_exchange).await;
+        let events = conn::patiently(|| broker.subscribe_workers(&options.event_exchange)).await;
         events.inspect_err(|error| warn!("no gossip: {error}")).ok()
     } else {
         None
@@ -391,7 +400,14 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
     let hostname = options.hostname.clone();
     spawn(
         ServiceKind::Control,
-        control::listen(messages, hostname, events, options.accept.clone(), orders.clone()),
+        control::listen(
+            messages,
+            hostname,
+            events,
+            options.accept.clone(),
+            options.limits.control,
+            orders.clone(),
+        ),
     );
     true
 }

@@ -13,7 +13,7 @@ use super::process::Running;
 use super::request::{Outcome, Request};
 use super::services::spawn_blocking;
 use crate::task::{Context, Failure, Run};
-use crate::wire::{Json, State, json};
+use crate::wire::{Exception, Json, State, json};
 
 /// Where a run takes place.
 pub(crate) enum Place {
@@ -64,7 +64,7 @@ async fn trace_here(request: Arc<Request>, context: Context) -> Option<Outcome> 
     tokio::select! {
         // A result that is there wins over a limit that passed in the same moment.
         biased;
-        ended = &mut guarded => Some(outcome(ended)),
+        ended = &mut guarded => Some(outcome(ended, &request)),
         () = context.cancelled() => None,
         () = soft_limit(soft, &context) => Some(Outcome::SoftLimit),
         limit = hard_limit(hard) => {
@@ -83,7 +83,7 @@ pub(super) async fn perform(request: Arc<Request>, context: Context) -> Option<O
     let mut guarded = AssertUnwindSafe(&mut run).catch_unwind();
     tokio::select! {
         biased;
-        ended = &mut guarded => Some(outcome(ended)),
+        ended = &mut guarded => Some(outcome(ended, &request)),
         () = context.cancelled() => None,
     }
 }
@@ -100,9 +100,12 @@ fn begin(request: &Request, context: &Context) -> Result<Run, Outcome> {
     }
 }
 
-fn outcome(ended: std::thread::Result<Result<Box<RawValue>, Failure>>) -> Outcome {
+fn outcome(ended: std::thread::Result<Result<Box<RawValue>, Failure>>, request: &Request) -> Outcome {
     match ended {
-        Ok(Ok(value)) => Outcome::Success(value),
+        Ok(Ok(value)) => match too_large(request, value.get().len()) {
+            Some(failure) => Outcome::Failed(failure),
+            None => Outcome::Success(value),
+        },
         Ok(Err(failure)) => Outcome::Failed(failure),
         Err(panic) => Outcome::Panicked(panic_text(&*panic)),
     }
@@ -124,6 +127,18 @@ async fn done_before(request: &Request, context: &Context) -> Option<Outcome> {
         // Children are written with the result, after what follows was sent.
         followed: stored.children.is_some_and(|children| !children.is_empty()),
     })
+}
+
+/// Why a result is not stored, if it is too large for that.
+fn too_large(request: &Request, bytes: usize) -> Option<Failure> {
+    let limit = request.policy.max_result_bytes.filter(|limit| bytes > *limit)?;
+    Some(Failure::Fail(Exception::new(
+        "orchestra.exceptions",
+        "ResultTooLarge",
+        format!(
+            "the result has {bytes} bytes and may have {limit}; store it elsewhere and return where, or raise max_result_bytes"
+        ),
+    )))
 }
 
 async fn hard_limit(limit: Option<Duration>) -> Duration {
