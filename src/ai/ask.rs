@@ -54,6 +54,7 @@ pub(super) async fn ask(
     let mut spent = None;
     loop {
         let mut answer = call(
+            engine.calls(),
             engine.fleet(),
             question.kind,
             question.model.clone(),

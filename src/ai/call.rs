@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::calls::Calls;
 use super::fault;
 use super::fleet::Fleet;
 use super::ollama::{Answer, Kind, Piece, Request};
@@ -24,6 +25,7 @@ pub(super) struct Show<'a> {
 
 /// Asks and waits for the whole answer. What is wrong with the request is a `ValueError`.
 pub(super) async fn call(
+    calls: &Calls,
     fleet: &Fleet,
     kind: Kind,
     model: String,
@@ -33,7 +35,9 @@ pub(super) async fn call(
 ) -> Result<Answer, Failure> {
     let request = Request::new(kind, model, fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
     let attempt = context.retries();
+    let counted = calls.begin(&request, context);
     let mut on_piece = |piece: Piece| {
+        counted.piece();
         if show.stream {
             let (kind, text) = match piece {
                 Piece::Text(text) => ("token", text),
@@ -43,10 +47,9 @@ pub(super) async fn call(
         }
     };
     tracing::debug!(model = request.model(), template = show.template, cache = ?show.cache, "a call");
-    fleet
-        .ask(&request, &mut on_piece)
-        .await
-        .map_err(|fault| fault::of_model(&fault, request.model(), context))
+    let ended = fleet.ask(&request, &mut on_piece).await;
+    counted.end(&ended);
+    ended.map_err(|fault| fault::of_model(&fault, request.model(), context))
 }
 
 /// Tells the readers of the token stream that what they have belongs to an attempt that was given up (O-054).

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::calls::Calls;
 use super::fault::template_not_found;
 use super::fleet::Fleet;
 use super::options::{Folder, Options};
@@ -22,6 +23,7 @@ pub struct Engine {
     templates: BTreeMap<String, Arc<Template>>,
     bindings: Vec<Binding>,
     fleet: Fleet,
+    calls: Calls,
 }
 
 /// Why the AI layer cannot start: everything that is wrong, one line each.
@@ -58,6 +60,7 @@ impl Engine {
                 templates,
                 bindings,
                 fleet,
+                calls: Calls::default(),
             })
         } else {
             Err(LoadError(problems))
@@ -70,6 +73,7 @@ impl Engine {
     /// A name is taken.
     pub fn register(self, registry: &mut Registry) -> Result<(), RegisterError> {
         let bindings = self.bindings.clone();
+        registry.add_meter(Arc::new(self.calls.clone()));
         let engine = Arc::new(self);
         registry.register::<Generate>(engine.clone())?;
         registry.register::<Chat>(engine.clone())?;
@@ -95,6 +99,11 @@ impl Engine {
     /// The model servers.
     pub fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    /// What calls cost.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     /// The template of that name.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::Engine;
 use super::tasks::POLICY;
 use super::template::{Problem, Template, read};
-use crate::task::{Arguments, BoxFuture, Context, DynTask, Failure, Options, RateLimit};
+use crate::task::{Arguments, BoxFuture, Context, DynTask, Failure, Options, Parameter, RateLimit, Redact};
 
 /// What stands in a task file.
 #[derive(Clone, Debug, Deserialize)]
@@ -30,8 +30,24 @@ struct TaskFile {
     acks_late: Option<bool>,
     track_started: Option<bool>,
     ignore_result: Option<bool>,
+    /// What of it is never shown: names of parameters, or `all`.
+    redact: Option<Hidden>,
     /// When beat sends it.
     schedule: Option<Value>,
+}
+
+/// `redact: all`, or `redact: [card, address]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Hidden {
+    All(All),
+    Named(Vec<String>),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+enum All {
+    #[serde(rename = "all")]
+    All,
 }
 
 /// A template under a name of its own.
@@ -79,6 +95,13 @@ impl Binding {
             .map(|parameter| parameter.name.clone())
             .filter(|name| !file.params.contains_key(name))
             .collect();
+        if let Some(Hidden::Named(hidden)) = &file.redact
+            && let Some(unknown) = hidden
+                .iter()
+                .find(|name| template.parameters().all(|parameter| parameter.name != **name))
+        {
+            return Err(at("redact", format!("the template has no parameter {unknown:?}")));
+        }
         let scheduled = match file.schedule.clone() {
             None => None,
             Some(schedule) => {
@@ -148,6 +171,10 @@ fn options(file: &TaskFile) -> Result<Options, (&'static str, String)> {
         acks_late: file.acks_late.unwrap_or(POLICY.acks_late),
         track_started: file.track_started.unwrap_or(POLICY.track_started),
         ignore_result: file.ignore_result.unwrap_or(POLICY.ignore_result),
+        redact: match file.redact {
+            Some(Hidden::All(All::All)) => Redact::Everything,
+            _ => POLICY.redact,
+        },
         ..POLICY
     })
 }
@@ -163,6 +190,20 @@ impl DynTask for FileTask {
 
     fn description(&self) -> Option<&str> {
         self.binding.file.description.as_deref().or(self.template.description())
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        let secret = |name: &String| match &self.binding.file.redact {
+            Some(Hidden::Named(hidden)) => hidden.contains(name),
+            _ => false,
+        };
+        let names = self.binding.names.iter();
+        names
+            .map(|name| Parameter {
+                secret: secret(name),
+                name: name.clone(),
+            })
+            .collect()
     }
 
     fn run(&self, arguments: Arguments, context: Context) -> BoxFuture<'static, Result<Value, Failure>> {

@@ -3,22 +3,27 @@
 mod batch;
 mod beat;
 mod children;
+mod commands;
 mod config;
 mod control;
 mod dead;
 mod detach;
 mod doctor;
+mod events;
 mod inspect;
 mod log;
 mod metrics;
 mod nodename;
 mod notify;
+mod otel;
 mod pidfile;
 mod program;
 mod schedule;
 mod send;
 mod signals;
+mod table;
 mod templates;
+mod top;
 mod up;
 pub mod worker;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use super::{batch, beat, config, control, dead, doctor, inspect, schedule, send, templates, up};
+use super::{batch, beat, config, control, dead, doctor, events, inspect, schedule, send, templates, top, up};
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
 use crate::broker::{Broker, DeadQueue};
@@ -103,6 +103,10 @@ enum Command {
     /// What could not be run: list, show, requeue, drop
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Print events as they come
+    Events(events::Events),
+    /// Watch workers, queues, tasks and models, live
+    Top(top::Top),
     /// List, check and try templates
     #[command(subcommand)]
     Templates(templates::Templates),
@@ -119,6 +123,14 @@ pub fn program_main() -> ExitCode {
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(error) => return refuse("orchestra", &error),
+    };
+    let node = format!("orchestra@{}", super::nodename::host());
+    let _traces = match super::otel::start("orchestra", &node) {
+        Ok(traces) => traces,
+        Err(text) => {
+            eprintln!("orchestra: {text}");
+            return ExitCode::from(2);
+        }
     };
     // One thread: everything here waits for others.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -174,6 +186,8 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Inspect(inspect) => inspect.run(&common).await,
         Command::Control(control) => control.run(&common).await,
         Command::Dead(dead) => dead.run(&common).await,
+        Command::Events(events) => events.run(&common).await,
+        Command::Top(top) => top.run(&common).await,
         Command::Templates(templates) => templates.run(&common),
         Command::Tasks => templates::tasks(&common),
         Command::Config(config) => config.run(&common),

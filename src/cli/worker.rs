@@ -260,6 +260,7 @@ fn start(
         .build()
         .map_err(|error| world(format!("cannot start threads: {error}")))?;
     let metrics_addr = arguments.metrics_addr.or_else(|| settings.metrics_addr());
+    let traces = super::otel::start("orchestra-worker", &options.hostname).map_err(usage)?;
     let code = runtime.block_on(async {
         let stop = Stop::new();
         let signals = Signals::listen(stop.clone(), !settings.soft_shutdown_timeout().is_zero())
@@ -313,6 +314,7 @@ fn start(
     });
     // What blocks on a thread of its own cannot be interrupted; it must not keep the process either.
     runtime.shutdown_background();
+    drop(traces);
     code
 }
 

@@ -16,6 +16,7 @@ mod batch;
 mod call;
 mod control;
 mod error;
+mod events;
 mod results;
 mod send;
 mod sent;
@@ -24,6 +25,7 @@ pub use crate::wire::Signature;
 pub use applied::Applied;
 pub use call::Call;
 pub use error::Error;
+pub use events::Events;
 pub use results::Pending;
 
 use std::sync::Arc;

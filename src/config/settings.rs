@@ -78,6 +78,9 @@ impl Settings {
             Err(error) => return Err(format!("cannot read the settings file {}: {error}", path.display())),
         }
         let warnings = read_environment(&mut given, std::env::vars())?;
+        if let Some(names) = &given.redact_names {
+            crate::wire::redact::set(&names.clone().into_vec());
+        }
         Ok(Self {
             warnings,
             ..Self::new(given)?
@@ -200,13 +203,16 @@ impl Settings {
 
     /// Where `task-sent` events go, if they are wanted.
     pub fn sent_events(&self) -> Option<String> {
-        let exchange = || {
-            self.given
-                .event_exchange
-                .clone()
-                .unwrap_or_else(|| "celeryev".to_owned())
-        };
-        self.given.task_send_sent_event.unwrap_or(false).then(exchange)
+        let told = self.given.task_send_sent_event.unwrap_or(false);
+        told.then(|| self.event_exchange())
+    }
+
+    /// Where events go.
+    pub fn event_exchange(&self) -> String {
+        self.given
+            .event_exchange
+            .clone()
+            .unwrap_or_else(|| "celeryev".to_owned())
     }
 
     /// How the broker is used.

@@ -197,6 +197,8 @@ settings! {
     timezone: String = "UTC",
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL.
     log_level: String = "WARNING",
+    /// Names of arguments and log fields whose values are never shown, besides `password`, `token`, `api_key` and the like (docs/monitoring.md); `-token` takes one from the list.
+    redact_names: Words = "[]",
     /// Log as JSON, one object per line.
     log_json: bool = "false",
     /// Folder of templates.

@@ -9,11 +9,12 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
-use super::Failure;
 use super::flag::Flag;
+use super::{Failure, Hides};
 use crate::canvas::{Parent, ResultNode};
 use crate::client::{Applied, Client};
 use crate::clock::Instant;
+use crate::trace::{Trace, carried};
 use crate::wire::{Embed, Exception, Json, Message, Signature, State};
 
 /// The facts of one run.
@@ -41,6 +42,10 @@ pub struct Details {
     pub message: Option<Arc<Message>>,
     /// What follows the task.
     pub embed: Option<Arc<Embed>>,
+    /// What of the task is not shown.
+    pub hides: Arc<Hides>,
+    /// The trace that it is part of.
+    pub trace: Option<Trace>,
 }
 
 /// What a run says while it runs. The worker turns it into result records and stream entries.
@@ -210,6 +215,7 @@ impl Context {
                 .message
                 .as_ref()
                 .map_or(0, |message| message.properties.priority()),
+            carried: carried(details.trace.as_ref()),
         };
         let applied = self.sender()?.apply_for(Some(&parent), signature).await?;
         let mut children = self.inner.children.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use super::{Arguments, Message, repr_args, repr_bounded};
+use super::{Arguments, Message, shown_args, shown_kwargs};
 use crate::clock::{self, Timestamp};
 
 /// The envelope that runs `message` again at `eta`.
@@ -44,9 +44,8 @@ pub fn retry_envelope(
         envelope.insert("content-type".into(), "application/json".into());
         envelope.insert("content-encoding".into(), "utf-8".into());
         headers.remove("compression");
-        headers.insert("argsrepr".into(), repr_args(&arguments.args).into());
-        let kwargs = Value::Object(arguments.kwargs.clone());
-        headers.insert("kwargsrepr".into(), repr_bounded(&kwargs).into());
+        headers.insert("argsrepr".into(), shown_args(&arguments.args).into());
+        headers.insert("kwargsrepr".into(), shown_kwargs(&arguments.kwargs).into());
     }
     envelope.insert("headers".into(), headers.into());
 

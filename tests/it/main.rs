@@ -34,6 +34,7 @@ mod loss;
 mod messages;
 mod processes;
 mod proxy;
+mod monitor;
 mod python;
 mod python_oldest;
 mod queues;

@@ -139,6 +139,11 @@ impl Consumer {
             "prefetch_count": self.prefetch + self.held_for_eta(),
             "rusage": facts::resource_usage(),
         });
+        for meter in self.registry.meters() {
+            if let Some((name, numbers)) = meter.stats() {
+                stats[name] = numbers;
+            }
+        }
         if let Some(scaler) = &self.autoscaler {
             stats["autoscaler"] = json!({
                 "max": scaler.max,
