@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::doctor;
 use super::commands::{Audience, Kind, find, list};
 use super::control::shown;
 use super::program::{Common, Stopped, pretty, usage};
@@ -39,6 +40,9 @@ impl Status {
         }
         let s = if workers.len() == 1 { "" } else { "s" };
         println!("\n{} node{s} online.", workers.len());
+        for queue in common.dead_queues().await? {
+            println!("{}", doctor::dead(&queue));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

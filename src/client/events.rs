@@ -6,12 +6,13 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::{Client, Error};
+use crate::conn::Push;
 use crate::wire::Heard;
 
 /// Events as they come. The connection comes back by itself; what is said meanwhile is not heard.
 #[derive(Debug)]
 pub struct Events {
-    messages: mpsc::Receiver<(String, Vec<u8>)>,
+    messages: mpsc::Receiver<Push>,
     waiting: VecDeque<Heard>,
     _client: Client,
 }
@@ -37,7 +38,7 @@ impl Events {
             if let Some(event) = self.waiting.pop_front() {
                 return Some(event);
             }
-            let (channel, payload) = self.messages.recv().await?;
+            let Push { channel, payload, .. } = self.messages.recv().await?;
             match Heard::decode_all(&payload) {
                 Ok(events) => self.waiting.extend(events),
                 Err(error) => debug!("a message on {channel} is no event: {error}"),

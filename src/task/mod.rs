@@ -28,9 +28,11 @@
 
 mod bind;
 pub(crate) mod builtins;
+mod chord_unlock;
 mod context;
 mod current;
 mod failure;
+mod flag;
 mod hides;
 mod meter;
 mod options;

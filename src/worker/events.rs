@@ -1,24 +1,26 @@
 //! Makes events: the Lamport clock, the common fields, and what each happening tells.
 
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
 use tracing::debug;
 
 use super::facts;
 use super::request::{Happening, Request};
 use crate::broker;
 use crate::clock;
-use crate::task::Hides;
 use crate::wire::redact::{hide, may_hold_secret};
-use crate::wire::{self, Event, EventKind, Events as Envelopes};
+use crate::wire::{self, Event, EventKind, Events as Envelopes, Lamport};
 
 /// `sw_ident`: what Flower shows as the worker's software.
 pub(crate) const IDENT: &str = "orchestra";
 /// `sw_ver`.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The fields of every event.
+const COMMON: [&str; 7] = ["hostname", "utcoffset", "pid", "clock", "timestamp", "type", "uuid"];
 
 /// The event dispatcher of a worker.
 pub(crate) struct Events {
@@ -33,7 +35,8 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(hostname: Arc<str>, exchange: String, freq: Option<f64>, always: bool, clock: Lamport) -> Self {
+    /// `clock` is that of all this worker says.
+    pub(crate) fn new(hostname: Arc<str>, exchange: String, clock: Lamport, freq: Option<f64>, always: bool) -> Self {
         Self {
             hostname,
             exchange,
@@ -136,6 +139,14 @@ impl Events {
         broadcast(event, &self.exchange)
     }
 
+    /// An event of a task's own. What every event has is not for it to say.
+    pub(crate) fn own(&mut self, uuid: &str, name: String, mut fields: Map<String, Value>) -> Option<broker::Write> {
+        fields.retain(|field, _| !COMMON.contains(&field.as_str()));
+        let uuid = uuid.to_owned();
+        let event = self.event(name, EventKind::Own { uuid, fields });
+        self.broadcast(&event)
+    }
+
     fn encode(&mut self, name: &'static str, kind: EventKind) -> Option<Box<RawValue>> {
         let event = self.event(name, kind);
         to_raw_value(&event)
@@ -143,7 +154,7 @@ impl Events {
             .ok()
     }
 
-    fn event(&mut self, name: &'static str, kind: EventKind) -> Event {
+    fn event(&mut self, name: impl Into<Cow<'static, str>>, kind: EventKind) -> Event {
         Event {
             hostname: self.hostname.clone(),
             utcoffset: self.utc_offset,
@@ -151,7 +162,7 @@ impl Events {
             clock: self.tick(),
             kind,
             timestamp: clock::epoch_seconds(clock::now()),
-            name,
+            name: name.into(),
         }
     }
 }
@@ -163,60 +174,6 @@ fn broadcast(event: &Event, exchange: &str) -> Option<broker::Write> {
         routing_key,
         payload: payload.into(),
     })
-}
-
-/// A Lamport clock. Clones tell the same time.
-#[derive(Clone, Default)]
-pub(crate) struct Lamport(Arc<AtomicU64>);
-
-impl Lamport {
-    fn now(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn tick(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    fn adjust(&self, other: u64) {
-        // A clock far in the future would overflow later, and orders nothing.
-        if other < u64::MAX / 2 {
-            let seen = self.0.fetch_max(other, Ordering::Relaxed).max(other);
-            self.0.fetch_max(seen + 1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Tells of messages that this worker sends: retries, and what follows a task.
-pub(crate) struct Sent {
-    exchange: String,
-    clock: Lamport,
-}
-
-impl Sent {
-    pub(crate) fn new(exchange: String, clock: Lamport) -> Self {
-        Self { exchange, clock }
-    }
-
-    /// The `task-sent` of a message.
-    pub(crate) fn event(
-        &self,
-        envelope: &[u8],
-        hides: &Hides,
-        exchange: &str,
-        routing_key: &str,
-        sender: &str,
-    ) -> Option<broker::Write> {
-        let message = wire::decode(envelope, &wire::Limits::default()).ok()?;
-        let shown = hides.shown(&message);
-        let mut headers = message.headers;
-        if let Some((args, kwargs)) = shown {
-            headers.argsrepr = Some(args);
-            headers.kwargsrepr = Some(kwargs);
-        }
-        let event = Event::sent(&headers, exchange, routing_key, sender, self.clock.tick());
-        broadcast(&event, &self.exchange)
-    }
 }
 
 fn describe(happening: &Happening, request: &Request, result: Option<String>) -> (&'static str, EventKind) {
@@ -246,6 +203,16 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
                 runtime: runtime.as_secs_f64(),
             },
         ),
+        Happening::KnownSuccess(known) => (
+            "task-succeeded",
+            EventKind::Succeeded {
+                uuid,
+                result: known
+                    .as_ref()
+                    .map_or_else(|| "None".to_owned(), |known| result_repr(known.get())),
+                runtime: 0.0,
+            },
+        ),
         Happening::Failed(exception) => ("task-failed", failed(uuid, exception)),
         Happening::Retried(exception) => ("task-retried", failed(uuid, exception)),
         Happening::Rejected { requeue } => (
@@ -255,6 +222,7 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
                 requeue: *requeue,
             },
         ),
+        Happening::Cancelled => ("task-cancelled", EventKind::Cancelled { uuid }),
         Happening::Revoked {
             terminated,
             signum,

@@ -19,6 +19,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["broker", "backend", "canvas", "wire", "conn", "clock", "trace"],
     ),
     ("task", &["client", "canvas", "wire", "clock", "backoff", "trace"]),
+    // Behind the feature of that name.
+    ("rusty_celery", &["task", "clock"]),
     (
         "worker",
         &[
