@@ -159,13 +159,15 @@ impl Consumer {
     /// this process, and in its children where they ask for it.
     fn pool_stats(&self) -> Value {
         let seconds = |limit: Option<std::time::Duration>| limit.map_or(json!(0), |limit| json!(limit.as_secs_f64()));
-        let own = std::process::id();
+        // One for each place, as a pool of processes lists them: monitors count them.
+        let mut processes = self.children.pids();
+        processes.resize(processes.len().max(self.pool.size()), std::process::id());
         let max_tasks = self.children.max_tasks();
         json!({
             "implementation": "orchestra.worker.pool:Pool",
             "max-concurrency": self.pool.size(),
             "threads": self.pool.size(),
-            "processes": std::iter::once(own).chain(self.children.pids()).collect::<Vec<_>>(),
+            "processes": processes,
             "max-tasks-per-child": max_tasks.map_or_else(|| json!("N/A"), Into::into),
             "put-guarded-by-semaphore": true,
             "timeouts": [seconds(self.options.soft_time_limit), seconds(self.options.time_limit)],
