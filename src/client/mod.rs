@@ -16,6 +16,7 @@ mod batch;
 mod call;
 mod control;
 mod error;
+mod notes;
 mod results;
 mod send;
 
@@ -23,6 +24,7 @@ pub use crate::wire::Signature;
 pub use applied::Applied;
 pub use call::Call;
 pub use error::Error;
+pub use notes::Resumption;
 pub use results::Pending;
 
 use std::sync::Arc;

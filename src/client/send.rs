@@ -17,7 +17,7 @@ use crate::wire::{CallOptions, Event, Events, Limits, Outbound, Security, Signat
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
 
 /// Where a call goes that does not say (`task_default_queue`).
-const QUEUE: &str = "celery";
+pub(super) const QUEUE: &str = "celery";
 
 impl Client {
     /// Sends a call; when this returns, Redis has it.
@@ -146,7 +146,7 @@ pub(crate) fn group_write(write: GroupWrite) -> Result<backend::Write, serde_jso
 }
 
 /// Sends a pipeline, a few times if need be.
-async fn insist(link: &Link, pipe: &Pipeline) -> Result<(), crate::conn::Error> {
+pub(super) async fn insist(link: &Link, pipe: &Pipeline) -> Result<(), crate::conn::Error> {
     let mut retries = RETRIES.iter();
     loop {
         let error = match link.pipeline(pipe).await {

@@ -43,7 +43,7 @@ pub use raw::Json;
 pub use record::Record;
 pub use repr::{repr, repr_bounded};
 pub(crate) use repr::{repr_args, repr_tuple};
-pub use retry::{backoff, retry_envelope};
+pub use retry::{backoff, resumed_parcel, retry_envelope};
 pub use routes::Routes;
 pub use security::Security;
 pub use serializer::{Accept, Serializer};

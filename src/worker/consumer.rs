@@ -611,6 +611,7 @@ impl Consumer {
                 deadline: hard.and_then(|limit| now.checked_add(limit)),
                 message: Some(request.message.clone()),
                 embed: request.embed.clone(),
+                envelope: Some(request.raw.clone()),
             },
             self.notes.clone(),
             Some(self.client.clone()),
