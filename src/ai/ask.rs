@@ -8,7 +8,7 @@ use super::Engine;
 use super::call::{Show, call};
 use super::fault::{empty_answer, invalid_output, output_truncated};
 use super::ollama::{Answer, Kind};
-use super::schema::{Shape, ending};
+use super::schema::{Shape, ending, for_grammar};
 use crate::task::{Context, Failure};
 
 /// How often an answer that does not fit its format is asked for again, if nobody says otherwise.
@@ -49,19 +49,14 @@ pub(super) async fn ask(
     let shape = Shape::of(question.fields.get("format")).map_err(Failure::value_error)?;
     // The server would cut a prompt that is too long and answer what is left of it (O-020).
     question.fields.retain(|_, value| !value.is_null());
+    if let Some(format @ Value::Object(_)) = question.fields.get_mut("format") {
+        *format = for_grammar(format);
+    }
     question.fields.entry("truncate").or_insert(Value::Bool(false));
     let mut repairs = 0;
     let mut spent = None;
     loop {
-        let mut answer = call(
-            engine.fleet(),
-            question.kind,
-            question.model.clone(),
-            question.fields.clone(),
-            show,
-            context,
-        )
-        .await?;
+        let mut answer = one(engine, &question, show, context).await?;
         if let Some(spent) = spent {
             answer.usage += spent;
         }
@@ -93,6 +88,21 @@ pub(super) async fn ask(
         );
         tell(&mut question, &answer.text, &wrong);
     }
+}
+
+/// One answer: a recorded one where answers are played, otherwise a model's.
+async fn one(engine: &Engine, question: &Question, show: Show<'_>, context: &Context) -> Result<Answer, Failure> {
+    if let Some(recorded) = engine.recorded()
+        && let Some(answer) = recorded.play(show.step, question)?
+    {
+        return Ok(answer);
+    }
+    let (model, fields) = (question.model.clone(), question.fields.clone());
+    let answer = call(engine.fleet(), question.kind, model, fields, show, context).await?;
+    if let Some(recorded) = engine.recorded() {
+        recorded.note(show.step, &answer);
+    }
+    Ok(answer)
 }
 
 /// Why an answer is none.

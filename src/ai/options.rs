@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::permits::Permits;
+
 /// Where an Ollama server listens when nobody says otherwise.
 pub const DEFAULT_HOST: &str = "http://127.0.0.1:11434";
 
@@ -17,6 +19,8 @@ pub struct Options {
     pub hosts: Vec<String>,
     /// Allow models that run on ollama.com.
     pub allow_cloud: bool,
+    /// What templates may do with the host.
+    pub permits: Permits,
     /// Bounds on one call.
     pub limits: CallLimits,
 }
@@ -70,6 +74,7 @@ impl Default for Options {
             tasks: Folder::Default("tasks".into()),
             hosts: vec![DEFAULT_HOST.to_owned()],
             allow_cloud: false,
+            permits: Permits::default(),
             limits: CallLimits::default(),
         }
     }

@@ -1,5 +1,6 @@
 //! The command lines: settings, wiring, signals. The only layer that knows all others.
 
+mod approve;
 mod batch;
 mod beat;
 mod children;
@@ -14,6 +15,9 @@ mod program;
 mod schedule;
 mod send;
 mod signals;
+mod template_new;
+mod template_run;
+mod template_test;
 mod templates;
 mod up;
 pub mod worker;

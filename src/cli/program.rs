@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use super::{batch, beat, config, control, doctor, inspect, schedule, send, templates, up};
+use super::{approve, batch, beat, config, control, doctor, inspect, schedule, send, templates, up};
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
 use crate::broker::Broker;
@@ -94,6 +94,8 @@ enum Command {
     /// See and change what beat sends: list, add, remove, enable, disable, run-now, next
     #[command(subcommand)]
     Schedule(schedule::Schedule),
+    /// Decide what a template waits for; without an id, list what is to be decided
+    Approve(approve::Approve),
     /// Which workers are there
     Status(inspect::Status),
     /// Ask workers: active, scheduled, reserved, registered, stats, conf, …
@@ -113,6 +115,12 @@ enum Command {
 
 /// The whole of the `orchestra` program.
 pub fn program_main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == crate::ai::LIMITED)
+    {
+        return crate::ai::become_limited(std::env::args_os().skip(2));
+    }
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(error) => return refuse("orchestra", &error),
@@ -167,10 +175,11 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Batch(batch) => batch.run(&common).await,
         Command::Beat(beat) => beat.run(&common).await,
         Command::Schedule(schedule) => schedule.run(&common).await,
+        Command::Approve(approve) => approve.run(&common).await,
         Command::Status(status) => status.run(&common).await,
         Command::Inspect(inspect) => inspect.run(&common).await,
         Command::Control(control) => control.run(&common).await,
-        Command::Templates(templates) => templates.run(&common),
+        Command::Templates(templates) => templates.run(&common).await,
         Command::Tasks => templates::tasks(&common),
         Command::Config(config) => config.run(&common),
         Command::Doctor(doctor) => doctor.run(&common).await,

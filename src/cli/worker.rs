@@ -135,6 +135,12 @@ pub fn worker_main_from(
     arguments: impl IntoIterator<Item = String>,
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> ExitCode {
+    let mut arguments = arguments.into_iter();
+    let (own, first) = (arguments.next(), arguments.next());
+    if first.as_deref() == Some(crate::ai::LIMITED) {
+        return crate::ai::become_limited(std::env::args_os().skip(2));
+    }
+    let arguments = own.into_iter().chain(first).chain(arguments);
     // `celery -A app worker …` becomes `orchestra-worker …`; the word is still in people's fingers.
     let mut words = arguments
         .into_iter()

@@ -53,6 +53,29 @@ pub struct Settings {
     given: Given,
 }
 
+/// What templates may do with the host: nothing that is not named.
+fn permits(given: &Given) -> ai::Permits {
+    let names = |value: &Option<Words>| value.clone().map(Words::into_vec).unwrap_or_default();
+    let paths = |value: &Option<Words>| names(value).into_iter().map(PathBuf::from).collect();
+    let mut limits = ai::ProgramLimits::default();
+    if let Some(seconds) = given.ai_program_cpu {
+        limits.cpu = seconds.0;
+    }
+    if let Some(seconds) = given.ai_program_timeout {
+        limits.wall = seconds.0;
+    }
+    if let Some(bytes) = given.ai_program_memory {
+        limits.memory = bytes as u64;
+    }
+    ai::Permits {
+        read: paths(&given.ai_read_paths),
+        write: paths(&given.ai_write_paths),
+        programs: names(&given.ai_programs),
+        hosts: names(&given.ai_http_hosts),
+        limits,
+    }
+}
+
 impl Settings {
     /// Reads the file (`./orchestra.toml` if none is named and there is one) and the environment.
     ///
@@ -88,6 +111,7 @@ impl Settings {
             tasks: folder(&given.ai_tasks, "tasks"),
             hosts: words(&given.ai_hosts, ai::DEFAULT_HOST),
             allow_cloud: given.ai_allow_cloud.unwrap_or(false),
+            permits: permits(&given),
             limits: {
                 let mut limits = ai::CallLimits::default();
                 if let Some(seconds) = given.ai_connect_timeout {

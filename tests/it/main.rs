@@ -30,5 +30,6 @@ mod python;
 mod routing;
 mod serializers;
 mod support;
+mod templates;
 mod transport;
 mod worker;

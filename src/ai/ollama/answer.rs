@@ -9,7 +9,7 @@ use super::frame::Frame;
 use super::{Kind, Request};
 
 /// What a model said, and what it took.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Answer {
     /// The text.
     pub text: String,
@@ -44,7 +44,7 @@ pub struct Answer {
 }
 
 /// Tokens of one call.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Usage {
     /// In.
     pub prompt_tokens: u64,
@@ -63,7 +63,7 @@ impl std::ops::AddAssign for Usage {
 }
 
 /// Times of one call, in seconds: the server's, but for the first token, which is ours.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Timing {
     /// All of it.
     pub total_s: f64,
