@@ -13,6 +13,7 @@ Celery rebuilds an exception only from a module that is imported.
 
 from .client import Client
 from .exceptions import (
+    BudgetExceeded,
     InvalidOutput,
     ModelError,
     ModelNotFound,
@@ -27,6 +28,7 @@ from .tokens import Event, Token
 from .version import __version__
 
 __all__ = [
+    "BudgetExceeded",
     "Client",
     "Event",
     "InvalidOutput",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::embed::Embed;
 use super::fault::template_not_found;
 use super::fleet::Fleet;
 use super::options::{Folder, Options};
@@ -73,6 +74,7 @@ impl Engine {
         let engine = Arc::new(self);
         registry.register::<Generate>(engine.clone())?;
         registry.register::<Chat>(engine.clone())?;
+        registry.register::<Embed>(engine.clone())?;
         registry.register::<RunTemplate>(engine.clone())?;
         for binding in bindings {
             if let Some(task) = binding.into_task(engine.clone()) {

@@ -2,6 +2,7 @@
 
 mod ask;
 mod call;
+mod embed;
 mod engine;
 mod fault;
 mod fleet;
@@ -13,8 +14,9 @@ mod task_file;
 mod tasks;
 pub mod template;
 
+pub use embed::{Embed, Vectors};
 pub use engine::{Engine, LoadError};
-pub use fleet::Fleet;
+pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Seen, Used, canonical};
 pub use options::{CallLimits, DEFAULT_HOST, Folder, Options};
 pub use task_file::Scheduled;
 pub use tasks::{Chat, Generate, RunTemplate};

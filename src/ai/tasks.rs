@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::Engine;
 use super::ask::{Question, ask};
-use super::call::{Show, announce_attempt};
+use super::call::{Show, announce_attempt, cache_time};
 use super::ollama::{Answer, Kind};
 use crate::task::{Context, Failure, Options, Task};
 
@@ -53,6 +53,8 @@ pub struct Generate {
     logprobs: Value,
     #[serde(default)]
     top_logprobs: Value,
+    #[serde(default, skip_serializing)]
+    cache: Value,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -80,6 +82,8 @@ pub struct Chat {
     logprobs: Value,
     #[serde(default)]
     top_logprobs: Value,
+    #[serde(default, skip_serializing)]
+    cache: Value,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -120,7 +124,7 @@ impl Task for Generate {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: None,
+            cache: cache_time(&self.cache).map_err(Failure::value_error)?,
         };
         let question = Question::new(Kind::Generate, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await
@@ -140,7 +144,7 @@ impl Task for Chat {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: None,
+            cache: cache_time(&self.cache).map_err(Failure::value_error)?,
         };
         let question = Question::new(Kind::Chat, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await

@@ -8,6 +8,7 @@ mod doctor;
 mod inspect;
 mod log;
 mod metrics;
+mod models;
 mod nodename;
 mod program;
 mod schedule;
