@@ -11,6 +11,7 @@ Importing this package is also what lets a plain Celery application raise the ex
 Celery rebuilds an exception only from a module that is imported.
 """
 
+from .batch import Row
 from .client import Client
 from .exceptions import (
     BudgetExceeded,
@@ -38,6 +39,7 @@ __all__ = [
     "OrchestraError",
     "OutputTruncated",
     "Result",
+    "Row",
     "TemplateError",
     "TemplateNotFound",
     "Token",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
 
@@ -12,7 +13,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from . import sending
+from . import batch, sending, stream
 from .result import Result
 
 if TYPE_CHECKING:
@@ -143,6 +144,59 @@ class Client:
     def embed(self, model: str, input: Union[str, Sequence[str]], **fields: Unpack[EmbedFields]) -> Result:
         """Makes vectors of texts. The result has ``"embeddings"``, one for each text, in their order."""
         return self._send("orchestra.embed", [], _embed(model, input, fields))
+
+    def map(
+        self,
+        template: Optional[str],
+        rows: Iterable[batch.Input],
+        *,
+        task: Optional[str] = None,
+        in_flight: int = 256,
+        output: Union[None, str, os.PathLike[str]] = None,
+        retry_failed: bool = False,
+        progress: bool = False,
+    ) -> Iterator[batch.Row]:
+        """Runs a template once for every row of parameters, and yields the rows as they end.
+
+        At most ``in_flight`` rows are sent and not yet done, however many there are; ``rows`` may be a generator. A row
+        that fails raises nothing: its ``error`` says why. With ``template=None`` and ``task="name"`` a task is called
+        instead, with each row as its keyword arguments (or, if it is a list, its positional ones).
+
+        With ``output`` every result is also a line of that file, and the same call after a crash goes on where it
+        stopped: rows that ended come from the file, rows that were sent are waited for and not sent again, and with
+        ``retry_failed`` those that failed are run again. ``orchestra batch failed`` and ``export`` read the file.
+        ``progress`` shows a bar on the standard error (needs ``tqdm``).
+
+        Raises ``ValueError`` when the file is of other rows, or in use. Ending the iteration early leaves the rows that
+        were sent to the workers.
+        """
+        if (template is None) == (task is None):
+            raise TypeError("map() needs a template, or task=")
+        if in_flight < 1:
+            raise ValueError("in_flight must be 1 at least")
+        self._check()
+        backend = stream.require_redis(self.app.backend)
+        name = task or "orchestra.run"
+
+        def send(task_id: str, row: batch.Input) -> None:
+            client = self.options(task_id=task_id)
+            args, kwargs = ([], row) if isinstance(row, Mapping) else (row, {})
+            if template is not None:
+                if args:
+                    raise TypeError("parameters of a template have names: a row must be a mapping")
+                kwargs = {"template": template, "params": dict(kwargs)}
+            sending.on_thread(self.app, lambda: client._send(name, args, kwargs, backend))
+
+        def ends() -> Iterator[batch.Row]:
+            if output is None:
+                yield from batch.run(backend, send, rows, in_flight, None, retry_failed)
+                return
+            with closing(batch.Journal(output, name, template)) as journal:
+                yield from batch.run(backend, send, rows, in_flight, journal, retry_failed)
+
+        if not progress:
+            return ends()
+        return batch.with_progress(ends(), len(rows) if isinstance(rows, Sized) else None)
 
     def result(self, task_id: str) -> Result:
         """The result of a task that was sent before, here or elsewhere."""

@@ -1,4 +1,4 @@
-"""Sending from an event loop: Celery's publishing blocks, so it runs on threads of ours."""
+"""Sending on threads of ours: Celery's publishing blocks an event loop, and subscribes to results nobody reads there."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ async def in_thread(app: Celery, send: Callable[[], T]) -> T:
     """Runs ``send`` on a thread, with the context variables of the caller (tracing hooks of publishing use them)."""
     context = contextvars.copy_context()
     return await asyncio.get_running_loop().run_in_executor(_threads, context.run, _quietly, app, send)
+
+
+def on_thread(app: Celery, send: Callable[[], T]) -> T:
+    """Runs ``send`` on such a thread and waits for it."""
+    return _threads.submit(contextvars.copy_context().run, _quietly, app, send).result()
 
 
 def _quietly(app: Celery, send: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, Union
 from weakref import WeakKeyDictionary
 
 from celery import states
@@ -110,41 +110,40 @@ class Watcher:
 
     def _round(self, waits: list[_Wait], interval: float) -> list[tuple[_Wait, Answer | Exception]]:
         """One round, on a thread."""
-        records = self._records([wait for wait in waits if wait.for_result])
+        results = records(self._backend, list({wait.task_id for wait in waits if wait.for_result}))
         # A stream may have readers at several places: the one furthest behind decides what is read.
         after: dict[str, str] = {}
         for wait in waits:
             if wait.stream is not None:
                 after[wait.stream] = min(after.get(wait.stream, wait.after), wait.after, key=_place)
-        streams = read(self._backend, after, None if records else interval) if after else {}
+        streams = read(self._backend, after, None if results else interval) if after else {}
         answers: list[tuple[_Wait, Answer | Exception]] = []
         for wait in waits:
             entries = streams.get(wait.stream, []) if wait.stream is not None else []
             entries = [entry for entry in entries if _place(entry[0]) > _place(wait.after)]
-            record = records.get(wait.task_id) if wait.for_result else None
+            record = results.get(wait.task_id) if wait.for_result else None
             if isinstance(record, Exception):
                 answers.append((wait, record))
             elif entries or record is not None:
                 answers.append((wait, Answer(entries, record)))
         return answers
 
-    def _records(self, waits: list[_Wait]) -> dict[str, dict[str, Any] | Exception]:
-        """The records of those tasks that are over; an error in place of one that cannot be read."""
-        backend = self._backend
-        ids = list({wait.task_id for wait in waits})
-        records: dict[str, dict[str, Any] | Exception] = {}
-        for start in range(0, len(ids), MGET_LIMIT):
-            batch = ids[start : start + MGET_LIMIT]
-            keys = [backend.get_key_for_task(task_id) for task_id in batch]
-            for task_id, payload in zip(batch, backend.ensure(backend.client.mget, (keys,))):
-                try:
-                    record = backend.decode_result(payload) if payload else None
-                    if record is not None and record["status"] in states.READY_STATES:
-                        records[task_id] = record
-                except Exception as error:
-                    # It concerns who waits for this task, and not the others of the round.
-                    records[task_id] = error
-        return records
+
+def records(backend: RedisBackend, ids: list[str]) -> dict[str, Union[dict[str, Any], Exception]]:
+    """The records of those tasks that are over; an error in place of one that cannot be read."""
+    found: dict[str, Union[dict[str, Any], Exception]] = {}
+    for start in range(0, len(ids), MGET_LIMIT):
+        batch = ids[start : start + MGET_LIMIT]
+        keys = [backend.get_key_for_task(task_id) for task_id in batch]
+        for task_id, payload in zip(batch, backend.ensure(backend.client.mget, (keys,))):
+            try:
+                record = backend.decode_result(payload) if payload else None
+                if record is not None and record["status"] in states.READY_STATES:
+                    found[task_id] = record
+            except Exception as error:
+                # It concerns who waits for this task, and not the others of the round.
+                found[task_id] = error
+    return found
 
 
 def _place(text: str) -> tuple[int, int]:

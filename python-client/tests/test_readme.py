@@ -9,7 +9,8 @@ from conftest import PACKAGE
 pytestmark = pytest.mark.usefixtures("worker")
 
 
-def test_the_examples_of_the_readme_work(redis_url, capsys):
+def test_the_examples_of_the_readme_work(redis_url, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     text = (PACKAGE / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(examples) >= 6

@@ -25,6 +25,27 @@ impl Backend {
         self.link.query(cmd("GET").arg(self.result_key(id))).await
     }
 
+    /// Whether anything is stored of a task.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn knows(&self, id: &str) -> Result<bool, Error> {
+        self.link.query(cmd("EXISTS").arg(self.result_key(id))).await
+    }
+
+    /// Stores a record where there is none: a state that has come in the meantime stays.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn note(&self, id: &str, record: &[u8]) -> Result<(), Error> {
+        let mut command = cmd("SET");
+        command.arg(self.result_key(id)).arg(record).arg("NX");
+        if let Some(ttl) = self.options.result_expires {
+            command.arg("EX").arg(ttl.as_secs().max(1));
+        }
+        self.link.query::<Value>(&command).await.map(drop)
+    }
+
     /// Removes the record and the stream of a task.
     ///
     /// # Errors

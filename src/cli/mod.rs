@@ -1,5 +1,6 @@
 //! The command lines: settings, wiring, signals. The only layer that knows all others.
 
+mod batch;
 mod beat;
 mod children;
 mod config;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use super::{beat, config, control, doctor, inspect, models, schedule, send, templates, up};
+use super::{batch, beat, config, control, doctor, inspect, models, schedule, send, templates, up};
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
 use crate::broker::Broker;
@@ -86,6 +86,9 @@ enum Command {
     Stream(send::Follow),
     /// Tell all workers not to run a task, or to end it
     Revoke(send::Revoke),
+    /// Run a task or a template once for every row of a file
+    #[command(subcommand)]
+    Batch(batch::Batch),
     /// Send periodic tasks when they are due
     Beat(beat::Beat),
     /// See and change what beat sends: list, add, remove, enable, disable, run-now, next
@@ -164,6 +167,7 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Result(result) => result.run(&common).await,
         Command::Stream(follow) => follow.run(&common).await,
         Command::Revoke(revoke) => revoke.run(&common).await,
+        Command::Batch(batch) => batch.run(&common).await,
         Command::Beat(beat) => beat.run(&common).await,
         Command::Schedule(schedule) => schedule.run(&common).await,
         Command::Status(status) => status.run(&common).await,

@@ -77,11 +77,8 @@ impl Send {
         for arg in &self.args {
             call = call.arg(value(arg));
         }
-        for pair in &self.kwargs {
-            let (name, text) = pair
-                .split_once('=')
-                .ok_or_else(|| usage(format!("--kwarg {pair:?}: write NAME=VALUE")))?;
-            call = call.kwarg(name, value(text));
+        for (name, value) in pairs("kwarg", &self.kwargs)? {
+            call = call.kwarg(name, value);
         }
         if let Some(priority) = self.priority {
             call = call.priority(priority);
@@ -176,6 +173,15 @@ async fn follow(pending: &Pending) -> Result<(), Stopped> {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Named values of a command line.
+pub(super) fn pairs(option: &str, pairs: &[String]) -> Result<Map<String, Value>, Stopped> {
+    let pair = |pair: &String| match pair.split_once('=') {
+        Some((name, text)) => Ok((name.to_owned(), value(text))),
+        None => Err(usage(format!("--{option} {pair:?}: write NAME=VALUE"))),
+    };
+    pairs.iter().map(pair).collect()
 }
 
 /// JSON, or the text itself.

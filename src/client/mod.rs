@@ -12,6 +12,7 @@
 //! ```
 
 mod applied;
+mod batch;
 mod call;
 mod control;
 mod error;

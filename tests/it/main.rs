@@ -12,6 +12,7 @@
 )]
 
 mod ai;
+mod batch;
 mod beat;
 mod canvas;
 mod cli;

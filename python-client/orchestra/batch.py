@@ -1,0 +1,199 @@
+"""Many rows: a bounded number of them at a time, resumable through a file of results.
+
+The file is the one that ``orchestra batch`` writes: a head, and a line for every row that ended. A run that was killed
+goes on where it stopped, with either of the two.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Callable, Optional, Union
+
+from celery.backends.redis import RedisBackend
+
+from .waiting import LONGEST, SHORTEST, records
+
+#: What a row is: parameters by name, or for a task also arguments in order.
+Input = Union[Mapping[str, Any], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that ended."""
+
+    index: int
+    """Its place among the rows, from 0."""
+    input: Any
+    """The row as it was given."""
+    id: str
+    """The id of its task."""
+    attempt: int
+    """0, or how often it was run before."""
+    state: str
+    """``"SUCCESS"``, ``"FAILURE"`` or ``"REVOKED"``."""
+    value: Any = None
+    """What the task returned."""
+    error: Optional[str] = None
+    """The exception as Python shows it, if it failed."""
+
+
+class Journal:
+    """A file of results."""
+
+    def __init__(self, path: Union[str, os.PathLike[str]], task: str, template: Optional[str]) -> None:
+        self.rows: dict[int, Row] = {}
+        head = {"batch": str(uuid.uuid4()), "task": task}
+        if template is not None:
+            head["template"] = template
+        self._file: IO[bytes] = open(Path(path), "a+b")  # noqa: SIM115 - closed by close()
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ValueError(f"{path} is being written by another process") from None
+        try:
+            self.batch = self._read(path, head)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read(self, path: Union[str, os.PathLike[str]], head: dict[str, str]) -> str:
+        end, found = 0, None
+        self._file.seek(0)
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n"):
+                break  # A run was killed while it wrote.
+            try:
+                entry = json.loads(line)
+                if found is None:
+                    found = {name: entry[name] for name in ("batch", "task", "template") if name in entry}
+                    _ = found["batch"], found["task"]
+                else:
+                    row = Row(
+                        entry["row"],
+                        entry["input"],
+                        entry["id"],
+                        entry["attempt"],
+                        entry["state"],
+                        entry.get("result"),
+                        entry.get("error"),
+                    )
+                    self.rows[row.index] = row
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}:{number}: not a file of results: {error!r}") from None
+            end += len(line)
+        self._file.truncate(end)
+        if found is None:
+            self._append(head)
+            return head["batch"]
+        if (found["task"], found.get("template")) != (head["task"], head.get("template")):
+            what = found.get("template") or found["task"]
+            raise ValueError(f"{path} has the results of {what!r}; name another file")
+        return found["batch"]
+
+    def add(self, row: Row) -> None:
+        """Notes a row; it is in the file when this returns."""
+        entry = {"row": row.index, "attempt": row.attempt, "id": row.id, "state": row.state, "input": row.input}
+        if row.error is None:
+            entry["result"] = row.value
+        else:
+            entry["error"] = row.error
+        self._append(entry)
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def run(
+    backend: RedisBackend,
+    send: Callable[[str, Input], None],
+    rows: Iterable[Input],
+    in_flight: int,
+    journal: Optional[Journal],
+    retry_failed: bool,
+) -> Iterator[Row]:
+    """Sends rows and yields them as they end. ``send`` gets the id of the task and the row."""
+    batch = journal.batch if journal is not None else str(uuid.uuid4())
+    known = journal.rows if journal is not None else {}
+    waiting: dict[str, tuple[int, Input, int]] = {}
+    source = enumerate(rows)
+    pause, more = SHORTEST, True
+    while more or waiting:
+        while more and len(waiting) < in_flight:
+            try:
+                index, row = next(source)
+            except StopIteration:
+                more = False
+                break
+            before = known.get(index)
+            # What is in the file went through JSON.
+            if before is not None and before.input != json.loads(json.dumps(row)):
+                raise ValueError(f"row {index} is not the one that was run before; name another file")
+            if before is not None and (before.error is None or not retry_failed):
+                yield before
+                continue
+            attempt = 0 if before is None else before.attempt + 1
+            task_id = f"{batch}-{index}-{attempt}"
+            # One that an earlier run sent is waited for, not sent again.
+            if journal is None or not backend.client.exists(backend.get_key_for_task(task_id)):
+                send(task_id, row)
+                if journal is not None:
+                    _note(backend, task_id)
+            waiting[task_id] = (index, row, attempt)
+        ended = records(backend, list(waiting))
+        for task_id, record in ended.items():
+            index, row, attempt = waiting.pop(task_id)
+            done = _row(backend, index, row, task_id, attempt, record)
+            if journal is not None:
+                journal.add(done)
+            yield done
+        if not ended and waiting:
+            time.sleep(pause)
+        pause = SHORTEST if ended else min(pause * 1.5, LONGEST)
+
+
+def _note(backend: RedisBackend, task_id: str) -> None:
+    """Notes that a task was sent; PENDING says to everybody else that nothing is known. What came meanwhile stays."""
+    record = {"status": "PENDING", "result": None, "traceback": None, "children": [], "date_done": None}
+    expires = int(backend.expires) if backend.expires else None
+    key = backend.get_key_for_task(task_id)
+    backend.client.set(key, json.dumps({**record, "task_id": task_id}), ex=expires, nx=True)
+
+
+def _row(backend: RedisBackend, index: int, row: Input, task_id: str, attempt: int, record: Any) -> Row:
+    if isinstance(record, Exception):
+        return Row(index, row, task_id, attempt, "FAILURE", error=repr(record))
+    state, value = record["status"], record["result"]
+    if state == "SUCCESS":
+        return Row(index, row, task_id, attempt, state, value)
+    error = value if isinstance(value, BaseException) else backend.exception_to_python(value)
+    return Row(index, row, task_id, attempt, state, error=repr(error))
+
+
+def with_progress(rows: Iterator[Row], total: Optional[int]) -> Iterator[Row]:
+    """Shows rate, time left, tokens and failures while rows end."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ImportError("the progress bar is tqdm: pip install 'orchestra-client[progress]'") from None
+    failed = tokens = 0
+    with closing(tqdm(total=total, unit="row")) as bar:
+        for row in rows:
+            failed += row.error is not None
+            usage = row.value.get("usage") if isinstance(row.value, dict) else None
+            tokens += int(usage.get("total_tokens") or 0) if isinstance(usage, dict) else 0
+            bar.set_postfix({"failed": failed, "tokens": tokens}, refresh=False)
+            bar.update()
+            yield row
