@@ -30,11 +30,22 @@ impl Words {
 }
 
 /// Model servers: URLs, or tables that say more.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Hosts {
     One(String),
     Many(Vec<HostEntry>),
+}
+
+// By hand, as the next one: of untagged ones serde says only that nothing fits.
+impl<'de> Deserialize<'de> for Hosts {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wrong = |error: toml::de::Error| serde::de::Error::custom(error.message());
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(urls) => Ok(Self::One(urls)),
+            list => Vec::deserialize(list).map(Self::Many).map_err(wrong),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -44,7 +55,6 @@ pub(super) enum HostEntry {
     Options(Box<HostOptions>),
 }
 
-// By hand: of an untagged one, serde says only that nothing fits.
 impl<'de> Deserialize<'de> for HostEntry {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match toml::Value::deserialize(deserializer)? {

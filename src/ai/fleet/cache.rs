@@ -44,6 +44,8 @@ impl Fleet {
             return Flight::None;
         };
         let prefix = self.options().redis.as_ref().map_or("", |(_, prefix)| prefix);
+        // The weights are a part of what is the same.
+        self.keeper().know().await;
         let key = self.cache_key(request);
         let kept = Kept {
             link: link.clone(),

@@ -209,6 +209,7 @@ impl Fleet {
                     self.pull_somewhere(&way.model, hear).await?;
                     pulled = true;
                 }
+                Nowhere::Gone => return Err(Trouble::Fault(way.last.take().unwrap_or_else(|| self.gone()))),
                 _ => {
                     return Err(Trouble::Fault(
                         way.last.take().unwrap_or_else(|| self.lacking(&way.model)),
@@ -254,6 +255,16 @@ impl Fleet {
         let limit = self.options().queue.as_secs_f64();
         let text = format!("no host had a place for {model} within {limit} s (ai_queue_timeout)");
         Fault::unavailable(&self.urls(), text)
+    }
+
+    /// Nobody is there: what the hosts said instead of an answer.
+    fn gone(&self) -> Fault {
+        let catalogs = self.keeper().catalogs();
+        let gone = catalogs.iter().find(|(_, catalog)| catalog.gone);
+        let (url, text) = gone.map_or((self.urls(), None), |(url, catalog)| {
+            (url.clone(), catalog.trouble.clone())
+        });
+        Fault::unavailable(&url, text.unwrap_or_else(|| "no model server can be reached".into()))
     }
 
     fn lacking(&self, model: &str) -> Fault {

@@ -9,8 +9,8 @@ use super::super::ollama::{Fault, Ollama, Server};
 /// A host's own words.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Catalog {
-    /// When, in milliseconds of the ledger's clock.
-    #[serde(skip)]
+    /// When it was asked, in milliseconds of the ledger's clock.
+    #[serde(default)]
     pub at: u64,
     /// The models it has, by canonical name, with the digest of their weights.
     pub models: BTreeMap<String, String>,
@@ -19,6 +19,9 @@ pub struct Catalog {
     /// Why it could not be asked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub trouble: Option<String>,
+    /// Nobody is there.
+    #[serde(default)]
+    pub gone: bool,
 }
 
 impl Catalog {
@@ -36,6 +39,7 @@ impl Catalog {
                 .collect(),
             loaded: loaded.into_iter().map(|model| canonical(&model.name)).collect(),
             trouble: None,
+            gone: false,
         })
     }
 }

@@ -191,6 +191,29 @@ impl Keeper {
         self.state().catalogs.clone()
     }
 
+    /// Waits until it is known what the hosts have, or that they do not say.
+    pub(super) async fn know(self: &Arc<Self>) {
+        self.start();
+        let is_known = || {
+            let catalogs = self.catalogs();
+            self.hosts.iter().all(|host| catalogs.contains_key(host.url()))
+        };
+        if is_known() {
+            return;
+        }
+        self.flush().await;
+        if !is_known() {
+            let (book, catalogs) = (self.state().book.clone(), self.catalogs());
+            if tokio::time::timeout(FIRST_LOOK, self.scout(&book, &catalogs))
+                .await
+                .is_err()
+            {
+                self.give_up_on(&catalogs);
+            }
+            self.flush().await;
+        }
+    }
+
     fn start(self: &Arc<Self>) {
         if !self.started.swap(true, Ordering::AcqRel) {
             tokio::spawn(settle(Arc::downgrade(self), self.wake.clone()));
@@ -419,26 +442,34 @@ impl Keeper {
 
     /// Asks one host, and notes what it said.
     pub(super) async fn look_at(&self, host: &Host, catalogs: &Catalogs) {
+        // Before it is asked: what happens meanwhile is newer than its answer.
+        let at = self.now();
         let catalog = match Catalog::ask(&self.ollama, &host.server, self.allow_cloud).await {
             Ok(catalog) => catalog,
             Err(fault) => {
-                if fault.class == Class::Unreachable {
-                    self.tell(host.url(), "", Told::Unreachable);
-                }
                 let known = catalogs.get(host.url()).cloned().unwrap_or_default();
                 Catalog {
                     loaded: Vec::new(),
+                    gone: fault.class == Class::Unreachable,
                     trouble: Some(fault.text),
                     ..known
                 }
             }
         };
+        let catalog = Catalog { at, ..catalog };
         self.state().todo.catalogs.push((host.url().to_owned(), catalog));
+    }
+
+    /// The ledger's time; 0 before it was read once.
+    fn now(&self) -> u64 {
+        let clock = self.state().clock;
+        clock.map_or(0, |(then, at)| then + elapsed(at, clock::instant()))
     }
 
     /// Writes what is new at once, so that what was found out is known before a place is asked for.
     pub(super) async fn flush(&self) {
         let entry = self.entry();
+        self.state().shown |= !entry.waiting.is_empty();
         match self.ledger.write(&entry).await {
             Ok(book) => drop(self.read(book)),
             Err(_) => self.put_back(entry),
@@ -502,9 +533,10 @@ async fn scout(keeper: Weak<Keeper>) {
                 let state = one.state();
                 (state.book.clone(), state.catalogs.clone())
             };
-            let (then, at) = one.state().clock.unwrap_or((0, clock::instant()));
-            let now = then + elapsed(at, clock::instant());
-            let book = Book { now, ..(*book).clone() };
+            let book = Book {
+                now: one.now(),
+                ..(*book).clone()
+            };
             one.scout(&book, &catalogs).await;
         }
     }

@@ -125,9 +125,9 @@ pub(super) fn whose(place: &str) -> (&str, &str) {
 #[derive(Debug)]
 pub(super) enum Ledger {
     /// In Redis.
-    Shared(Shared),
+    Shared(Box<Shared>),
     /// In this process.
-    Local(Mutex<Local>),
+    Local(Box<Mutex<Local>>),
 }
 
 impl Ledger {
@@ -217,16 +217,10 @@ impl Local {
         }
         if !entry.catalogs.is_empty() {
             self.version += 1;
-            let dated = |(host, catalog): &(String, Catalog)| {
-                (
-                    host.clone(),
-                    Catalog {
-                        at: now,
-                        ..catalog.clone()
-                    },
-                )
-            };
-            self.catalogs.extend(entry.catalogs.iter().map(dated));
+            for (host, catalog) in &entry.catalogs {
+                let at = if catalog.at == 0 { now } else { catalog.at };
+                self.catalogs.insert(host.clone(), Catalog { at, ..catalog.clone() });
+            }
         }
         let mut busy: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for place in self.places.keys() {

@@ -19,7 +19,7 @@ mod shared;
 mod view;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use accounts::{Budget, Period, Used};
@@ -35,7 +35,7 @@ use super::ollama::Ollama;
 use super::options::Options;
 use crate::conn::Link;
 use keeper::Keeper;
-use ledger::{Ledger, Local};
+use ledger::Ledger;
 use shared::Shared;
 use view::Rules;
 
@@ -92,8 +92,8 @@ impl Fleet {
             switch_after: milliseconds(options.switch_after),
         };
         let ledger = match &options.redis {
-            Some((endpoint, prefix)) => Ledger::Shared(Shared::new(endpoint.clone(), prefix)),
-            None => Ledger::Local(Mutex::new(Local::default())),
+            Some((endpoint, prefix)) => Ledger::Shared(Box::new(Shared::new(endpoint.clone(), prefix))),
+            None => Ledger::Local(Box::default()),
         };
         let ollama = Ollama::new(options.limits)?;
         Ok(Self {

@@ -5,6 +5,7 @@
 //! for one (whoever waits and whoever loads pays at most twice the least), and a host is not taken from a model that
 //! others still wait for, until the call has waited long enough to have its turn.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,8 @@ pub struct Host {
     pub serves: Option<BTreeSet<String>>,
     /// Whether it can be asked.
     pub health: Health,
+    /// Nobody was there a moment ago.
+    pub gone: bool,
     /// Models that fail there, though the host is well.
     pub sick: BTreeMap<String, Health>,
 }
@@ -168,11 +171,22 @@ pub fn assign(mut view: View) -> Vec<Placed> {
         }
     }
     let mut placed = Vec::new();
+    let mut rest = Vec::new();
     for at in order {
-        if let Some((host, why)) = round.place(&view, &view.waiting[at]) {
-            let model = view.waiting[at].model.clone();
-            round.note(&mut view.hosts[host], &model, &why);
-            placed.push(Placed { call: at, host, why });
+        match round.place(&view, &view.waiting[at], false) {
+            Some((host, why)) => round.note(&mut view, at, host, why, &mut placed),
+            None => rest.push(at),
+        }
+    }
+    // Whose model is in no memory: the one that most wait for comes first, so that a load serves many.
+    rest.sort_by_cached_key(|at| {
+        let call = &view.waiting[*at];
+        let demand = round.demand.get(&call.model).copied().unwrap_or(0);
+        (Reverse(call.priority), Reverse(demand), call.model.clone(), call.since)
+    });
+    for at in rest {
+        if let Some((host, why)) = round.place(&view, &view.waiting[at], true) {
+            round.note(&mut view, at, host, why, &mut placed);
         }
     }
     placed
@@ -200,7 +214,8 @@ struct Round {
 type Cost = (u8, f64, f64, usize);
 
 impl Round {
-    fn place(&mut self, view: &View, call: &Waiting) -> Option<(usize, Why)> {
+    /// A place for a call; one where its model has to be loaded only with `cold`, or when the call's turn has come.
+    fn place(&mut self, view: &View, call: &Waiting, cold: bool) -> Option<(usize, Why)> {
         let model = call.model.as_str();
         let used = self.used.get(model).copied().unwrap_or(0);
         if view.limits.get(model).is_some_and(|limit| used >= *limit) {
@@ -215,6 +230,9 @@ impl Round {
             return Some((at, Why::Warm));
         }
         let waited = view.now.saturating_sub(call.since);
+        if !cold && waited < view.switch_after {
+            return None;
+        }
         let load = view.loads.get(model).copied().unwrap_or(view.usual_load);
         // It is in memory somewhere, or about to be: waiting may be cheaper than a second load.
         let soon = hosts().any(|(at, host)| {
@@ -255,7 +273,10 @@ impl Round {
         if host.warm.len() < host.max_loaded {
             return (host.room(model) > 0).then_some((0, Some(Why::Load)));
         }
-        let waits = |warm: &str| warm != model && self.demand.get(warm).is_some_and(|calls| *calls > 0);
+        let waits = |warm: &str| {
+            let here = warm != model && !host.is_broken_for(warm);
+            here && self.demand.get(warm).is_some_and(|calls| *calls > 0)
+        };
         // The one that was used longest ago goes.
         let idle = |patient: bool| {
             let mut idle = host.warm.iter().rev();
@@ -270,20 +291,23 @@ impl Round {
         (its_turn || !wanted).then_some((2, None))
     }
 
-    fn note(&mut self, host: &mut Host, model: &str, why: &Why) {
+    fn note(&mut self, view: &mut View, call: usize, at: usize, why: Why, placed: &mut Vec<Placed>) {
+        let model = view.waiting[call].model.as_str();
+        let host = &mut view.hosts[at];
         *host.busy.entry(model.to_owned()).or_default() += 1;
         *self.used.entry(model.to_owned()).or_default() += 1;
         if let Some(demand) = self.demand.get_mut(model) {
             *demand = demand.saturating_sub(1);
         }
-        if let Why::Instead(victim) = why {
+        if let Why::Instead(victim) = &why {
             host.warm.retain(|warm| warm != victim);
         }
-        if *why != Why::Warm {
+        if why != Why::Warm {
             host.loading += 1;
         }
         host.warm.retain(|warm| warm != model);
         host.warm.insert(0, model.to_owned());
+        placed.push(Placed { call, host: at, why });
     }
 }
 
@@ -302,6 +326,8 @@ pub enum Nowhere {
     Lacking,
     /// Every host that may have it failed this call.
     Failed,
+    /// Every host that may have it is gone.
+    Gone,
 }
 
 /// Whether there is any host left for a call.
@@ -310,9 +336,13 @@ pub fn nowhere(view: &View, call: &Waiting) -> Option<Nowhere> {
     if serving.peek().is_none() {
         return Some(Nowhere::Lacking);
     }
-    serving
-        .all(|host| call.not.contains(&host.url))
-        .then_some(Nowhere::Failed)
+    let serving: Vec<&Host> = serving.collect();
+    let failed = |host: &&Host| call.not.contains(&host.url);
+    match () {
+        () if serving.iter().all(failed) => Some(Nowhere::Failed),
+        () if serving.iter().all(|host| host.gone || failed(host)) => Some(Nowhere::Gone),
+        () => None,
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ fn host(url: &str, warm: &[&str], busy: &[(&str, usize)]) -> Host {
         loading: 0,
         serves: None,
         health: Health::Well,
+        gone: false,
         sick: BTreeMap::new(),
     }
 }
@@ -159,6 +160,8 @@ fn who_can_have_no_place_is_told_why() {
     let mut fleet = view(vec![host("a", &[], &[])], Vec::new());
     let mut one = call("1", "m", 0);
     assert_eq!(nowhere(&fleet, &one), None);
+    fleet.hosts[0].gone = true;
+    assert_eq!(nowhere(&fleet, &one), Some(Nowhere::Gone));
     one.not.push("a".into());
     assert_eq!(nowhere(&fleet, &one), Some(Nowhere::Failed));
     fleet.hosts[0].serves = Some(BTreeSet::from(["n".to_owned()]));

@@ -250,15 +250,12 @@ fn read(answer: Value, seen: u64) -> Book {
     let version = number(&next());
     let catalogs: HashMap<String, Catalog> = pairs(next())
         .filter_map(|(host, one)| {
-            let (at, one) = one.split_once(' ')?;
-            let catalog: Catalog = serde_json::from_str(one).ok()?;
-            Some((
-                host,
-                Catalog {
-                    at: at.parse().ok()?,
-                    ..catalog
-                },
-            ))
+            let (written, one) = one.split_once(' ')?;
+            let mut catalog: Catalog = serde_json::from_str(one).ok()?;
+            if catalog.at == 0 {
+                catalog.at = written.parse().ok()?;
+            }
+            Some((host, catalog))
         })
         .collect();
     Book {

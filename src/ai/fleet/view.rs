@@ -7,6 +7,9 @@ use super::host::Host;
 use super::ledger::{Book, Catalogs, Memory};
 use super::routing;
 
+/// In milliseconds: what was written a moment before a host was asked, it may not have known yet.
+const MOMENT: u64 = 1_000;
+
 /// What the settings say that is the same for all hosts.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
@@ -62,7 +65,12 @@ fn one(host: &Host, book: &Book, catalog: Option<&Catalog>) -> routing::Host {
         warm,
         loading,
         serves,
-        health: book.breakers.get(url).copied().unwrap_or_default().health(book.now),
+        // Whoever asks hosts what they have is the one that tries whether they are there again.
+        health: match catalog {
+            Some(catalog) if catalog.gone => routing::Health::Broken,
+            _ => book.breakers.get(url).copied().unwrap_or_default().health(book.now),
+        },
+        gone: catalog.is_some_and(|catalog| catalog.gone),
         sick: book
             .breakers
             .iter()
@@ -92,10 +100,10 @@ fn memory(url: &str, book: &Book, catalog: Option<&Catalog>, busy: &BTreeMap<Str
                 used.insert(model, at);
             }
             // What the host has not said since, it has forgotten.
-            Memory::Warm(at) if in_use || at > said_at || loaded.contains(model) => {
+            Memory::Warm(at) if in_use || at + MOMENT > said_at || loaded.contains(model) => {
                 used.insert(model, at);
             }
-            Memory::Gone(at) if at >= said_at && !in_use => {
+            Memory::Gone(at) if at + MOMENT > said_at && !in_use => {
                 used.remove(model.as_str());
             }
             _ => {}
@@ -118,15 +126,16 @@ mod tests {
         let hosts = [Host::new(&"http://h:1".into()).unwrap()];
         let url = || hosts[0].url().to_owned();
         let catalog = Catalog {
-            at: 100,
+            at: 10_000,
             models: ["a:latest", "b:latest"]
                 .map(|name| (name.to_owned(), String::new()))
                 .into(),
             loaded: loaded.iter().map(|model| (*model).to_owned()).collect(),
             trouble: None,
+            gone: false,
         };
         let book = Book {
-            now: 200,
+            now: 20_000,
             busy: busy
                 .iter()
                 .map(|(model, calls)| (url(), (*model).into(), *calls))
@@ -135,7 +144,7 @@ mod tests {
                 .iter()
                 .map(|(model, what)| ((url(), (*model).into()), *what))
                 .collect(),
-            breakers: HashMap::from([(url(), Breaker::default().after(Told::Busy, 0))]),
+            breakers: HashMap::from([(url(), Breaker::default().after(Told::Busy, 19_500))]),
             ..Book::default()
         };
         let rules = Rules {
@@ -152,12 +161,12 @@ mod tests {
     fn memory_is_what_the_host_said_and_what_happened_since() {
         let host = view_of(
             &[
-                ("a:latest", Memory::Warm(50)),
-                ("b:latest", Memory::Warm(150)),
-                ("c:latest", Memory::Loading(160)),
-                ("d:latest", Memory::Loading(170)),
-                ("e:latest", Memory::Warm(60)),
-                ("f:latest", Memory::Gone(120)),
+                ("a:latest", Memory::Warm(5_000)),
+                ("b:latest", Memory::Warm(15_000)),
+                ("c:latest", Memory::Loading(16_000)),
+                ("d:latest", Memory::Loading(17_000)),
+                ("e:latest", Memory::Warm(6_000)),
+                ("f:latest", Memory::Gone(12_000)),
             ],
             &[("c:latest", 1)],
             &["a:latest", "f:latest"],
