@@ -106,11 +106,15 @@ impl Fleet {
         hear: Hear<'_>,
     ) -> Result<Answer, Trouble> {
         let mut way = Way::new(request.model(), route);
+        let mut said_something = false;
         loop {
             let place = self.next_place(&mut way, caller, hear).await?;
+            // Only now is it known that there is another host: if not, the task is tried again, and says so itself.
+            if std::mem::take(&mut said_something) {
+                hear(Heard::Again);
+            }
             let server = &self.keeper().hosts[place.host].server;
             let began = clock::instant();
-            let mut said_something = false;
             let first = self.prepare(&place, &way.model, hear).await;
             let mut on_piece = |piece| {
                 said_something = true;
@@ -123,12 +127,7 @@ impl Fleet {
                     answer.route = way.route;
                     return Ok(answer);
                 }
-                Err(fault) => {
-                    way.failed(self, place, fault)?;
-                    if said_something {
-                        hear(Heard::Again);
-                    }
-                }
+                Err(fault) => way.failed(self, place, fault)?,
             }
         }
     }
