@@ -14,6 +14,7 @@ Celery rebuilds an exception only from a module that is imported.
 from .batch import Row
 from .client import Client
 from .exceptions import (
+    BudgetExceeded,
     ContextOverflow,
     EmptyAnswer,
     FileError,
@@ -37,6 +38,7 @@ from .tokens import Event, Token
 from .version import __version__
 
 __all__ = [
+    "BudgetExceeded",
     "Client",
     "ContextOverflow",
     "EmptyAnswer",

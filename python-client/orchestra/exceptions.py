@@ -17,6 +17,10 @@ class TemplateNotFound(TemplateError):
     """The worker has no template of this name."""
 
 
+class BudgetExceeded(OrchestraError):
+    """What a tenant, a task, a template or a model may use is used up; later, or with a larger budget, it may work."""
+
+
 class ModelError(OrchestraError):
     """A model server refused the request, or broke off its answer."""
 

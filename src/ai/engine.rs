@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::embed::Embed;
 use super::fault::template_not_found;
 use super::fleet::Fleet;
 use super::library::{Library, Shelf};
@@ -86,6 +87,7 @@ impl Engine {
         let engine = Arc::new(self);
         registry.register::<Generate>(engine.clone())?;
         registry.register::<Chat>(engine.clone())?;
+        registry.register::<Embed>(engine.clone())?;
         registry.register::<RunTemplate>(engine.clone())?;
         registry.register::<Approve>(())?;
         registry.register::<Resume>(())?;

@@ -69,6 +69,11 @@ pub(super) fn words(failure: &Failure) -> String {
     }
 }
 
+/// `orchestra.exceptions.BudgetExceeded`: what may be used is used up.
+pub(super) fn budget_exceeded(text: impl Into<String>) -> Failure {
+    Failure::Fail(Exception::new(ORCHESTRA, "BudgetExceeded", text))
+}
+
 /// What to do about a fault of a model: try again later, or fail.
 pub(super) fn of_model(fault: &Fault, model: &str, context: &Context) -> Failure {
     let host = &fault.host;
@@ -79,11 +84,10 @@ pub(super) fn of_model(fault: &Fault, model: &str, context: &Context) -> Failure
             format!("model {model:?} is not on {host}; `ollama pull {model}` gets it"),
         )),
         Class::Refused => Failure::Fail(Exception::new(ORCHESTRA, "ModelError", fault.to_string())),
-        Class::Unavailable | Class::Broken => {
-            let name = if fault.class == Class::Unavailable {
-                "ModelUnavailable"
-            } else {
-                "ModelError"
+        Class::Unavailable | Class::Unreachable | Class::Memory | Class::Broken => {
+            let name = match fault.class {
+                Class::Broken => "ModelError",
+                _ => "ModelUnavailable",
             };
             let pause = backoff::delay(FIRST_PAUSE, LONGEST_PAUSE, context.retries());
             Failure::Retry {

@@ -2,6 +2,7 @@
 
 mod ask;
 mod call;
+mod embed;
 mod engine;
 mod fault;
 mod fleet;
@@ -21,8 +22,9 @@ mod tasks;
 pub mod template;
 mod workspace;
 
+pub use embed::{Embed, Vectors};
 pub use engine::{Engine, LoadError};
-pub use fleet::Fleet;
+pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Seen, Used, canonical};
 pub use options::{CallLimits, DEFAULT_HOST, Folder, Options};
 pub use permits::{Permits, ProgramLimits};
 pub use program::{LIMITED, become_limited};

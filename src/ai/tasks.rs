@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Engine;
 use super::ask::{Question, ask};
-use super::call::{Show, announce_attempt};
+use super::call::{Show, announce_attempt, cache_time};
 use super::ollama::{Answer, Kind};
 use crate::clock;
 use crate::task::{Context, Exception, Failure, Options, Resumption, Task};
@@ -58,6 +58,8 @@ pub struct Generate {
     logprobs: Value,
     #[serde(default)]
     top_logprobs: Value,
+    #[serde(default, skip_serializing)]
+    cache: Value,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -85,6 +87,8 @@ pub struct Chat {
     logprobs: Value,
     #[serde(default)]
     top_logprobs: Value,
+    #[serde(default, skip_serializing)]
+    cache: Value,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -125,7 +129,7 @@ impl Task for Generate {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: None,
+            cache: cache_time(&self.cache).map_err(Failure::value_error)?,
         };
         let question = Question::new(Kind::Generate, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await
@@ -145,7 +149,7 @@ impl Task for Chat {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: None,
+            cache: cache_time(&self.cache).map_err(Failure::value_error)?,
         };
         let question = Question::new(Kind::Chat, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await

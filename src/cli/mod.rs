@@ -10,6 +10,7 @@ mod doctor;
 mod inspect;
 mod log;
 mod metrics;
+mod models;
 mod nodename;
 mod program;
 mod schedule;

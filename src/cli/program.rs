@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use super::{approve, batch, beat, config, control, doctor, inspect, schedule, send, templates, up};
+use super::{approve, batch, beat, config, control, doctor, inspect, models, schedule, send, templates, up};
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
 use crate::broker::Broker;
@@ -105,6 +105,9 @@ enum Command {
     /// List, check and try templates
     #[command(subcommand)]
     Templates(templates::Templates),
+    /// See and tell the model servers: list, ps, warm, unload, pull, usage
+    #[command(subcommand)]
+    Models(models::Models),
     /// The tasks that a worker started here would have
     Tasks,
     /// Show the settings as they are now
@@ -180,6 +183,7 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Inspect(inspect) => inspect.run(&common).await,
         Command::Control(control) => control.run(&common).await,
         Command::Templates(templates) => templates.run(&common).await,
+        Command::Models(models) => models.run(&common).await,
         Command::Tasks => templates::tasks(&common),
         Command::Config(config) => config.run(&common),
         Command::Doctor(doctor) => doctor.run(&common).await,
@@ -206,7 +210,7 @@ impl Common {
             settings.ai.tasks = Folder::Named(folder.clone());
         }
         if !self.ollama_host.is_empty() {
-            settings.ai.hosts.clone_from(&self.ollama_host);
+            settings.ai.hosts = self.ollama_host.iter().map(|url| url.as_str().into()).collect();
         }
         Ok(settings)
     }

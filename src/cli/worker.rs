@@ -9,7 +9,7 @@ use clap::{ArgAction, Parser};
 use super::program::{Stopped, refuse, usage, world};
 use super::signals::Signals;
 use super::{metrics, nodename};
-use crate::ai::{Engine, Folder};
+use crate::ai::{Engine, Folder, Host};
 use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
 use crate::worker::{self, Exit, Stop, Worker};
@@ -175,7 +175,7 @@ fn start(
     super::log::start(&settings.log_level, arguments.logfile.as_deref(), settings.log_json).map_err(usage)?;
     let mut registry = Registry::new();
     register(&mut registry).map_err(usage)?;
-    let engine = Engine::load(&settings.ai).map_err(usage)?;
+    let engine = Engine::load(&settings.shared_ai().map_err(usage)?).map_err(usage)?;
     let beat = arguments
         .beat
         .then(|| super::beat::plan(&settings, &engine))
@@ -286,7 +286,7 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
         settings.ai.tasks = Folder::Named(folder.clone());
     }
     if !arguments.ollama_host.is_empty() {
-        settings.ai.hosts.clone_from(&arguments.ollama_host);
+        settings.ai.hosts = arguments.ollama_host.iter().map(|url| url.as_str().into()).collect();
     }
     Ok(settings)
 }
@@ -333,6 +333,8 @@ fn banner(options: &worker::Options, registry: &Registry, settings: &Settings) -
         "OFF (enable -E to monitor tasks in this worker)"
     };
     let tasks: Vec<String> = registry.entries().map(|entry| format!("  . {}", entry.name)).collect();
+    let hosts = settings.ai.hosts.iter().filter_map(|host| Host::new(host).ok());
+    let hosts: Vec<String> = hosts.map(|host| host.url().to_owned()).collect();
     let queues: Vec<String> = options.queues.iter().map(|queue| format!("  . {queue}")).collect();
     format!(
         "orchestra {version} on {hostname}\n\
@@ -342,7 +344,7 @@ fn banner(options: &worker::Options, registry: &Registry, settings: &Settings) -
         hostname = options.hostname,
         broker = options.broker,
         concurrency = options.concurrency,
-        hosts = settings.ai.hosts.join(", "),
+        hosts = hosts.join(", "),
         queues = queues.join("\n"),
         tasks = tasks.join("\n"),
     )

@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("beat", &["client", "broker", "wire", "conn", "clock"]),
-    ("ai", &["task", "wire", "clock", "backoff", "text"]),
+    ("ai", &["task", "wire", "conn", "clock", "backoff", "text"]),
     (
         "config",
         &["ai", "beat", "worker", "broker", "backend", "wire", "conn", "text"],
@@ -99,7 +99,7 @@ fn only_one_place_reads_the_clock_and_one_starts_tasks() {
         ("SystemTime::now", &["clock.rs"]),
         ("Instant::now", &["clock.rs"]),
         ("jiff::Timestamp::now", &["clock.rs"]),
-        ("reqwest::", &["ai/ollama/client.rs", "ai/steps/http_request.rs"]),
+        ("reqwest::", &["ai/ollama/http.rs", "ai/steps/http_request.rs"]),
         ("saphyr_parser::", &["ai/template/yaml.rs", "wire/yaml.rs"]),
         ("tokio::signal", &["cli/batch/run.rs", "cli/signals.rs", "cli/up.rs"]),
     ];

@@ -23,6 +23,7 @@ mod differential;
 mod errors;
 mod examples;
 mod faults;
+mod fleet;
 mod layers;
 mod loss;
 mod messages;

@@ -3,6 +3,7 @@
 
 mod analyze;
 mod approve;
+mod embed;
 mod execute_script;
 mod format_output;
 mod git_clone;
@@ -82,6 +83,7 @@ fn nothing_to_check(_: &Map<String, Value>, _: &[&str]) -> Wrong {
 pub(crate) const TYPES: &[Type] = &[
     model::GENERATE,
     model::CHAT,
+    embed::TYPE,
     analyze::TYPE,
     render::TYPE,
     format_output::TYPE,
@@ -100,6 +102,7 @@ pub(super) async fn run(fields: Map<String, Value>, site: &Site<'_>) -> Result<V
     match site.step.kind.name {
         "ollama_generate" => model::generate(fields, site).await,
         "ollama_chat" => model::chat(fields, site).await,
+        "ollama_embed" => embed::run(fields, site).await,
         "ollama_analyze" => analyze::run(fields, site).await,
         "render" => render::run(fields),
         "format_output" => format_output::run(fields, site),

@@ -7,15 +7,13 @@ use serde_json::{Map, Value, json};
 use super::tools::{Tool, answer_calls};
 use super::{Field, Fields, Stop, Type, Wrong, needed, text, value};
 use crate::ai::ask::{Question, REPAIRS, ask};
-use crate::ai::call::Show;
+use crate::ai::call::{Show, cache_time};
 use crate::ai::fault::reason;
 use crate::ai::ollama::{Answer, Kind, Request};
 use crate::ai::schema::Shape;
 use crate::ai::site::Site;
 use crate::ai::template::Reason;
 
-/// How long an answer is given again to the same question, with `cache: true`.
-const CACHED: Duration = Duration::from_secs(86_400);
 /// How often a model may ask for tools if the file does not say.
 const TURNS: u64 = 8;
 
@@ -188,17 +186,7 @@ impl Models {
         if let Some(Value::Object(options)) = fields.0.get_mut("options") {
             options.retain(|_, value| !value.is_null());
         }
-        let cache = match fields.take("cache") {
-            None | Some(Value::Bool(false)) => None,
-            Some(Value::Bool(true)) => Some(CACHED),
-            Some(seconds) => {
-                let wrong = || Stop::wrong(format!("cache: must be true or a number of seconds, not {seconds}"));
-                let seconds = seconds
-                    .as_f64()
-                    .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-                Some(seconds.ok_or_else(wrong)?)
-            }
-        };
+        let cache = cache_time(&fields.take("cache").unwrap_or_default()).map_err(Stop::wrong)?;
         Ok(Self {
             names,
             repairs,
