@@ -707,6 +707,10 @@ async fn outputs_are_typed() {
         "typed.yaml",
         "parameters:\n  n: {type: any}\nsteps:\n- {type: render, text: x}\noutput: {n: \"{{ n }}\"}\nreturns: {type: object, properties: {n: {type: integer}}}\n",
     );
+    folder.write(
+        "vectors.yaml",
+        "parameters:\n  texts: {type: array}\nsteps:\n- {id: v, type: ollama_embed, model: embed, input: \"{{ texts }}\"}\noutput: \"{{ steps.v.embeddings | length }}\"\n",
+    );
     let _worker = start(&redis, &sim, &folder, &[], &[]);
     let client = redis.client().await;
     let good: Value = client
@@ -717,6 +721,11 @@ async fn outputs_are_typed() {
         .await
         .unwrap();
     assert_eq!(good, json!({"n": 1}));
+    let vectors = client
+        .send(run("vectors", json!({"texts": ["a", "b", "c"]})))
+        .await
+        .unwrap();
+    assert_eq!(vectors.get::<i64>(LONG).await.unwrap(), 3);
     let (name, text) = failure(&client, run("typed", json!({"n": "x"}))).await;
     assert_eq!(name, "InvalidOutput");
     assert!(text.contains("/n: \"x\" is not of type \"integer\""), "{text}");
