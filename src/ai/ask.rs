@@ -55,6 +55,7 @@ pub(super) async fn ask(
     question.fields.entry("truncate").or_insert(Value::Bool(false));
     let mut repairs = 0;
     let mut spent = None;
+    let mut last: Option<String> = None;
     loop {
         let mut answer = one(engine, &question, show, context).await?;
         if let Some(spent) = spent {
@@ -87,6 +88,10 @@ pub(super) async fn ask(
             &json!({"type": "repair", "step": show.step, "repair": repairs, "wrong": wrong, "attempt": attempt}),
         );
         tell(&mut question, &answer.text, &wrong);
+        if last.as_deref() == Some(&answer.text) {
+            loosen(&mut question.fields);
+        }
+        last = Some(answer.text);
     }
 }
 
@@ -152,6 +157,15 @@ fn check(shape: &Shape, answer: &mut Answer) -> Result<(), Unfit> {
             ending(&answer.text),
         )))),
         Err(wrong) => Err(Unfit::Shape(wrong.to_string())),
+    }
+}
+
+/// A model that says the same wrong thing again is given more freedom: the same question at temperature 0 has the same
+/// answer for ever.
+fn loosen(fields: &mut Map<String, Value>) {
+    if let Value::Object(options) = fields.entry("options").or_insert_with(|| json!({})) {
+        let now = options.get("temperature").and_then(Value::as_f64).unwrap_or(0.0);
+        options.insert("temperature".into(), (now + 0.5).min(1.0).into());
     }
 }
 
