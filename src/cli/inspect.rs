@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::doctor;
 use super::commands::{Audience, Kind, find, list};
 use super::control::shown;
+use super::doctor;
 use super::program::{Common, Stopped, pretty, usage};
 use super::table::{Table, cell};
 use crate::clock;
