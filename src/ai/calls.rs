@@ -14,7 +14,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
-use super::ollama::{Answer, Class, Fault, Kind, Request};
+use super::fleet::Trouble;
+use super::ollama::{Answer, Class, Kind, Request};
 use crate::clock::{self, Instant};
 use crate::task::{Context, Meter};
 use crate::trace;
@@ -143,23 +144,28 @@ impl Call<'_> {
     }
 
     /// The whole answer came, or none.
-    pub(super) fn end(mut self, ended: &Result<Answer, Fault>) {
+    pub(super) fn end(mut self, ended: &Result<Answer, Trouble>) {
         self.ended = true;
-        match ended {
-            Ok(answer) => self.answered(answer),
-            Err(fault) => {
-                let class = outcome(fault.class);
-                self.count(host(&fault.host), class);
-                if let Some(span) = &self.span {
-                    span.set("error.type", class);
-                    span.fail(class, &fault.text, None);
-                }
-            }
+        let (place, class, text) = match ended {
+            Ok(answer) => return self.answered(answer),
+            Err(Trouble::Fault(fault)) => (host(&fault.host), outcome(fault.class), &fault.text),
+            Err(Trouble::Value(text)) => (String::new(), "wrong", text),
+            Err(Trouble::Budget(text)) => (String::new(), "budget", text),
+        };
+        self.count(place, class);
+        if let Some(span) = &self.span {
+            span.set("error.type", class);
+            span.fail(class, text, None);
         }
     }
 
     fn answered(&self, answer: &Answer) {
         let host = host(&answer.host);
+        if matches!(&*answer.route.why, "cache" | "joined") {
+            // No model worked for it.
+            self.count(host, "cached");
+            return;
+        }
         self.count(host.clone(), "ok");
         let of_model = OfModel {
             model: self.model.clone(),
@@ -206,7 +212,7 @@ impl Call<'_> {
         self.calls.long.get_or_create(&labels).observe(long.as_secs_f64());
         self.calls.calls.get_or_create(&OfCall { model, host, outcome }).inc();
         self.calls.note(&self.model, |totals| match outcome {
-            "ok" => totals.succeeded += 1,
+            "ok" | "cached" => totals.succeeded += 1,
             _ => totals.failed += 1,
         });
     }
@@ -266,6 +272,8 @@ fn outcome(class: Class) -> &'static str {
         Class::Refused => "refused",
         Class::NotFound => "not_found",
         Class::Unavailable => "unavailable",
+        Class::Unreachable => "unreachable",
+        Class::Memory => "memory",
         Class::Broken => "broken",
     }
 }

@@ -1,5 +1,6 @@
 //! The command lines: settings, wiring, signals. The only layer that knows all others.
 
+mod approve;
 mod batch;
 mod beat;
 mod children;
@@ -13,6 +14,7 @@ mod events;
 mod inspect;
 mod log;
 mod metrics;
+mod models;
 mod nodename;
 mod notify;
 mod otel;
@@ -22,6 +24,9 @@ mod schedule;
 mod send;
 mod signals;
 mod table;
+mod template_new;
+mod template_run;
+mod template_test;
 mod templates;
 mod top;
 mod up;

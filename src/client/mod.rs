@@ -17,6 +17,7 @@ mod call;
 mod control;
 mod error;
 mod events;
+mod notes;
 mod results;
 mod send;
 mod sent;
@@ -26,6 +27,7 @@ pub use applied::Applied;
 pub use call::Call;
 pub use error::Error;
 pub use events::Events;
+pub use notes::Resumption;
 pub use results::Pending;
 
 use std::sync::Arc;

@@ -220,7 +220,7 @@ pub(crate) fn group_write(write: GroupWrite) -> Result<backend::Write, serde_jso
 }
 
 /// Sends a pipeline, a few times if need be.
-async fn insist(link: &Link, pipe: &Pipeline) -> Result<(), crate::conn::Error> {
+pub(super) async fn insist(link: &Link, pipe: &Pipeline) -> Result<(), crate::conn::Error> {
     let mut retries = RETRIES.iter();
     loop {
         let error = match link.pipeline(pipe).await {

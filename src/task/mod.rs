@@ -39,6 +39,7 @@ mod options;
 mod registry;
 mod traits;
 
+pub use crate::client::Resumption;
 pub use crate::wire::{Arguments, Exception, python};
 pub use context::{Context, Details, Note, Notes};
 pub use current::current;

@@ -50,7 +50,7 @@ pub use record::Record;
 pub use repr::{repr, repr_bounded};
 pub(crate) use repr::{repr_tuple, shown_args, shown_kwargs};
 pub use result_format::ResultFormat;
-pub use retry::{backoff, retry_envelope};
+pub use retry::{backoff, resumed_parcel, retry_envelope};
 pub(crate) use routes::fits;
 pub use routes::{Destination, Routes};
 pub use security::Security;

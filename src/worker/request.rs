@@ -468,6 +468,7 @@ impl Request {
             embed: self.embed.clone(),
             hides: self.entry.hides.clone(),
             trace,
+            envelope: Some(self.raw.clone()),
         }
     }
 
@@ -580,6 +581,8 @@ impl Request {
                 self.end_stream(Stored::Success, effects);
                 effects.extend(unacked.map(Effect::Ack));
             }
+            // Its stream goes on when the task does.
+            Outcome::Failed(Failure::Park) => effects.extend(unacked.map(Effect::Ack)),
             Outcome::Panicked(message) => {
                 let exception = Exception::runtime_error(format!("the task panicked: {message}"));
                 self.fail(unacked, exception, effects);
