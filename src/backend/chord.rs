@@ -1,6 +1,7 @@
 //! Chords: the finished members of a header are counted in Redis, by Python workers and by ours, and whoever counts the
 //! last one sends the body (`celery.backends.redis.RedisBackend.on_chord_part_return`).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -84,7 +85,7 @@ impl Backend {
                 call.key(self.group_key(&part.group, suffix));
             }
             call.arg(format!("{}:{index}", part.task_id))
-                .arg(part.entry.get())
+                .arg(&self.written_part(part)[..])
                 .arg(index)
                 .arg(self.options.result_expires.map_or(0, |keep| keep.as_secs()))
                 .arg(self.claim().as_secs())
@@ -111,19 +112,34 @@ impl Backend {
     /// The entries of the parts of a chord, in the order of their places or as they came; see [`Part::entry`].
     ///
     /// # Errors
-    /// The server cannot be reached or refuses.
-    pub async fn parts(&self, group: &str) -> Result<Vec<Vec<u8>>, Error> {
+    /// The server cannot be reached or refuses, or an entry is in no form that is read.
+    pub async fn parts(&self, group: &str) -> Result<Vec<String>, Error> {
         let mut command = cmd(if self.options.chord_ordered { "ZRANGE" } else { "LRANGE" });
         command.arg(self.group_key(group, ".j")).arg(0).arg(-1);
-        self.link.query(&command).await
+        let entries: Vec<Vec<u8>> = self.link.query(&command).await?;
+        entries.into_iter().map(|entry| self.read(entry)).collect()
+    }
+
+    /// An entry in the form of results; one that has no such form is a failure with the reason.
+    fn written_part<'a>(&self, part: &'a Part) -> Cow<'a, [u8]> {
+        let format = &self.options.format;
+        format.write(part.entry.get().as_bytes()).unwrap_or_else(|error| {
+            let failed = serde_json::json!([1, part.task_id, "FAILURE", super::write::encode_error(&error)]);
+            format
+                .write(failed.to_string().as_bytes())
+                .unwrap_or_default()
+                .into_owned()
+                .into()
+        })
     }
 
     /// The handle of a header whose results are nested, `{"result": …}`.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn group(&self, group: &str) -> Result<Option<Vec<u8>>, Error> {
-        self.link.query(cmd("GET").arg(self.group_key(group, ""))).await
+    pub async fn group(&self, group: &str) -> Result<Option<String>, Error> {
+        let stored: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.group_key(group, ""))).await?;
+        stored.map(|stored| self.read(stored)).transpose()
     }
 
     /// Gives more time to send the body, on another server than this. The number of this run of the chord, the same

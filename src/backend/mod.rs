@@ -1,15 +1,18 @@
 //! Results in Redis (`celery.backends.redis`), and the token streams of running tasks.
 
 mod chord;
+mod look;
 mod read;
 mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use redis::Script;
 
 use crate::conn::Link;
+use crate::wire::ResultFormat;
 
 pub use crate::conn::Error;
 pub use chord::{Claim, Counted, Part};
@@ -21,7 +24,7 @@ pub use write::Write;
 pub struct Options {
     /// How long a result is kept; `None` is for ever.
     pub result_expires: Option<Duration>,
-    /// How long a failure is kept, if not as long as a result.
+    /// How long a failure is kept, if not as long as a result; zero is for ever.
     pub result_failure_expires: Option<Duration>,
     /// How long the results of a chord's header with groups in it are waited for (`result_chord_join_timeout`); `None` is
     /// for ever.
@@ -31,6 +34,11 @@ pub struct Options {
     pub chord_ordered: bool,
     /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.` (trap T26).
     pub global_keyprefix: String,
+    /// How results, parts of chords and groups are written.
+    pub format: ResultFormat,
+    /// Pause between two looks of `celery.chord_unlock`, which Celery's clients send for other backends
+    /// (`result_chord_retry_interval`).
+    pub chord_retry_interval: Duration,
     /// How long a token stream is kept after its last entry.
     pub stream_expires: Duration,
     /// About how many entries of a token stream are kept.
@@ -45,6 +53,8 @@ impl Default for Options {
             chord_join_timeout: Some(Duration::from_secs(3)),
             chord_ordered: true,
             global_keyprefix: String::new(),
+            format: ResultFormat::default(),
+            chord_retry_interval: Duration::from_secs(1),
             stream_expires: Duration::from_secs(3600),
             stream_length: 10_000,
         }
@@ -58,6 +68,8 @@ pub struct Backend {
     options: Arc<Options>,
     prefix: String,
     scripts: Arc<Scripts>,
+    /// Results are compressed, by us or by others: their states are looked at before they are replaced.
+    looks: Arc<AtomicBool>,
 }
 
 /// Compiled in, loaded on every connection.
@@ -71,6 +83,11 @@ struct Scripts {
     chord_send: Script,
 }
 
+/// A script that reads states of records.
+fn judging(script: &str) -> Script {
+    Script::new(&[include_str!("scripts/state.lua"), script].concat())
+}
+
 impl Backend {
     /// A backend on a connection, which may be the broker's own.
     ///
@@ -78,8 +95,8 @@ impl Backend {
     /// The server cannot be reached or refuses scripts.
     pub async fn new(link: Link, options: Options) -> Result<Self, Error> {
         let scripts = Scripts {
-            store: Script::new(include_str!("scripts/store.lua")),
-            revoke: Script::new(include_str!("scripts/revoke.lua")),
+            store: judging(include_str!("scripts/store.lua")),
+            revoke: judging(include_str!("scripts/revoke.lua")),
             chord_part: Script::new(include_str!("scripts/chord_part.lua")),
             chord_claim: Script::new(include_str!("scripts/chord_claim.lua")),
             chord_end: Script::new(include_str!("scripts/chord_end.lua")),
@@ -101,6 +118,7 @@ impl Backend {
         };
         Ok(Self {
             link,
+            looks: Arc::new(options.format.compresses().into()),
             options: Arc::new(options),
             prefix,
             scripts: Arc::new(scripts),

@@ -14,7 +14,7 @@ mod stamp;
 mod steps;
 mod visit;
 
-pub use apply::{GroupWrite, Parent, Plan, Planner};
+pub use apply::{GroupWrite, Parent, Plan, Planner, Priorities};
 pub use compose::{chain, chord, group, then};
 pub use forms::{accumulate, chunks, map, starmap};
 pub use freeze::{Freeze, freeze};

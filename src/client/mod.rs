@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
+use crate::canvas::Priorities;
 use crate::conn::{Endpoint, Link, LinkOptions};
 use crate::wire::{Lamport, Routes, Security};
 use results::Results;
@@ -45,6 +46,7 @@ pub struct Client {
     signer: Option<Arc<Security>>,
     routes: Arc<Routes>,
     sent_events: Option<Arc<SentEvents>>,
+    priorities: Priorities,
 }
 
 impl Client {
@@ -81,6 +83,7 @@ impl Client {
             signer: None,
             routes: Arc::default(),
             sent_events: None,
+            priorities: Priorities::default(),
         }
     }
 
@@ -88,6 +91,13 @@ impl Client {
     #[must_use]
     pub fn routed(mut self, routes: Routes) -> Self {
         self.routes = Arc::new(routes);
+        self
+    }
+
+    /// Gives a priority to what has none (`task_default_priority`, `task_inherit_parent_priority`).
+    #[must_use]
+    pub fn with_priorities(mut self, priorities: Priorities) -> Self {
+        self.priorities = priorities;
         self
     }
 
@@ -120,6 +130,11 @@ impl Client {
     /// The result backend, if there is one.
     pub(crate) fn backend(&self) -> Option<&Backend> {
         self.backend.as_ref()
+    }
+
+    /// The number of the connection to the broker; see [`Broker::connection`].
+    pub(crate) fn connection(&self) -> u64 {
+        self.broker.connection()
     }
 
     /// What this client calls itself where somebody asks for results.

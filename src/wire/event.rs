@@ -1,5 +1,6 @@
 //! Events (`celery.events`): what Flower and `celery events` show.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -130,6 +131,19 @@ pub enum EventKind {
         /// Whether it went back to the queue.
         requeue: bool,
     },
+    /// An event of a task's own.
+    Own {
+        /// Task id.
+        uuid: String,
+        /// What it says.
+        #[serde(flatten)]
+        fields: Map<String, Value>,
+    },
+    /// `task-cancelled`.
+    Cancelled {
+        /// Task id.
+        uuid: String,
+    },
     /// `task-revoked`.
     Revoked {
         /// Task id.
@@ -161,7 +175,7 @@ pub struct Event {
     pub timestamp: f64,
     /// `task-received`, …
     #[serde(rename = "type")]
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
 }
 
 impl Event {
@@ -188,7 +202,7 @@ impl Event {
                 routing_key: routing_key.to_owned(),
             },
             timestamp: clock::epoch_seconds(clock::now()),
-            name: "task-sent",
+            name: "task-sent".into(),
         }
     }
 }
@@ -308,7 +322,7 @@ mod tests {
             clock: 12,
             kind: EventKind::ElectAck { id: "e".into() },
             timestamp: 1.5,
-            name: "worker-elect-ack",
+            name: "worker-elect-ack".into(),
         };
         let (routing_key, payload) = Events::one(&event, "celeryev").unwrap();
         assert_eq!(routing_key, "worker.elect.ack");

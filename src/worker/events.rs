@@ -1,9 +1,10 @@
 //! Makes events: the Lamport clock, the common fields, and what each happening tells.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
 use tracing::debug;
 
 use super::facts;
@@ -16,6 +17,9 @@ use crate::wire::{self, Event, EventKind, Events as Envelopes, Lamport};
 pub(crate) const IDENT: &str = "orchestra";
 /// `sw_ver`.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The fields of every event.
+const COMMON: [&str; 7] = ["hostname", "utcoffset", "pid", "clock", "timestamp", "type", "uuid"];
 
 /// The event dispatcher of a worker.
 pub(crate) struct Events {
@@ -139,6 +143,14 @@ impl Events {
         })
     }
 
+    /// An event of a task's own. What every event has is not for it to say.
+    pub(crate) fn own(&mut self, uuid: &str, name: String, mut fields: Map<String, Value>) -> Option<broker::Write> {
+        fields.retain(|field, _| !COMMON.contains(&field.as_str()));
+        let uuid = uuid.to_owned();
+        let event = self.event(name, EventKind::Own { uuid, fields });
+        self.broadcast(&event)
+    }
+
     fn encode(&mut self, name: &'static str, kind: EventKind) -> Option<Box<RawValue>> {
         let event = self.event(name, kind);
         to_raw_value(&event)
@@ -146,7 +158,7 @@ impl Events {
             .ok()
     }
 
-    fn event(&mut self, name: &'static str, kind: EventKind) -> Event {
+    fn event(&mut self, name: impl Into<Cow<'static, str>>, kind: EventKind) -> Event {
         Event {
             hostname: self.hostname.clone(),
             utcoffset: self.utc_offset,
@@ -154,7 +166,7 @@ impl Events {
             clock: self.tick(),
             kind,
             timestamp: clock::epoch_seconds(clock::now()),
-            name,
+            name: name.into(),
         }
     }
 }
@@ -186,6 +198,16 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
                 runtime: runtime.as_secs_f64(),
             },
         ),
+        Happening::KnownSuccess(known) => (
+            "task-succeeded",
+            EventKind::Succeeded {
+                uuid,
+                result: known
+                    .as_ref()
+                    .map_or_else(|| "None".to_owned(), |known| result_repr(known.get())),
+                runtime: 0.0,
+            },
+        ),
         Happening::Failed(exception) => ("task-failed", failed(uuid, exception)),
         Happening::Retried(exception) => ("task-retried", failed(uuid, exception)),
         Happening::Rejected { requeue } => (
@@ -195,6 +217,7 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
                 requeue: *requeue,
             },
         ),
+        Happening::Cancelled => ("task-cancelled", EventKind::Cancelled { uuid }),
         Happening::Revoked {
             terminated,
             signum,

@@ -44,7 +44,7 @@ impl Scribe {
         args: &[Json],
         with: CallOptions,
     ) -> (Vec<Out>, Vec<ResultNode>) {
-        let mut planner = Planner::new(Some(parent), &self.reply_to);
+        let mut planner = Planner::new(Some(parent), &self.reply_to).with_priorities(self.priorities);
         planner.apply(signature, args, with);
         self.outs(planner.plan)
     }
@@ -57,7 +57,7 @@ impl Scribe {
         chain: &[Signature],
         result: &Json,
     ) -> (Vec<Out>, Vec<ResultNode>) {
-        let mut planner = Planner::new(Some(parent), &self.reply_to);
+        let mut planner = Planner::new(Some(parent), &self.reply_to).with_priorities(self.priorities);
         let args = std::slice::from_ref(result);
         match callbacks {
             [] => {}
@@ -141,6 +141,7 @@ impl Scribe {
         let parent = Parent {
             id: failed.to_owned(),
             root_id: root_id.to_owned(),
+            priority: 0,
         };
         let args = [Json::string(failed)];
         let (out, children) = self.apply(&parent, group(sent), &args, CallOptions::default());
@@ -261,8 +262,7 @@ impl Scribe {
     }
 
     fn parcel(&self, outbound: &Outbound) -> Result<Parcel, String> {
-        let queue = self.routes.queue(&outbound.task).unwrap_or(&self.queue);
-        let parcel = outbound.parcel(clock::now(), &self.origin, queue);
+        let parcel = outbound.parcel(clock::now(), &self.origin, &self.routes);
         let mut parcel = parcel.map_err(|error| error.to_string())?;
         if let Some(signer) = &self.signer {
             parcel.envelope = signer.sign_envelope(&parcel.envelope)?;

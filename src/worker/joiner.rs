@@ -23,7 +23,7 @@ use crate::broker::{self, Broker};
 use crate::canvas::{Parent, ResultNode};
 use crate::clock;
 use crate::conn::Link;
-use crate::wire::{CallOptions, Exception, Json, Signature, State};
+use crate::wire::{CallOptions, Exception, Json, Signature, State, json};
 
 /// Parts counted in one round trip.
 const BATCH: usize = 256;
@@ -274,9 +274,8 @@ impl Join {
         entries
             .iter()
             .map(|entry| {
-                let text = String::from_utf8_lossy(entry);
                 let (_, id, state, value): (Json, String, String, Json) =
-                    serde_json::from_str(&text).map_err(|error| unreadable(&error))?;
+                    serde_json::from_str(&json::carried(entry)).map_err(|error| unreadable(&error))?;
                 if State::parse(&state).is_failed() {
                     let cause = exception(&value);
                     let text = format!("Dependency {id} raised {}", cause.repr());
@@ -304,8 +303,7 @@ impl Join {
         loop {
             let record = self.insist(|| self.backend.get(&node.id)).await;
             let record = record.map_err(|error| Exception::runtime_error(error.to_string()))?;
-            let stored: Option<Stored> =
-                record.and_then(|record| serde_json::from_str(&String::from_utf8_lossy(&record)).ok());
+            let stored: Option<Stored> = record.and_then(|record| serde_json::from_str(&json::carried(&record)).ok());
             match stored.map(|stored| (State::parse(&stored.status), stored.result)) {
                 Some((State::Success, result)) => return Ok(result),
                 Some((state, result)) if state.is_failed() => return Err(exception(&result)),
@@ -336,8 +334,8 @@ impl Join {
     }
 }
 
-fn handle(record: &[u8]) -> Option<ResultNode> {
-    let record: serde_json::Value = serde_json::from_slice(record).ok()?;
+fn handle(record: &str) -> Option<ResultNode> {
+    let record: serde_json::Value = serde_json::from_str(record).ok()?;
     ResultNode::read(record.get("result")?)
 }
 
