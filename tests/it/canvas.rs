@@ -436,15 +436,15 @@ impl StampingVisitor for Surveyor {
 
     fn on_group_start(&mut self, _: &Signature, _: &Stamps) -> Stamps {
         self.groups += 1;
-        Stamps::from([("number".into(), self.groups.into()), ("in".into(), json!(["group"]))])
+        Stamps::from([("number".into(), self.groups.into())])
     }
 
     fn on_chain_start(&mut self, _: &Signature, _: &Stamps) -> Stamps {
-        Stamps::from([("in".into(), json!(["chain"]))])
+        Stamps::from([("chain".into(), true.into())])
     }
 
     fn on_chord_body(&mut self, _: &Signature, _: &Stamps) -> Stamps {
-        Stamps::from([("in".into(), json!(["body"]))])
+        Stamps::from([("body".into(), true.into())])
     }
 
     fn on_callback(&mut self, callback: &Signature, _: &Stamps) -> Stamps {
@@ -465,11 +465,11 @@ class Surveyor(StampingVisitor):
         return {'name': sig.task}
     def on_group_start(self, group, **stamps):
         self.groups += 1
-        return {'number': self.groups, 'in': ['group']}
+        return {'number': self.groups}
     def on_chain_start(self, chain, **stamps):
-        return {'in': ['chain']}
+        return {'chain': True}
     def on_chord_body(self, sig, **stamps):
-        return {'in': ['body']}
+        return {'body': True}
     def on_callback(self, callback, **stamps):
         return {'after': callback.task}
     def on_errback(self, errback, **stamps):
@@ -509,7 +509,7 @@ theirs = app.signature(plain)
 theirs.stamp(Surveyor())
 theirs = json.loads(json.dumps(theirs))
 assert list(stamps(ours)) == list(stamps(theirs)), f'{{list(stamps(ours))}}\\n{{list(stamps(theirs))}}'
-assert len(list(stamps(ours))) == 11 and {{'trouble', 'after', 'own'}} <= {{name for _, of in stamps(ours) for name in of}}
+assert len(list(stamps(ours))) == 11 and {{'trouble', 'after', 'own', 'body'}} <= {{name for _, of in stamps(ours) for name in of}}
 print('all good')
 "
     );
