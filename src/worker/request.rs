@@ -620,7 +620,8 @@ impl Request {
                 effects.push(Effect::Requeue(delivery, End::Lost));
                 effects.push(Effect::Emit(Happening::Rejected { requeue: true }));
             }
-            unacked => self.fail(unacked, exception, effects),
+            // As with a hard limit: nobody is left who knows what the task has sent.
+            unacked => self.fail_in(unacked, exception, false, effects),
         }
     }
 

@@ -292,6 +292,9 @@ impl Worker {
             }
             .run(),
         );
+        let mut phases = stop.phases();
+        // A stop that was asked for before this was listened to is one all the same.
+        phases.mark_changed();
         let inputs = Inputs {
             fetched,
             ends,
@@ -300,7 +303,7 @@ impl Worker {
             recalled,
             notes: notes_seen,
             joined,
-            stop: stop.phases(),
+            stop: phases,
         };
         let mut events = Events::new(
             hostname,

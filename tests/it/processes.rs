@@ -15,12 +15,15 @@ fn start(redis: &Redis, arguments: &[&str], environment: &[(&str, &str)]) -> Wor
 
 /// What `inspect stats` says of the pool.
 async fn pool(client: &Client) -> Value {
-    let mut stats = client
-        .inspect("stats", &json!({}), None, Duration::from_secs(2))
-        .await
-        .unwrap();
-    let node = stats.keys().next().unwrap().clone();
-    stats.remove(&node).unwrap()["pool"].take()
+    let until = Instant::now() + LONG;
+    loop {
+        let ask = client.inspect("stats", &json!({}), None, Duration::from_secs(1)).await;
+        // Just started it may not listen yet.
+        if let Some(mut stats) = ask.unwrap().into_values().next() {
+            return stats["pool"].take();
+        }
+        assert!(Instant::now() < until, "nobody answers");
+    }
 }
 
 /// The processes of a worker, without its own.
