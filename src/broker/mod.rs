@@ -230,7 +230,10 @@ impl Broker {
         for queue in queues {
             self.append_declare(&mut pipe, queue);
         }
-        self.writer.pipeline(&pipe).await?;
+        // What is told to everybody leaves nothing to declare.
+        if !pipe.is_empty() {
+            self.writer.pipeline(&pipe).await?;
+        }
         self.watch(queues).await;
         Ok(())
     }
