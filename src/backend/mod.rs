@@ -26,14 +26,16 @@ pub struct Options {
     pub result_expires: Option<Duration>,
     /// How long a failure is kept, if not as long as a result; zero is for ever.
     pub result_failure_expires: Option<Duration>,
+    /// How long the results of a chord's header with groups in it are waited for (`result_chord_join_timeout`); `None` is
+    /// for ever.
+    pub chord_join_timeout: Option<Duration>,
+    /// Whether the body of a chord gets the results in the order of the header (`result_chord_ordered`), or as they came.
+    /// The same for all workers of a chord.
+    pub chord_ordered: bool,
     /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.` (trap T26).
     pub global_keyprefix: String,
     /// How results, parts of chords and groups are written.
     pub format: ResultFormat,
-    /// Parts of chords are kept in order (`result_chord_ordered`); all workers of a chord must agree.
-    pub chord_ordered: bool,
-    /// How long the results of a header with groups in it are waited for (`result_chord_join_timeout`).
-    pub chord_join_timeout: Duration,
     /// Pause between two looks of `celery.chord_unlock`, which Celery's clients send for other backends
     /// (`result_chord_retry_interval`).
     pub chord_retry_interval: Duration,
@@ -48,10 +50,10 @@ impl Default for Options {
         Self {
             result_expires: Some(Duration::from_secs(86_400)),
             result_failure_expires: None,
+            chord_join_timeout: Some(Duration::from_secs(3)),
+            chord_ordered: true,
             global_keyprefix: String::new(),
             format: ResultFormat::default(),
-            chord_ordered: true,
-            chord_join_timeout: Duration::from_secs(3),
             chord_retry_interval: Duration::from_secs(1),
             stream_expires: Duration::from_secs(3600),
             stream_length: 10_000,
@@ -128,7 +130,7 @@ impl Backend {
         &self.link
     }
 
-    /// How it keeps results.
+    /// How it is used.
     pub fn options(&self) -> &Options {
         &self.options
     }

@@ -9,6 +9,7 @@ use redis::Pipeline;
 use serde_json::{Map, Value};
 
 use super::Backend;
+use crate::conn::invocation;
 use crate::wire::{Exception, State};
 
 /// Records in one script call: bounds how long it occupies Redis.
@@ -92,13 +93,15 @@ impl Backend {
 
     fn append_records(&self, pipe: &mut Pipeline, records: &mut Vec<(&str, &State, &Bytes)>) {
         for batch in records.chunks(BATCH) {
-            let mut call = self.scripts.store.prepare_invoke();
-            call.arg(u8::from(self.looks()));
-            for (id, status, record) in batch {
-                let record = self.written(record);
-                call.key(self.result_key(id)).arg(self.ttl(status)).arg(&record[..]);
+            let mut call = invocation(&self.scripts.store, batch.len());
+            for (id, ..) in batch {
+                call.arg(self.result_key(id));
             }
-            pipe.invoke_script(&call);
+            call.arg(u8::from(self.looks()));
+            for (_, status, record) in batch {
+                call.arg(self.ttl(status)).arg(&self.written(record)[..]);
+            }
+            pipe.add_command(call);
         }
         records.clear();
     }
@@ -125,7 +128,11 @@ impl Backend {
     /// Seconds a record is kept; 0 is for ever.
     fn ttl(&self, status: &State) -> u64 {
         let expires = match status {
-            State::Failure => self.options.result_failure_expires.or(self.options.result_expires),
+            State::Failure => self
+                .options
+                .result_failure_expires
+                .or(self.options.result_expires)
+                .filter(|kept| !kept.is_zero()),
             _ => self.options.result_expires,
         };
         expires.map_or(0, |ttl| if ttl.is_zero() { 0 } else { ttl.as_secs().max(1) })

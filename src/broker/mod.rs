@@ -6,6 +6,7 @@
 
 mod broadcast;
 mod claim;
+mod dead;
 mod declare;
 mod keys;
 mod restore;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use redis::{Pipeline, Script};
 use tokio::sync::mpsc;
 
-use crate::conn::{Endpoint, Link, LinkOptions, Push};
+use crate::conn::{Endpoint, Link, LinkOptions, Push, patiently};
 use crate::wire::Queue;
 use declare::Bound;
 use keys::Keys;
@@ -26,7 +27,8 @@ use keys::Keys;
 pub use crate::conn::Error;
 pub use broadcast::Broadcasts;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
-pub use restore::{GivenUp, Restored, mark_redelivered};
+pub use dead::{DeadLetter, DeadQueue, Found};
+pub use restore::{DELIVERIES, GivenUp, Restored, count_delivery, mark_redelivered};
 pub use write::{End, Write};
 
 /// How long queues of remote control are bound, which expire after 10 s (kombu: the larger of twice that and an hour).
@@ -56,9 +58,11 @@ pub struct Options {
     pub max_message_bytes: usize,
     /// Longest dead-letter list.
     pub dead_limit: usize,
-    /// A message that comes back more often than this goes to the dead-letter list: it probably kills its workers. As
-    /// often as in RabbitMQ's quorum queues; a message that was only held when its worker died counts as well.
+    /// A message that is delivered more often than this goes to the dead-letter list: it probably kills its workers. One
+    /// that was only held when its worker died counts as well.
     pub max_deliveries: u32,
+    /// Who we are, for dead letters: the node name of a worker.
+    pub node: String,
     /// Time limits of connections.
     pub link: LinkOptions,
 }
@@ -76,7 +80,8 @@ impl Default for Options {
             queue_order_strategy: QueueOrder::RoundRobin,
             max_message_bytes: 64 << 20,
             dead_limit: 10_000,
-            max_deliveries: 20,
+            max_deliveries: 5,
+            node: String::new(),
             link: LinkOptions::default(),
         }
     }
@@ -99,6 +104,18 @@ pub enum QueueOrder {
 pub struct Tag(pub(crate) Arc<str>);
 
 impl Tag {
+    /// The claim and the number of a tag that a claim made.
+    pub(crate) fn parts(&self) -> Option<(u128, u32)> {
+        let (claim, number) = self.0.split_once('.')?;
+        let parts = (u128::from_str_radix(claim, 16).ok()?, number.parse().ok()?);
+        (*self == Self::from_parts(parts.0, parts.1)).then_some(parts)
+    }
+
+    /// The tag of those parts.
+    pub(crate) fn from_parts(claim: u128, number: u32) -> Self {
+        Self(format!("{claim:032x}.{number}").into())
+    }
+
     /// Whether a message of that tag lies in `unacked`. What was told to everybody does not.
     pub(crate) fn is_held(&self) -> bool {
         !self.0.starts_with(broadcast::TOLD)
@@ -111,7 +128,7 @@ pub struct Broker {
     main: Link,
     writer: Link,
     options: Arc<Options>,
-    keys: Keys,
+    keys: Arc<Keys>,
     scripts: Arc<Scripts>,
     turn: Arc<AtomicUsize>,
     /// Bindings that end by themselves unless they are renewed.
@@ -124,13 +141,18 @@ pub struct Broker {
 struct Scripts {
     claim: Script,
     extend: Script,
+    recall: Script,
+    give_back: Script,
     requeue: Script,
     bury: Script,
     overdue: Script,
     restore: Script,
     publish: Script,
+    publish_once: Script,
     reply: Script,
     bind: Script,
+    dead_list: Script,
+    dead_take: Script,
 }
 
 impl Scripts {
@@ -138,13 +160,18 @@ impl Scripts {
         Self {
             claim: Script::new(include_str!("scripts/claim.lua")),
             extend: Script::new(include_str!("scripts/extend.lua")),
+            recall: Script::new(include_str!("scripts/recall.lua")),
+            give_back: Script::new(include_str!("scripts/give_back.lua")),
             requeue: Script::new(include_str!("scripts/requeue.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
             overdue: Script::new(include_str!("scripts/overdue.lua")),
             restore: routed(include_str!("scripts/restore.lua")),
             publish: routed(include_str!("scripts/publish.lua")),
+            publish_once: routed(include_str!("scripts/publish_once.lua")),
             reply: Script::new(include_str!("scripts/reply.lua")),
             bind: Script::new(include_str!("scripts/bind.lua")),
+            dead_list: Script::new(include_str!("scripts/dead_list.lua")),
+            dead_take: routed(include_str!("scripts/dead_take.lua")),
         }
     }
 }
@@ -162,16 +189,27 @@ impl Broker {
     /// The server cannot be reached, or refuses.
     pub async fn connect(endpoint: &Endpoint, options: Options) -> Result<Self, Error> {
         let main = Link::connect(endpoint, options.link.clone()).await?;
-        let writer = Link::connect(endpoint, options.link.clone()).await?;
+        let writer = patiently(|| Link::connect(endpoint, options.link.clone())).await?;
         let scripts = Scripts::new();
-        main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone))
-            .await?;
+        main.register(
+            [
+                &scripts.claim,
+                &scripts.extend,
+                &scripts.recall,
+                &scripts.overdue,
+                &scripts.restore,
+            ]
+            .map(Clone::clone),
+        )
+        .await?;
         writer
             .register(
                 [
                     &scripts.requeue,
+                    &scripts.give_back,
                     &scripts.bury,
                     &scripts.publish,
+                    &scripts.publish_once,
                     &scripts.reply,
                     &scripts.bind,
                 ]
@@ -179,7 +217,7 @@ impl Broker {
             )
             .await?;
         Ok(Self {
-            keys: Keys::new(&options, endpoint.db()),
+            keys: Arc::new(Keys::new(&options, endpoint.db())),
             main,
             writer,
             options: Arc::new(options),
@@ -234,23 +272,40 @@ impl Broker {
         if !pipe.is_empty() {
             self.writer.pipeline(&pipe).await?;
         }
-        self.watch(queues).await;
+        // A claim that finds nothing has read the queues' keys. Asking for all that begins with a queue's name instead
+        // would bring news of every result: `celery` is how `celery-task-meta-…` begins.
+        let tracked = self.main.track_reads().await;
+        self.note_tracking(tracked);
         Ok(())
     }
 
-    /// Asks for news of queues. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more
-    /// often instead.
-    pub async fn watch(&self, queues: &[Arc<str>]) {
-        let lists = queues.iter().filter(|queue| !self.is_broadcast(queue));
-        let mut prefixes: Vec<String> = lists.map(|queue| self.keys.name(queue)).collect();
-        if prefixes.is_empty() {
-            // Without a prefix it would be told of every key.
-            return;
+    /// Deletes what waits in queues; how many messages there were.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn purge(&self, queues: &[Arc<str>]) -> Result<u64, Error> {
+        let mut pipe = Pipeline::new();
+        for (key, _) in self.keys.all(queues.iter().map(|queue| (0, &**queue))) {
+            pipe.llen(&key).del(&key);
         }
+        let replies = self.writer.pipeline(&pipe).await?;
+        let count = |reply: redis::Value| redis::from_redis_value::<u64>(reply).unwrap_or(0);
+        // Each key has two replies: how long it was, and that it is gone.
+        Ok(replies.into_iter().step_by(2).map(count).sum())
+    }
+
+    /// Asks for news of keys. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more often
+    /// instead.
+    pub async fn watch(&self, keys: &[Arc<str>]) {
+        let mut prefixes: Vec<String> = keys.iter().map(|key| self.keys.name(key)).collect();
         prefixes.sort();
         // Redis refuses overlapping prefixes; the shorter one covers the longer.
         prefixes.dedup_by(|longer, shorter| longer.starts_with(shorter.as_str()));
         let tracked = self.main.track(&prefixes).await;
+        self.note_tracking(tracked);
+    }
+
+    fn note_tracking(&self, tracked: bool) {
         self.tracked.store(tracked, std::sync::atomic::Ordering::Relaxed);
         if !tracked {
             tracing::warn!(
@@ -259,11 +314,11 @@ impl Broker {
         }
     }
 
-    /// Waits for news of a queue, `longest` at most. Nothing is taken by waiting.
-    pub async fn wait(&self, longest: Duration) {
+    /// Waits for news of a queue, `longest` at most; whether there was some. Nothing is taken by waiting.
+    pub async fn wait(&self, longest: Duration) -> bool {
         let tracked = self.tracked.load(std::sync::atomic::Ordering::Relaxed);
         let longest = if tracked { longest } else { Duration::from_millis(100) };
-        let _ = tokio::time::timeout(longest, self.main.woken()).await;
+        tokio::time::timeout(longest, self.main.woken()).await.is_ok()
     }
 
     /// Listens to remote control, as the node of that name.
@@ -313,6 +368,12 @@ impl Broker {
     /// Whether messages can be taken and written now.
     pub fn is_connected(&self) -> bool {
         self.main.epoch() != 0 && self.writer.epoch() != 0
+    }
+
+    /// The number of the connection by which messages come: another when it was lost and is there again, 0 while there
+    /// is none.
+    pub fn connection(&self) -> u64 {
+        self.main.epoch()
     }
 
     /// The number of the connection on which news come; it changes when the connection was lost and is there again,

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Client, Error};
 use crate::backend::{Backend, StreamEntry, Write};
 use crate::clock;
-use crate::conn::Link;
+use crate::conn::{Link, Push};
 use crate::wire::{Exception, Record, State, json};
 
 /// Asked again at the latest after this, in case the news got lost with its connection.
@@ -64,7 +64,7 @@ impl Results {
             let link = Link::connect(backend.link().endpoint(), crate::conn::LinkOptions::default()).await?;
             let (mut pushes, waiting) = (link.pushes(), self.waiting.clone());
             tokio::spawn(async move {
-                while let Some((channel, _)) = pushes.recv().await {
+                while let Some(Push { channel, .. }) = pushes.recv().await {
                     if let Some(notify) = lock(&waiting).get(&channel) {
                         notify.notify_waiters();
                     }

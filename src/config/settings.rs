@@ -1,5 +1,6 @@
 //! What was given, with the defaults, as the options of the parts.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,14 @@ pub struct Settings {
     pub concurrency: Option<usize>,
     /// `worker_prefetch_multiplier`.
     pub prefetch_multiplier: u32,
+    /// `worker_pool`.
+    pub pool: String,
+    /// `worker_disable_prefetch`.
+    pub disable_prefetch: bool,
+    /// `worker_max_tasks_per_child`.
+    pub max_tasks_per_child: Option<u64>,
+    /// `worker_max_memory_per_child`.
+    pub max_memory_per_child: Option<u64>,
     /// `task_time_limit`.
     pub time_limit: Option<Duration>,
     /// `task_soft_time_limit`.
@@ -120,6 +129,10 @@ impl Settings {
             known_queues,
             concurrency: given.worker_concurrency,
             prefetch_multiplier: given.worker_prefetch_multiplier.unwrap_or(4),
+            pool: text(&given.worker_pool, "threads"),
+            disable_prefetch: given.worker_disable_prefetch.unwrap_or(false),
+            max_tasks_per_child: given.worker_max_tasks_per_child,
+            max_memory_per_child: given.worker_max_memory_per_child,
             time_limit: given.task_time_limit.and_then(Seconds::positive),
             soft_time_limit: given.task_soft_time_limit.and_then(Seconds::positive),
             task_events: given.worker_send_task_events.unwrap_or(false),
@@ -132,6 +145,13 @@ impl Settings {
             warnings: Vec::new(),
             given,
         })
+    }
+
+    /// How long a cold stop lets tasks run.
+    pub fn soft_shutdown_timeout(&self) -> Duration {
+        self.given
+            .worker_soft_shutdown_timeout
+            .map_or(Duration::ZERO, |seconds| seconds.0)
     }
 
     /// Where the broker is.
@@ -246,7 +266,7 @@ impl Settings {
         let (serializer, compression) = (given.result_serializer.as_deref(), given.result_compression.as_deref());
         options.format = wire::ResultFormat::new(serializer, compression, accept)?;
         if let Some(seconds) = given.result_chord_join_timeout {
-            options.chord_join_timeout = seconds.0;
+            options.chord_join_timeout = seconds.positive();
         }
         if let Some(seconds) = given.result_chord_retry_interval {
             options.chord_retry_interval = seconds.0;
@@ -292,15 +312,43 @@ impl Settings {
         options.soft_time_limit = self.soft_time_limit;
         options.task_defaults = worker::TaskDefaults {
             acks_late: given.task_acks_late,
-            acks_on_failure_or_timeout: given.task_acks_on_failure_or_timeout,
+            acks_on_failure: given.task_acks_on_failure.or(given.task_acks_on_failure_or_timeout),
+            acks_on_timeout: given.task_acks_on_timeout.or(given.task_acks_on_failure_or_timeout),
+            reject_on_worker_lost: given.task_reject_on_worker_lost,
+            retry_on_worker_lost: given.task_retry_on_worker_lost,
+            rate_limit: match &given.task_default_rate_limit {
+                Some(text) => {
+                    worker::RateLimit::parse(text).map_err(|error| format!("task_default_rate_limit: {error}"))?
+                }
+                None => None,
+            },
             track_started: given.task_track_started,
             ignore_result: given.task_ignore_result,
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
+        options.limits.body = given.max_body_bytes.unwrap_or(options.limits.body);
+        options.limits.control = given.max_control_bytes.unwrap_or(options.limits.control);
+        options.max_result_bytes = given.max_result_bytes.unwrap_or(options.max_result_bytes);
         options.result_extended = given.result_extended.unwrap_or(false);
         options.routes = self.routes()?;
         options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
         options.default_queue = given.task_default_queue.clone().unwrap_or(options.default_queue);
+        options.processes = is_prefork(&self.pool)?;
+        options.max_tasks_per_child = self.max_tasks_per_child.filter(|max| *max > 0);
+        options.max_memory_per_child = self.max_memory_per_child.filter(|max| *max > 0);
+        options.soft_shutdown_timeout = self.soft_shutdown_timeout();
+        options.soft_shutdown_on_idle = given.worker_enable_soft_shutdown_on_idle.unwrap_or(false);
+        let cancels = given.worker_cancel_long_running_tasks_on_connection_loss;
+        options.cancel_on_connection_loss = cancels.unwrap_or(false);
+        options.eta_task_limit = given.worker_eta_task_limit.filter(|limit| *limit > 0);
+        options.disable_prefetch = self.disable_prefetch;
+        options.disable_rate_limits = given.worker_disable_rate_limits.unwrap_or(false);
+        options.direct = given.worker_direct.unwrap_or(false);
+        options.priorities.inherit = given.task_inherit_parent_priority.unwrap_or(false);
+        options.priorities.default = given.task_default_priority;
+        if options.priorities.default.is_some_and(|priority| priority > 9) {
+            return Err("task_default_priority: a priority is 0 to 9".into());
+        }
         options.pool_restarts = given.worker_pool_restarts.unwrap_or(false);
         options.state_db.clone_from(&given.worker_state_db);
         options.remote_control = given.worker_enable_remote_control.unwrap_or(true);
@@ -335,6 +383,15 @@ impl Settings {
         let known = |name: &String| self.known_queues.iter().any(|queue| queue.name == *name);
         let mut unknown = self.queues.iter().filter(|name| !self.creates_queues() && !known(name));
         unknown.next().map(String::as_str)
+    }
+
+    /// The queues that the settings name: those consumed, and those that tasks are sent to.
+    pub fn named_queues(&self) -> BTreeSet<String> {
+        let mut queues: BTreeSet<String> = self.queues.iter().cloned().collect();
+        queues.extend(self.known_queues.iter().map(|queue| queue.name.clone()));
+        queues.extend(self.routes().iter().flat_map(wire::Routes::queues));
+        queues.insert(self.given.task_default_queue.clone().unwrap_or_else(|| "celery".into()));
+        queues
     }
 
     /// What signs messages that are sent, where they are to be signed.
@@ -405,6 +462,11 @@ impl Settings {
         add("task_serializer", serializer.unwrap_or("json").into());
         add("worker_concurrency", self.concurrency.map_or(Value::Null, Into::into));
         add("worker_prefetch_multiplier", self.prefetch_multiplier.into());
+        add("worker_pool", self.pool.clone().into());
+        add("worker_disable_prefetch", self.disable_prefetch.into());
+        let number = |number: Option<u64>| number.map_or(Value::Null, Into::into);
+        add("worker_max_tasks_per_child", number(self.max_tasks_per_child));
+        add("worker_max_memory_per_child", number(self.max_memory_per_child));
         add("worker_send_task_events", self.task_events.into());
         add("worker_heartbeat_interval", seconds(self.heartbeat));
         add("task_time_limit", seconds(self.time_limit));
@@ -421,5 +483,17 @@ impl Settings {
             hide(name, value);
         }
         map
+    }
+}
+
+/// Whether every task runs in a process of its own. The names are Celery's.
+fn is_prefork(pool: &str) -> Result<bool, String> {
+    match pool {
+        "prefork" | "processes" => Ok(true),
+        // All the same here: many tasks at once in one process.
+        "threads" | "solo" | "eventlet" | "gevent" | "custom" => Ok(false),
+        other => Err(format!(
+            "worker_pool: {other:?} is no pool: use threads, or prefork for a process for every task"
+        )),
     }
 }

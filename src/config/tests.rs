@@ -123,6 +123,15 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(settings.concurrency, Some(3));
     assert_eq!(settings.log_level, "INFO");
     assert_eq!(settings.ai.hosts, ["http://a:1", "http://b:2"]);
+    let mut given = Given::default();
+    let variables = [
+        variable("CELERY_BROKER_READ_URL", "redis://read"),
+        variable("CELERY_BROKER_URL", "redis://celery"),
+        variable("CELERY_BROKER_WRITE_URL", "redis://write"),
+    ];
+    let warnings = read_environment(&mut given, variables.into_iter()).unwrap();
+    assert!(warnings[0].contains("CELERY_BROKER_WRITE_URL has no effect"));
+    assert_eq!(Settings::new(given).broker_url, "redis://read");
     let read = |name, value| read_environment(&mut Given::default(), [variable(name, value)].into_iter());
     assert!(read("ORCHESTRA_BROKER_URLS", "x").unwrap()[0].ends_with("did you mean ORCHESTRA_BROKER_URL?"));
     assert!(read("ORCHESTRA_SERVICE_HOST", "10.0.0.1").unwrap().is_empty());

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Arguments, BoxFuture, Context, DynTask, Failure, Options, RegisterError, Registry};
-use crate::canvas::{chord, group};
+use crate::canvas::{self, chord};
 use crate::wire::{Body, Exception, Json, Signature};
 
 /// What a built-in task does with its arguments.
@@ -149,13 +149,7 @@ async fn chunks(arguments: Arguments, context: Context) -> Result<Value, Failure
     if n == 0 {
         return Err(Failure::value_error("n must be at least 1"));
     }
-    let parts = it.chunks(n).map(|part| {
-        Signature::new("celery.starmap")
-            .kwarg("task", &task)
-            .kwarg("it", part)
-            .immutable()
-    });
-    let applied = context.apply(group(parts)).await?;
+    let applied = context.apply(canvas::chunks(&task, it, n)).await?;
     Ok(serde_json::to_value(applied.handle())?)
 }
 

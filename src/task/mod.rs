@@ -31,6 +31,7 @@ pub(crate) mod builtins;
 mod chord_unlock;
 mod context;
 mod failure;
+mod flag;
 mod options;
 mod registry;
 mod traits;

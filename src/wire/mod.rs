@@ -37,7 +37,7 @@ pub use body::{Arguments, Body, Embed};
 pub use compression::{Compression, decompress};
 pub use envelope::{DeliveryInfo, Envelope, Properties};
 pub(crate) use envelope::{Outgoing, OutgoingInfo, OutgoingProperties};
-pub use event::{Event, EventKind, Events, Heard};
+pub use event::{Event, EventKind, Events, Heard, Lamport};
 pub use exception::{Exception, python_modules};
 pub use headers::{Headers, TimeLimit};
 pub use limits::Limits;

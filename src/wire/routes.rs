@@ -69,6 +69,12 @@ impl Routes {
         Some(self.options(task)?.get("queue")?.as_str()?.into_owned())
     }
 
+    /// The queues that routes name.
+    pub fn queues(&self) -> impl Iterator<Item = String> {
+        let queue = |(_, options): &(String, Kwargs)| Some(options.get("queue")?.as_str()?.into_owned());
+        self.routes.iter().filter_map(queue)
+    }
+
     /// Where a call goes. What it says itself comes first, then its route, then the default queue.
     ///
     /// # Errors

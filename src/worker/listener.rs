@@ -26,7 +26,7 @@ pub(crate) struct Listener {
     /// Queues of the worker; remote control changes them.
     pub queues: watch::Receiver<Vec<Arc<str>>>,
     pub stop: watch::Receiver<Phase>,
-    pub to: mpsc::Sender<Fetched>,
+    pub to: mpsc::Sender<Vec<Fetched>>,
 }
 
 impl Listener {
@@ -79,7 +79,7 @@ impl Listener {
                     raw: message.raw,
                     share,
                 };
-                if self.to.send(fetched).await.is_err() {
+                if self.to.send(vec![fetched]).await.is_err() {
                     return;
                 }
             }

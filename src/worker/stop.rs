@@ -1,4 +1,4 @@
-//! The two stops: no new work, then no more work.
+//! The stops: no new work; then, maybe after a while, no more work.
 
 use tokio::sync::watch;
 
@@ -7,6 +7,8 @@ use tokio::sync::watch;
 pub(crate) enum Phase {
     Run,
     Warm,
+    /// Cold in a while (`worker_soft_shutdown_timeout`).
+    Soft,
     Cold,
 }
 
@@ -44,6 +46,11 @@ impl Stop {
         self.raise(Phase::Warm);
     }
 
+    /// Give back what waits, and cancel what still runs after `worker_soft_shutdown_timeout`.
+    pub fn soft(&self) {
+        self.raise(Phase::Soft);
+    }
+
     /// Cancel what runs, give back everything.
     pub fn cold(&self) {
         self.raise(Phase::Cold);
@@ -56,7 +63,12 @@ impl Stop {
     }
 
     pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
-        self.phase.subscribe()
+        let mut phases = self.phase.subscribe();
+        // A stop that was asked for before anybody listened is news as well.
+        if *phases.borrow() != Phase::Run {
+            phases.mark_changed();
+        }
+        phases
     }
 
     fn raise(&self, to: Phase) {

@@ -268,7 +268,14 @@ impl Worker {
         Self::spawn_process(name, &["--quiet"], url, arguments, environment)
     }
 
-    fn spawn_process(name: &str, words: &[&str], url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    /// The most general way to start one.
+    pub fn spawn_process(
+        name: &str,
+        words: &[&str],
+        url: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let folder = Folder::new();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(program(name))
@@ -349,54 +356,6 @@ impl Sim {
 pub async fn get(url: &str) -> reqwest::Result<reqwest::Response> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build()?.get(url).send().await
-}
-
-/// A TCP proxy in front of a Redis, whose connections can die without a word.
-pub struct Proxy {
-    port: u16,
-    /// Connections made before this number pass nothing on.
-    silent: tokio::sync::watch::Sender<u64>,
-    made: std::sync::Arc<std::sync::atomic::AtomicU64>,
-}
-
-impl Proxy {
-    pub async fn start(to: u16) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let silent = tokio::sync::watch::Sender::new(0);
-        let made = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
-        let (silenced, count) = (silent.subscribe(), made.clone());
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut silenced = silenced.clone();
-                let number = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                tokio::spawn(async move {
-                    let Ok(mut far) = tokio::net::TcpStream::connect(("127.0.0.1", to)).await else {
-                        return;
-                    };
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        _ = async { drop(silenced.wait_for(|first| *first > number).await) } => {}
-                    }
-                    if *silenced.borrow() > number {
-                        // Neither side is told: both sockets stay open, and nothing moves.
-                        std::future::pending::<()>().await;
-                    }
-                });
-            }
-        });
-        Self { port, silent, made }
-    }
-
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
-    }
-
-    /// Every connection there is passes nothing on from now on; new ones work.
-    pub fn silence(&self) {
-        self.silent
-            .send_replace(self.made.load(std::sync::atomic::Ordering::SeqCst));
-    }
 }
 
 /// Waits until something is so.

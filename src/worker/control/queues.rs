@@ -60,6 +60,14 @@ impl Consumer {
         ok(format!("add consumer {name}"))
     }
 
+    /// A queue of this worker's own (`celery.utils.nodenames.worker_direct`).
+    pub(crate) fn add_direct(&mut self) {
+        let node = self.options.hostname.clone();
+        let queue: Arc<str> = format!("{node}.dq2").into();
+        self.bind(&queue, "C.dq2", "direct", &node);
+        self.queues.send_modify(|queues| queues.push(queue));
+    }
+
     fn bind(&mut self, queue: &Arc<str>, exchange: &str, kind: &'static str, routing_key: &str) {
         self.out.push(Out::Broker(broker::Write::Declare(queue.clone())));
         if exchange == &**queue && routing_key == &**queue {
