@@ -273,7 +273,10 @@ impl Broker {
         for queue in queues {
             self.append_declare(&mut pipe, queue);
         }
-        self.writer.pipeline(&pipe).await?;
+        // What is told to everybody leaves nothing to declare.
+        if !pipe.is_empty() {
+            self.writer.pipeline(&pipe).await?;
+        }
         // A claim that finds nothing has read the queues' keys. Asking for all that begins with a queue's name instead
         // would bring news of every result: `celery` is how `celery-task-meta-…` begins.
         let tracked = self.main.track_reads().await;

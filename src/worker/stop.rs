@@ -63,7 +63,12 @@ impl Stop {
     }
 
     pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
-        self.phase.subscribe()
+        let mut phases = self.phase.subscribe();
+        // A stop that was asked for before anybody listened is news as well.
+        if *phases.borrow() != Phase::Run {
+            phases.mark_changed();
+        }
+        phases
     }
 
     fn raise(&self, to: Phase) {

@@ -41,6 +41,7 @@ mod python_oldest;
 mod queues;
 mod results;
 mod routing;
+mod rows;
 mod serializers;
 mod support;
 mod systemd;
