@@ -85,7 +85,8 @@ impl Broker {
         call.arg(self.options.max_message_bytes)
             .arg(self.options.dead_limit)
             .arg(bytes.clamp(1, MOST_BYTES))
-            .arg(self.keys.name(""));
+            .arg(self.keys.name(""))
+            .arg(serde_json::Value::from(&*self.options.node).to_string());
         for (key, index) in &keys {
             call.key(key).arg(&*queues[*index]);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::Pipeline;
 
-use super::{Broker, Tag, mark_redelivered};
+use super::{Broker, Error, Tag, mark_redelivered};
 use crate::clock::{self, Timestamp};
 use crate::conn::invocation;
 use crate::wire::Parcel;
@@ -127,7 +127,54 @@ impl From<Parcel> for Write {
     }
 }
 
+/// How long it is known that messages were sent once.
+const ONCE: u32 = 86_400;
+
 impl Broker {
+    /// Publishes messages together, once under that name; whether that was now. What is no
+    /// [`Publish`](Write::Publish) is left out.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses. Asked again it sends nothing twice.
+    pub async fn publish_once(&self, name: &str, writes: &[Write]) -> Result<bool, Error> {
+        let mut call = self.scripts.publish_once.prepare_invoke();
+        call.key(self.once_key(name));
+        call.arg(ONCE).arg(self.keys.name("")).arg(self.keys.sep());
+        for write in writes {
+            if let Write::Publish {
+                exchange,
+                routing_key,
+                priority,
+                envelope,
+            } = write
+            {
+                call.key(self.keys.bindings(exchange))
+                    .arg(exchange)
+                    .arg(routing_key)
+                    .arg(self.keys.suffix(*priority))
+                    .arg(&envelope[..]);
+            }
+        }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.invoke_script(&call);
+        match self.writer.pipeline(&pipe).await?.pop() {
+            Some(redis::Value::Int(sent)) => Ok(sent == 1),
+            other => Err(Error::Refused(format!("messages cannot be sent: {other:?}"))),
+        }
+    }
+
+    /// Forgets that messages were sent under that name.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn forget_once(&self, name: &str) -> Result<(), Error> {
+        self.writer.query(redis::cmd("DEL").arg(self.once_key(name))).await
+    }
+
+    fn once_key(&self, name: &str) -> String {
+        self.keys.name(&format!("celery-sent-once-{name}"))
+    }
+
     /// Appends the commands of `writes`, in order; neighbouring acks become one pair of commands.
     pub fn append(&self, pipe: &mut Pipeline, writes: &[Write]) {
         let mut acks: Vec<&str> = Vec::new();
@@ -195,17 +242,19 @@ impl Broker {
                 priority,
                 envelope,
             } => {
-                if exchange.is_empty() {
-                    pipe.lpush(self.keys.queue(routing_key, *priority), &envelope[..]);
+                let known = !self.options.queues.is_empty();
+                if known && self.is_fanout(exchange) {
+                    pipe.publish(self.keys.channel(exchange, routing_key), &envelope[..]);
                     return;
                 }
-                let mut call = self.scripts.publish.prepare_invoke();
-                call.key(self.keys.bindings(exchange));
-                call.arg(exchange).arg(routing_key).arg(&envelope[..]);
-                call.arg(self.keys.name(""))
-                    .arg(self.keys.suffix(*priority))
-                    .arg(self.keys.sep());
-                pipe.invoke_script(&call);
+                if exchange.is_empty() {
+                    pipe.lpush(self.keys.queue(routing_key, *priority), &envelope[..]);
+                } else {
+                    self.append_routed(pipe, exchange, routing_key, *priority, envelope);
+                }
+                if known {
+                    self.append_expiry(pipe, exchange, routing_key);
+                }
             }
             Write::Broadcast {
                 exchange,
@@ -238,7 +287,7 @@ impl Broker {
                     .key(self.keys.name("unacked_index"))
                     .key(self.dead_key(queue));
                 call.arg(&*tag.0)
-                    .arg(self.letter(raw, queue, reason))
+                    .arg(self.letter(raw, "", queue, reason))
                     .arg(self.options.dead_limit);
                 pipe.invoke_script(&call);
             }
@@ -270,5 +319,21 @@ impl Broker {
                 pipe.sadd(self.keys.permanent_bindings(exchange), &member);
             }
         }
+    }
+
+    /// By the script that knows where an exchange sends.
+    fn append_routed(&self, pipe: &mut Pipeline, exchange: &str, routing_key: &str, priority: u8, envelope: &[u8]) {
+        let mut call = self.scripts.publish.prepare_invoke();
+        call.key(self.keys.bindings(exchange));
+        call.arg(exchange).arg(routing_key).arg(envelope);
+        call.arg(self.keys.name(""))
+            .arg(self.keys.suffix(priority))
+            .arg(self.keys.sep());
+        pipe.invoke_script(&call);
+    }
+
+    fn is_fanout(&self, exchange: &str) -> bool {
+        let tells = |queue: &crate::wire::Queue| queue.is_broadcast() && queue.exchange == exchange;
+        !exchange.is_empty() && self.options.queues.iter().any(tells)
     }
 }

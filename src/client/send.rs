@@ -1,7 +1,6 @@
 //! Sending.
 
 use std::borrow::Borrow;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Pipeline;
@@ -12,13 +11,10 @@ use crate::broker::Write;
 use crate::canvas::{GroupWrite, Parent, Plan, Planner};
 use crate::clock;
 use crate::conn::Link;
-use crate::wire::{CallOptions, Event, Events, Limits, Outbound, Security, Signature, decode};
+use crate::wire::{CallOptions, Outbound, Security, Signature};
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
-
-/// Where a call goes that does not say (`task_default_queue`).
-const QUEUE: &str = "celery";
 
 /// Calls that go together, at most: bounds how long one pipeline occupies Redis, and what waits here.
 const BATCH: usize = 500;
@@ -81,7 +77,7 @@ impl Client {
     /// The messages of the next calls, as many as go together.
     fn batch<C: Borrow<Call>>(&self, calls: &mut impl Iterator<Item = C>) -> Result<Batch, Error> {
         let mut batch = Batch::default();
-        let mut planner = Planner::new(None, self.results.oid());
+        let mut planner = Planner::new(None, self.results.oid()).with_priorities(self.priorities);
         while batch.calls < BATCH && batch.bytes < BATCH_BYTES {
             let Some(call) = calls.next() else { break };
             let call = call.borrow();
@@ -108,7 +104,7 @@ impl Client {
 
     /// Applies a signature on behalf of a task.
     pub(crate) async fn apply_for(&self, parent: Option<&Parent>, signature: Signature) -> Result<Applied, Error> {
-        let mut planner = Planner::new(parent, self.results.oid());
+        let mut planner = Planner::new(parent, self.results.oid()).with_priorities(self.priorities);
         let handle = planner
             .apply(signature, &[], CallOptions::default())
             .ok_or_else(|| Error::Argument("an empty chain has nothing to run".into()))?;
@@ -122,36 +118,17 @@ impl Client {
     /// # Errors
     /// An argument is not JSON.
     pub fn envelope(&self, call: &Call) -> Result<Vec<u8>, Error> {
-        let mut planner = Planner::new(None, self.results.oid());
+        let mut planner = Planner::new(None, self.results.oid()).with_priorities(self.priorities);
         planner.apply(call.signature.clone(), &[], CallOptions::default());
         let outbound = planner.plan.sends.first();
         let outbound = outbound.ok_or_else(|| Error::Argument("there is nothing to send".into()))?;
-        let parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
+        let parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
         self.signed(parcel.envelope)
-    }
-
-    /// Where a call goes that does not say.
-    fn queue(&self, outbound: &Outbound) -> &str {
-        self.routes.queue(&outbound.task).unwrap_or(QUEUE)
     }
 
     /// What is sent is signed, where this client signs.
     pub(super) fn signed(&self, envelope: Vec<u8>) -> Result<Vec<u8>, Error> {
         Security::signed(self.signer.as_deref(), envelope).map_err(Error::Sign)
-    }
-
-    /// Tells monitors of the message, if they are to be told.
-    fn sent_event(&self, envelope: &[u8], queue: &str) -> Option<Write> {
-        let sent = self.sent_events.as_ref()?;
-        let headers = decode(envelope, &Limits::default()).ok()?.headers;
-        let clock = sent.clock.fetch_add(1, Ordering::Relaxed) + 1;
-        let event = Event::sent(&headers, "", queue, self.results.origin(), clock);
-        let (routing_key, payload) = Events::one(&event, &sent.exchange).ok()?;
-        Some(Write::Broadcast {
-            exchange: sent.exchange.clone(),
-            routing_key,
-            payload: payload.into(),
-        })
     }
 
     async fn publish(&self, plan: Plan) -> Result<(), Error> {
@@ -174,14 +151,15 @@ impl Client {
 
     /// Appends the message of a call, and what goes with it. How large it is.
     fn add_message(&self, outbound: &Outbound, writes: &mut Vec<Write>) -> Result<usize, Error> {
-        let mut parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
+        let mut parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
         parcel.envelope = self.signed(parcel.envelope)?;
         let bytes = parcel.envelope.len();
-        if parcel.exchange.is_empty() && self.results.declare(&parcel.routing_key) {
-            writes.push(Write::Declare(parcel.routing_key.as_str().into()));
+        if let Some(queue) = parcel.queue.as_deref().filter(|queue| self.results.declare(queue)) {
+            writes.push(Write::Declare(queue.into()));
         }
-        let event = self.sent_event(&parcel.envelope, &parcel.routing_key);
-        writes.push(parcel.into());
+        let message = parcel.into();
+        let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message));
+        writes.push(message);
         writes.extend(event);
         Ok(bytes)
     }

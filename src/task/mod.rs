@@ -28,6 +28,7 @@
 
 mod bind;
 pub(crate) mod builtins;
+mod chord_unlock;
 mod context;
 mod failure;
 mod flag;

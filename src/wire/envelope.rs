@@ -199,7 +199,8 @@ impl<H: Serialize> Outgoing<'_, H> {
     /// A body as it goes into an envelope: JSON in base64.
     pub(crate) fn encode<B: Serialize + ?Sized>(body: &B) -> Result<String, serde_json::Error> {
         use base64::Engine as _;
-        Ok(base64::engine::general_purpose::STANDARD.encode(serde_json::to_vec(body)?))
+        let text = serde_json::to_vec(body)?;
+        Ok(base64::engine::general_purpose::STANDARD.encode(super::json::restored(&text)))
     }
 }
 

@@ -80,7 +80,14 @@ pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
 /// Decodes a queue element of an accepted content type.
 pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> Result<Message, Undecodable> {
     let element = std::str::from_utf8(raw).map_err(|error| DecodeError::Envelope(format!("not UTF-8: {error}")))?;
-    let envelope = open(element)?;
+    let envelope = match open(element) {
+        Ok(envelope) => envelope,
+        // Python's non-finite numbers in the headers or properties.
+        Err(error) => match super::json::finite(element) {
+            Cow::Owned(finite) => return decode_accepted(finite.as_bytes(), limits, accept),
+            Cow::Borrowed(_) => return Err(error.into()),
+        },
+    };
     let (headers, properties) = (
         envelope.headers.unwrap_or_default(),
         envelope.properties.unwrap_or_default(),
@@ -236,6 +243,22 @@ mod tests {
             "refusing to deserialize untrusted content of type pickle (application/x-python-serialize): it can run any code"
         ));
         assert_eq!(refused.headers.unwrap().id, "1");
+    }
+
+    #[test]
+    fn p_066_plain_bytes_and_texts_are_no_arguments() {
+        for content_type in ["application/data", "application/text"] {
+            let plain = MINIMAL.replace("application/json", content_type);
+            let why = decode(plain.as_bytes(), &Limits::default()).unwrap_err().error.to_string();
+            assert!(why.contains("untrusted content") && why.contains("accept_content is json"), "{why}");
+        }
+    }
+
+    #[test]
+    fn p_015_a_message_with_nan_in_its_headers_is_read() {
+        let odd = MINIMAL.replace(r#""id": "1""#, r#""id": "1", "stamp": NaN, "far": [-Infinity]"#);
+        let message = decode(odd.as_bytes(), &Limits::default()).unwrap();
+        assert_eq!(message.headers.extra["far"], serde_json::json!([null]));
     }
 
     #[test]

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::Options;
 use super::autoscale::Autoscaler;
 use super::control::{Order, Panel};
+use super::done::Succeeded;
 use super::effects::Scribe;
 use super::errback;
 use super::events::Events;
@@ -21,16 +22,19 @@ use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
 use super::keeper::Keeper;
 use super::metrics::Metrics;
-use super::parked::{Parked, Place, Recalled};
+use super::parked::{Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
+use super::process::Children;
 use super::rate_limit::RateLimits;
-use super::request::{Delivery, Done, Effect, Happening, Hold, Input, Request, RunId, State};
+use super::request::{Delivery, Done, Effect, Happening, Hold, Input, Outcome, Request, RunId, State, Waiting};
 use super::revoke::Revoked;
 use super::room::Share;
+use super::services::spawn_run;
 use super::state_db::StateDb;
 use super::stop::{Exit, Phase};
 use super::strategy::{self, Failed, Refusal};
 use super::timers::Timers;
+use super::tracer::Place;
 use super::writer::{Out, Outbox};
 use crate::backend::Part;
 use crate::broker::{self, Tag};
@@ -58,11 +62,15 @@ pub(crate) struct Active {
     pub state: State,
     pub context: Option<Context>,
     pub started: Option<Timestamp>,
+    /// The process it runs in.
+    pub pid: u32,
     pub eta: Option<Timestamp>,
     /// It has its place in the rate limit's bucket, and starts when that comes up.
     pub has_place: bool,
     #[expect(dead_code, reason = "held, never read: dropping it gives the room back")]
     pub share: Share,
+    /// Its place in the prefetch count, where that is kept while it runs.
+    pub credit: Option<OwnedSemaphorePermit>,
     /// When it came.
     pub since: Instant,
 }
@@ -86,6 +94,7 @@ pub(crate) struct Consumer {
     /// One for all runs.
     pub client: Arc<Client>,
     pub pool: Pool,
+    pub children: Children,
     pub events: Events,
     pub scribe: Arc<Scribe>,
     pub outbox: Outbox,
@@ -95,9 +104,10 @@ pub(crate) struct Consumer {
     pub timers: Timers,
     /// Those that wait long for their ETA, beyond some that are kept whole.
     pub parked: Parked,
-    pub recall: mpsc::UnboundedSender<Vec<Place>>,
+    pub recall: mpsc::UnboundedSender<Vec<Spot>>,
     pub rate_limits: RateLimits,
     pub revoked: Revoked,
+    pub done: Succeeded,
     pub gossip: Gossip,
     pub panel: Panel,
     pub metrics: Metrics,
@@ -116,6 +126,10 @@ pub(crate) struct Consumer {
     /// The messages of members that are being counted, by how often they are.
     pub joining: Vec<Option<Tag>>,
     pub shutdown: super::Stop,
+    /// The connection to the broker as it was last seen.
+    pub(super) connection: u64,
+    /// Room for messages that wait for their ETA, beside the prefetch count; `None` is without bound.
+    pub(super) waiting: Option<Arc<Semaphore>>,
     pub(super) next_key: Key,
     pub(super) phase: Phase,
     pub(super) drained: bool,
@@ -159,9 +173,12 @@ impl Consumer {
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
                 _ = lease.tick() => self.on_lease(),
                 _ = round.tick() => self.on_round(),
-                _ = look.tick() => if clocks.went_apart(clock::now(), clock::instant()) {
-                    self.on_clock_set();
-                },
+                _ = look.tick() => {
+                    if clocks.went_apart(clock::now(), clock::instant()) {
+                        self.on_clock_set();
+                    }
+                    self.look_at_connection();
+                }
                 Ok(()) = inputs.stop.changed() => {
                     let phase = *inputs.stop.borrow_and_update();
                     self.on_stop(phase);
@@ -170,7 +187,7 @@ impl Consumer {
             self.autoscale();
             self.start_reserved();
             self.send();
-            if self.phase != Phase::Run && self.drained && self.active.is_empty() {
+            if self.phase != Phase::Run && self.drained && self.active.is_empty() && !self.lingers() {
                 break;
             }
         }
@@ -225,6 +242,7 @@ impl Consumer {
                 let input = if self.phase == Phase::Run {
                     Input::Received {
                         revoked: self.is_revoked(key),
+                        waiting: self.waiting(key),
                     }
                 } else {
                     Input::Stop { cold: false }
@@ -232,6 +250,18 @@ impl Consumer {
                 self.step(key, input);
             }
             Err(refusal) => self.refuse(delivery, raw, *refusal),
+        }
+    }
+
+    /// What a message uses up while it waits for its ETA.
+    fn waiting(&self, key: Key) -> Waiting {
+        let Some(room) = &self.waiting else {
+            return Waiting::Nothing;
+        };
+        let has_eta = self.active.get(&key).is_some_and(|active| active.request.eta.is_some());
+        match room.clone().try_acquire_owned() {
+            Ok(place) if has_eta => Waiting::Place(place),
+            _ => Waiting::Prefetch,
         }
     }
 
@@ -246,9 +276,11 @@ impl Consumer {
                 state,
                 context: None,
                 started: None,
+                pid: 0,
                 eta: None,
                 has_place: false,
                 share,
+                credit: None,
                 since: clock::instant(),
             },
         );
@@ -284,7 +316,7 @@ impl Consumer {
     }
 
     /// Has parked messages read again.
-    pub(super) fn recall(&mut self, places: Vec<Place>) {
+    pub(super) fn recall(&mut self, places: Vec<Spot>) {
         if !places.is_empty() {
             // A service that is gone has ended the worker.
             let _ = self.recall.send(places);
@@ -293,7 +325,8 @@ impl Consumer {
 
     /// Remembers next to nothing of a request that waits long for its ETA, when there are many; whether it did.
     fn park(&mut self, key: Key, eta: Timestamp) -> bool {
-        if !self.parked.wants(self.active.len(), eta, clock::now()) {
+        // Where those that wait are limited in number, each has its place among them.
+        if self.waiting.is_some() || !self.parked.wants(self.active.len(), eta, clock::now()) {
             return false;
         }
         let Some(active) = self.active.get(&key) else {
@@ -306,7 +339,7 @@ impl Consumer {
         else {
             return false;
         };
-        let place = Place {
+        let place = Spot {
             tag: delivery.tag.clone(),
             queue: delivery.queue.clone(),
             priority: active.request.message.properties.priority(),
@@ -337,6 +370,7 @@ impl Consumer {
                 let parent = Parent {
                     id: headers.id.clone(),
                     root_id: headers.root().to_owned(),
+                    priority: 0,
                 };
                 let (chain, errbacks) = (embed.chain.as_deref(), embed.errbacks.as_deref());
                 let fallout = self.scribe.failed(
@@ -346,7 +380,7 @@ impl Consumer {
                     exception,
                     headers.ignore_result != Some(true),
                 );
-                self.on_fallout(&parent, fallout, None);
+                self.on_fallout(&parent, fallout, false, None);
                 if let (Some(body), Some(group)) = (&embed.chord, &headers.group) {
                     let value = Json::new(exception).unwrap_or_else(|_| Json::null());
                     let part = Part::new(group, headers.group_index, &headers.id, "FAILURE", &value);
@@ -354,7 +388,7 @@ impl Consumer {
                         part,
                         body: body.clone(),
                         parent,
-                        children: Vec::new(),
+                        children: None,
                         delivery: None,
                     });
                 }
@@ -381,6 +415,12 @@ impl Consumer {
             self.metrics.ran(&active.request.entry.name, ended.runtime);
         }
         if let Some(outcome) = ended.outcome {
+            if self.options.deduplicate
+                && matches!(outcome, Outcome::Success(_))
+                && let Some(active) = self.active.get(&ended.key)
+            {
+                self.done.add(active.request.id.clone(), clock::instant());
+            }
             let input = Input::Ended {
                 run: ended.run,
                 outcome,
@@ -402,6 +442,9 @@ impl Consumer {
                     self.out.extend(self.scribe.custom(&id, state, &meta, Some(headers)));
                 }
             }
+            Note::Event(id, kind, fields) => {
+                self.out.extend(self.events.own(&id, kind, fields).map(Out::Broker));
+            }
             Note::Stream(id, entry) => {
                 let entry = Bytes::from(String::from(Box::<str>::from(entry)));
                 self.streams.entry(id).or_default().push(entry);
@@ -418,18 +461,18 @@ impl Consumer {
         if let Some(delivery) = joined.delivery {
             self.out.push(Out::Broker(broker::Write::Ack(delivery.tag)));
         }
-        self.on_fallout(&joined.parent, joined.fallout, None);
+        self.on_fallout(&joined.parent, joined.fallout, joined.in_task, None);
     }
 
     /// What follows a failure beyond what is written: other chords, and error callbacks that run here.
-    fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, request: Option<&Request>) {
+    fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, in_task: bool, request: Option<&Request>) {
         self.out.extend(fallout.out);
         for (part, body) in fallout.parts {
             self.join(Member {
                 part,
                 body,
                 parent: parent.clone(),
-                children: Vec::new(),
+                children: in_task.then(Vec::new),
                 delivery: None,
             });
         }
@@ -524,6 +567,7 @@ impl Consumer {
             .values()
             .filter_map(|active| active.state.tag().cloned())
             .chain(self.joining.iter().flatten().cloned())
+            .filter(Tag::is_held)
             .collect();
         if !tags.is_empty() {
             // A keeper that is still busy with the last round keeps these in its next one.
@@ -552,8 +596,41 @@ impl Consumer {
         }
         self.unpark();
         match phase {
+            Phase::Soft => {
+                let patience = self.options.soft_shutdown_timeout;
+                warn!(
+                    "Initiating Soft Shutdown, terminating in {} seconds",
+                    patience.as_secs_f64()
+                );
+                let shutdown = self.shutdown.clone();
+                spawn_run(async move {
+                    tokio::time::sleep(patience).await;
+                    shutdown.cold();
+                });
+            }
             Phase::Cold => warn!("cold stop: running tasks were cancelled and given back"),
             _ => info!("warm stop: waiting for {} running task(s)", self.active.len()),
+        }
+    }
+
+    /// Whether a soft stop takes its time though nothing runs.
+    fn lingers(&self) -> bool {
+        self.phase == Phase::Soft && self.options.soft_shutdown_on_idle
+    }
+
+    /// What is not acknowledged ends with the connection, if that is wanted: another worker may have it soon.
+    fn look_at_connection(&mut self) {
+        if !self.options.cancel_on_connection_loss {
+            return;
+        }
+        let connection = self.client.connection();
+        let before = std::mem::replace(&mut self.connection, connection);
+        if before == connection || before == 0 {
+            return;
+        }
+        let late: Vec<Key> = self.active.keys().copied().collect();
+        for key in late {
+            self.step(key, Input::ConnectionLost);
         }
     }
 
@@ -606,7 +683,7 @@ impl Consumer {
         scribe.write(&mut effects, &mut local, &request, &mut children, to);
         for effect in local.drain(..) {
             match effect {
-                Effect::Fallout(exception) => {
+                Effect::Fallout(exception, in_task) => {
                     if let Some(embed) = &request.embed {
                         let parent = request.as_parent();
                         let fallout = scribe.failed(
@@ -616,13 +693,13 @@ impl Consumer {
                             &exception,
                             request.stores_errors(),
                         );
-                        self.on_fallout(&parent, fallout, Some(&request));
+                        self.on_fallout(&parent, fallout, in_task, Some(&request));
                     }
                 }
                 Effect::Part(done) => self.on_part(&request, *done, &children),
-                Effect::Cancel => {
+                Effect::Cancel(signal) => {
                     if let Some(context) = &context {
-                        context.cancel();
+                        context.cancel_by(signal);
                     }
                 }
                 Effect::WaitForEta(eta) => self.wait(key, eta),
@@ -648,7 +725,7 @@ impl Consumer {
                 ),
                 body,
                 parent: request.as_parent(),
-                children: children.to_vec(),
+                children: done.in_task.then(|| children.to_vec()),
                 delivery: done.delivery,
             });
         }
@@ -683,6 +760,7 @@ impl Consumer {
                 .get(&request.entry.name)
                 .and_then(|entry| entry.options.rate_limit);
             if let Some(limit) = limit
+                && !self.options.disable_rate_limits
                 && !self.active.get(&key).is_some_and(|active| active.has_place)
                 && let Some(at) = self.rate_limits.place(&request.entry.name, limit, now)
             {
@@ -704,44 +782,62 @@ impl Consumer {
     fn start(&mut self, key: Key, request: &Arc<Request>, slot: tokio::sync::OwnedSemaphorePermit, now: Instant) {
         let run: RunId = key;
         let (hard, _) = request.limits();
-        let headers = &request.message.headers;
-        let context = Context::new(
-            Details {
-                id: request.id.clone(),
-                name: request.entry.name.clone(),
-                hostname: self.scribe.hostname.clone(),
-                retries: headers.retries,
-                root_id: headers.root_id.clone(),
-                parent_id: headers.parent_id.clone(),
-                group: headers.group.clone(),
-                redelivered: headers.redelivered || request.message.properties.redelivered(),
-                deadline: hard.and_then(|limit| now.checked_add(limit)),
-                message: Some(request.message.clone()),
-                embed: request.embed.clone(),
-            },
-            self.notes.clone(),
-            Some(self.client.clone()),
-        );
+        let deadline = hard.and_then(|limit| now.checked_add(limit));
+        let details = request.details(self.scribe.hostname.clone(), deadline);
+        let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
+        let place = self.place(request);
+        let pid = match &place {
+            Place::Child(child) => child.pid,
+            _ => std::process::id(),
+        };
         if let Some(active) = self.active.get_mut(&key) {
             active.context = Some(context.clone());
             active.started = Some(clock::now());
+            active.pid = pid;
             let waited = now.saturating_duration_since(active.since);
             self.metrics.waited(&request.entry.name, waited);
         }
-        let revoked = self.revoked.covers(&request.id, headers);
+        if self.options.disable_prefetch
+            && let Some(active) = self.active.get_mut(&key)
+            && let State::Reserved { delivery } = &mut active.state
+        {
+            // Its place in the prefetch count is its place to run: kept to the end, whenever it is acknowledged.
+            active.credit = delivery.credit.take();
+        }
+        let revoked = self.revoked.covers(&request.id, &request.message.headers);
         self.step(
             key,
             Input::Slot {
                 run,
                 since: now,
                 revoked,
+                pid,
             },
         );
         if self.active.contains_key(&key) {
             self.processed += 1;
             self.running += 1;
             *self.totals.entry(request.entry.name.clone()).or_default() += 1;
-            self.pool.run(key, run, request.clone(), context, slot, now);
+            self.pool.run(key, request.clone(), context, place, slot, now);
+        } else if let Place::Child(child) = place {
+            Children::give_back(*child);
+        }
+    }
+
+    /// Where a task runs; a child that must be started for it is started at once, so that it is known who runs it.
+    fn place(&self, request: &Request) -> Place {
+        if request.may_be_done && self.done.has(&request.id, clock::instant()) {
+            return Place::Known;
+        }
+        if !request.policy.process {
+            return Place::Here;
+        }
+        match self.children.take() {
+            Ok(child) => Place::Child(Box::new(child)),
+            Err(error) => {
+                error!("no process for {}[{}]: {error}", request.entry.name, request.id);
+                Place::Nowhere(format!("Worker could not be started: {error}."))
+            }
         }
     }
 

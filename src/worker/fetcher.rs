@@ -70,7 +70,7 @@ impl Fetcher {
             if let Ok(more) = self.credit.clone().try_acquire_many_owned(more as u32) {
                 credit.merge(more);
             }
-            let queues = self.queues.borrow_and_update().clone();
+            let queues = self.broker.lists(self.queues.borrow_and_update().clone());
             let claim = ClaimId::new();
             // Never inside a select: a claim that is given up half-way has taken messages that nobody knows of.
             let claims = loop {

@@ -32,7 +32,7 @@ const MOST: usize = 8_000_000;
 
 /// Where a parked message is.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct Spot {
     pub tag: Tag,
     pub queue: Arc<str>,
     pub priority: u8,
@@ -57,7 +57,7 @@ pub(crate) struct Parked {
     heap: BinaryHeap<Reverse<Entry>>,
     lists: Vec<(Arc<str>, u8)>,
     /// Those on their way back, in order.
-    away: VecDeque<Place>,
+    away: VecDeque<Spot>,
 }
 
 impl Parked {
@@ -67,7 +67,7 @@ impl Parked {
     }
 
     /// Remembers a message; whether it could.
-    pub(crate) fn add(&mut self, place: &Place, id: &str, eta: Timestamp) -> bool {
+    pub(crate) fn add(&mut self, place: &Spot, id: &str, eta: Timestamp) -> bool {
         let (Some((claim, number)), Some(list)) = (place.tag.parts(), self.list(&place.queue, place.priority)) else {
             return false;
         };
@@ -109,7 +109,7 @@ impl Parked {
     }
 
     /// Those that are due soon, as many as may come back now.
-    pub(crate) fn take_due(&mut self, kept: usize, now: Timestamp) -> Vec<Place> {
+    pub(crate) fn take_due(&mut self, kept: usize, now: Timestamp) -> Vec<Spot> {
         let mut due = Vec::new();
         while self.next(kept).is_some_and(|next| next <= now)
             && let Some(Reverse(entry)) = self.heap.pop()
@@ -122,19 +122,19 @@ impl Parked {
     }
 
     /// Those that may be one of these tasks.
-    pub(crate) fn take_tasks<'a>(&mut self, ids: impl Iterator<Item = &'a str>) -> Vec<Place> {
+    pub(crate) fn take_tasks<'a>(&mut self, ids: impl Iterator<Item = &'a str>) -> Vec<Spot> {
         let marks: Vec<u16> = ids.map(mark).collect();
         let all = std::mem::take(&mut self.heap).into_vec();
         let (wanted, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|Reverse(entry)| marks.contains(&entry.mark));
         self.heap = others.into();
-        let wanted: Vec<Place> = wanted.iter().map(|Reverse(entry)| self.place(entry)).collect();
+        let wanted: Vec<Spot> = wanted.iter().map(|Reverse(entry)| self.place(entry)).collect();
         self.away.extend(wanted.iter().cloned());
         wanted
     }
 
     /// All, for a worker that ends: they go back to their queues, also those that are on their way to us.
-    pub(crate) fn take_all(&mut self) -> Vec<Place> {
+    pub(crate) fn take_all(&mut self) -> Vec<Spot> {
         let (all, away) = (std::mem::take(&mut self.heap), std::mem::take(&mut self.away));
         all.iter().map(|Reverse(entry)| self.place(entry)).chain(away).collect()
     }
@@ -144,10 +144,10 @@ impl Parked {
         self.away.drain(..count.min(self.away.len()));
     }
 
-    fn place(&self, entry: &Entry) -> Place {
+    fn place(&self, entry: &Entry) -> Spot {
         let (queue, priority) = self.lists[usize::from(entry.list)].clone();
         let claim = u128::from(entry.claim[0]) << 64 | u128::from(entry.claim[1]);
-        Place {
+        Spot {
             tag: Tag::from_parts(claim, entry.number),
             queue,
             priority,
@@ -173,7 +173,7 @@ pub(crate) struct Recalled {
 pub(crate) struct Recaller {
     pub broker: Broker,
     pub room: Room,
-    pub wanted: mpsc::UnboundedReceiver<Vec<Place>>,
+    pub wanted: mpsc::UnboundedReceiver<Vec<Spot>>,
     pub to: mpsc::UnboundedSender<Recalled>,
 }
 
@@ -225,8 +225,8 @@ fn unwrapped(held: &[u8], queue: &str) -> Option<bytes::Bytes> {
 mod tests {
     use super::*;
 
-    fn place(number: u32) -> Place {
-        Place {
+    fn place(number: u32) -> Spot {
+        Spot {
             tag: Tag::from_parts(0x00ff_u128 << 64 | 7, number),
             queue: "q".into(),
             priority: 3,

@@ -10,6 +10,8 @@ use tracing::error;
 pub(crate) enum ServiceKind {
     /// Takes messages. Its death ends the worker.
     Fetcher,
+    /// Hears what is told to everybody. Without it the worker goes on.
+    Listener,
     /// Sends what was decided. Its death ends the worker.
     Writer,
     /// Keeps leases and restores what the dead held. Its death ends the worker.

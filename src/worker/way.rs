@@ -7,16 +7,17 @@ use tokio::sync::mpsc;
 
 use super::Options;
 use super::consumer::Key;
-use super::effects::Scribe;
+use super::effects::{Scribe, Sender};
 use super::events::Events;
 use super::metrics::Metrics;
-use super::request::{Delivery, Effect, Input, Outcome, State};
+use super::request::{Delivery, Effect, Input, Outcome, State, Waiting};
 use super::strategy;
 use super::writer::Out;
 use crate::broker::Tag;
 use crate::clock;
 use crate::conn::{Endpoint, Error};
 use crate::task::{Context, Details, Failure, Notes, Registry};
+use crate::wire::Lamport;
 
 /// A worker without its surroundings.
 #[doc(hidden)]
@@ -38,9 +39,15 @@ impl Way {
     /// Never in practice.
     pub fn new(registry: Registry, task_events: bool) -> Result<Self, Error> {
         let options = Options::new("bench@here", Endpoint::parse("redis://localhost")?);
+        let sender = Sender {
+            reply_to: "bench",
+            origin: "gen1@here",
+            events: None,
+        };
+        let (exchange, clock) = (options.event_exchange.clone(), Lamport::default());
         Ok(Self {
-            scribe: Scribe::new(&options, &registry, "bench", Metrics::default()),
-            events: Events::new("bench@here".into(), options.event_exchange.clone(), None, task_events),
+            scribe: Scribe::new(&options, &registry, sender, Metrics::default()),
+            events: Events::new("bench@here".into(), exchange, clock, None, task_events),
             notes: mpsc::channel(1).0,
             options,
             registry,
@@ -74,8 +81,26 @@ impl Way {
         };
         let context = Context::new(details, self.notes.clone(), None);
         let mut state = State::Received { delivery };
-        state = state.step(Input::Received { revoked }, &request, now, &mut self.effects);
-        state = state.step(Input::Slot { run, since, revoked }, &request, now, &mut self.effects);
+        state = state.step(
+            Input::Received {
+                revoked,
+                waiting: Waiting::Nothing,
+            },
+            &request,
+            now,
+            &mut self.effects,
+        );
+        state = state.step(
+            Input::Slot {
+                run,
+                since,
+                revoked,
+                pid: 0,
+            },
+            &request,
+            now,
+            &mut self.effects,
+        );
         let outcome = match request.entry.start(&request.message.body, context) {
             Ok(task) => match task.now_or_never() {
                 Some(Ok(value)) => Outcome::Success(value),

@@ -197,7 +197,7 @@ impl Ollama {
                     return Err(Fault::mid_stream(host, error));
                 }
                 let first_token = *first.get_or_insert_with(|| clock::instant().saturating_duration_since(began));
-                let (thinking, text) = answer.add(&mut frame);
+                let (thinking, text) = answer.add(&mut frame, line.len());
                 if !thinking.is_empty() {
                     on_piece(Piece::Thinking(thinking));
                 }

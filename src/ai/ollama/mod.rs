@@ -11,4 +11,5 @@ pub use answer::{Answer, Timing, Usage};
 pub use client::Ollama;
 pub(crate) use client::Piece;
 pub use fault::{Class, Fault};
+pub use frame::{Frame, Lines, Message, TooLong};
 pub use request::{Kind, Request};
