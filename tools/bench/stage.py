@@ -69,12 +69,12 @@ class Stage:
         self.server.kill()
         self.server.wait()
 
-    def worker(self, kind, concurrency, options=()):
+    def worker(self, kind, concurrency, options=(), *more):
         late = str(int("late" in options))
         environment = {**os.environ, "BENCH_URL": self.url, "BENCH_LATE": late, "PYTHONPATH": str(HERE)}
         if late == "1":
             environment["ORCHESTRA_TASK_ACKS_LATE"] = "true"
-        words = [word.replace("{url}", self.url) for word in command(kind, concurrency, options)]
+        words = [word.replace("{url}", self.url) for word in command(kind, concurrency, options)] + list(more)
         worker = subprocess.Popen(words, cwd=HERE, env=environment, start_new_session=True, **QUIET)
         self.workers.append(worker)
         return worker

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the demo and the tests need from the system: Redis, Python with venv, a C compiler, make, curl, tmux, Cargo.
+# Installs what the demo and the tests need from the system: Redis, Python with venv, a C compiler, make, curl, tmux, valgrind,
+# Cargo.
 # Looks for the programs first and only then for packages, so it is silent where all is there, on any system.
 # A Redis service that was not running before is not running afterwards either: the demo starts a Redis of its own.
 set -euo pipefail
