@@ -203,7 +203,9 @@ impl Keeper {
         }
         self.flush().await;
         if !is_known() {
-            let (book, catalogs) = (self.state().book.clone(), self.catalogs());
+            // One after the other: both take the lock.
+            let book = self.state().book.clone();
+            let catalogs = self.catalogs();
             if tokio::time::timeout(FIRST_LOOK, self.scout(&book, &catalogs))
                 .await
                 .is_err()

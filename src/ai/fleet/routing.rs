@@ -178,11 +178,19 @@ pub fn assign(mut view: View) -> Vec<Placed> {
             None => rest.push(at),
         }
     }
-    // Whose model is in no memory: the one that most wait for comes first, so that a load serves many.
+    // Whose model is in no memory comes before who wants a second copy; and the one that most wait for comes first, so
+    // that a load serves many.
     rest.sort_by_cached_key(|at| {
         let call = &view.waiting[*at];
         let demand = round.demand.get(&call.model).copied().unwrap_or(0);
-        (Reverse(call.priority), Reverse(demand), call.model.clone(), call.since)
+        let again = round.is_soon(&view, call);
+        (
+            Reverse(call.priority),
+            again,
+            Reverse(demand),
+            call.model.clone(),
+            call.since,
+        )
     });
     for at in rest {
         if let Some((host, why)) = round.place(&view, &view.waiting[at], true) {
@@ -234,11 +242,8 @@ impl Round {
             return None;
         }
         let load = view.loads.get(model).copied().unwrap_or(view.usual_load);
-        // It is in memory somewhere, or about to be: waiting may be cheaper than a second load.
-        let soon = hosts().any(|(at, host)| {
-            (host.is_warm(model) && !host.is_broken_for(model)) || self.kept[at].as_deref() == Some(model)
-        });
-        if soon && waited < load {
+        // Waiting may be cheaper than a second load.
+        if self.is_soon(view, call) && waited < load {
             return None;
         }
         let mut best: Option<(Cost, usize, Option<Why>)> = None;
@@ -262,6 +267,15 @@ impl Round {
             self.kept[at] = Some(model.to_owned());
         }
         Some((at, why?))
+    }
+
+    /// Whether a call's model is in memory somewhere, or about to be.
+    fn is_soon(&self, view: &View, call: &Waiting) -> bool {
+        let model = call.model.as_str();
+        view.hosts.iter().enumerate().any(|(at, host)| {
+            let open = host.may_serve(model) && !call.not.contains(&host.url);
+            open && ((host.is_warm(model) && !host.is_broken_for(model)) || self.kept[at].as_deref() == Some(model))
+        })
     }
 
     /// Whether a model may be loaded on a host now: how bad that is, and why it may; no reason means as soon as the
