@@ -187,6 +187,15 @@ def without_options(value):
     return [without_options(item) for item in value] if isinstance(value, list) else value
 
 
+def without_nulls(value, options=False):
+    """An option that is null is none."""
+    if isinstance(value, dict):
+        return {
+            key: without_nulls(item, key == "options") for key, item in value.items() if not options or item is not None
+        }
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
 def record_shown(record, names):
     record = shown(record, names)
     record["traceback"] = bool(record.get("traceback"))
@@ -195,6 +204,8 @@ def record_shown(record, names):
     if record.get("name") == "celery.chord":
         # A step that never ran. Of its parts the options are what the worker that failed it has made of them.
         record["kwargs"] = without_options(record["kwargs"])
+    if record.get("name") == "celery.group":
+        record["kwargs"] = without_nulls(record["kwargs"])
     return record
 
 
