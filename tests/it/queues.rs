@@ -29,10 +29,12 @@ from kombu.common import Broadcast
 app = Celery(broker=sys.argv[1], backend=sys.argv[1])
 app.conf.broker_transport_options = OPTIONS
 app.conf.task_queues = [Broadcast('everybody')]
+# A Python process that has not declared an exchange takes it for direct, and its message is dropped.
+exchange = app.amqp.queues['everybody'].exchange
 redis = app.backend.client
 # What is no message is dropped by all (P-023).
 until('all listen', lambda: redis.publish('CHANNEL', 'no message') >= 3)
-result = app.send_task('hello.add', (1, 2), task_id='told', queue='everybody')
+result = app.send_task('hello.add', (1, 2), task_id='told', queue='everybody', declare=[exchange])
 assert result.get(timeout=20) == 3
 until('the Python worker heard', lambda: redis.lrange('heard', 0, -1) == [b'python:told'])
 assert not redis.exists('everybody', 'celery'), redis.keys('*')
@@ -44,9 +46,9 @@ async fn p_022_p_024_what_is_told_to_everybody_is_run_by_everybody() {
     for (ours, theirs, channel) in [
         ("", "{}", "/0.everybody/celery"),
         (
-            "fanout_prefix = 'all:{db}:', fanout_patterns = false",
-            r#"{"fanout_prefix": "all:{db}:", "fanout_patterns": false}"#,
-            "all:0:everybody",
+            "fanout_prefix = '/all{db}.', fanout_patterns = false",
+            r#"{"fanout_prefix": "/all{db}.", "fanout_patterns": false}"#,
+            "/all0.everybody",
         ),
     ] {
         let redis = Redis::start();
@@ -118,12 +120,14 @@ async fn a_retry_of_what_was_told_is_told() {
     let program = "
 import sys
 from celery import Celery
+from kombu import Exchange
 from kombu.common import Broadcast
 app = Celery(broker=sys.argv[1], backend=sys.argv[1])
-app.conf.task_queues = [Broadcast('all', exchange=__import__('kombu').Exchange('world', type='fanout'))]
+app.conf.task_queues = [Broadcast('all', exchange=Exchange('world', type='fanout'))]
+exchange = app.amqp.queues['all'].exchange
 redis = app.backend.client
 until('it listens', lambda: redis.pubsub_numpat() >= 2)
-assert app.send_task('hello.flaky', (1,), queue='all').get(timeout=20) == 1
+assert app.send_task('hello.flaky', (1,), queue='all', declare=[exchange]).get(timeout=20) == 1
 queues = app.control.inspect(timeout=3).active_queues()
 [[queue]] = queues.values()
 assert queue['name'] == 'all' and queue['exchange']['name'] == 'world' and queue['exchange']['type'] == 'fanout', queue
