@@ -23,7 +23,7 @@ demo: setup ## Run the main job: Redis, a model, the worker, Flower, tasks from 
 demo-check: setup ## The same, checked, without staying
 	@tools/demo/demo.sh --check
 
-test: setup lint test-rust test-python test-cost ## Everything: format, lints, Rust, Python, docs, what a task costs
+test: setup lint test-rust test-python ## Everything: format, lints, Rust, Python, docs
 	@echo "make test: all good"
 
 test-rust: setup
@@ -34,7 +34,7 @@ test-python: setup
 	cargo build --locked --workspace --bins
 	cd python-client && ../.venv/bin/python -m pytest -q
 
-test-cost: setup ## Instructions and allocations of the pure parts of a task, against their bounds
+test-cost: setup ## Instructions and allocations of the pure parts of a task, against their bounds where they have one
 	cargo bench --locked --no-default-features --bench pure -- --check
 
 ROWS ?=

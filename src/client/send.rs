@@ -28,6 +28,8 @@ struct Batch {
     writes: Vec<Write>,
     calls: usize,
     bytes: usize,
+    /// They end when everything was sent.
+    spans: Vec<Span>,
 }
 
 impl Client {
@@ -86,6 +88,7 @@ impl Client {
                 return Err(Error::Argument(wrong.clone()));
             }
             planner.apply(call.signature.clone(), &[], CallOptions::default());
+            batch.spans.extend(traced(&mut planner.plan.sends));
             for outbound in planner.plan.sends.drain(..) {
                 batch.bytes += self.add_message(&outbound, &mut batch.writes)?;
             }
