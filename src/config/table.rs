@@ -157,13 +157,13 @@ settings! {
     /// Seconds after which a result is deleted; 0 keeps it for ever.
     result_expires: Seconds = "86400",
     /// Seconds after which a failure is deleted, if not as `result_expires` says; 0 keeps it for ever.
-    result_failure_expires: Seconds = "as `result_expires`",
+    result_failure_expires: Seconds = "as result_expires",
     /// Serializer of results: json, msgpack, yaml. Clients and all workers of a chord must be told the same.
     result_serializer: String = "json",
     /// Compression of results: gzip (zlib), bzip2, lzma (xz), brotli, zstd. Who reads them needs no setting.
     result_compression: String = "none",
     /// Serializers of results that are read: those of chords, and what the `orchestra` program shows.
-    result_accept_content: Words = "as `accept_content`",
+    result_accept_content: Words = "as accept_content",
     /// Seconds that the results of a chord's header are waited for where groups are in it; 0 waits without end.
     result_chord_join_timeout: Seconds = "3",
     /// Seconds between two looks of `celery.chord_unlock`, where somebody sends it.
