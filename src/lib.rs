@@ -27,9 +27,12 @@ pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;
 pub mod conn;
+#[cfg(feature = "rusty-celery")]
+pub mod rusty_celery;
 pub mod task;
 #[cfg(feature = "ai")]
 mod text;
+pub mod trace;
 pub mod wire;
 pub mod worker;
 

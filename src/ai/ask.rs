@@ -103,7 +103,7 @@ async fn one(engine: &Engine, question: &Question, show: Show<'_>, context: &Con
         return Ok(answer);
     }
     let (model, fields) = (question.model.clone(), question.fields.clone());
-    let answer = call(engine.fleet(), question.kind, model, fields, show, context).await?;
+    let answer = call(engine, question.kind, model, fields, show, context).await?;
     if let Some(recorded) = engine.recorded() {
         recorded.note(show.step, &answer);
     }

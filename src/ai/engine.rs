@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::calls::Calls;
 use super::embed::Embed;
 use super::fault::template_not_found;
 use super::fleet::Fleet;
@@ -25,6 +26,7 @@ use crate::text::closest;
 pub struct Engine {
     library: Library,
     fleet: Fleet,
+    calls: Calls,
     permits: Arc<Permits>,
     web: Web,
     recorded: Option<Recorded>,
@@ -64,6 +66,7 @@ impl Engine {
             library: Library::open(&options.templates, &options.tasks).map_err(LoadError)?,
             permits,
             recorded: None,
+            calls: Calls::default(),
         })
     }
 
@@ -84,6 +87,7 @@ impl Engine {
     /// # Errors
     /// A name is taken.
     pub fn register(self, registry: &mut Registry) -> Result<(), RegisterError> {
+        registry.add_meter(Arc::new(self.calls.clone()));
         let engine = Arc::new(self);
         registry.register::<Generate>(engine.clone())?;
         registry.register::<Chat>(engine.clone())?;
@@ -118,6 +122,11 @@ impl Engine {
     /// The model servers.
     pub fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    /// What calls cost.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     /// What the operator allows.

@@ -2,6 +2,7 @@
 
 mod ask;
 mod call;
+mod calls;
 mod embed;
 mod engine;
 mod fault;

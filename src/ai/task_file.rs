@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Engine;
 use super::tasks::POLICY;
 use super::template::{Fields, Mark, Problem, Problems, Template, read};
-use crate::task::{Arguments, BoxFuture, Context, DynTask, Failure, Options, RateLimit};
+use crate::task::{Arguments, BoxFuture, Context, DynTask, Failure, Options, Parameter, RateLimit, Redact};
 
 /// Fields of a task file, for the schema of the format.
 pub(super) const FIELDS: &[(&str, &str, &str)] = &[
@@ -40,6 +40,11 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
     ("acks_late", "boolean", "acknowledge after the run (true)"),
     ("track_started", "boolean", "store the state STARTED (true)"),
     ("ignore_result", "boolean", "store no result"),
+    (
+        "redact",
+        "any",
+        "what of it is never shown: names of parameters, or all",
+    ),
     ("schedule", "any", "when beat sends it"),
 ];
 
@@ -70,6 +75,8 @@ pub(super) struct Binding {
     options: Options,
     /// Parameters a caller gives, in order.
     names: Vec<String>,
+    /// Parameters whose values are never shown.
+    hidden: Vec<String>,
     scheduled: Option<Scheduled>,
 }
 
@@ -115,7 +122,8 @@ impl Binding {
         let schedule = fields
             .take("schedule")
             .map(|schedule| (schedule.at, schedule.to_value()));
-        let options = options(&mut fields, problems);
+        let mut options = options(&mut fields, problems);
+        let redact = fields.take("redact").map(|redact| (redact.at, redact.to_value()));
         let places = ["params", "template", "schedule"].map(|field| fields.place(field));
         fields.finish(problems);
         let (name, called) = (name?, called?);
@@ -131,6 +139,22 @@ impl Binding {
             .map(|parameter| parameter.name.clone())
             .filter(|name| !params.contains_key(name))
             .collect();
+        let mut hidden = Vec::new();
+        match redact {
+            None => {}
+            Some((_, Value::String(all))) if all == "all" => options.redact = Redact::Everything,
+            Some((at, Value::Array(named))) => {
+                for name in named {
+                    match name.as_str() {
+                        Some(name) if template.parameters().any(|parameter| parameter.name == name) => {
+                            hidden.push(name.to_owned());
+                        }
+                        _ => problems.add(at, format!("redact: the template has no parameter {name}")),
+                    }
+                }
+            }
+            Some((at, _)) => problems.add(at, "redact must be a list of parameters, or all"),
+        }
         let scheduled = schedule.map(|(at, schedule)| Scheduled {
             name: name.clone(),
             schedule,
@@ -154,6 +178,7 @@ impl Binding {
             params,
             options,
             names,
+            hidden,
             scheduled,
         })
     }
@@ -223,6 +248,14 @@ impl DynTask for FileTask {
 
     fn description(&self) -> Option<&str> {
         self.first.description.as_deref()
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        let parameter = |name: &String| Parameter {
+            name: name.clone(),
+            secret: self.first.hidden.contains(name),
+        };
+        self.first.names.iter().map(parameter).collect()
     }
 
     fn run(&self, arguments: Arguments, context: Context) -> BoxFuture<'static, Result<Value, Failure>> {

@@ -26,6 +26,9 @@ pub enum Resumption {
     Gone,
 }
 
+/// Where a message goes again that does not say where it came from.
+const QUEUE: &str = "celery";
+
 impl Client {
     fn notes(&self) -> Result<&Backend, Error> {
         self.backend.as_ref().ok_or(Error::NoBackend)
@@ -105,7 +108,7 @@ impl Client {
     }
 
     async fn send_again(&self, raw: &[u8]) -> Result<(), Error> {
-        let parcel = resumed_parcel(raw, super::send::QUEUE)?;
+        let parcel = resumed_parcel(raw, QUEUE)?;
         let mut pipe = Pipeline::with_capacity(1);
         self.broker.append(&mut pipe, &[parcel.into()]);
         Ok(insist(self.broker.writer(), &pipe).await?)

@@ -28,8 +28,13 @@
 
 mod bind;
 pub(crate) mod builtins;
+mod chord_unlock;
 mod context;
+mod current;
 mod failure;
+mod flag;
+mod hides;
+mod meter;
 mod options;
 mod registry;
 mod traits;
@@ -37,7 +42,10 @@ mod traits;
 pub use crate::client::Resumption;
 pub use crate::wire::{Arguments, Exception, python};
 pub use context::{Context, Details, Note, Notes};
+pub use current::current;
 pub use failure::Failure;
+pub use hides::{Hides, Parameter, Redact};
+pub use meter::Meter;
 pub use options::{Options, RateLimit};
 pub(crate) use registry::not_registered;
 pub use registry::{Entry, RegisterError, Registry, Run};

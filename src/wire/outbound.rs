@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
-    CallOptions, Headers, Json, Kwargs, Outgoing, OutgoingInfo, OutgoingProperties, TimeLimit, repr_args, repr_bounded,
+    CallOptions, Destination, Headers, Json, Kwargs, Outgoing, OutgoingInfo, OutgoingProperties, Routes, TimeLimit,
+    repr,
 };
 use crate::clock::{self, Timestamp};
 
@@ -31,7 +32,12 @@ pub struct Outbound {
     pub kwargs: Kwargs,
     /// The other options.
     pub options: CallOptions,
+    /// Headers that go along with everything a task sends: its trace.
+    pub carried: Option<Carried>,
 }
+
+/// Headers that a task passes on to all that it sends.
+pub type Carried = std::sync::Arc<Map<String, Value>>;
 
 /// A message and where it goes.
 #[derive(Debug)]
@@ -40,6 +46,8 @@ pub struct Parcel {
     pub exchange: String,
     /// Routing key; on the default exchange the queue.
     pub routing_key: String,
+    /// The queue that was meant, if one was: a sender declares it.
+    pub queue: Option<String>,
     /// 0 to 9.
     pub priority: u8,
     /// The envelope.
@@ -48,6 +56,9 @@ pub struct Parcel {
 
 /// Properties that a sender may set besides those of the call.
 const PROPERTIES: [&str; 6] = ["app_id", "cluster_id", "message_id", "timestamp", "type", "user_id"];
+
+/// Options of a route that say where.
+const WAY: [&str; 4] = ["queue", "exchange", "exchange_type", "routing_key"];
 
 #[derive(Serialize)]
 struct EmbedOut<'a> {
@@ -58,11 +69,30 @@ struct EmbedOut<'a> {
 }
 
 impl Outbound {
-    /// The message, at the time `now`, sent by `origin`; without an option that says otherwise to `queue`.
+    /// The message, at the time `now`, sent by `origin`, to where the call or its route says.
     ///
     /// # Errors
-    /// An argument is no JSON.
-    pub fn parcel(&self, now: Timestamp, origin: &str, queue: &str) -> Result<Parcel, serde_json::Error> {
+    /// An argument is no JSON, or a queue is not known where only known ones may be used.
+    pub fn parcel(&self, now: Timestamp, origin: &str, routes: &Routes) -> Result<Parcel, serde_json::Error> {
+        let to = routes
+            .destination(&self.task, &self.options)
+            .map_err(serde::ser::Error::custom)?;
+        match routes.options(&self.task) {
+            // What a route adds besides the way: priority, time limits and whatever else `apply_async` takes.
+            Some(added) if added.keys().any(|name| !WAY.contains(&name.as_str())) => {
+                let mut routed = self.clone();
+                for (name, value) in added {
+                    if !WAY.contains(&name.as_str()) && routed.options.get(name).is_none() {
+                        routed.options.rest.insert(name.clone(), value.clone());
+                    }
+                }
+                routed.parcel_to(now, origin, to)
+            }
+            _ => self.parcel_to(now, origin, to),
+        }
+    }
+
+    fn parcel_to(&self, now: Timestamp, origin: &str, to: Destination) -> Result<Parcel, serde_json::Error> {
         let options = &self.options;
         let expires = options.get("expires").and_then(|expires| time(expires, now));
         let headers = self.headers(now, origin, expires.as_ref());
@@ -76,16 +106,11 @@ impl Outbound {
             .get("priority")
             .and_then(|priority| priority.parse::<f64>().ok())
             .map_or(0, |priority| priority.clamp(0.0, 9.0) as u8);
-        // A queue by name has an exchange and a routing key of that name, of which the default exchange needs neither.
-        let named = options.str("queue");
-        let exchange = if named.is_some() {
-            String::new()
-        } else {
-            options.str("exchange").unwrap_or_default()
-        };
-        let routing_key = named
-            .or_else(|| options.str("routing_key"))
-            .unwrap_or_else(|| queue.to_owned());
+        let Destination {
+            exchange,
+            routing_key,
+            queue,
+        } = to;
         let reply_to = options.str("reply_to");
         let properties: Map<String, Value> = PROPERTIES
             .iter()
@@ -114,6 +139,7 @@ impl Outbound {
         Ok(Parcel {
             exchange,
             routing_key,
+            queue,
             priority,
             envelope,
         })
@@ -159,8 +185,8 @@ impl Outbound {
             },
             root_id: Some(self.root_id.clone()),
             parent_id: self.parent_id.clone(),
-            argsrepr: Some(options.str("argsrepr").unwrap_or_else(|| shown_args(&self.args))),
-            kwargsrepr: Some(options.str("kwargsrepr").unwrap_or_else(|| shown_kwargs(&self.kwargs))),
+            argsrepr: Some(options.str("argsrepr").unwrap_or_else(|| args_repr(&self.args))),
+            kwargsrepr: Some(options.str("kwargsrepr").unwrap_or_else(|| kwargs_repr(&self.kwargs))),
             origin: Some(origin.to_owned()),
             ignore_result: options.get("ignore_result").and_then(|ignore| ignore.parse().ok()),
             replaced_task_nesting: number("replaced_task_nesting"),
@@ -170,6 +196,11 @@ impl Outbound {
         };
         if let Some(Value::Object(own)) = parse("headers") {
             headers.extra = own;
+        }
+        if let Some(carried) = &self.carried {
+            headers
+                .extra
+                .extend(carried.iter().map(|(name, value)| (name.clone(), value.clone())));
         }
         headers
     }
@@ -186,15 +217,15 @@ fn time(value: &Json, now: Timestamp) -> Option<(Duration, String)> {
     Some((clock::until(at, now), text))
 }
 
-fn shown_args(args: &[Json]) -> String {
+fn args_repr(args: &[Json]) -> String {
     if args.iter().map(|arg| arg.get().len()).sum::<usize>() > SHOWN {
         return "(...)".to_owned();
     }
     let values: Vec<Value> = args.iter().map(|arg| arg.parse().unwrap_or_default()).collect();
-    repr_args(&values)
+    repr::shown_args(&values)
 }
 
-fn shown_kwargs(kwargs: &Kwargs) -> String {
+fn kwargs_repr(kwargs: &Kwargs) -> String {
     if kwargs.values().map(|value| value.get().len()).sum::<usize>() > SHOWN {
         return "{...}".to_owned();
     }
@@ -202,5 +233,5 @@ fn shown_kwargs(kwargs: &Kwargs) -> String {
         .iter()
         .map(|(name, value)| (name.clone(), value.parse().unwrap_or_default()))
         .collect();
-    repr_bounded(&Value::Object(values))
+    repr::shown_kwargs(&values)
 }

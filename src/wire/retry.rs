@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use super::{Arguments, Message, Parcel, repr_args, repr_bounded};
+use super::{Arguments, Message, Parcel, shown_args, shown_kwargs};
 use crate::clock::{self, Timestamp};
 
 /// The envelope that runs `message` again at `eta`.
@@ -23,7 +23,7 @@ pub fn retry_envelope(
     arguments: Option<&Arguments>,
     origin: &str,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    let mut envelope: Map<String, Value> = serde_json::from_slice(raw)?;
+    let mut envelope: Map<String, Value> = super::json::parse(&String::from_utf8_lossy(raw))?;
     let mut headers = object(envelope.remove("headers"));
     // A message of protocol 1 has none: with all of them it becomes a hybrid, whose body can stay as it is. Python
     // workers read it too.
@@ -44,9 +44,8 @@ pub fn retry_envelope(
         envelope.insert("content-type".into(), "application/json".into());
         envelope.insert("content-encoding".into(), "utf-8".into());
         headers.remove("compression");
-        headers.insert("argsrepr".into(), repr_args(&arguments.args).into());
-        let kwargs = Value::Object(arguments.kwargs.clone());
-        headers.insert("kwargsrepr".into(), repr_bounded(&kwargs).into());
+        headers.insert("argsrepr".into(), shown_args(&arguments.args).into());
+        headers.insert("kwargsrepr".into(), shown_kwargs(&arguments.kwargs).into());
     }
     envelope.insert("headers".into(), headers.into());
 
@@ -88,6 +87,7 @@ pub fn resumed_parcel(raw: &[u8], queue: &str) -> Result<Parcel, serde_json::Err
     Ok(Parcel {
         exchange: exchange.unwrap_or_default(),
         routing_key: routing_key.unwrap_or_else(|| queue.to_owned()),
+        queue: None,
         priority: u8::try_from(priority).unwrap_or_default(),
         envelope: serde_json::to_vec(&envelope)?,
     })

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::Options;
 use super::request::Request;
+use crate::broker;
 use crate::clock::{self, Timestamp};
 use crate::task::{Registry, not_registered};
 use crate::wire::{self, Embed, Exception, Headers, Message};
@@ -34,7 +36,7 @@ pub(crate) struct Failed {
 
 /// Makes a request of a claimed message.
 pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Result<Request, Box<Refusal>> {
-    let message = options.accept.decode(&raw, &options.limits).map_err(|undecodable| {
+    let mut message = options.accept.decode(&raw, &options.limits).map_err(|undecodable| {
         let reason = undecodable.error.to_string();
         let (module, class) = match undecodable.error {
             wire::DecodeError::ContentType(_) => ("kombu.exceptions", "ContentDisallowed"),
@@ -82,8 +84,17 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
     if let Some(ignore) = message.headers.ignore_result {
         policy.ignore_result = ignore;
     }
+    if let Some((args, kwargs)) = entry.hides.shown(&message) {
+        message.headers.argsrepr = Some(args);
+        message.headers.kwargsrepr = Some(kwargs);
+    }
     let redelivered = message.headers.redelivered || message.properties.redelivered();
+    let counted = || {
+        let count = message.headers.extra.get(broker::DELIVERIES).and_then(Value::as_u64);
+        count.is_some_and(|count| count >= u64::from(options.broker_options.max_deliveries))
+    };
     Ok(Request {
+        worn_out: policy.reject_on_worker_lost && counted(),
         may_be_done: options.deduplicate && policy.acks_late && redelivered,
         id: Arc::from(message.headers.id.as_str()),
         entry: entry.clone(),

@@ -24,6 +24,9 @@ use crate::wire::Events as Envelopes;
 /// Largest number of writes in one flush: bounds how long one pipeline occupies Redis.
 const BATCH: usize = 1024;
 
+/// How often others get their turn before acks leave alone.
+const TURNS: usize = 3;
+
 /// One thing to send.
 #[derive(Debug)]
 pub(crate) enum Out {
@@ -102,6 +105,10 @@ struct Batch {
 }
 
 impl Batch {
+    fn has_only_acks(&self) -> bool {
+        self.acks.len() == self.size
+    }
+
     fn add(&mut self, writes: Vec<Out>) {
         self.size += writes.len();
         for write in writes {
@@ -150,11 +157,15 @@ impl Writer {
         while let Some(writes) = self.queue.recv().await {
             let mut batch = Batch::default();
             batch.add(writes);
-            while batch.size < BATCH {
-                match self.queue.try_recv() {
-                    Ok(writes) => batch.add(writes),
-                    Err(_) => break,
+            self.fill(&mut batch);
+            // A task that was acknowledged as it started may end before others get their turn: its result goes along, and
+            // need not wait until Redis has answered the ack.
+            for _ in 0..TURNS {
+                if !batch.has_only_acks() {
+                    break;
                 }
+                tokio::task::yield_now().await;
+                self.fill(&mut batch);
             }
             let began = clock::instant();
             self.flush(&mut batch).await;
@@ -163,6 +174,15 @@ impl Writer {
             for done in batch.flushed {
                 let _ = done.send(());
             }
+        }
+    }
+
+    /// Adds what waits.
+    fn fill(&mut self, batch: &mut Batch) {
+        while batch.size < BATCH
+            && let Ok(writes) = self.queue.try_recv()
+        {
+            batch.add(writes);
         }
     }
 
@@ -184,9 +204,14 @@ impl Writer {
             // Before the messages of a header: its members may end before the last of them is sent.
             let mut groups = Pipeline::new();
             backend.append(&mut groups, &batch.groups);
-            insist(backend.link(), &groups).await;
+            self.insist("backend", backend.link(), &groups).await;
         }
         self.broker.append(&mut broker_pipe, &batch.publishes);
+        if let Some(backend) = &self.backend
+            && backend.looks()
+        {
+            self.look(backend, &mut batch.results).await;
+        }
         match &self.backend {
             Some(backend) if !batch.results.is_empty() => {
                 if backend.link().is_same(self.broker.writer()) {
@@ -194,41 +219,69 @@ impl Writer {
                 } else {
                     // Another server: what follows must stand before the result, and the result before the ack.
                     if !batch.publishes.is_empty() {
-                        insist(self.broker.writer(), &broker_pipe).await;
+                        self.insist("broker", self.broker.writer(), &broker_pipe).await;
                         broker_pipe = Pipeline::new();
                     }
                     let mut backend_pipe = Pipeline::new();
                     backend.append(&mut backend_pipe, &batch.results);
-                    insist(backend.link(), &backend_pipe).await;
+                    self.insist("backend", backend.link(), &backend_pipe).await;
                 }
             }
             _ => {}
         }
         self.broker.append(&mut broker_pipe, &batch.acks);
-        insist(self.broker.writer(), &broker_pipe).await;
+        self.insist("broker", self.broker.writer(), &broker_pipe).await;
     }
-}
 
-/// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out.
-async fn insist(link: &Link, pipe: &Pipeline) {
-    if pipe.is_empty() {
-        return;
-    }
-    let patience = Patience::default();
-    loop {
-        match link.pipeline_with(pipe, &patience).await {
-            Ok(replies) => {
-                for reply in replies {
-                    if let redis::Value::ServerError(error) = reply {
-                        error!(%error, "Redis refused a write");
-                    }
-                }
+    /// Compressed results are looked at before they are replaced.
+    async fn look(&self, backend: &Backend, results: &mut Vec<backend::Write>) {
+        while let Err(error) = backend.look(results).await {
+            if !error.is_transient() {
+                error!(%error, "results that are there cannot be looked at");
                 return;
             }
-            Err(error) if error.is_transient() => link.ready().await,
-            Err(error) => {
-                error!(%error, "a batch of writes was refused");
-                return;
+            backend.link().ready().await;
+        }
+    }
+
+    /// Others compress results.
+    fn notice(&self) {
+        if let Some(backend) = &self.backend {
+            backend.look_from_now_on();
+        }
+    }
+
+    /// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out.
+    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline) {
+        if pipe.is_empty() {
+            return;
+        }
+        let patience = Patience::default();
+        loop {
+            let began = clock::instant();
+            match link.pipeline_with(pipe, &patience).await {
+                Ok(replies) => {
+                    self.metrics
+                        .wrote(server, clock::instant().saturating_duration_since(began));
+                    for reply in replies {
+                        match reply {
+                            redis::Value::ServerError(error) => {
+                                self.metrics.write_refused();
+                                error!(%error, "Redis refused a write");
+                            }
+                            // A script met a compressed result that nobody had looked at.
+                            redis::Value::BulkString(word) if word == b"opaque" => self.notice(),
+                            _ => {}
+                        }
+                    }
+                    return;
+                }
+                Err(error) if error.is_transient() => link.ready().await,
+                Err(error) => {
+                    self.metrics.write_refused();
+                    error!(%error, "a batch of writes was refused");
+                    return;
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use orchestra::client::Call;
 
 use crate::support::{Folder, Process, Redis, Sim, Worker, program, until};
 
-fn orchestra(redis: &Redis, arguments: &[&str]) -> Output {
+pub fn orchestra(redis: &Redis, arguments: &[&str]) -> Output {
     let folder = Folder::new();
     Command::new(program("orchestra"))
         .args(["--broker", &redis.url()])
@@ -17,7 +17,7 @@ fn orchestra(redis: &Redis, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -52,7 +52,7 @@ async fn tasks_are_sent_and_watched_from_the_shell() {
     assert_eq!(refused.status.code(), Some(1));
     let answer = String::from_utf8_lossy(&refused.stdout);
     assert_eq!(answer, "->  w1@here: error: ValueError('Autoscale not enabled')\n");
-    assert!(text(&orchestra(&redis, &["inspect", "registered", "-d", "w1@here"])).contains("\"hello.add\""));
+    assert!(text(&orchestra(&redis, &["inspect", "registered", "-d", "w1@here"])).contains("hello.add"));
     let sleeping = redis
         .client()
         .await

@@ -8,21 +8,27 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("backoff", &[]),
     ("text", &[]),
+    ("trace", &[]),
     ("conn", &["backoff", "clock"]),
     ("wire", &["clock"]),
     ("canvas", &["wire"]),
     ("broker", &["wire", "conn", "clock", "backoff"]),
     ("backend", &["wire", "conn", "clock"]),
-    ("client", &["broker", "backend", "canvas", "wire", "conn", "clock"]),
-    ("task", &["client", "canvas", "wire", "clock", "backoff"]),
+    (
+        "client",
+        &["broker", "backend", "canvas", "wire", "conn", "clock", "trace"],
+    ),
+    ("task", &["client", "canvas", "wire", "clock", "backoff", "trace"]),
+    // Behind the feature of that name.
+    ("rusty_celery", &["task", "clock"]),
     (
         "worker",
         &[
-            "task", "client", "broker", "backend", "canvas", "wire", "conn", "clock", "backoff",
+            "task", "client", "broker", "backend", "canvas", "wire", "conn", "clock", "backoff", "trace",
         ],
     ),
     ("beat", &["client", "broker", "wire", "conn", "clock"]),
-    ("ai", &["task", "wire", "conn", "clock", "backoff", "text"]),
+    ("ai", &["task", "wire", "conn", "clock", "backoff", "text", "trace"]),
     (
         "config",
         &["ai", "beat", "worker", "broker", "backend", "wire", "conn", "text"],
@@ -31,6 +37,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "config", "ai", "beat", "worker", "task", "client", "broker", "backend", "wire", "conn", "clock", "text",
+            "trace",
         ],
     ),
     ("bin", &["cli"]),

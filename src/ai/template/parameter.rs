@@ -5,6 +5,8 @@ use serde_json::{Map, Value, json};
 use super::fields::Fields;
 use super::problem::{Problems, meant};
 use super::yaml::{Data, Mark, Yaml};
+use crate::task::current;
+use crate::wire::redact::{is_secret, may_hold_secret};
 
 /// Types a parameter may have: those of JSON Schema, and `any`.
 const TYPES: &[&str] = &["string", "integer", "number", "boolean", "array", "object", "any"];
@@ -187,13 +189,21 @@ impl Parameter {
         }
         if let Err(error) = self.validator.validate(value) {
             let place = error.instance_path().to_string();
-            return Err(format!(
-                "parameter {:?}{place}: {}",
-                self.name,
+            let text = if self.is_secret(value) {
+                error.masked().to_string()
+            } else {
                 shorten(&error.to_string())
-            ));
+            };
+            return Err(format!("parameter {:?}{place}: {text}", self.name));
         }
         Ok(())
+    }
+
+    /// Whether the value is not to be shown: by its name, what is in it, or because the task that runs says so.
+    fn is_secret(&self, value: &Value) -> bool {
+        is_secret(&self.name)
+            || may_hold_secret(&value.to_string())
+            || current().is_some_and(|context| context.details().hides.covers(&self.name))
     }
 
     /// Its JSON Schema.

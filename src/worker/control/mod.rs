@@ -19,8 +19,10 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use super::consumer::Consumer;
+use super::metrics::Metrics;
 use super::mingle::Neighbour;
 use super::writer::Out;
+use crate::conn::Push;
 use crate::wire::Heard;
 use crate::wire::pidbox::{self, Request};
 use crate::wire::{Accept, Security};
@@ -57,17 +59,30 @@ pub(crate) struct Panel {
 
 /// Reads the control channel, and the events of workers, until it closes.
 pub(crate) async fn listen(
-    mut messages: mpsc::Receiver<(String, Vec<u8>)>,
+    mut messages: mpsc::Receiver<Push>,
     hostname: String,
     events: Option<String>,
     accept: Accept,
+    largest: usize,
     orders: mpsc::Sender<Order>,
+    metrics: Metrics,
 ) {
-    while let Some((channel, payload)) = messages.recv().await {
+    while let Some(Push { channel, payload, .. }) = messages.recv().await {
+        if payload.len() > largest {
+            warn!(
+                "a message of {} bytes on {channel} is not read: it is larger than max_control_bytes ({largest})",
+                payload.len()
+            );
+            continue;
+        }
         if events.as_deref().is_some_and(|events| channel.starts_with(events)) {
             match Heard::decode(&payload) {
                 // An event is news that the next one replaces: rather lost than in the way of a request.
-                Ok(heard) => drop(orders.try_send(Order::Heard(heard))),
+                Ok(heard) => {
+                    if orders.try_send(Order::Heard(heard)).is_err() {
+                        metrics.event_dropped();
+                    }
+                }
                 Err(error) => debug!("a message on {channel} is no event: {error}"),
             }
             continue;
@@ -97,10 +112,7 @@ impl Consumer {
                 let _ = answer.send(self.revoked.ids().map(str::to_owned).collect());
             }
             Order::Double => self.warn_of_double(),
-            Order::Reconnected => {
-                self.metrics.reconnected();
-                self.worker_event("worker-online");
-            }
+            Order::Reconnected => self.worker_event("worker-online"),
         }
     }
 
