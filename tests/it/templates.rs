@@ -519,12 +519,15 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
     );
     std::fs::create_dir(data.path().join("out")).unwrap();
     let paths = (format!("[\"{root}/in\"]"), format!("[\"{root}/out\"]"));
+    let private = format!("{root}/private");
+    std::fs::create_dir(&private).unwrap();
     let allowed = [
         ("ORCHESTRA_AI_READ_PATHS", paths.0.as_str()),
         ("ORCHESTRA_AI_WRITE_PATHS", paths.1.as_str()),
         ("ORCHESTRA_AI_PROGRAMS", "git,sh,python3"),
         ("ORCHESTRA_AI_PROGRAM_CPU", "1"),
         ("SECRET", "visible"),
+        ("TMPDIR", private.as_str()),
         ("PATH", "/usr/bin:/bin"),
     ];
     {
@@ -588,14 +591,8 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
     )
     .await;
     assert!(text.contains("example.com:443 is not allowed"), "{text}");
-    let left = std::fs::read_dir(std::env::temp_dir())
-        .unwrap()
-        .flatten()
-        .filter(|entry| {
-            let name = entry.file_name().into_string().unwrap_or_default();
-            name.starts_with("orchestra-") && entry.path().join("repository/hog.py").exists()
-        });
-    assert_eq!(left.count(), 0, "private folders are left");
+    // The private folders of all runs are gone with them.
+    assert_eq!(std::fs::read_dir(&private).unwrap().count(), 0);
 }
 
 /// The form that AI Task Orchestra's templates have: parameters in a list, steps that take what the step before gave.
