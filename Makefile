@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # rustup puts Cargo there, and only later shells have it on their path.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: help setup demo demo-check test test-rust test-python test-ollama differential celery-suite fmt lint audit clean
+.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery differential chaos fuzz sbom celery-suite fmt lint audit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,7 @@ help: ## What there is
 setup: ## Install what the others need, by package name
 	@tools/setup/debian.sh
 	@tools/setup/python.sh
+	@tools/setup/oldest.sh
 
 demo: setup ## Run the main job: Redis, a model, the worker, Flower, tasks from Python. Stays until Ctrl-C
 	@tools/demo/demo.sh
@@ -22,7 +23,7 @@ demo: setup ## Run the main job: Redis, a model, the worker, Flower, tasks from 
 demo-check: setup ## The same, checked, without staying
 	@tools/demo/demo.sh --check
 
-test: setup lint test-rust test-python ## Everything: format, lints, Rust, Python, docs
+test: setup lint test-rust test-python test-cost ## Everything: format, lints, Rust, Python, docs, what a task costs
 	@echo "make test: all good"
 
 test-rust: setup
@@ -33,10 +34,24 @@ test-python: setup
 	cargo build --locked --workspace --bins
 	cd python-client && ../.venv/bin/python -m pytest -q
 
+test-cost: setup ## Instructions and allocations of the pure parts of a task, against their bounds
+	cargo bench --locked --no-default-features --bench pure -- --check
+
+ROWS ?=
+ROUNDS ?= 5
+
+bench: setup ## Our worker and Celery's side by side (ROWS: a part of a row's name, ROUNDS): docs/measurements.md
+	cargo build --locked --release --example conformance_worker --example flood
+	.venv/bin/python tools/bench/run.py --rows '$(ROWS)' --rounds $(ROUNDS)
+
 test-ollama: setup ## The contract with Ollama, against the server at OLLAMA_HOST
 	@: "$${OLLAMA_HOST:?say which server: OLLAMA_HOST=http://127.0.0.1:11434 make test-ollama}"
 	cargo build --locked --workspace --bins --examples
 	OLLAMA_CONTRACT_HOST="$$OLLAMA_HOST" cargo test --locked --test it contract -- --nocapture
+
+rusty-celery: setup ## The feature of that name: tasks of the `celery` crate in our worker. Builds that crate
+	cargo build --locked --features rusty-celery --example rusty_celery
+	cargo test --locked --features rusty-celery --test rusty_celery
 
 N ?= 200
 SEED ?= 1
@@ -44,6 +59,22 @@ SEED ?= 1
 differential: setup ## N random canvases, from SEED, run by Python's worker, by ours, by both: they must end alike
 	cargo build --locked --example conformance_worker
 	.venv/bin/python tests/differential/run.py --number $(N) --seed $(SEED)
+
+MINUTES ?= 10
+
+chaos: setup ## Faults from SEED for MINUTES at workers, connections and the broker; every task is counted
+	cargo build --locked --workspace --bins --examples
+	CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) cargo test --locked --test it chaos -- --nocapture
+
+fuzz: ## Each fuzz target for MINUTES, with a nightly toolchain and cargo-fuzz
+	for target in envelope body headers event pidbox template ndjson; do \
+		mkdir -p target/fuzz-corpus/$$target; \
+		cargo +nightly fuzz run $$target target/fuzz-corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$$(( $(MINUTES) * 60 )) -timeout=5 -rss_limit_mb=1024 -max_len=65536; \
+	done
+
+sbom: ## What is linked into the programs, as CycloneDX (needs cargo-cyclonedx)
+	cargo cyclonedx --format json --target-in-filename --no-build-deps
 
 celery-suite: setup ## Celery's own integration suite, downloaded, against our worker: N of M
 	cargo build --locked --example conformance_worker
@@ -61,4 +92,4 @@ audit: ## Licences, advisories, duplicates (needs cargo-deny)
 	cargo deny check
 
 clean: ## Remove everything that was built or installed here
-	rm -rf target .venv .demo
+	rm -rf target .venv .venv-oldest .demo

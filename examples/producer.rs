@@ -19,7 +19,7 @@ async fn main() -> Result<(), Error> {
     let sum: i64 = pending.get(Duration::from_secs(10)).await?;
     println!("2 + 3 = {sum}");
 
-    // Many tasks leave in one round trip.
+    // Many tasks leave together. `send_all` is for millions: it remembers none of them.
     let calls: Vec<Call> = (0..100).map(|n| Call::new("hello.add").arg(n)).collect();
     let mut total = 0;
     for pending in client.send_many(&calls).await? {

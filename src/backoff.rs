@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-/// Doubles from 50 ms to 1 s.
+/// Doubles from 50 ms to half a second: whoever waits for a server is back soon after it.
 #[derive(Debug)]
 pub struct Backoff {
     next: Duration,
 }
 
 const FIRST: Duration = Duration::from_millis(50);
-const LONGEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_millis(500);
 
 impl Default for Backoff {
     fn default() -> Self {

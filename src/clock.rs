@@ -34,9 +34,24 @@ pub fn after(at: Timestamp, pause: Duration) -> Timestamp {
 
 /// ISO-8601 with microseconds and offset, as Python's `datetime.isoformat()` writes an aware UTC time.
 pub fn iso(at: Timestamp) -> String {
-    at.to_zoned(jiff::tz::TimeZone::UTC)
-        .strftime("%Y-%m-%dT%H:%M:%S.%6f+00:00")
-        .to_string()
+    // By hand: this is written with every result, and a format string is read each time.
+    let time = jiff::tz::Offset::UTC.to_datetime(at);
+    let mut text = String::with_capacity(32);
+    let mut number = |value: i32, width: u32, behind: &str| {
+        for place in (0..width).rev() {
+            let digit = value.unsigned_abs() / 10_u32.pow(place) % 10;
+            text.push(char::from_digit(digit, 10).unwrap_or('0'));
+        }
+        text.push_str(behind);
+    };
+    number(time.year().into(), 4, "-");
+    number(time.month().into(), 2, "-");
+    number(time.day().into(), 2, "T");
+    number(time.hour().into(), 2, ":");
+    number(time.minute().into(), 2, ":");
+    number(time.second().into(), 2, ".");
+    number(time.subsec_nanosecond() / 1000, 6, "+00:00");
+    text
 }
 
 /// Reads what Celery's `maybe_iso8601` reads: any offset; a naive time is UTC.

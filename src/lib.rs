@@ -27,6 +27,8 @@ pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;
 pub mod conn;
+#[cfg(feature = "rusty-celery")]
+pub mod rusty_celery;
 pub mod task;
 #[cfg(feature = "ai")]
 mod text;

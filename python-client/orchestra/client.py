@@ -13,7 +13,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from . import batch, sending, stream
+from . import batch, pipelined, sending, stream
 from .result import Result
 
 if TYPE_CHECKING:
@@ -145,6 +145,17 @@ class Client:
         """Makes vectors of texts. The result has ``"embeddings"``, one for each text, in their order."""
         return self._send("orchestra.embed", [], _embed(model, input, fields))
 
+    def call_many(self, name: str, calls: Iterable[batch.Input], /) -> list[Result]:
+        """Calls a task many times: with each of ``calls``, a sequence of arguments or a mapping of keyword arguments.
+
+        Messages leave some hundred at a time, so this is several times faster than as many :meth:`call`. ``calls`` may
+        be a generator, which is read as they leave, on another thread. When it raises, those before it may have been
+        sent, and when Redis is lost on the way some may not; nothing is sent twice by itself.
+        """
+        self._check()
+        backend = self.app.backend
+        return sending.on_thread(self.app, lambda: self._send_many(name, calls, backend))
+
     def map(
         self,
         template: Optional[str],
@@ -222,6 +233,22 @@ class Client:
     async def acall(self, name: str, /, *args: Any, **kwargs: Any) -> Result:
         """:meth:`call` for event loops."""
         return await self._asend(name, args, kwargs)
+
+    async def acall_many(self, name: str, calls: Iterable[batch.Input], /) -> list[Result]:
+        """:meth:`call_many` for event loops."""
+        self._check()
+        backend = self.app.backend
+        return await sending.in_thread(self.app, lambda: self._send_many(name, calls, backend))
+
+    def _send_many(self, name: str, calls: Iterable[batch.Input], backend: Any) -> list[Result]:
+        with pipelined.producer(self.app) as producer:
+            sender = self.options(producer=producer)
+            return [
+                sender._send(name, [], call, backend)
+                if isinstance(call, Mapping)
+                else sender._send(name, call, {}, backend)
+                for call in calls
+            ]
 
     def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], backend: Any = None) -> Result:
         self._check()

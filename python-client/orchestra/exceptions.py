@@ -9,6 +9,10 @@ class OrchestraError(Exception):
     """Base of the classes below."""
 
 
+class ResultTooLarge(OrchestraError):
+    """A task returned more than the worker stores (its setting ``max_result_bytes``)."""
+
+
 class TemplateError(OrchestraError):
     """A template is wrong in itself: it cannot be rendered, or a step of it makes no sense."""
 

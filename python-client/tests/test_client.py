@@ -5,6 +5,7 @@ import base64
 import copy
 import json
 import pickle
+import time
 
 import pytest
 from celery import Celery, current_app
@@ -123,6 +124,54 @@ def test_sending_from_a_loop_leaves_no_subscriptions(sender, queue, raw):
     # They can still be waited for, the blocking way too.
     with pytest.raises(CeleryTimeoutError):
         results[0].get(timeout=0.2)
+
+
+def test_many_calls_are_the_messages_of_as_many_calls(sender, queue, raw):
+    def comparable(envelope):
+        envelope = json.loads(json.dumps(envelope))
+        for name in ("id", "root_id"):
+            envelope["headers"].pop(name)
+        for name in ("correlation_id", "delivery_tag", "reply_to"):
+            envelope["properties"].pop(name)
+        return envelope
+
+    urgent = sender.options(priority=3, headers={"x-mine": 1})
+    one, other = urgent.call("t", 1, "é"), urgent.call("t", a=[1])
+    alone = queue("client-test\x06\x163")
+    before = raw.execute_command("PUBSUB", "CHANNELS")
+    results = urgent.call_many("t", (call for call in [(1, "é"), {"a": [1]}]))
+    together = queue("client-test\x06\x163")
+    assert [comparable(envelope) for *_, envelope in together] == [comparable(envelope) for *_, envelope in alone]
+    assert [result.id for result in results] == [envelope["headers"]["id"] for *_, envelope in together]
+    assert len({one.id, other.id, *(result.id for result in results)}) == 4
+    # Nobody listens to results before they are asked for.
+    assert set(raw.execute_command("PUBSUB", "CHANNELS")) <= set(before)
+    assert asyncio.run(sender.acall_many("t", [(n,) for n in range(1200)]))[1199].id
+    assert [args for _, args, _, _ in queue()] == [[n] for n in range(1200)]
+
+
+def test_many_calls_beat_as_many_single_ones(sender, queue):
+    def seconds(send):
+        began = time.perf_counter()
+        send()
+        return time.perf_counter() - began
+
+    calls = [(n, 2) for n in range(400)]
+    sender.call("warm", 1)
+    sender.call_many("warm", [(1,)])
+    ratios = [
+        seconds(lambda: [sender.call("t", *call) for call in calls]) / seconds(lambda: sender.call_many("t", calls))
+        for _ in range(3)
+    ]
+    assert len(queue()) == 2 + 6 * len(calls)
+    assert max(ratios) > 2, ratios
+
+
+def test_many_calls_say_when_redis_is_gone(redis_url):
+    with pytest.raises(OperationalError):
+        Client("redis://127.0.0.1:1/0", backend=redis_url).call_many("t", [(1,)])
+    with pytest.raises(TypeError, match="Redis"):
+        Client(app=Celery(broker="memory://", backend="cache+memory://")).call_many("t", [(1,)])
 
 
 def test_the_application_of_the_user_is_left_alone(redis_url, queue):

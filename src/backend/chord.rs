@@ -1,6 +1,7 @@
 //! Chords: the finished members of a header are counted in Redis, by Python workers and by ours, and whoever counts the
 //! last one sends the body (`celery.backends.redis.RedisBackend.on_chord_part_return`).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,12 +10,16 @@ use redis::{Pipeline, Value, cmd};
 use super::{Backend, Error};
 use crate::wire::Json;
 
-/// How long one worker has to send the body before another may (Celery: twice the join timeout of 3 s).
-const CLAIM: Duration = Duration::from_secs(6);
-/// The same, once the results are there and the body is about to be sent.
-const CLAIM_TO_SEND: Duration = Duration::from_secs(21);
+/// How long one worker has, at least, to send the body before another may: twice the join timeout, as in Celery.
+const CLAIM: Duration = Duration::from_secs(5);
+/// The same where the join has no end.
+const CLAIM_WITHOUT_END: Duration = Duration::from_secs(10);
+/// How much more it has once the results are there and the body is about to be sent.
+const TO_SEND: Duration = Duration::from_secs(15);
 /// How long it is remembered that a chord has ended.
 const DONE: Duration = Duration::from_secs(300);
+/// How long the number of a run is kept: longer than a member that was counted waits to be delivered again.
+const RUN: Duration = Duration::from_secs(86_400);
 
 /// A finished member of a header.
 #[derive(Clone, Debug)]
@@ -80,11 +85,12 @@ impl Backend {
                 call.key(self.group_key(&part.group, suffix));
             }
             call.arg(format!("{}:{index}", part.task_id))
-                .arg(part.entry.get())
+                .arg(&self.written_part(part)[..])
                 .arg(index)
                 .arg(self.options.result_expires.map_or(0, |keep| keep.as_secs()))
-                .arg(CLAIM.as_secs())
-                .arg(&claim.token);
+                .arg(self.claim().as_secs())
+                .arg(&claim.token)
+                .arg(u8::from(self.options.chord_ordered));
             pipe.invoke_script(&call);
             claims.push(claim);
         }
@@ -103,37 +109,62 @@ impl Backend {
         counted.collect()
     }
 
-    /// The entries of the parts of a chord, in their order; see [`Part::entry`].
+    /// The entries of the parts of a chord, in the order of their places or as they came; see [`Part::entry`].
     ///
     /// # Errors
-    /// The server cannot be reached or refuses.
-    pub async fn parts(&self, group: &str) -> Result<Vec<Vec<u8>>, Error> {
-        let mut command = cmd("ZRANGE");
+    /// The server cannot be reached or refuses, or an entry is in no form that is read.
+    pub async fn parts(&self, group: &str) -> Result<Vec<String>, Error> {
+        let mut command = cmd(if self.options.chord_ordered { "ZRANGE" } else { "LRANGE" });
         command.arg(self.group_key(group, ".j")).arg(0).arg(-1);
-        self.link.query(&command).await
+        let entries: Vec<Vec<u8>> = self.link.query(&command).await?;
+        entries.into_iter().map(|entry| self.read(entry)).collect()
+    }
+
+    /// An entry in the form of results; one that has no such form is a failure with the reason.
+    fn written_part<'a>(&self, part: &'a Part) -> Cow<'a, [u8]> {
+        let format = &self.options.format;
+        format.write(part.entry.get().as_bytes()).unwrap_or_else(|error| {
+            let failed = serde_json::json!([1, part.task_id, "FAILURE", super::write::encode_error(&error)]);
+            format
+                .write(failed.to_string().as_bytes())
+                .unwrap_or_default()
+                .into_owned()
+                .into()
+        })
     }
 
     /// The handle of a header whose results are nested, `{"result": …}`.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn group(&self, group: &str) -> Result<Option<Vec<u8>>, Error> {
-        self.link.query(cmd("GET").arg(self.group_key(group, ""))).await
+    pub async fn group(&self, group: &str) -> Result<Option<String>, Error> {
+        let stored: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.group_key(group, ""))).await?;
+        stored.map(|stored| self.read(stored)).transpose()
     }
 
-    /// Gives more time to send the body; whether the caller still has the claim.
+    /// Gives more time to send the body, on another server than this. The number of this run of the chord, the same
+    /// for whoever sends it; `None` when the claim is somebody else's.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn keep_claim(&self, claim: &Claim) -> Result<bool, Error> {
+    pub async fn keep_claim(&self, claim: &Claim) -> Result<Option<String>, Error> {
         let mut call = self.scripts.chord_claim.prepare_invoke();
-        call.key(self.group_key(&claim.group, ".c"))
-            .key(self.group_key(&claim.group, ".s"))
-            .arg(&claim.token)
-            .arg(CLAIM_TO_SEND.as_secs());
+        for suffix in [".c", ".s", ".d", ".r"] {
+            call.key(self.group_key(&claim.group, suffix));
+        }
+        call.arg(&claim.token)
+            .arg((self.claim() + TO_SEND).as_secs())
+            .arg(uuid::Uuid::new_v4().to_string())
+            .arg(RUN.as_secs());
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        Ok(self.link.pipeline(&pipe).await?.first() == Some(&Value::Int(1)))
+        match self.link.pipeline(&pipe).await?.pop() {
+            Some(Value::BulkString(run)) => Ok(Some(String::from_utf8_lossy(&run).into_owned())),
+            Some(Value::Nil) => Ok(None),
+            other => Err(Error::Refused(format!(
+                "unexpected answer to a chord's claim: {other:?}"
+            ))),
+        }
     }
 
     /// Puts the messages of a body into the lists of their queues, on this server, and ends the chord, in one step.
@@ -164,7 +195,7 @@ impl Backend {
     /// The server cannot be reached or refuses.
     pub async fn end_chord(&self, claim: &Claim) -> Result<(), Error> {
         let mut call = self.scripts.chord_end.prepare_invoke();
-        for suffix in [".c", ".j", ".t", ".s", ".d"] {
+        for suffix in [".c", ".j", ".t", ".s", ".d", ".r"] {
             call.key(self.group_key(&claim.group, suffix));
         }
         call.arg(&claim.token).arg(DONE.as_secs());
@@ -190,6 +221,13 @@ impl Backend {
             .query::<i64>(cmd("INCRBY").arg(self.group_key(group, ".t")).arg(1))
             .await
             .map(drop)
+    }
+
+    fn claim(&self) -> Duration {
+        match self.options.chord_join_timeout {
+            Some(timeout) => timeout.saturating_mul(2).clamp(CLAIM, RUN),
+            None => CLAIM_WITHOUT_END,
+        }
     }
 
     pub(super) fn group_key(&self, group: &str, suffix: &str) -> String {

@@ -1,15 +1,18 @@
 //! Results in Redis (`celery.backends.redis`), and the token streams of running tasks.
 
 mod chord;
+mod look;
 mod read;
 mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use redis::Script;
 
 use crate::conn::Link;
+use crate::wire::ResultFormat;
 
 pub use crate::conn::Error;
 pub use chord::{Claim, Counted, Part};
@@ -21,10 +24,21 @@ pub use write::Write;
 pub struct Options {
     /// How long a result is kept; `None` is for ever.
     pub result_expires: Option<Duration>,
-    /// How long a failure is kept, if not as long as a result.
+    /// How long a failure is kept, if not as long as a result; zero is for ever.
     pub result_failure_expires: Option<Duration>,
+    /// How long the results of a chord's header with groups in it are waited for (`result_chord_join_timeout`); `None` is
+    /// for ever.
+    pub chord_join_timeout: Option<Duration>,
+    /// Whether the body of a chord gets the results in the order of the header (`result_chord_ordered`), or as they came.
+    /// The same for all workers of a chord.
+    pub chord_ordered: bool,
     /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.` (trap T26).
     pub global_keyprefix: String,
+    /// How results, parts of chords and groups are written.
+    pub format: ResultFormat,
+    /// Pause between two looks of `celery.chord_unlock`, which Celery's clients send for other backends
+    /// (`result_chord_retry_interval`).
+    pub chord_retry_interval: Duration,
     /// How long a token stream is kept after its last entry.
     pub stream_expires: Duration,
     /// About how many entries of a token stream are kept.
@@ -36,7 +50,11 @@ impl Default for Options {
         Self {
             result_expires: Some(Duration::from_secs(86_400)),
             result_failure_expires: None,
+            chord_join_timeout: Some(Duration::from_secs(3)),
+            chord_ordered: true,
             global_keyprefix: String::new(),
+            format: ResultFormat::default(),
+            chord_retry_interval: Duration::from_secs(1),
             stream_expires: Duration::from_secs(3600),
             stream_length: 10_000,
         }
@@ -50,6 +68,8 @@ pub struct Backend {
     options: Arc<Options>,
     prefix: String,
     scripts: Arc<Scripts>,
+    /// Results are compressed, by us or by others: their states are looked at before they are replaced.
+    looks: Arc<AtomicBool>,
 }
 
 /// Compiled in, loaded on every connection.
@@ -63,6 +83,11 @@ struct Scripts {
     chord_send: Script,
 }
 
+/// A script that reads states of records.
+fn judging(script: &str) -> Script {
+    Script::new(&[include_str!("scripts/state.lua"), script].concat())
+}
+
 impl Backend {
     /// A backend on a connection, which may be the broker's own.
     ///
@@ -70,8 +95,8 @@ impl Backend {
     /// The server cannot be reached or refuses scripts.
     pub async fn new(link: Link, options: Options) -> Result<Self, Error> {
         let scripts = Scripts {
-            store: Script::new(include_str!("scripts/store.lua")),
-            revoke: Script::new(include_str!("scripts/revoke.lua")),
+            store: judging(include_str!("scripts/store.lua")),
+            revoke: judging(include_str!("scripts/revoke.lua")),
             chord_part: Script::new(include_str!("scripts/chord_part.lua")),
             chord_claim: Script::new(include_str!("scripts/chord_claim.lua")),
             chord_end: Script::new(include_str!("scripts/chord_end.lua")),
@@ -93,6 +118,7 @@ impl Backend {
         };
         Ok(Self {
             link,
+            looks: Arc::new(options.format.compresses().into()),
             options: Arc::new(options),
             prefix,
             scripts: Arc::new(scripts),
@@ -102,6 +128,11 @@ impl Backend {
     /// Its connection.
     pub fn link(&self) -> &Link {
         &self.link
+    }
+
+    /// How it is used.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     fn result_key(&self, id: &str) -> String {

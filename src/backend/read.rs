@@ -20,9 +20,16 @@ impl Backend {
     /// The record of a task, JSON; `None` while nothing is stored.
     ///
     /// # Errors
-    /// The server cannot be reached or refuses.
-    pub async fn get(&self, id: &str) -> Result<Option<Vec<u8>>, Error> {
-        self.link.query(cmd("GET").arg(self.result_key(id))).await
+    /// The server cannot be reached or refuses, or the record is in no form that is read.
+    pub async fn get(&self, id: &str) -> Result<Option<String>, Error> {
+        let stored: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.result_key(id))).await?;
+        stored.map(|stored| self.read(stored)).transpose()
+    }
+
+    /// What is stored, as JSON.
+    pub(super) fn read(&self, stored: Vec<u8>) -> Result<String, Error> {
+        let read = self.options.format.read(stored);
+        read.map_err(|error| Error::Refused(format!("a result cannot be read: {error}")))
     }
 
     /// Whether anything is stored of a task.
@@ -39,7 +46,10 @@ impl Backend {
     /// The server cannot be reached or refuses.
     pub async fn note(&self, id: &str, record: &[u8]) -> Result<(), Error> {
         let mut command = cmd("SET");
-        command.arg(self.result_key(id)).arg(record).arg("NX");
+        command
+            .arg(self.result_key(id))
+            .arg(&self.written(record)[..])
+            .arg("NX");
         if let Some(ttl) = self.options.result_expires {
             command.arg("EX").arg(ttl.as_secs().max(1));
         }

@@ -1,13 +1,16 @@
 //! What is stored, many at a time, in one pipeline.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use redis::Pipeline;
+use serde_json::{Map, Value};
 
 use super::Backend;
-use crate::wire::State;
+use crate::conn::invocation;
+use crate::wire::{Exception, State};
 
 /// Records in one script call: bounds how long it occupies Redis.
 const BATCH: usize = 128;
@@ -67,7 +70,8 @@ impl Backend {
                     let mut call = self.scripts.revoke.prepare_invoke();
                     call.key(self.result_key(id))
                         .arg(self.ttl(&State::Revoked))
-                        .arg(&record[..]);
+                        .arg(&self.written(record)[..])
+                        .arg(u8::from(self.looks()));
                     pipe.invoke_script(&call);
                 }
                 Write::Stream { id, entries } => {
@@ -79,7 +83,9 @@ impl Backend {
                     pipe.del(self.group_key(group, ".c"));
                     self.append_group(pipe, self.group_key(group, ".s"), size.to_string().as_bytes());
                 }
-                Write::Group { group, record } => self.append_group(pipe, self.group_key(group, ""), record),
+                Write::Group { group, record } => {
+                    self.append_group(pipe, self.group_key(group, ""), &self.written(record));
+                }
             }
         }
         self.append_records(pipe, &mut records);
@@ -87,13 +93,29 @@ impl Backend {
 
     fn append_records(&self, pipe: &mut Pipeline, records: &mut Vec<(&str, &State, &Bytes)>) {
         for batch in records.chunks(BATCH) {
-            let mut call = self.scripts.store.prepare_invoke();
-            for (id, status, record) in batch {
-                call.key(self.result_key(id)).arg(self.ttl(status)).arg(&record[..]);
+            let mut call = invocation(&self.scripts.store, batch.len());
+            for (id, ..) in batch {
+                call.arg(self.result_key(id));
             }
-            pipe.invoke_script(&call);
+            call.arg(u8::from(self.looks()));
+            for (_, status, record) in batch {
+                call.arg(self.ttl(status)).arg(&self.written(record)[..]);
+            }
+            pipe.add_command(call);
         }
         records.clear();
+    }
+
+    /// A record in the form of results; one that has no such form is a failure with the reason (P-074).
+    pub(super) fn written<'a>(&self, record: &'a [u8]) -> Cow<'a, [u8]> {
+        self.options.format.write(record).unwrap_or_else(|error| {
+            let mut failed: Map<String, Value> = serde_json::from_slice(record).unwrap_or_default();
+            failed.insert("status".into(), State::Failure.as_str().into());
+            failed.insert("result".into(), encode_error(&error));
+            let failed = Value::Object(failed).to_string();
+            let written = self.options.format.write(failed.as_bytes());
+            written.unwrap_or_default().into_owned().into()
+        })
     }
 
     fn append_group(&self, pipe: &mut Pipeline, key: String, value: &[u8]) {
@@ -106,10 +128,14 @@ impl Backend {
     /// Seconds a record is kept; 0 is for ever.
     fn ttl(&self, status: &State) -> u64 {
         let expires = match status {
-            State::Failure => self.options.result_failure_expires.or(self.options.result_expires),
+            State::Failure => self
+                .options
+                .result_failure_expires
+                .or(self.options.result_expires)
+                .filter(|kept| !kept.is_zero()),
             _ => self.options.result_expires,
         };
-        expires.map_or(0, |ttl| ttl.as_secs().max(1))
+        expires.map_or(0, |ttl| if ttl.is_zero() { 0 } else { ttl.as_secs().max(1) })
     }
 
     fn append_stream(&self, pipe: &mut Pipeline, id: &str, entries: &[Bytes]) {
@@ -123,4 +149,10 @@ impl Backend {
         let ttl = self.options.stream_expires.max(Duration::from_secs(1)).as_secs();
         pipe.expire(&key, i64::try_from(ttl).unwrap_or(i64::MAX));
     }
+}
+
+/// What Celery stores for a result that its serializer cannot write.
+pub(super) fn encode_error(why: &str) -> Value {
+    let exception = Exception::new("kombu.exceptions", "EncodeError", why);
+    serde_json::to_value(exception).unwrap_or_default()
 }

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use crate::broker::{Broker, Write};
 use crate::clock::{self, Instant};
+use crate::conn::Push;
 use crate::wire::{Accept, pidbox};
 
 /// Listens until it is dropped. Silence is what a probe can act on, so a beat that does not tick does not answer.
@@ -27,7 +28,7 @@ pub(super) async fn listen(
             return std::future::pending().await;
         }
     };
-    while let Some((_, payload)) = messages.recv().await {
+    while let Some(Push { payload, .. }) = messages.recv().await {
         // Whatever else is said on this channel is for workers.
         let Ok(request) = pidbox::decode(&payload, &Accept::default()) else {
             continue;

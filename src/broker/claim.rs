@@ -8,7 +8,7 @@ use redis::{Pipeline, Value};
 use uuid::Uuid;
 
 use super::{Broker, Error, QueueOrder, Tag};
-use crate::conn::Patience;
+use crate::conn::{Patience, invocation};
 
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
 const MOST_BYTES: usize = 8 << 20;
@@ -85,14 +85,15 @@ impl Broker {
         call.arg(self.options.max_message_bytes)
             .arg(self.options.dead_limit)
             .arg(bytes.clamp(1, MOST_BYTES))
-            .arg(self.keys.name(""));
+            .arg(self.keys.name(""))
+            .arg(serde_json::Value::from(&*self.options.node).to_string());
         for (key, index) in &keys {
             call.key(key).arg(&*queues[*index]);
         }
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
         let reply = self.main.pipeline_with(&pipe, &id.patience).await?.pop();
-        let claims = read(reply, &keys, queues)?;
+        let claims = read(reply, &id.prefix, &keys, queues)?;
         if let Some(last) = claims.messages.last() {
             self.rotate(queues, &last.queue);
         }
@@ -117,6 +118,30 @@ impl Broker {
         }
     }
 
+    /// Reads held messages again, and renews their leases: for each tag what `unacked` has, if it is still ours.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub(crate) async fn recall(&self, tags: &[Tag]) -> Result<Vec<Option<Vec<u8>>>, Error> {
+        let mut call = invocation(&self.scripts.recall, 2);
+        call.arg(self.keys.name("unacked")).arg(self.keys.name("unacked_index"));
+        for tag in tags {
+            call.arg(&*tag.0);
+        }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.add_command(call);
+        match self.main.pipeline(&pipe).await?.pop() {
+            Some(Value::Array(held)) => Ok(held
+                .into_iter()
+                .map(|held| match held {
+                    Value::BulkString(held) => Some(held),
+                    _ => None,
+                })
+                .collect()),
+            other => Err(unexpected(other.as_ref())),
+        }
+    }
+
     /// Keeps leases fresh: for each tag whether it is still ours.
     ///
     /// # Errors
@@ -136,32 +161,33 @@ impl Broker {
     }
 }
 
-fn read(reply: Option<Value>, keys: &[(String, usize)], queues: &[Arc<str>]) -> Result<Claims, Error> {
+fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[Arc<str>]) -> Result<Claims, Error> {
     let parts = match reply {
         Some(Value::Array(parts)) => parts,
         other => return Err(unexpected(other.as_ref())),
     };
     let mut claims = Claims::default();
+    claims.messages.reserve(parts.len() / 3);
     let mut parts = parts.into_iter();
-    while let (Some(tag), Some(key), Some(body)) = (parts.next(), parts.next(), parts.next()) {
-        let (Value::BulkString(tag), Value::Int(key), Value::BulkString(body)) = (tag, key, body) else {
+    while let (Some(number), Some(key), Some(body)) = (parts.next(), parts.next(), parts.next()) {
+        let (Value::Int(number), Value::Int(key), Value::BulkString(body)) = (number, key, body) else {
             return Err(unexpected(None));
         };
         let key = usize::try_from(key).ok().and_then(|key| keys.get(key.checked_sub(1)?));
         let Some((key, queue)) = key.map(|(key, index)| (key, queues[*index].clone())) else {
             return Err(unexpected(None));
         };
-        match &tag[..] {
-            b"" => {
+        match number {
+            0 => {
                 let reason = String::from_utf8_lossy(&body).into_owned();
                 claims.dead.push(Dead { queue, reason });
             }
-            b"-" => {
+            -1 => {
                 let reason = String::from_utf8_lossy(&body);
                 claims.unusable = Some(format!("the key {key:?} of queue {queue:?} holds no list: {reason}"));
             }
-            tag => claims.messages.push(Claimed {
-                tag: Tag(String::from_utf8_lossy(tag).into()),
+            number => claims.messages.push(Claimed {
+                tag: Tag(format!("{prefix}{number}").into()),
                 queue,
                 raw: Bytes::from(body),
             }),

@@ -11,7 +11,9 @@ pub(super) struct Keys {
     prefix: String,
     sep: String,
     steps: Vec<u8>,
-    db: i64,
+    /// Before the name of a fanout exchange.
+    fanout: String,
+    fanout_patterns: bool,
 }
 
 impl Keys {
@@ -26,7 +28,8 @@ impl Keys {
             prefix: options.global_keyprefix.clone(),
             sep: options.sep.clone(),
             steps,
-            db,
+            fanout: options.fanout_prefix.replace("{db}", &db.to_string()),
+            fanout_patterns: options.fanout_patterns,
         }
     }
 
@@ -118,8 +121,8 @@ impl Keys {
 
     /// The channel of a fanout exchange.
     pub(super) fn channel(&self, exchange: &str, routing_key: &str) -> String {
-        let channel = format!("{}/{}.{exchange}", self.prefix, self.db);
-        if routing_key.is_empty() {
+        let channel = format!("{}{}{exchange}", self.prefix, self.fanout);
+        if routing_key.is_empty() || !self.fanout_patterns {
             channel
         } else {
             format!("{channel}/{routing_key}")

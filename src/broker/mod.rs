@@ -4,25 +4,35 @@
 //! A message is always in exactly one place: a queue list, or `unacked`. Every change of place is one script. Waiting
 //! takes nothing: the server tells when a queue key changes.
 
+mod broadcast;
 mod claim;
+mod dead;
+mod declare;
 mod keys;
 mod restore;
 mod write;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redis::{Pipeline, Script};
 use tokio::sync::mpsc;
 
-use crate::conn::{Endpoint, Link, LinkOptions, Push};
+use crate::conn::{Endpoint, Link, LinkOptions, Push, patiently};
+use crate::wire::Queue;
+use declare::Bound;
 use keys::Keys;
 
 pub use crate::conn::Error;
+pub use broadcast::Broadcasts;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
-pub use restore::{GivenUp, Restored, mark_redelivered};
+pub use dead::{DeadLetter, DeadQueue, Found};
+pub use restore::{DELIVERIES, GivenUp, Restored, count_delivery, mark_redelivered};
 pub use write::{End, Write};
+
+/// How long queues of remote control are bound, which expire after 10 s (kombu: the larger of twice that and an hour).
+const CONTROL_BOUND: Duration = Duration::from_secs(3600);
 
 /// How the broker is used. Names are those of Celery's `broker_transport_options`.
 #[derive(Clone, Debug)]
@@ -35,15 +45,24 @@ pub struct Options {
     pub sep: String,
     /// In front of every key and channel.
     pub global_keyprefix: String,
+    /// Stands before the channel of what is told to everybody; `{db}` in it is the number of the database.
+    pub fanout_prefix: String,
+    /// The routing key is part of that channel.
+    pub fanout_patterns: bool,
+    /// What is known of queues (`task_queues`): those that are bound in another way than to the direct exchange of their
+    /// own name, or that expire.
+    pub queues: Vec<Queue>,
     /// Which queue is looked at first.
     pub queue_order_strategy: QueueOrder,
     /// Largest message that is taken, in bytes; larger ones go to the dead-letter list.
     pub max_message_bytes: usize,
     /// Longest dead-letter list.
     pub dead_limit: usize,
-    /// A message that comes back more often than this goes to the dead-letter list: it probably kills its workers. As
-    /// often as in RabbitMQ's quorum queues; a message that was only held when its worker died counts as well.
+    /// A message that is delivered more often than this goes to the dead-letter list: it probably kills its workers. One
+    /// that was only held when its worker died counts as well.
     pub max_deliveries: u32,
+    /// Who we are, for dead letters: the node name of a worker.
+    pub node: String,
     /// Time limits of connections.
     pub link: LinkOptions,
 }
@@ -55,10 +74,14 @@ impl Default for Options {
             priority_steps: vec![0, 3, 6, 9],
             sep: keys::SEP.to_owned(),
             global_keyprefix: String::new(),
+            fanout_prefix: "/{db}.".to_owned(),
+            fanout_patterns: true,
+            queues: Vec::new(),
             queue_order_strategy: QueueOrder::RoundRobin,
             max_message_bytes: 64 << 20,
             dead_limit: 10_000,
-            max_deliveries: 20,
+            max_deliveries: 5,
+            node: String::new(),
             link: LinkOptions::default(),
         }
     }
@@ -80,15 +103,36 @@ pub enum QueueOrder {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tag(pub(crate) Arc<str>);
 
+impl Tag {
+    /// The claim and the number of a tag that a claim made.
+    pub(crate) fn parts(&self) -> Option<(u128, u32)> {
+        let (claim, number) = self.0.split_once('.')?;
+        let parts = (u128::from_str_radix(claim, 16).ok()?, number.parse().ok()?);
+        (*self == Self::from_parts(parts.0, parts.1)).then_some(parts)
+    }
+
+    /// The tag of those parts.
+    pub(crate) fn from_parts(claim: u128, number: u32) -> Self {
+        Self(format!("{claim:032x}.{number}").into())
+    }
+
+    /// Whether a message of that tag lies in `unacked`. What was told to everybody does not.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.0.starts_with(broadcast::TOLD)
+    }
+}
+
 /// A broker. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct Broker {
     main: Link,
     writer: Link,
     options: Arc<Options>,
-    keys: Keys,
+    keys: Arc<Keys>,
     scripts: Arc<Scripts>,
     turn: Arc<AtomicUsize>,
+    /// Bindings that end by themselves unless they are renewed.
+    bound: Arc<Mutex<Vec<Bound>>>,
     tracked: Arc<std::sync::atomic::AtomicBool>,
 }
 
@@ -97,13 +141,18 @@ pub struct Broker {
 struct Scripts {
     claim: Script,
     extend: Script,
+    recall: Script,
+    give_back: Script,
     requeue: Script,
     bury: Script,
     overdue: Script,
     restore: Script,
     publish: Script,
+    publish_once: Script,
     reply: Script,
     bind: Script,
+    dead_list: Script,
+    dead_take: Script,
 }
 
 impl Scripts {
@@ -111,13 +160,18 @@ impl Scripts {
         Self {
             claim: Script::new(include_str!("scripts/claim.lua")),
             extend: Script::new(include_str!("scripts/extend.lua")),
+            recall: Script::new(include_str!("scripts/recall.lua")),
+            give_back: Script::new(include_str!("scripts/give_back.lua")),
             requeue: Script::new(include_str!("scripts/requeue.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
             overdue: Script::new(include_str!("scripts/overdue.lua")),
             restore: routed(include_str!("scripts/restore.lua")),
             publish: routed(include_str!("scripts/publish.lua")),
+            publish_once: routed(include_str!("scripts/publish_once.lua")),
             reply: Script::new(include_str!("scripts/reply.lua")),
             bind: Script::new(include_str!("scripts/bind.lua")),
+            dead_list: Script::new(include_str!("scripts/dead_list.lua")),
+            dead_take: routed(include_str!("scripts/dead_take.lua")),
         }
     }
 }
@@ -135,16 +189,27 @@ impl Broker {
     /// The server cannot be reached, or refuses.
     pub async fn connect(endpoint: &Endpoint, options: Options) -> Result<Self, Error> {
         let main = Link::connect(endpoint, options.link.clone()).await?;
-        let writer = Link::connect(endpoint, options.link.clone()).await?;
+        let writer = patiently(|| Link::connect(endpoint, options.link.clone())).await?;
         let scripts = Scripts::new();
-        main.register([&scripts.claim, &scripts.extend, &scripts.overdue, &scripts.restore].map(Clone::clone))
-            .await?;
+        main.register(
+            [
+                &scripts.claim,
+                &scripts.extend,
+                &scripts.recall,
+                &scripts.overdue,
+                &scripts.restore,
+            ]
+            .map(Clone::clone),
+        )
+        .await?;
         writer
             .register(
                 [
                     &scripts.requeue,
+                    &scripts.give_back,
                     &scripts.bury,
                     &scripts.publish,
+                    &scripts.publish_once,
                     &scripts.reply,
                     &scripts.bind,
                 ]
@@ -152,12 +217,13 @@ impl Broker {
             )
             .await?;
         Ok(Self {
-            keys: Keys::new(&options, endpoint.db()),
+            keys: Arc::new(Keys::new(&options, endpoint.db())),
             main,
             writer,
             options: Arc::new(options),
             scripts: Arc::new(scripts),
             turn: Arc::default(),
+            bound: Arc::default(),
             tracked: Arc::default(),
         })
     }
@@ -203,18 +269,40 @@ impl Broker {
             self.append_declare(&mut pipe, queue);
         }
         self.writer.pipeline(&pipe).await?;
-        self.watch(queues).await;
+        // A claim that finds nothing has read the queues' keys. Asking for all that begins with a queue's name instead
+        // would bring news of every result: `celery` is how `celery-task-meta-…` begins.
+        let tracked = self.main.track_reads().await;
+        self.note_tracking(tracked);
         Ok(())
     }
 
-    /// Asks for news of queues. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more
-    /// often instead.
-    pub async fn watch(&self, queues: &[Arc<str>]) {
-        let mut prefixes: Vec<String> = queues.iter().map(|queue| self.keys.name(queue)).collect();
+    /// Deletes what waits in queues; how many messages there were.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn purge(&self, queues: &[Arc<str>]) -> Result<u64, Error> {
+        let mut pipe = Pipeline::new();
+        for (key, _) in self.keys.all(queues.iter().map(|queue| (0, &**queue))) {
+            pipe.llen(&key).del(&key);
+        }
+        let replies = self.writer.pipeline(&pipe).await?;
+        let count = |reply: redis::Value| redis::from_redis_value::<u64>(reply).unwrap_or(0);
+        // Each key has two replies: how long it was, and that it is gone.
+        Ok(replies.into_iter().step_by(2).map(count).sum())
+    }
+
+    /// Asks for news of keys. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more often
+    /// instead.
+    pub async fn watch(&self, keys: &[Arc<str>]) {
+        let mut prefixes: Vec<String> = keys.iter().map(|key| self.keys.name(key)).collect();
         prefixes.sort();
         // Redis refuses overlapping prefixes; the shorter one covers the longer.
         prefixes.dedup_by(|longer, shorter| longer.starts_with(shorter.as_str()));
         let tracked = self.main.track(&prefixes).await;
+        self.note_tracking(tracked);
+    }
+
+    fn note_tracking(&self, tracked: bool) {
         self.tracked.store(tracked, std::sync::atomic::Ordering::Relaxed);
         if !tracked {
             tracing::warn!(
@@ -223,11 +311,11 @@ impl Broker {
         }
     }
 
-    /// Waits for news of a queue, `longest` at most. Nothing is taken by waiting.
-    pub async fn wait(&self, longest: Duration) {
+    /// Waits for news of a queue, `longest` at most; whether there was some. Nothing is taken by waiting.
+    pub async fn wait(&self, longest: Duration) -> bool {
         let tracked = self.tracked.load(std::sync::atomic::Ordering::Relaxed);
         let longest = if tracked { longest } else { Duration::from_millis(100) };
-        let _ = tokio::time::timeout(longest, self.main.woken()).await;
+        tokio::time::timeout(longest, self.main.woken()).await.is_ok()
     }
 
     /// Listens to remote control, as the node of that name.
@@ -237,13 +325,7 @@ impl Broker {
     pub async fn subscribe_control(&self, exchange: &str, node: &str) -> Result<mpsc::Receiver<Push>, Error> {
         let exchange = format!("{exchange}.pidbox");
         let member = self.keys.binding("", &format!("{node}.{exchange}"));
-        let mut call = self.scripts.bind.prepare_invoke();
-        call.key(self.keys.bindings(&exchange)).key(self.keys.deadlines());
-        // kombu: max(2 × x-expires, one hour); the control queue expires after 10 s.
-        call.arg(member).arg(&exchange).arg(3_600_000);
-        let mut pipe = Pipeline::new();
-        pipe.invoke_script(&call);
-        self.writer.pipeline(&pipe).await?;
+        self.bind_for_a_while(&exchange, member, CONTROL_BOUND).await?;
         self.main.subscribe_to(&self.keys.channel(&exchange, "")).await?;
         Ok(self.main.pushes())
     }
@@ -254,6 +336,7 @@ impl Broker {
         self.main.unsubscribe_from(&self.keys.channel(&exchange, "")).await;
         let mut pipe = Pipeline::new();
         let member = self.keys.binding("", &format!("{node}.{exchange}"));
+        self.forget_binding(&exchange, &member);
         pipe.srem(self.keys.bindings(&exchange), member);
         // What is left behind expires.
         let _ = self.writer.pipeline(&pipe).await;
@@ -284,6 +367,12 @@ impl Broker {
         self.main.epoch() != 0 && self.writer.epoch() != 0
     }
 
+    /// The number of the connection by which messages come: another when it was lost and is there again, 0 while there
+    /// is none.
+    pub fn connection(&self) -> u64 {
+        self.main.epoch()
+    }
+
     /// The number of the connection on which news come; it changes when the connection was lost and is there again,
     /// and is 0 while there is none.
     pub fn epoch(&self) -> u64 {
@@ -299,7 +388,7 @@ impl Broker {
         call.key(self.keys.bindings(exchange)).key(self.keys.deadlines());
         call.arg(self.keys.binding(oid, &format!("{oid}.{exchange}")))
             .arg(exchange)
-            .arg(3_600_000);
+            .arg(CONTROL_BOUND.as_millis() as u64);
         let mut pipe = Pipeline::new();
         pipe.invoke_script(&call);
         self.writer.pipeline(&pipe).await.map(drop)
@@ -325,11 +414,5 @@ impl Broker {
         pipe.srem(self.keys.bindings(exchange), self.keys.binding(oid, &queue))
             .del(self.keys.name(&queue));
         self.writer.pipeline(&pipe).await.map(drop)
-    }
-
-    fn append_declare(&self, pipe: &mut Pipeline, queue: &str) {
-        let member = self.keys.binding(queue, queue);
-        pipe.sadd(self.keys.bindings(queue), &member);
-        pipe.sadd(self.keys.permanent_bindings(queue), &member);
     }
 }

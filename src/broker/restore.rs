@@ -2,20 +2,17 @@
 //!
 //! No mutex: what is moved must be unchanged and overdue at the moment of the move, so any number of workers may look.
 
-use base64::Engine as _;
 use redis::{Pipeline, Value};
-use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::claim::unexpected;
 use super::{Broker, Error};
-use crate::clock;
 
 /// Messages looked at in one go.
 const BATCH: usize = 100;
 
 /// The header that counts how often a message was given back because its holder was gone.
-const DELIVERIES: &str = "x-orchestra-deliveries";
+pub const DELIVERIES: &str = "x-orchestra-deliveries";
 
 /// What a sweep did.
 #[derive(Debug, Default)]
@@ -91,6 +88,9 @@ impl Broker {
                 }
             }
         }
+        if restored.requeued > 0 {
+            self.main.wake();
+        }
         Ok(restored)
     }
 
@@ -99,19 +99,20 @@ impl Broker {
             .ok()
             .and_then(|text| serde_json::from_str::<Held<'_>>(text).ok());
         let Some((envelope, exchange, routing_key)) = held else {
-            return self.give_up(value, "celery".into(), "an entry of unacked that is no message".into());
+            let reason = "an entry of unacked that is no message".into();
+            return self.give_up(value, "", "celery".into(), reason);
         };
         let raw = envelope.get().as_bytes();
         let Some((push, priority, deliveries)) = redelivered(envelope) else {
             let reason = "an entry of unacked that cannot be marked as redelivered".to_owned();
-            return self.give_up(raw, routing_key, reason);
+            return self.give_up(raw, &exchange, routing_key, reason);
         };
         if deliveries > self.options.max_deliveries {
             let reason = format!(
                 "delivered {} times without an end: each worker that took it was gone before it was done",
                 deliveries - 1
             );
-            return self.give_up(raw, routing_key, reason);
+            return self.give_up(raw, &exchange, routing_key, reason);
         }
         Fate {
             exchange,
@@ -122,10 +123,10 @@ impl Broker {
         }
     }
 
-    fn give_up(&self, raw: &[u8], routing_key: String, reason: String) -> Fate {
+    fn give_up(&self, raw: &[u8], exchange: &str, routing_key: String, reason: String) -> Fate {
         Fate {
             exchange: String::new(),
-            push: self.letter(raw, &routing_key, &reason),
+            push: self.letter(raw, exchange, &routing_key, &reason),
             routing_key,
             priority: 0,
             given_up: Some(GivenUp {
@@ -133,22 +134,6 @@ impl Broker {
                 reason,
             }),
         }
-    }
-
-    pub(super) fn dead_key(&self, queue: &str) -> String {
-        self.keys.name(&format!("{queue}.dead"))
-    }
-
-    /// A dead letter: the bytes and what is known about them.
-    pub(super) fn letter(&self, raw: &[u8], queue: &str, reason: &str) -> Vec<u8> {
-        json!({
-            "raw": base64::engine::general_purpose::STANDARD.encode(raw),
-            "reason": reason,
-            "queue": queue,
-            "time": clock::iso(clock::now()),
-        })
-        .to_string()
-        .into_bytes()
     }
 }
 
@@ -158,6 +143,13 @@ pub fn mark_redelivered(envelope: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(envelope).ok()?;
     let raw: &RawValue = serde_json::from_str(text).ok()?;
     mark(raw, false).map(|(marked, _, _)| marked)
+}
+
+/// The envelope with one more delivery counted: whoever held it was gone before it was done. `None` when it is no
+/// envelope.
+pub fn count_delivery(envelope: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(envelope).ok()?;
+    redelivered(serde_json::from_str(text).ok()?).map(|(counted, _, _)| counted)
 }
 
 fn redelivered(envelope: &RawValue) -> Option<(Vec<u8>, u8, u32)> {
@@ -179,14 +171,7 @@ fn mark(envelope: &RawValue, count: bool) -> Option<(Vec<u8>, u8, u32)> {
     let mut info = take(&mut properties, "delivery_info")
         .and_then(|raw| members(raw.get()))
         .unwrap_or_default();
-    let priority = properties
-        .iter()
-        .find(|(name, _)| name == "priority")
-        .map(|(_, value)| value.get().to_owned());
-    let priority = priority
-        .and_then(|text| text.parse::<f64>().ok())
-        .map_or(0, |number| number.clamp(0.0, 9.0) as u8);
-
+    let priority = priority_of(&properties);
     let mut deliveries = take(&mut headers, DELIVERIES)
         .and_then(|raw| raw.get().parse().ok())
         .unwrap_or(1_u32);
@@ -202,6 +187,48 @@ fn mark(envelope: &RawValue, count: bool) -> Option<(Vec<u8>, u8, u32)> {
     envelope.push(("headers".to_owned(), raw(object(&headers)?)?));
     envelope.push(("properties".to_owned(), raw(object(&properties)?)?));
     Some((object(&envelope)?.into_bytes(), priority, deliveries))
+}
+
+/// The envelope as it was when it was sent, without a word of how often it was delivered; `None` when it is no envelope.
+pub(super) fn as_new(envelope: &[u8]) -> Option<Vec<u8>> {
+    let mut envelope = members(std::str::from_utf8(envelope).ok()?)?;
+    let headers = envelope.iter_mut().find(|(name, _)| name == "headers");
+    if let Some((_, value)) = headers
+        && let Some(mut headers) = members(value.get())
+    {
+        headers.retain(|(name, _)| name != DELIVERIES && name != "redelivered");
+        *value = raw(object(&headers)?)?;
+    }
+    let properties = envelope.iter_mut().find(|(name, _)| name == "properties");
+    if let Some((_, value)) = properties
+        && let Some(mut properties) = members(value.get())
+    {
+        let info = properties.iter_mut().find(|(name, _)| name == "delivery_info");
+        if let Some((_, value)) = info
+            && let Some(mut info) = members(value.get())
+        {
+            info.retain(|(name, _)| name != "redelivered");
+            *value = raw(object(&info)?)?;
+        }
+        *value = raw(object(&properties)?)?;
+    }
+    object(&envelope).map(String::into_bytes)
+}
+
+/// The priority of an envelope; 0 when it is none.
+pub(super) fn priority(envelope: &[u8]) -> u8 {
+    let properties = || {
+        let mut envelope = members(std::str::from_utf8(envelope).ok()?)?;
+        members(take(&mut envelope, "properties")?.get())
+    };
+    properties().as_ref().map_or(0, priority_of)
+}
+
+fn priority_of(properties: &Members) -> u8 {
+    let priority = properties.iter().find(|(name, _)| name == "priority");
+    priority
+        .and_then(|(_, value)| value.get().parse::<f64>().ok())
+        .map_or(0, |number| number.clamp(0.0, 9.0) as u8)
 }
 
 fn members(text: &str) -> Option<Members> {
@@ -260,6 +287,17 @@ mod tests {
         assert_eq!(value["properties"]["delivery_info"]["redelivered"], true);
         assert_eq!(value["properties"]["delivery_tag"], "t");
         assert!(mark_redelivered(b"[]").is_none());
+    }
+
+    #[test]
+    fn what_is_put_back_by_hand_is_as_new() {
+        let sent = br#"{"body": "W10=", "headers": {"n": 1.10}, "properties": {"priority": 6, "delivery_info": {"exchange": ""}}}"#;
+        let raw = RawValue::from_string(String::from_utf8(sent.to_vec()).unwrap()).unwrap();
+        let marked = redelivered(&raw).unwrap().0;
+        let new: serde_json::Value = serde_json::from_slice(&as_new(&marked).unwrap()).unwrap();
+        assert_eq!(new, serde_json::from_slice::<serde_json::Value>(sent).unwrap());
+        assert_eq!((priority(&marked), priority(b"[]")), (6, 0));
+        assert!(as_new(b"garbage").is_none());
     }
 
     #[test]

@@ -1,15 +1,21 @@
 //! What is written, many at a time, in one pipeline.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use redis::Pipeline;
 
-use super::{Broker, Tag, mark_redelivered};
+use super::{Broker, Error, Tag, mark_redelivered};
+use crate::clock::{self, Timestamp};
+use crate::conn::invocation;
 use crate::wire::Parcel;
 
 /// Seconds until a reply that nobody reads is gone.
 const REPLY_TTL: u32 = 60;
+
+/// How much longer than its ETA the lease of a parked message lasts, at most.
+const PARKED_LONGER: Duration = Duration::from_secs(60);
 
 /// Which end of a list; the tail is delivered next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +85,22 @@ pub enum Write {
         /// Why.
         reason: String,
     },
+    /// A held message is not looked after until it is due: its lease runs until then, and a moment longer.
+    Park {
+        /// Its field in `unacked`.
+        tag: Tag,
+        /// When it is due.
+        eta: Timestamp,
+    },
+    /// Held messages that never started go back as they came.
+    GiveBack {
+        /// Their queue.
+        queue: Arc<str>,
+        /// Their priority.
+        priority: u8,
+        /// Their fields in `unacked`.
+        tags: Vec<Tag>,
+    },
     /// A queue is consumed from now on.
     Declare(Arc<str>),
     /// What is sent to an exchange with a routing key goes to a queue.
@@ -105,7 +127,54 @@ impl From<Parcel> for Write {
     }
 }
 
+/// How long it is known that messages were sent once.
+const ONCE: u32 = 86_400;
+
 impl Broker {
+    /// Publishes messages together, once under that name; whether that was now. What is no
+    /// [`Publish`](Write::Publish) is left out.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses. Asked again it sends nothing twice.
+    pub async fn publish_once(&self, name: &str, writes: &[Write]) -> Result<bool, Error> {
+        let mut call = self.scripts.publish_once.prepare_invoke();
+        call.key(self.once_key(name));
+        call.arg(ONCE).arg(self.keys.name("")).arg(self.keys.sep());
+        for write in writes {
+            if let Write::Publish {
+                exchange,
+                routing_key,
+                priority,
+                envelope,
+            } = write
+            {
+                call.key(self.keys.bindings(exchange))
+                    .arg(exchange)
+                    .arg(routing_key)
+                    .arg(self.keys.suffix(*priority))
+                    .arg(&envelope[..]);
+            }
+        }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.invoke_script(&call);
+        match self.writer.pipeline(&pipe).await?.pop() {
+            Some(redis::Value::Int(sent)) => Ok(sent == 1),
+            other => Err(Error::Refused(format!("messages cannot be sent: {other:?}"))),
+        }
+    }
+
+    /// Forgets that messages were sent under that name.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn forget_once(&self, name: &str) -> Result<(), Error> {
+        self.writer.query(redis::cmd("DEL").arg(self.once_key(name))).await
+    }
+
+    fn once_key(&self, name: &str) -> String {
+        self.keys.name(&format!("celery-sent-once-{name}"))
+    }
+
     /// Appends the commands of `writes`, in order; neighbouring acks become one pair of commands.
     pub fn append(&self, pipe: &mut Pipeline, writes: &[Write]) {
         let mut acks: Vec<&str> = Vec::new();
@@ -126,6 +195,24 @@ impl Broker {
             pipe.hdel(self.keys.name("unacked"), &tags[..])
                 .zrem(self.keys.name("unacked_index"), &tags[..]);
             tags.clear();
+        }
+    }
+
+    /// Whoever looks for leases that have run out, and be it a Python worker, finds this one when the ETA is over and
+    /// nobody has come: that is on time for a message whose worker died.
+    fn append_park(&self, pipe: &mut Pipeline, tag: &Tag, eta: Timestamp) {
+        let timeout = self.options.visibility_timeout;
+        let longer = PARKED_LONGER.min(timeout);
+        let held_since = clock::epoch_seconds(eta) + longer.as_secs_f64() - timeout.as_secs_f64();
+        // The lease that it has may do.
+        if held_since > clock::epoch_seconds(clock::now()) {
+            let mut command = redis::cmd("ZADD");
+            command
+                .arg(self.keys.name("unacked_index"))
+                .arg("XX")
+                .arg(held_since)
+                .arg(&*tag.0);
+            pipe.add_command(command);
         }
     }
 
@@ -155,17 +242,19 @@ impl Broker {
                 priority,
                 envelope,
             } => {
-                if exchange.is_empty() {
-                    pipe.lpush(self.keys.queue(routing_key, *priority), &envelope[..]);
+                let known = !self.options.queues.is_empty();
+                if known && self.is_fanout(exchange) {
+                    pipe.publish(self.keys.channel(exchange, routing_key), &envelope[..]);
                     return;
                 }
-                let mut call = self.scripts.publish.prepare_invoke();
-                call.key(self.keys.bindings(exchange));
-                call.arg(exchange).arg(routing_key).arg(&envelope[..]);
-                call.arg(self.keys.name(""))
-                    .arg(self.keys.suffix(*priority))
-                    .arg(self.keys.sep());
-                pipe.invoke_script(&call);
+                if exchange.is_empty() {
+                    pipe.lpush(self.keys.queue(routing_key, *priority), &envelope[..]);
+                } else {
+                    self.append_routed(pipe, exchange, routing_key, *priority, envelope);
+                }
+                if known {
+                    self.append_expiry(pipe, exchange, routing_key);
+                }
             }
             Write::Broadcast {
                 exchange,
@@ -198,9 +287,21 @@ impl Broker {
                     .key(self.keys.name("unacked_index"))
                     .key(self.dead_key(queue));
                 call.arg(&*tag.0)
-                    .arg(self.letter(raw, queue, reason))
+                    .arg(self.letter(raw, "", queue, reason))
                     .arg(self.options.dead_limit);
                 pipe.invoke_script(&call);
+            }
+            Write::Park { tag, eta } => self.append_park(pipe, tag, *eta),
+            Write::GiveBack { queue, priority, tags } => {
+                let mut call = invocation(&self.scripts.give_back, 3);
+                call.arg(self.keys.name("unacked"))
+                    .arg(self.keys.name("unacked_index"))
+                    .arg(self.keys.queue(queue, *priority))
+                    .arg(&**queue);
+                for tag in tags {
+                    call.arg(&*tag.0);
+                }
+                pipe.add_command(call);
             }
             Write::Declare(queue) => self.append_declare(pipe, queue),
             Write::Bind {
@@ -218,5 +319,21 @@ impl Broker {
                 pipe.sadd(self.keys.permanent_bindings(exchange), &member);
             }
         }
+    }
+
+    /// By the script that knows where an exchange sends.
+    fn append_routed(&self, pipe: &mut Pipeline, exchange: &str, routing_key: &str, priority: u8, envelope: &[u8]) {
+        let mut call = self.scripts.publish.prepare_invoke();
+        call.key(self.keys.bindings(exchange));
+        call.arg(exchange).arg(routing_key).arg(envelope);
+        call.arg(self.keys.name(""))
+            .arg(self.keys.suffix(priority))
+            .arg(self.keys.sep());
+        pipe.invoke_script(&call);
+    }
+
+    fn is_fanout(&self, exchange: &str) -> bool {
+        let tells = |queue: &crate::wire::Queue| queue.is_broadcast() && queue.exchange == exchange;
+        !exchange.is_empty() && self.options.queues.iter().any(tells)
     }
 }

@@ -13,6 +13,17 @@ pub struct Parent {
     pub id: String,
     /// The first task of its workflow.
     pub root_id: String,
+    /// Its message's priority.
+    pub priority: u8,
+}
+
+/// What priority is given to what has none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Priorities {
+    /// That of the task that sends it (`task_inherit_parent_priority`).
+    pub inherit: bool,
+    /// This one (`task_default_priority`).
+    pub default: Option<u8>,
 }
 
 /// What must be written before the first message of a plan is sent.
@@ -50,6 +61,8 @@ pub struct Planner<'a> {
     pub parent: Option<&'a Parent>,
     /// The client that results are for, when a signature does not say.
     pub reply_to: &'a str,
+    /// For what has no priority of its own.
+    pub priorities: Priorities,
     /// What came of it so far.
     pub plan: Plan,
 }
@@ -60,8 +73,22 @@ impl<'a> Planner<'a> {
         Self {
             parent,
             reply_to,
+            priorities: Priorities::default(),
             plan: Plan::default(),
         }
+    }
+
+    /// With priorities for what has none.
+    #[must_use]
+    pub fn with_priorities(mut self, priorities: Priorities) -> Self {
+        self.priorities = priorities;
+        self
+    }
+
+    /// The priority of what has none.
+    fn priority(&self) -> Option<u8> {
+        let inherited = self.parent.filter(|_| self.priorities.inherit);
+        inherited.map(|parent| parent.priority).or(self.priorities.default)
     }
 
     /// Applies a signature as a child of the parent; `args` come before its own. `None` for an empty chain.
@@ -97,6 +124,12 @@ impl<'a> Planner<'a> {
             .or_else(|| self.parent.map(|parent| parent.id.clone()));
         if options.str("reply_to").is_none() {
             options.set_str("reply_to", self.reply_to);
+        }
+        if let Some(priority) = self.priority()
+            && options.get("priority").is_none_or(|own| own.get() == "null")
+            && let Ok(priority) = Json::new(&priority)
+        {
+            options.rest.insert("priority".into(), priority);
         }
         let node = ResultNode::task(id.clone());
         self.plan.sends.push(Outbound {

@@ -135,7 +135,7 @@ pub(super) fn link(signature: &mut Signature, mut callback: Signature) {
     match &mut signature.kind {
         Kind::Group(tasks) => {
             // The first task has not the results of the others to pass on.
-            callback.immutable = true;
+            callback.set_immutable();
             if let Some(first) = tasks.first_mut() {
                 link(first, callback);
             }
@@ -167,6 +167,28 @@ pub(super) fn link_error(signature: &mut Signature, errback: &Signature) {
     }
 }
 
+fn link_error_everywhere(signature: &mut Signature, errback: &Signature) {
+    match &mut signature.kind {
+        Kind::Group(tasks) | Kind::Chain(tasks) => {
+            tasks.iter_mut().for_each(|task| link_error_everywhere(task, errback));
+        }
+        Kind::Chord(chord) => {
+            let of_header = errback.clone().immutable();
+            for task in &mut chord.header {
+                link_error_everywhere(task, &of_header);
+                if let Kind::Chord(_) = task.kind {
+                    // As in Celery a chord in the header gets it once more, with the id.
+                    link_error_everywhere(task, errback);
+                }
+            }
+            if let Some(body) = &mut chord.body {
+                link_error_everywhere(body, errback);
+            }
+        }
+        _ => signature.options.add_link_error(errback.clone()),
+    }
+}
+
 impl Signature {
     /// With a callback, called with the result.
     #[must_use]
@@ -179,6 +201,14 @@ impl Signature {
     #[must_use]
     pub fn link_error(mut self, errback: Self) -> Self {
         link_error(&mut self, &errback);
+        self
+    }
+
+    /// With an error callback, called for each member of a chord's header that fails as well, and not only for its body
+    /// (`task_allow_error_cb_on_chord_header`). Of the header it gets no id: it is immutable there, as in Celery.
+    #[must_use]
+    pub fn link_error_everywhere(mut self, errback: Self) -> Self {
+        link_error_everywhere(&mut self, &errback);
         self
     }
 }

@@ -1,6 +1,7 @@
 //! A task that puts another in its place (`celery.app.task.Task.replace`).
 
 use super::compose::{chord, link, link_error, then};
+use super::forms::accumulate;
 use super::freeze::{Freeze, freeze};
 use crate::wire::{CallOptions, Embed, Json, Kind, Signature};
 
@@ -96,7 +97,6 @@ pub fn replacement(signature: Signature, of: Replaced<'_>) -> Result<Signature, 
 
 /// A group has many results and the replaced task one: the list of them.
 fn with_one_result(mut signature: Signature) -> Result<Signature, ReplacementError> {
-    let accumulate = || Signature::new("celery.accumulate").kwarg("index", 0);
     match signature.kind {
         Kind::Group(tasks) => Ok(chord(tasks, accumulate())),
         Kind::Chain(mut tasks) => {

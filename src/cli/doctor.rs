@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::program::{Common, Stopped};
 use crate::beat::Store;
-use crate::broker::Broker;
+use crate::broker::{Broker, DeadQueue};
 use crate::config::Settings;
 
 #[derive(Debug, Args)]
@@ -52,6 +52,7 @@ impl Doctor {
                     Err(error) => report.bad(error),
                 }
                 periodic(&settings, &mut report).await;
+                redis(&settings, &mut report).await;
             }
             Err(stopped) => report.bad(stopped.text),
         }
@@ -73,6 +74,29 @@ impl Doctor {
             ExitCode::SUCCESS
         })
     }
+}
+
+/// What can lose messages, and which could not be run.
+async fn redis(settings: &Settings, report: &mut Report) {
+    let Ok(endpoint) = settings.broker() else { return };
+    let seen = async {
+        let broker = Broker::connect(&endpoint, settings.broker_options()).await?;
+        for line in crate::conn::advice(broker.writer()).await {
+            report.note(line);
+        }
+        let queues = settings.named_queues();
+        broker.dead_queues(queues.iter().map(String::as_str)).await
+    };
+    match seen.await {
+        Ok(queues) => queues.iter().for_each(|queue| report.note(dead(queue))),
+        Err(error) => report.bad(error),
+    }
+}
+
+/// A line about the dead letters of a queue.
+pub(super) fn dead(queue: &DeadQueue) -> String {
+    let DeadQueue { name, letters } = queue;
+    format!("queue {name:?} has {letters} message(s) that could not be run; orchestra dead list -Q {name} says why")
 }
 
 /// Whether periodic tasks are sent, if there are any.

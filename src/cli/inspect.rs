@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::doctor;
 use super::program::{Common, Stopped, pretty, seconds, usage, world};
 
 /// Methods that ask and change nothing.
@@ -64,6 +65,9 @@ impl Status {
             workers.len(),
             if workers.len() == 1 { "" } else { "s" }
         );
+        for queue in common.dead_queues().await? {
+            println!("{}", doctor::dead(&queue));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -9,22 +9,40 @@ pub(super) fn expand(name: &str, host: &str) -> String {
     } else {
         format!("{name}@%h")
     };
-    let (mut out, mut chars) = (String::new(), full.chars());
+    replace(&full, &[('h', host), ('n', short), ('d', domain), ('i', ""), ('I', "")])
+}
+
+/// Expands a path as Celery does for log files and pidfiles: `%n` the first part of the node name, `%p` all of it, `%h`
+/// its host, `%d` the domain of that, `%i` the number of a child process, 0 here.
+pub(super) fn expand_path(path: &str, node: &str) -> String {
+    let (name, host) = node.split_once('@').unwrap_or((node, ""));
+    let domain = host.split_once('.').map_or("", |(_, domain)| domain);
+    replace(
+        path,
+        &[
+            ('h', host),
+            ('n', name),
+            ('d', domain),
+            ('p', node),
+            ('i', "0"),
+            ('I', ""),
+        ],
+    )
+}
+
+fn replace(text: &str, values: &[(char, &str)]) -> String {
+    let (mut out, mut chars) = (String::new(), text.chars());
     while let Some(char) = chars.next() {
         if char != '%' {
             out.push(char);
             continue;
         }
         match chars.next() {
-            Some('h') => out.push_str(host),
-            Some('n') => out.push_str(short),
-            Some('d') => out.push_str(domain),
-            Some('i' | 'I') => {}
             Some('%') | None => out.push('%'),
-            Some(other) => {
-                out.push('%');
-                out.push(other);
-            }
+            Some(letter) => match values.iter().find(|(known, _)| *known == letter) {
+                Some((_, value)) => out.push_str(value),
+                None => out.extend(['%', letter]),
+            },
         }
     }
     out
@@ -37,7 +55,7 @@ pub(super) fn host() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::expand;
+    use super::{expand, expand_path};
 
     #[test]
     fn p_200_node_names_expand_as_celerys() {
@@ -45,5 +63,7 @@ mod tests {
         assert_eq!(expand("w1@%n", "box.example.com"), "w1@box");
         assert_eq!(expand("w1@%d", "box.example.com"), "w1@example.com");
         assert_eq!(expand("w%%1@%h", "box"), "w%1@box");
+        assert_eq!(expand_path("/run/%n.pid", "w1@box.example.com"), "/run/w1.pid");
+        assert_eq!(expand_path("%h-%d%I.%x", "w1@box.org"), "box.org-org.%x");
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use super::{batch, beat, config, control, doctor, inspect, models, schedule, send, templates, up};
+use super::{batch, beat, config, control, dead, doctor, inspect, models, schedule, send, templates, up};
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
-use crate::broker::Broker;
+use crate::broker::{Broker, DeadQueue};
 use crate::client::Client;
 use crate::config::Settings;
 use crate::conn::{Link, LinkOptions};
@@ -100,6 +100,9 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Tell workers: revoke, rate_limit, time_limit, pool_grow, autoscale, add_consumer, shutdown, …
     Control(control::Control),
+    /// What could not be run: list, show, requeue, drop
+    #[command(subcommand)]
+    Dead(dead::Dead),
     /// List, check and try templates
     #[command(subcommand)]
     Templates(templates::Templates),
@@ -173,6 +176,7 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Status(status) => status.run(&common).await,
         Command::Inspect(inspect) => inspect.run(&common).await,
         Command::Control(control) => control.run(&common).await,
+        Command::Dead(dead) => dead.run(&common).await,
         Command::Templates(templates) => templates.run(&common),
         Command::Models(models) => models.run(&common).await,
         Command::Tasks => templates::tasks(&common),
@@ -218,15 +222,32 @@ impl Common {
             None => None,
             Some(endpoint) => {
                 let link = Link::connect(&endpoint, LinkOptions::default()).await.map_err(world)?;
-                Some(Backend::new(link, settings.backend_options()).await.map_err(world)?)
+                Some(
+                    Backend::new(link, settings.backend_options().map_err(usage)?)
+                        .await
+                        .map_err(world)?,
+                )
             }
         };
         let signer = settings.signer().map_err(usage)?;
-        let client = Client::new(broker, backend).signing(signer).routed(settings.routes());
+        let routes = settings.routes().map_err(usage)?;
+        let client = Client::new(broker, backend).signing(signer).routed(routes);
         Ok(match settings.sent_events() {
             Some(exchange) => client.with_sent_events(exchange),
             None => client,
         })
+    }
+
+    /// Which of the queues that the settings name have dead letters.
+    pub(super) async fn dead_queues(&self) -> Result<Vec<DeadQueue>, Stopped> {
+        let settings = self.settings()?;
+        let endpoint = settings.broker().map_err(usage)?;
+        let broker = Broker::connect(&endpoint, settings.broker_options())
+            .await
+            .map_err(world)?;
+        let queues = settings.named_queues();
+        let found = broker.dead_queues(queues.iter().map(String::as_str)).await;
+        found.map_err(world)
     }
 
     /// The AI layer as a worker started here would have it.

@@ -24,9 +24,9 @@ pub(super) struct Send {
     /// A keyword argument: JSON, or text if it is none
     #[arg(short = 'k', long = "kwarg", value_name = "NAME=VALUE")]
     kwargs: Vec<String>,
-    /// Queue
-    #[arg(short = 'Q', long, default_value = "celery")]
-    queue: String,
+    /// Queue [default: that of the task's route, else task_default_queue]
+    #[arg(short = 'Q', long)]
+    queue: Option<String>,
     /// 0 to 9; what a number means is the workers' setting
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9))]
     priority: Option<u8>,
@@ -73,7 +73,10 @@ pub(super) struct Revoke {
 
 impl Send {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
-        let mut call = Call::new(self.task).queue(self.queue);
+        let mut call = Call::new(self.task);
+        if let Some(queue) = self.queue {
+            call = call.queue(queue);
+        }
         for arg in &self.args {
             call = call.arg(value(arg));
         }

@@ -1,18 +1,21 @@
 //! `orchestra-worker`: Celery's own command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
+use super::detach::Detached;
+use super::notify::Notify;
+use super::pidfile::Pidfile;
 use super::program::{Stopped, refuse, usage, world};
 use super::signals::Signals;
 use super::{metrics, nodename};
 use crate::ai::{Engine, Folder, Host};
 use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
-use crate::worker::{self, Exit, Stop, Worker};
+use crate::worker::{self, Child, Exit, Program, Stop, Worker};
 
 /// Executes Celery tasks: those written in Rust, and AI tasks described in files.
 #[derive(Debug, Parser)]
@@ -33,8 +36,8 @@ pub struct Arguments {
     /// Node name; %h host, %n its first part, %d its domain [default: celery@%h]
     #[arg(short = 'n', long, value_name = "NAME")]
     hostname: Option<String>,
-    /// How many tasks run at once [default: number of CPUs]
-    #[arg(short = 'c', long, value_name = "N")]
+    /// How many tasks run at once; auto is the number of CPUs [default: auto]
+    #[arg(short = 'c', long, value_name = "N", value_parser = concurrency)]
     concurrency: Option<usize>,
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL
     #[arg(short = 'l', long, value_name = "LEVEL")]
@@ -43,13 +46,13 @@ pub struct Arguments {
     #[arg(short = 'f', long, value_name = "FILE")]
     logfile: Option<PathBuf>,
     /// Send task events from the start
-    #[arg(short = 'E', long, action = ArgAction::SetTrue)]
+    #[arg(short = 'E', long, visible_alias = "events", action = ArgAction::SetTrue)]
     task_events: bool,
     /// Send periodic tasks as well, as `orchestra beat` does
     #[arg(short = 'B', long, action = ArgAction::SetTrue)]
     beat: bool,
     /// Accepted for compatibility: the schedule of -B is kept in Redis
-    #[arg(short = 's', long, value_name = "FILE")]
+    #[arg(short = 's', long, visible_alias = "schedule", value_name = "FILE")]
     schedule_filename: Option<PathBuf>,
     /// Accepted for compatibility: -B has one scheduler
     #[arg(long, value_name = "CLASS")]
@@ -57,6 +60,12 @@ pub struct Arguments {
     /// Messages held per place to run; 0 is without bound [default: 4]
     #[arg(long, value_name = "N")]
     prefetch_multiplier: Option<u32>,
+    /// Take a message only when there is a place to run
+    #[arg(long)]
+    disable_prefetch: bool,
+    /// Delete all messages of the queues before the start
+    #[arg(long, visible_alias = "discard")]
+    purge: bool,
     /// Hard time limit of tasks that have none, in seconds
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<f64>,
@@ -72,6 +81,9 @@ pub struct Arguments {
     /// Accepted for compatibility, with a word about it: there is no Python app here
     #[arg(short = 'A', long, value_name = "APP")]
     app: Option<String>,
+    /// Accepted for compatibility, with a word about it: there are no Python modules here
+    #[arg(short = 'I', long, value_name = "MODULES")]
+    include: Option<String>,
     /// Do not listen to what other workers say of themselves
     #[arg(long)]
     without_gossip: bool,
@@ -87,15 +99,27 @@ pub struct Arguments {
     /// Serve /metrics for Prometheus, /healthz and /readyz at this address; :PORT is this machine only
     #[arg(long, value_name = "HOST:PORT")]
     metrics_addr: Option<String>,
-    /// Accepted for compatibility: there is one pool
+    /// prefork: every task runs in a child process; threads: those that ask for one [default: threads]
     #[arg(short = 'P', long, value_name = "POOL")]
     pool: Option<String>,
     /// Accepted for compatibility: scheduling is always fair
     #[arg(short = 'O', long, value_name = "PROFILE")]
     optimization: Option<String>,
-    /// Accepted for compatibility: there are no child processes to renew
+    /// Tasks that a child process runs before it is replaced
     #[arg(long, value_name = "N")]
-    max_tasks_per_child: Option<u32>,
+    max_tasks_per_child: Option<u64>,
+    /// Memory of a child process, in KiB, with which it is replaced after its task
+    #[arg(long, value_name = "KIB")]
+    max_memory_per_child: Option<u64>,
+    /// Accepted for compatibility: a child process is always a new start of the program
+    #[arg(long, value_name = "METHOD")]
+    pool_start_method: Option<String>,
+    /// Go on in the background when the start is done
+    #[arg(short = 'D', long)]
+    detach: bool,
+    /// Write the number of the process to a file, and do not start while another worker holds it
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
     /// Settings file [default: ./orchestra.toml if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -144,7 +168,11 @@ pub fn worker_main_from(
         Ok(arguments) => arguments,
         Err(error) => return refuse("orchestra-worker", &error),
     };
-    match start(arguments, register) {
+    let ended = match Child::of_worker() {
+        Some(child) => run_child(child, arguments, register),
+        None => start(arguments, register),
+    };
+    match ended {
         Ok(code) => code,
         Err(Stopped { text, code }) => {
             eprintln!("orchestra-worker: {text}");
@@ -153,29 +181,74 @@ pub fn worker_main_from(
     }
 }
 
+/// Runs tasks for the worker that has started this process.
+fn run_child(
+    child: Child,
+    arguments: Arguments,
+    register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
+) -> Result<ExitCode, Stopped> {
+    let settings = settings(&arguments).map_err(usage)?;
+    let log = logfile(&arguments);
+    super::log::start(&settings.log_level, log.as_deref(), settings.log_json).map_err(usage)?;
+    let (mut registry, engine) = registry(&settings, register)?;
+    engine.register(&mut registry).map_err(usage)?;
+    let options = options(&arguments, &settings).map_err(usage)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| world(format!("cannot start threads: {error}")))?;
+    let served = runtime.block_on(child.serve(options, registry));
+    runtime.shutdown_background();
+    served.map(|()| ExitCode::SUCCESS).map_err(world)
+}
+
+/// The tasks of the program, and the engine of those that are described in files.
+fn registry(
+    settings: &Settings,
+    register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
+) -> Result<(Registry, Engine), Stopped> {
+    let mut registry = Registry::new();
+    register(&mut registry).map_err(usage)?;
+    let engine = Engine::load(&settings.shared_ai().map_err(usage)?).map_err(usage)?;
+    Ok((registry, engine))
+}
+
 fn start(
     arguments: Arguments,
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> Result<ExitCode, Stopped> {
+    let detached = Detached::this();
+    if arguments.detach && detached.is_none() {
+        return super::detach::start().map_err(world);
+    }
     let settings = settings(&arguments).map_err(usage)?;
     if let Some(app) = &arguments.app {
         eprintln!(
             "orchestra-worker: -A {app} has no effect: tasks are written in Rust (docs/rust-tasks.md) or described in tasks/*.yaml"
         );
     }
+    if let Some(modules) = &arguments.include {
+        eprintln!("orchestra-worker: -I {modules} has no effect: no Python modules are imported");
+    }
     for warning in &settings.warnings {
         eprintln!("orchestra-worker: {warning}");
     }
-    super::log::start(&settings.log_level, arguments.logfile.as_deref(), settings.log_json).map_err(usage)?;
-    let mut registry = Registry::new();
-    register(&mut registry).map_err(usage)?;
-    let engine = Engine::load(&settings.shared_ai().map_err(usage)?).map_err(usage)?;
+    let log = logfile(&arguments);
+    super::log::start(&settings.log_level, log.as_deref(), settings.log_json).map_err(usage)?;
+    let (mut registry, engine) = registry(&settings, register)?;
     let beat = arguments
         .beat
         .then(|| super::beat::plan(&settings, &engine))
         .transpose()?;
     engine.register(&mut registry).map_err(usage)?;
-    let options = options(&arguments, &settings).map_err(usage)?;
+    let mut options = options(&arguments, &settings).map_err(usage)?;
+    options.program = Some(Program {
+        arguments: std::env::args_os().skip(1).collect(),
+    });
+    let pidfile = arguments.pidfile.as_deref().map(|path| expanded(&arguments, path));
+    // It goes when this returns.
+    let _pidfile = pidfile.as_deref().map(Pidfile::write).transpose().map_err(locked)?;
     if !arguments.quiet {
         eprintln!("{}", banner(&options, &registry, &settings));
     }
@@ -189,10 +262,14 @@ fn start(
     let metrics_addr = arguments.metrics_addr.or_else(|| settings.metrics_addr());
     let code = runtime.block_on(async {
         let stop = Stop::new();
-        let signals =
-            Signals::listen(stop.clone()).map_err(|error| world(format!("cannot listen to signals: {error}")))?;
+        let signals = Signals::listen(stop.clone(), !settings.soft_shutdown_timeout().is_zero())
+            .map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let worker = Worker::connect(options, registry).await;
         let worker = worker.map_err(world)?;
+        if arguments.purge {
+            let count = worker.purge().await.map_err(world)?;
+            eprintln!("orchestra-worker: purge: erased {count} messages from the queues");
+        }
         let beat = match beat {
             None => None,
             Some((options, entries)) => Some(super::beat::start(&settings, options, entries).await?),
@@ -201,7 +278,11 @@ fn start(
             Some(address) => Some((metrics::listen(address).await.map_err(world)?, worker.watch())),
             None => None,
         };
+        let notify = Notify::from_environment().map(|notify| notify.run(worker.look(), stop.clone()));
         eprintln!("orchestra-worker: ready");
+        if let Some(detached) = detached {
+            detached.ready(log.as_deref()).map_err(world)?;
+        }
         let working = async {
             let exit = match watched {
                 None => worker.run(stop.clone()).await,
@@ -213,6 +294,15 @@ fn start(
             // However the worker came to its end, beat ends with it.
             stop.warm();
             exit
+        };
+        let working = async {
+            match notify {
+                None => working.await,
+                Some(notify) => tokio::select! {
+                    exit = working => exit,
+                    () = notify => Exit::Cold,
+                },
+            }
         };
         let beating = async {
             if let Some(beat) = beat {
@@ -250,12 +340,23 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
     settings
         .queues
         .retain(|queue| !arguments.exclude_queues.contains(queue));
+    if let Some(queue) = settings.unknown_queue() {
+        return Err(format!(
+            "--queues: {queue} is not in task_queues, and task_create_missing_queues is false"
+        ));
+    }
     if let Some(concurrency) = arguments.concurrency {
         settings.concurrency = Some(concurrency);
     }
     if let Some(multiplier) = arguments.prefetch_multiplier {
         settings.prefetch_multiplier = multiplier;
     }
+    settings.disable_prefetch |= arguments.disable_prefetch;
+    if let Some(pool) = &arguments.pool {
+        settings.pool.clone_from(pool);
+    }
+    settings.max_tasks_per_child = arguments.max_tasks_per_child.or(settings.max_tasks_per_child);
+    settings.max_memory_per_child = arguments.max_memory_per_child.or(settings.max_memory_per_child);
     if let Some(limit) = arguments.time_limit {
         settings.time_limit = Some(seconds("time-limit", limit)?);
     }
@@ -285,10 +386,30 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
     Ok(settings)
 }
 
+fn hostname(arguments: &Arguments) -> String {
+    nodename::expand(arguments.hostname.as_deref().unwrap_or("celery"), &nodename::host())
+}
+
+/// Where the log goes, if not to stderr.
+fn logfile(arguments: &Arguments) -> Option<PathBuf> {
+    arguments.logfile.as_deref().map(|path| expanded(arguments, path))
+}
+
+/// A path with the parts of the node name in it: `%n` and so on.
+fn expanded(arguments: &Arguments, path: &Path) -> PathBuf {
+    match path.to_str() {
+        Some(text) => nodename::expand_path(text, &hostname(arguments)).into(),
+        None => path.to_owned(),
+    }
+}
+
+/// Another worker holds the pidfile: `EX_CANTCREAT`, as Celery ends then.
+fn locked(text: String) -> Stopped {
+    Stopped { text, code: 73 }
+}
+
 fn options(arguments: &Arguments, settings: &Settings) -> Result<worker::Options, String> {
-    let name = arguments.hostname.as_deref().unwrap_or("celery");
-    let hostname = nodename::expand(name, &nodename::host());
-    let mut options = settings.worker(hostname)?;
+    let mut options = settings.worker(hostname(arguments))?;
     if options.concurrency == 0 {
         return Err("--concurrency: at least one task must be able to run".into());
     }
@@ -304,6 +425,15 @@ fn options(arguments: &Arguments, settings: &Settings) -> Result<worker::Options
     options.conf = settings.shown();
     options.conf_defaults = crate::config::defaults();
     Ok(options)
+}
+
+/// A number, or `auto`.
+fn concurrency(text: &str) -> Result<usize, String> {
+    if text == "auto" {
+        return Ok(std::thread::available_parallelism().map_or(1, Into::into));
+    }
+    text.parse()
+        .map_err(|_| format!("{text:?} is neither a whole number nor auto"))
 }
 
 /// `MAX,MIN`, or `MAX` alone.

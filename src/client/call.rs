@@ -52,6 +52,13 @@ impl Call {
         self.option("queue", queue.into())
     }
 
+    /// An exchange and a routing key instead of a queue.
+    #[must_use]
+    pub fn exchange(self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        self.option("exchange", exchange.into())
+            .option("routing_key", routing_key.into())
+    }
+
     /// The task's id, instead of a new one.
     #[must_use]
     pub fn task_id(mut self, id: impl Into<String>) -> Self {
@@ -148,7 +155,7 @@ impl Call {
 mod tests {
     use super::*;
     use crate::canvas::Planner;
-    use crate::wire::{CallOptions, Limits, decode};
+    use crate::wire::{CallOptions, Limits, Routes, decode};
 
     #[test]
     fn p_054_p_059_a_call_is_a_protocol_2_message() {
@@ -162,7 +169,9 @@ mod tests {
         planner
             .apply(call.signature.clone(), &[], CallOptions::default())
             .unwrap();
-        let parcel = planner.plan.sends[0].parcel(clock::now(), "gen1@h", "celery").unwrap();
+        let parcel = planner.plan.sends[0]
+            .parcel(clock::now(), "gen1@h", &Routes::default())
+            .unwrap();
         let message = decode(&parcel.envelope, &Limits::default()).unwrap();
         let headers = &message.headers;
         assert_eq!(headers.root_id.as_deref(), Some(call.id()));

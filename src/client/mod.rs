@@ -18,6 +18,7 @@ mod control;
 mod error;
 mod results;
 mod send;
+mod sent;
 
 pub use crate::wire::Signature;
 pub use applied::Applied;
@@ -26,14 +27,15 @@ pub use error::Error;
 pub use results::Pending;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
+use crate::canvas::Priorities;
 use crate::conn::{Endpoint, Link, LinkOptions};
-use crate::wire::{Routes, Security};
+use crate::wire::{Lamport, Routes, Security};
 use results::Results;
 pub(crate) use send::group_write;
+pub(crate) use sent::SentEvents;
 
 /// A producer. Clones share its connections.
 #[derive(Clone, Debug)]
@@ -44,13 +46,7 @@ pub struct Client {
     signer: Option<Arc<Security>>,
     routes: Arc<Routes>,
     sent_events: Option<Arc<SentEvents>>,
-}
-
-/// Where `task-sent` events go, and the clock they carry.
-#[derive(Debug)]
-struct SentEvents {
-    exchange: String,
-    clock: AtomicU64,
+    priorities: Priorities,
 }
 
 impl Client {
@@ -87,6 +83,7 @@ impl Client {
             signer: None,
             routes: Arc::default(),
             sent_events: None,
+            priorities: Priorities::default(),
         }
     }
 
@@ -94,6 +91,13 @@ impl Client {
     #[must_use]
     pub fn routed(mut self, routes: Routes) -> Self {
         self.routes = Arc::new(routes);
+        self
+    }
+
+    /// Gives a priority to what has none (`task_default_priority`, `task_inherit_parent_priority`).
+    #[must_use]
+    pub fn with_priorities(mut self, priorities: Priorities) -> Self {
+        self.priorities = priorities;
         self
     }
 
@@ -107,11 +111,17 @@ impl Client {
     /// Tells monitors of every task that is sent (`task_send_sent_event`): without it Flower knows of a task when a
     /// worker has it. The exchange is `event_exchange`, mostly `celeryev`.
     #[must_use]
-    pub fn with_sent_events(mut self, exchange: impl Into<String>) -> Self {
-        self.sent_events = Some(Arc::new(SentEvents {
+    pub fn with_sent_events(self, exchange: impl Into<String>) -> Self {
+        let events = SentEvents {
             exchange: exchange.into(),
-            clock: AtomicU64::new(0),
-        }));
+            sender: self.origin().to_owned(),
+            clock: Lamport::default(),
+        };
+        self.telling(Some(events))
+    }
+
+    pub(crate) fn telling(mut self, events: Option<SentEvents>) -> Self {
+        self.sent_events = events.map(Arc::new);
         self
     }
 }
@@ -122,8 +132,23 @@ impl Client {
         self.backend.as_ref()
     }
 
+    /// The number of the connection to the broker; see [`Broker::connection`].
+    pub(crate) fn connection(&self) -> u64 {
+        self.broker.connection()
+    }
+
     /// What this client calls itself where somebody asks for results.
     pub(crate) fn oid(&self) -> &str {
         self.results.oid()
+    }
+
+    /// What tells monitors of what is sent, if they are to be told.
+    pub(crate) fn sent_events(&self) -> Option<&SentEvents> {
+        self.sent_events.as_deref()
+    }
+
+    /// What this process calls itself where it sends.
+    pub(crate) fn origin(&self) -> &str {
+        self.results.origin()
     }
 }

@@ -12,10 +12,10 @@ use tokio::sync::{Notify, OnceCell};
 use uuid::Uuid;
 
 use super::{Client, Error};
-use crate::backend::{Backend, StreamEntry};
+use crate::backend::{Backend, StreamEntry, Write};
 use crate::clock;
-use crate::conn::Link;
-use crate::wire::{Exception, State, json};
+use crate::conn::{Link, Push};
+use crate::wire::{Exception, Record, State, json};
 
 /// Asked again at the latest after this, in case the news got lost with its connection.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ impl Results {
             let link = Link::connect(backend.link().endpoint(), crate::conn::LinkOptions::default()).await?;
             let (mut pushes, waiting) = (link.pushes(), self.waiting.clone());
             tokio::spawn(async move {
-                while let Some((channel, _)) = pushes.recv().await {
+                while let Some(Push { channel, .. }) = pushes.recv().await {
                     if let Some(notify) = lock(&waiting).get(&channel) {
                         notify.notify_waiters();
                     }
@@ -104,6 +104,29 @@ impl Client {
             client: self.clone(),
             id: id.into(),
         }
+    }
+}
+
+impl Client {
+    /// A task failed that never ran.
+    pub(crate) async fn fail(&self, id: &str, error: &Exception) -> Result<(), Error> {
+        let backend = self.backend.as_ref().ok_or(Error::NoBackend)?;
+        let record = Record::new(id, &State::Failure, error, clock::iso(clock::now()));
+        let write = Write::Store {
+            id: id.into(),
+            status: State::Failure,
+            record: serde_json::to_vec(&record)?.into(),
+        };
+        let mut pipe = redis::Pipeline::new();
+        backend.append(&mut pipe, &[write]);
+        backend.link().pipeline(&pipe).await?;
+        Ok(())
+    }
+
+    /// `result_chord_retry_interval`.
+    pub(crate) fn chord_retry_interval(&self) -> Duration {
+        let of = |backend: &Backend| backend.options().chord_retry_interval;
+        self.backend.as_ref().map_or(Duration::from_secs(1), of)
     }
 }
 
@@ -177,7 +200,7 @@ impl Pending {
     async fn stored(&self) -> Result<Option<Stored>, Error> {
         match self.backend()?.get(&self.id).await? {
             None => Ok(None),
-            Some(record) => Ok(Some(json::parse(&String::from_utf8_lossy(&record))?)),
+            Some(record) => Ok(Some(json::parse(&record)?)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Sending.
 
-use std::sync::atomic::Ordering;
+use std::borrow::Borrow;
 use std::time::Duration;
 
 use redis::Pipeline;
@@ -11,13 +11,23 @@ use crate::broker::Write;
 use crate::canvas::{GroupWrite, Parent, Plan, Planner};
 use crate::clock;
 use crate::conn::Link;
-use crate::wire::{CallOptions, Event, Events, Limits, Outbound, Security, Signature, decode};
+use crate::wire::{CallOptions, Outbound, Security, Signature};
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
 const RETRIES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
 
-/// Where a call goes that does not say (`task_default_queue`).
-const QUEUE: &str = "celery";
+/// Calls that go together, at most: bounds how long one pipeline occupies Redis, and what waits here.
+const BATCH: usize = 500;
+/// The same in bytes; one larger call goes alone.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// The messages of some calls.
+#[derive(Default)]
+struct Batch {
+    writes: Vec<Write>,
+    calls: usize,
+    bytes: usize,
+}
 
 impl Client {
     /// Sends a call; when this returns, Redis has it.
@@ -26,24 +36,62 @@ impl Client {
     /// An argument is not JSON, or Redis cannot be reached. A call whose confirmation was lost may have been sent.
     pub async fn send(&self, call: Call) -> Result<Pending, Error> {
         let id = call.id().to_owned();
-        self.send_many(std::slice::from_ref(&call)).await?;
+        self.send_all([call]).await?;
         Ok(self.result(id))
     }
 
-    /// Sends many calls in one round trip.
+    /// Sends many calls; when this returns, Redis has them. They leave some hundred at a time, and while those are on
+    /// their way the next are made.
     ///
     /// # Errors
     /// See [`send`](Self::send); none or some of them may have been sent.
-    pub async fn send_many(&self, calls: &[Call]) -> Result<Vec<Pending>, Error> {
-        let mut planner = Planner::new(None, self.results.oid());
-        for call in calls {
+    pub async fn send_many<C: Borrow<Call>>(&self, calls: impl IntoIterator<Item = C>) -> Result<Vec<Pending>, Error> {
+        let mut sent = Vec::new();
+        self.send_all(
+            calls
+                .into_iter()
+                .inspect(|call| sent.push(self.result(call.borrow().id()))),
+        )
+        .await?;
+        Ok(sent)
+    }
+
+    /// [`send_many`](Self::send_many) for any number of calls: remembers none, and takes the next ones from `calls` only
+    /// as fast as Redis does. How many there were.
+    ///
+    /// # Errors
+    /// See [`send`](Self::send); none or some of them may have been sent.
+    pub async fn send_all<C: Borrow<Call>>(&self, calls: impl IntoIterator<Item = C>) -> Result<usize, Error> {
+        let mut calls = calls.into_iter();
+        let mut batch = self.batch(&mut calls)?;
+        let mut count = 0;
+        while batch.calls > 0 {
+            let (sent, next) = tokio::join!(self.write(&batch.writes), async { self.batch(&mut calls) });
+            sent?;
+            count += batch.calls;
+            batch = next?;
+        }
+        Ok(count)
+    }
+
+    /// The messages of the next calls, as many as go together.
+    fn batch<C: Borrow<Call>>(&self, calls: &mut impl Iterator<Item = C>) -> Result<Batch, Error> {
+        let mut batch = Batch::default();
+        let mut planner = Planner::new(None, self.results.oid()).with_priorities(self.priorities);
+        while batch.calls < BATCH && batch.bytes < BATCH_BYTES {
+            let Some(call) = calls.next() else { break };
+            let call = call.borrow();
             if let Some(wrong) = &call.wrong {
                 return Err(Error::Argument(wrong.clone()));
             }
             planner.apply(call.signature.clone(), &[], CallOptions::default());
+            for outbound in planner.plan.sends.drain(..) {
+                batch.bytes += self.add_message(&outbound, &mut batch.writes)?;
+            }
+            planner.plan.children.clear();
+            batch.calls += 1;
         }
-        self.publish(planner.plan).await?;
-        Ok(calls.iter().map(|call| self.result(call.id().to_owned())).collect())
+        Ok(batch)
     }
 
     /// Applies a signature: a call, a chain, a group or a chord.
@@ -56,7 +104,7 @@ impl Client {
 
     /// Applies a signature on behalf of a task.
     pub(crate) async fn apply_for(&self, parent: Option<&Parent>, signature: Signature) -> Result<Applied, Error> {
-        let mut planner = Planner::new(parent, self.results.oid());
+        let mut planner = Planner::new(parent, self.results.oid()).with_priorities(self.priorities);
         let handle = planner
             .apply(signature, &[], CallOptions::default())
             .ok_or_else(|| Error::Argument("an empty chain has nothing to run".into()))?;
@@ -70,36 +118,17 @@ impl Client {
     /// # Errors
     /// An argument is not JSON.
     pub fn envelope(&self, call: &Call) -> Result<Vec<u8>, Error> {
-        let mut planner = Planner::new(None, self.results.oid());
+        let mut planner = Planner::new(None, self.results.oid()).with_priorities(self.priorities);
         planner.apply(call.signature.clone(), &[], CallOptions::default());
         let outbound = planner.plan.sends.first();
         let outbound = outbound.ok_or_else(|| Error::Argument("there is nothing to send".into()))?;
-        let parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
+        let parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
         self.signed(parcel.envelope)
-    }
-
-    /// Where a call goes that does not say.
-    fn queue(&self, outbound: &Outbound) -> &str {
-        self.routes.queue(&outbound.task).unwrap_or(QUEUE)
     }
 
     /// What is sent is signed, where this client signs.
     pub(super) fn signed(&self, envelope: Vec<u8>) -> Result<Vec<u8>, Error> {
         Security::signed(self.signer.as_deref(), envelope).map_err(Error::Sign)
-    }
-
-    /// Tells monitors of the message, if they are to be told.
-    fn sent_event(&self, envelope: &[u8], queue: &str) -> Option<Write> {
-        let sent = self.sent_events.as_ref()?;
-        let headers = decode(envelope, &Limits::default()).ok()?.headers;
-        let clock = sent.clock.fetch_add(1, Ordering::Relaxed) + 1;
-        let event = Event::sent(&headers, "", queue, self.results.origin(), clock);
-        let (routing_key, payload) = Events::one(&event, &sent.exchange).ok()?;
-        Some(Write::Broadcast {
-            exchange: sent.exchange.clone(),
-            routing_key,
-            payload: payload.into(),
-        })
     }
 
     async fn publish(&self, plan: Plan) -> Result<(), Error> {
@@ -115,21 +144,33 @@ impl Client {
         }
         let mut writes = Vec::with_capacity(plan.sends.len() + 1);
         for outbound in &plan.sends {
-            let mut parcel = outbound.parcel(clock::now(), self.results.origin(), self.queue(outbound))?;
-            parcel.envelope = self.signed(parcel.envelope)?;
-            if parcel.exchange.is_empty() && self.results.declare(&parcel.routing_key) {
-                writes.push(Write::Declare(parcel.routing_key.as_str().into()));
-            }
-            let event = self.sent_event(&parcel.envelope, &parcel.routing_key);
-            writes.push(parcel.into());
-            writes.extend(event);
+            self.add_message(outbound, &mut writes)?;
         }
+        self.write(&writes).await
+    }
+
+    /// Appends the message of a call, and what goes with it. How large it is.
+    fn add_message(&self, outbound: &Outbound, writes: &mut Vec<Write>) -> Result<usize, Error> {
+        let mut parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
+        parcel.envelope = self.signed(parcel.envelope)?;
+        let bytes = parcel.envelope.len();
+        if let Some(queue) = parcel.queue.as_deref().filter(|queue| self.results.declare(queue)) {
+            writes.push(Write::Declare(queue.into()));
+        }
+        let message = parcel.into();
+        let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message));
+        writes.push(message);
+        writes.extend(event);
+        Ok(bytes)
+    }
+
+    async fn write(&self, writes: &[Write]) -> Result<(), Error> {
         if writes.is_empty() {
             // An empty group.
             return Ok(());
         }
         let mut pipe = Pipeline::with_capacity(writes.len());
-        self.broker.append(&mut pipe, &writes);
+        self.broker.append(&mut pipe, writes);
         Ok(insist(self.broker.writer(), &pipe).await?)
     }
 }

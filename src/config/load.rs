@@ -86,10 +86,26 @@ pub(super) fn read_environment(
     let mut warnings = Vec::new();
     let mut variables: Vec<(String, String)> = variables.filter(|(_, value)| !value.is_empty()).collect();
     // The general names first, so that ORCHESTRA_… wins.
-    variables.sort_by_key(|(name, _)| name.starts_with("ORCHESTRA_"));
+    let rank = |name: &str| (name.starts_with("ORCHESTRA_"), name == "CELERY_BROKER_READ_URL");
+    variables.sort_by_key(|(name, _)| rank(name));
+    let of = |wanted: &str| {
+        variables
+            .iter()
+            .find(|(name, _)| name == wanted)
+            .map(|(_, url)| url.clone())
+    };
+    if let Some(write) = of("CELERY_BROKER_WRITE_URL")
+        && of("CELERY_BROKER_READ_URL").or_else(|| of("CELERY_BROKER_URL")) != Some(write)
+    {
+        warnings.push(
+            "environment variable CELERY_BROKER_WRITE_URL has no effect: what follows a task is sent to the broker that \
+             the task came from, in one step with its end"
+                .to_owned(),
+        );
+    }
     for (variable, text) in variables {
         let name = match variable.as_str() {
-            "CELERY_BROKER_URL" => "broker_url".to_owned(),
+            "CELERY_BROKER_URL" | "CELERY_BROKER_READ_URL" => "broker_url".to_owned(),
             "CELERY_RESULT_BACKEND" => "result_backend".to_owned(),
             "OLLAMA_HOST" => "ai_hosts".to_owned(),
             other => match other.strip_prefix("ORCHESTRA_") {

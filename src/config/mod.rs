@@ -5,6 +5,7 @@
 
 mod certificates;
 mod load;
+mod queues;
 mod secrets;
 mod settings;
 mod table;

@@ -1,5 +1,6 @@
 //! What was given, with the defaults, as the options of the parts.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::certificates;
 use super::load::{entry, read_environment, read_file};
 use super::secrets::hide;
 use super::table::Given;
-use super::values::{Order, Seconds, Words};
+use super::values::{FanoutPrefix, Order, Seconds, Words};
 use crate::ai::{self, Folder};
 use crate::beat;
 use crate::broker::QueueOrder;
@@ -30,10 +31,20 @@ pub struct Settings {
     pub result_backend: Option<String>,
     /// `task_queues`.
     pub queues: Vec<String>,
+    /// What is known of them and of others.
+    known_queues: Vec<wire::Queue>,
     /// `worker_concurrency`.
     pub concurrency: Option<usize>,
     /// `worker_prefetch_multiplier`.
     pub prefetch_multiplier: u32,
+    /// `worker_pool`.
+    pub pool: String,
+    /// `worker_disable_prefetch`.
+    pub disable_prefetch: bool,
+    /// `worker_max_tasks_per_child`.
+    pub max_tasks_per_child: Option<u64>,
+    /// `worker_max_memory_per_child`.
+    pub max_memory_per_child: Option<u64>,
     /// `task_time_limit`.
     pub time_limit: Option<Duration>,
     /// `task_soft_time_limit`.
@@ -69,19 +80,21 @@ impl Settings {
         let warnings = read_environment(&mut given, std::env::vars())?;
         Ok(Self {
             warnings,
-            ..Self::new(given)
+            ..Self::new(given)?
         })
     }
 
-    pub(super) fn new(given: Given) -> Self {
+    /// # Errors
+    /// Queues are described by what makes no sense.
+    pub(super) fn new(given: Given) -> Result<Self, String> {
+        let (queues, known_queues) = match &given.task_queues {
+            None => (vec!["celery".to_owned()], Vec::new()),
+            Some(queues) => queues.read()?,
+        };
         let text = |value: &Option<String>, default: &str| value.clone().unwrap_or_else(|| default.to_owned());
         let folder = |value: &Option<PathBuf>, default: &str| match value {
             Some(path) => Folder::Named(path.clone()),
             None => Folder::Default(default.into()),
-        };
-        let words = |value: &Option<Words>, default: &str| match value {
-            Some(words) => words.clone().into_vec(),
-            None => vec![default.to_owned()],
         };
         let usual = ai::Options::default();
         let ai = ai::Options {
@@ -120,12 +133,17 @@ impl Settings {
                 limits
             },
         };
-        Self {
+        Ok(Self {
             broker_url: text(&given.broker_url, "redis://127.0.0.1:6379/0"),
             result_backend: given.result_backend.clone(),
-            queues: words(&given.task_queues, "celery"),
+            queues,
+            known_queues,
             concurrency: given.worker_concurrency,
             prefetch_multiplier: given.worker_prefetch_multiplier.unwrap_or(4),
+            pool: text(&given.worker_pool, "threads"),
+            disable_prefetch: given.worker_disable_prefetch.unwrap_or(false),
+            max_tasks_per_child: given.worker_max_tasks_per_child,
+            max_memory_per_child: given.worker_max_memory_per_child,
             time_limit: given.task_time_limit.and_then(Seconds::positive),
             soft_time_limit: given.task_soft_time_limit.and_then(Seconds::positive),
             task_events: given.worker_send_task_events.unwrap_or(false),
@@ -137,7 +155,14 @@ impl Settings {
             ai,
             warnings: Vec::new(),
             given,
-        }
+        })
+    }
+
+    /// How long a cold stop lets tasks run.
+    pub fn soft_shutdown_timeout(&self) -> Duration {
+        self.given
+            .worker_soft_shutdown_timeout
+            .map_or(Duration::ZERO, |seconds| seconds.0)
     }
 
     /// Where the broker is.
@@ -207,7 +232,12 @@ impl Settings {
 
     /// How the broker is used.
     pub fn broker_options(&self) -> crate::broker::Options {
-        let mut options = crate::broker::Options::default();
+        let mut options = crate::broker::Options {
+            queues: self.known_queues.clone(),
+            ..crate::broker::Options::default()
+        };
+        // A name alone says nothing.
+        options.queues.retain(|queue| *queue != wire::Queue::new(&queue.name));
         let Some(given) = self.given.broker_transport_options.clone() else {
             return options;
         };
@@ -222,6 +252,12 @@ impl Settings {
             };
         }
         options.global_keyprefix = given.global_keyprefix.unwrap_or_default();
+        options.fanout_prefix = match given.fanout_prefix {
+            None | Some(FanoutPrefix::Is(true)) => options.fanout_prefix,
+            Some(FanoutPrefix::Is(false)) => String::new(),
+            Some(FanoutPrefix::Named(prefix)) => prefix,
+        };
+        options.fanout_patterns = given.fanout_patterns.unwrap_or(true);
         options.priority_steps = given.priority_steps.unwrap_or(options.priority_steps);
         options.sep = given.sep.unwrap_or(options.sep);
         options.max_message_bytes = given.max_message_bytes.unwrap_or(options.max_message_bytes);
@@ -231,14 +267,40 @@ impl Settings {
     }
 
     /// How results are kept.
-    pub fn backend_options(&self) -> crate::backend::Options {
-        let mut options = crate::backend::Options::default();
-        if let Some(seconds) = self.given.result_expires {
-            options.result_expires = seconds.positive();
+    ///
+    /// # Errors
+    /// A serializer or compression is none.
+    pub fn backend_options(&self) -> Result<crate::backend::Options, String> {
+        let given = &self.given;
+        let mut options = crate::backend::Options {
+            result_expires: self.result_expires(),
+            ..crate::backend::Options::default()
+        };
+        if let Some(seconds) = given.result_failure_expires {
+            options.result_failure_expires = Some(seconds.0);
         }
-        let transport = self.given.result_backend_transport_options.clone().unwrap_or_default();
+        let accept = match given.result_accept_content.as_ref().or(given.accept_content.as_ref()) {
+            None => wire::Accept::default(),
+            Some(names) => wire::Accept::parse(&names.clone().into_vec(), certificates::security(given)?)
+                .map_err(|error| format!("result_accept_content: {error}"))?,
+        };
+        let (serializer, compression) = (given.result_serializer.as_deref(), given.result_compression.as_deref());
+        options.format = wire::ResultFormat::new(serializer, compression, accept)?;
+        if let Some(seconds) = given.result_chord_join_timeout {
+            options.chord_join_timeout = seconds.positive();
+        }
+        if let Some(seconds) = given.result_chord_retry_interval {
+            options.chord_retry_interval = seconds.0;
+        }
+        let transport = given.result_backend_transport_options.clone().unwrap_or_default();
+        options.chord_ordered = transport.result_chord_ordered.unwrap_or(true);
         options.global_keyprefix = transport.global_keyprefix.unwrap_or_default();
-        options
+        Ok(options)
+    }
+
+    fn result_expires(&self) -> Option<Duration> {
+        let default = crate::backend::Options::default().result_expires;
+        self.given.result_expires.map_or(default, Seconds::positive)
     }
 
     /// The options of a worker of that node name.
@@ -250,7 +312,7 @@ impl Settings {
         let given = &self.given;
         options.backend = self.backend()?;
         options.broker_options = self.broker_options();
-        options.backend_options = self.backend_options();
+        options.backend_options = self.backend_options()?;
         if options.broker_options.visibility_timeout < Duration::from_secs(1) {
             return Err("broker_transport_options: visibility_timeout must be at least one second".into());
         }
@@ -271,15 +333,43 @@ impl Settings {
         options.soft_time_limit = self.soft_time_limit;
         options.task_defaults = worker::TaskDefaults {
             acks_late: given.task_acks_late,
-            acks_on_failure_or_timeout: given.task_acks_on_failure_or_timeout,
+            acks_on_failure: given.task_acks_on_failure.or(given.task_acks_on_failure_or_timeout),
+            acks_on_timeout: given.task_acks_on_timeout.or(given.task_acks_on_failure_or_timeout),
+            reject_on_worker_lost: given.task_reject_on_worker_lost,
+            retry_on_worker_lost: given.task_retry_on_worker_lost,
+            rate_limit: match &given.task_default_rate_limit {
+                Some(text) => {
+                    worker::RateLimit::parse(text).map_err(|error| format!("task_default_rate_limit: {error}"))?
+                }
+                None => None,
+            },
             track_started: given.task_track_started,
             ignore_result: given.task_ignore_result,
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
+        options.limits.body = given.max_body_bytes.unwrap_or(options.limits.body);
+        options.limits.control = given.max_control_bytes.unwrap_or(options.limits.control);
+        options.max_result_bytes = given.max_result_bytes.unwrap_or(options.max_result_bytes);
         options.result_extended = given.result_extended.unwrap_or(false);
-        options.routes = self.routes();
+        options.routes = self.routes()?;
         options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
         options.default_queue = given.task_default_queue.clone().unwrap_or(options.default_queue);
+        options.processes = is_prefork(&self.pool)?;
+        options.max_tasks_per_child = self.max_tasks_per_child.filter(|max| *max > 0);
+        options.max_memory_per_child = self.max_memory_per_child.filter(|max| *max > 0);
+        options.soft_shutdown_timeout = self.soft_shutdown_timeout();
+        options.soft_shutdown_on_idle = given.worker_enable_soft_shutdown_on_idle.unwrap_or(false);
+        let cancels = given.worker_cancel_long_running_tasks_on_connection_loss;
+        options.cancel_on_connection_loss = cancels.unwrap_or(false);
+        options.eta_task_limit = given.worker_eta_task_limit.filter(|limit| *limit > 0);
+        options.disable_prefetch = self.disable_prefetch;
+        options.disable_rate_limits = given.worker_disable_rate_limits.unwrap_or(false);
+        options.direct = given.worker_direct.unwrap_or(false);
+        options.priorities.inherit = given.task_inherit_parent_priority.unwrap_or(false);
+        options.priorities.default = given.task_default_priority;
+        if options.priorities.default.is_some_and(|priority| priority > 9) {
+            return Err("task_default_priority: a priority is 0 to 9".into());
+        }
         options.pool_restarts = given.worker_pool_restarts.unwrap_or(false);
         options.state_db.clone_from(&given.worker_state_db);
         options.remote_control = given.worker_enable_remote_control.unwrap_or(true);
@@ -288,10 +378,41 @@ impl Settings {
         Ok(options)
     }
 
-    /// Queues by task name.
-    pub fn routes(&self) -> wire::Routes {
-        let routes = self.given.task_routes.iter().flatten();
-        wire::Routes::new(routes.map(|(pattern, route)| (pattern.clone(), route.queue().to_owned())))
+    /// Where tasks go.
+    ///
+    /// # Errors
+    /// A route makes no sense.
+    pub fn routes(&self) -> Result<wire::Routes, String> {
+        let routes = match &self.given.task_routes {
+            None => wire::Routes::default(),
+            Some(table) => table.read()?,
+        };
+        let routes = routes.with_queues(self.known_queues.clone(), !self.creates_queues());
+        Ok(match &self.given.task_default_queue {
+            Some(queue) => routes.with_default(queue),
+            None => routes,
+        })
+    }
+
+    /// Whether queues may be used that `task_queues` does not name.
+    pub fn creates_queues(&self) -> bool {
+        self.given.task_create_missing_queues.unwrap_or(true)
+    }
+
+    /// A queue that nobody knows, where only known ones may be used.
+    pub fn unknown_queue(&self) -> Option<&str> {
+        let known = |name: &String| self.known_queues.iter().any(|queue| queue.name == *name);
+        let mut unknown = self.queues.iter().filter(|name| !self.creates_queues() && !known(name));
+        unknown.next().map(String::as_str)
+    }
+
+    /// The queues that the settings name: those consumed, and those that tasks are sent to.
+    pub fn named_queues(&self) -> BTreeSet<String> {
+        let mut queues: BTreeSet<String> = self.queues.iter().cloned().collect();
+        queues.extend(self.known_queues.iter().map(|queue| queue.name.clone()));
+        queues.extend(self.routes().iter().flat_map(wire::Routes::queues));
+        queues.insert(self.given.task_default_queue.clone().unwrap_or_else(|| "celery".into()));
+        queues
     }
 
     /// What signs messages that are sent, where they are to be signed.
@@ -362,11 +483,16 @@ impl Settings {
         add("task_serializer", serializer.unwrap_or("json").into());
         add("worker_concurrency", self.concurrency.map_or(Value::Null, Into::into));
         add("worker_prefetch_multiplier", self.prefetch_multiplier.into());
+        add("worker_pool", self.pool.clone().into());
+        add("worker_disable_prefetch", self.disable_prefetch.into());
+        let number = |number: Option<u64>| number.map_or(Value::Null, Into::into);
+        add("worker_max_tasks_per_child", number(self.max_tasks_per_child));
+        add("worker_max_memory_per_child", number(self.max_memory_per_child));
         add("worker_send_task_events", self.task_events.into());
         add("worker_heartbeat_interval", seconds(self.heartbeat));
         add("task_time_limit", seconds(self.time_limit));
         add("task_soft_time_limit", seconds(self.soft_time_limit));
-        add("result_expires", seconds(self.backend_options().result_expires));
+        add("result_expires", seconds(self.result_expires()));
         add("log_level", self.log_level.clone().into());
         add("ai_templates", self.ai.templates.path().display().to_string().into());
         add("ai_tasks", self.ai.tasks.path().display().to_string().into());
@@ -393,4 +519,16 @@ fn shown_host(host: &ai::HostOptions) -> Value {
             .for_each(|value| *value = super::secrets::HIDDEN.into());
     }
     shown
+}
+
+/// Whether every task runs in a process of its own. The names are Celery's.
+fn is_prefork(pool: &str) -> Result<bool, String> {
+    match pool {
+        "prefork" | "processes" => Ok(true),
+        // All the same here: many tasks at once in one process.
+        "threads" | "solo" | "eventlet" | "gevent" | "custom" => Ok(false),
+        other => Err(format!(
+            "worker_pool: {other:?} is no pool: use threads, or prefork for a process for every task"
+        )),
+    }
 }

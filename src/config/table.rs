@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::load::{read, unknown};
-use super::values::{Hosts, ResultTransportOptions, Route, Seconds, TransportOptions, Words};
+use super::queues::{Queues, RouteTable};
+use super::values::{Hosts, ResultTransportOptions, Seconds, TransportOptions, Words};
 use crate::ai::{Budget, Profile};
 
 /// One line of the table of settings.
@@ -61,8 +62,10 @@ settings! {
     broker_url: String = "redis://127.0.0.1:6379/0",
     /// Redis URL of the result backend; `disabled` stores no results. Also `CELERY_RESULT_BACKEND`.
     result_backend: String = "the broker",
-    /// Queues to consume.
-    task_queues: Words = "[\"celery\"]",
+    /// Queues to consume: names, or a table of names with `exchange`, `exchange_type` (direct, topic, fanout), `routing_key`, `expires` (seconds), `max_priority`. A fanout queue is told to every worker.
+    task_queues: Queues = "[\"celery\"]",
+    /// Use queues that `task_queues` does not name; `false` makes them an error.
+    task_create_missing_queues: bool = "true",
     /// Serializers of messages that are read, by name or mime type: json, msgpack, yaml, auth (signed).
     accept_content: Words = "[\"json\"]",
     /// Serializer of messages that are sent: json, or auth, which is JSON signed with `security_key`.
@@ -85,12 +88,32 @@ settings! {
     worker_prefetch_bytes: usize = "1073741824",
     /// Send task events from the start (`-E`).
     worker_send_task_events: bool = "false",
-    /// Tell monitors of every task that is sent, by this worker or the `orchestra` program.
+    /// Tell monitors of every task that is sent, by this worker or the `orchestra` program, and of what follows.
     task_send_sent_event: bool = "false",
     /// Seconds between heartbeats; 0 sends no worker events.
     worker_heartbeat_interval: Seconds = "2",
     /// Listen to `celery inspect` and `celery control`.
     worker_enable_remote_control: bool = "true",
+    /// `prefork` (or `processes`): every task runs in a child process. Otherwise only those that ask for one do (`-P`).
+    worker_pool: String = "threads",
+    /// Tasks that a child process runs before it is replaced (`--max-tasks-per-child`).
+    worker_max_tasks_per_child: u64 = "none",
+    /// Memory of a child process, in KiB, with which it is replaced after its task (`--max-memory-per-child`).
+    worker_max_memory_per_child: u64 = "none",
+    /// A cold stop lets tasks run for so many seconds before it cancels them; 0 cancels at once.
+    worker_soft_shutdown_timeout: Seconds = "0",
+    /// With `worker_soft_shutdown_timeout`: wait also when nothing runs.
+    worker_enable_soft_shutdown_on_idle: bool = "false",
+    /// Cancel tasks with late acks when the connection to Redis is lost; they run again. Without it they run to their end, and are acknowledged when Redis is back.
+    worker_cancel_long_running_tasks_on_connection_loss: bool = "false",
+    /// Most messages that are held, those that wait for their ETA among them.
+    worker_eta_task_limit: usize = "none",
+    /// Take a message only when there is a place to run (`--disable-prefetch`).
+    worker_disable_prefetch: bool = "false",
+    /// Ignore rate limits.
+    worker_disable_rate_limits: bool = "false",
+    /// Consume from a queue of the worker's own as well, `<node name>.dq2`.
+    worker_direct: bool = "false",
     /// Answer `celery control pool_restart` instead of refusing it.
     worker_pool_restarts: bool = "false",
     /// Keep what was revoked in this file, across restarts (`--statedb`).
@@ -105,6 +128,20 @@ settings! {
     task_acks_late: bool = "false",
     /// With late acks: acknowledge tasks that failed or ran into their time limit.
     task_acks_on_failure_or_timeout: bool = "true",
+    /// The same for tasks that failed alone.
+    task_acks_on_failure: bool = "task_acks_on_failure_or_timeout",
+    /// The same for tasks that ran into their time limit alone; those that are not acknowledged run again.
+    task_acks_on_timeout: bool = "task_acks_on_failure_or_timeout",
+    /// With late acks: a task whose child process was lost goes back to its queue, as often as `max_deliveries` allows.
+    task_reject_on_worker_lost: bool = "false",
+    /// A task whose child process was lost is retried, as often as its `max_retries` allows.
+    task_retry_on_worker_lost: bool = "false",
+    /// Rate limit of tasks that have none: `10/s`, `100/m`, `1000/h`.
+    task_default_rate_limit: String = "none",
+    /// Priority of what this worker sends without one, 0 to 9.
+    task_default_priority: u8 = "none",
+    /// Priority of what a task sends without one: its own.
+    task_inherit_parent_priority: bool = "false",
     /// Store the state STARTED of every task.
     task_track_started: bool = "false",
     /// Store no results.
@@ -113,21 +150,39 @@ settings! {
     task_store_errors_even_if_ignored: bool = "false",
     /// With late acks: a message that was delivered before is not run again when its task has a SUCCESS already.
     worker_deduplicate_successful_tasks: bool = "false",
-    /// Queues by task name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`. For what tasks and the `orchestra` program send.
-    task_routes: BTreeMap<String, Route> = "{}",
+    /// Where tasks go, by name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`, or `[["feed.*", "feeds"], …]`, where the first pattern that fits wins. With `queue`, `exchange`, `routing_key`, `priority` and what else `apply_async` takes. For what tasks and the `orchestra` program send.
+    task_routes: RouteTable = "{}",
     /// Where follow-ups go that name no queue.
     task_default_queue: String = "celery",
     /// Seconds after which a result is deleted; 0 keeps it for ever.
     result_expires: Seconds = "86400",
+    /// Seconds after which a failure is deleted, if not as `result_expires` says; 0 keeps it for ever.
+    result_failure_expires: Seconds = "as `result_expires`",
+    /// Serializer of results: json, msgpack, yaml. Clients and all workers of a chord must be told the same.
+    result_serializer: String = "json",
+    /// Compression of results: gzip (zlib), bzip2, lzma (xz), brotli, zstd. Who reads them needs no setting.
+    result_compression: String = "none",
+    /// Serializers of results that are read: those of chords, and what the `orchestra` program shows.
+    result_accept_content: Words = "as `accept_content`",
+    /// Seconds that the results of a chord's header are waited for where groups are in it; 0 waits without end.
+    result_chord_join_timeout: Seconds = "3",
+    /// Seconds between two looks of `celery.chord_unlock`, where somebody sends it.
+    result_chord_retry_interval: Seconds = "1",
+    /// Largest body of a message once it is unpacked, in bytes; a larger one goes to the dead letters.
+    max_body_bytes: usize = "67108864",
+    /// Largest remote control request, in bytes; a larger one is not read.
+    max_control_bytes: usize = "16777216",
+    /// Largest result, in bytes of JSON: a task that returns more fails with `ResultTooLarge`.
+    max_result_bytes: usize = "67108864",
     /// Store name, arguments, worker and queue of the task with its result.
     result_extended: bool = "false",
     /// Exchange of events.
     event_exchange: String = "celeryev",
     /// Name of the control exchange, without `.pidbox`.
     control_exchange: String = "celery",
-    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (20), `dead_limit` (10000).
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `fanout_prefix`, `fanout_patterns`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (5), `dead_limit` (10000).
     broker_transport_options: TransportOptions = "{}",
-    /// Of Celery's: `global_keyprefix`, `master_name` and `sentinel_kwargs` for Sentinels.
+    /// Of Celery's: `global_keyprefix`, `result_chord_ordered` (true), `master_name` and `sentinel_kwargs` for Sentinels.
     result_backend_transport_options: ResultTransportOptions = "{}",
     /// Periodic tasks by name, in the form of Celery's `beat_schedule`; see docs/beat.md.
     beat_schedule: BTreeMap<String, toml::Value> = "{}",

@@ -14,7 +14,7 @@ use super::{SETTINGS, Settings, defaults};
 fn file(text: &str) -> Result<Settings, String> {
     let mut given = Given::default();
     read_file(&mut given, Path::new("orchestra.toml"), text)?;
-    Ok(Settings::new(given))
+    Settings::new(given)
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn a_file_is_read() {
     assert_eq!(settings.queues, ["a", "b"]);
     assert_eq!(settings.broker_options().visibility_timeout, Duration::from_secs(10));
     assert_eq!(
-        settings.backend_options().result_expires,
+        settings.backend_options().unwrap().result_expires,
         Some(Duration::from_millis(500))
     );
 }
@@ -142,12 +142,21 @@ fn the_environment_wins_over_the_file() {
         variable("OLLAMA_HOST", "http://a:1,http://b:2"),
     ];
     read_environment(&mut given, variables.into_iter()).unwrap();
-    let settings = Settings::new(given);
+    let settings = Settings::new(given).unwrap();
     assert_eq!(settings.broker_url, "redis://ours");
     assert_eq!(settings.concurrency, Some(3));
     assert_eq!(settings.log_level, "INFO");
     let urls: Vec<&str> = settings.ai.hosts.iter().map(|host| host.url.as_str()).collect();
     assert_eq!(urls, ["http://a:1", "http://b:2"]);
+    let mut given = Given::default();
+    let variables = [
+        variable("CELERY_BROKER_READ_URL", "redis://read"),
+        variable("CELERY_BROKER_URL", "redis://celery"),
+        variable("CELERY_BROKER_WRITE_URL", "redis://write"),
+    ];
+    let warnings = read_environment(&mut given, variables.into_iter()).unwrap();
+    assert!(warnings[0].contains("CELERY_BROKER_WRITE_URL has no effect"));
+    assert_eq!(Settings::new(given).unwrap().broker_url, "redis://read");
     let read = |name, value| read_environment(&mut Given::default(), [variable(name, value)].into_iter());
     assert!(read("ORCHESTRA_BROKER_URLS", "x").unwrap()[0].ends_with("did you mean ORCHESTRA_BROKER_URL?"));
     assert!(read("ORCHESTRA_SERVICE_HOST", "10.0.0.1").unwrap().is_empty());

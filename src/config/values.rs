@@ -114,26 +114,12 @@ impl Seconds {
     }
 }
 
-/// Where tasks go: the name of a queue, or Celery's form of it.
+/// kombu's `fanout_prefix`: a text, or whether there is one.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(untagged)]
-pub(super) enum Route {
-    Queue(String),
-    Options(RouteOptions),
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RouteOptions {
-    pub(super) queue: String,
-}
-
-impl Route {
-    pub(super) fn queue(&self) -> &str {
-        match self {
-            Self::Queue(queue) | Self::Options(RouteOptions { queue }) => queue,
-        }
-    }
+pub(super) enum FanoutPrefix {
+    Is(bool),
+    Named(String),
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -153,6 +139,10 @@ pub(super) struct TransportOptions {
     pub(super) sep: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) queue_order_strategy: Option<Order>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) fanout_prefix: Option<FanoutPrefix>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) fanout_patterns: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_message_bytes: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,4 +183,6 @@ pub(super) struct ResultTransportOptions {
     pub(super) sentinel_kwargs: Option<SentinelLogin>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) global_keyprefix: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) result_chord_ordered: Option<bool>,
 }

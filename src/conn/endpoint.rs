@@ -8,6 +8,7 @@ use redis::{
 };
 
 use super::sentinel::{Login, Sentinels};
+use super::several::Several;
 use super::{Error, LinkOptions};
 
 /// Where a Redis is. Shown without its password.
@@ -20,6 +21,8 @@ pub struct Endpoint {
     /// Whether a certificate may be for another host.
     any_host: bool,
     sentinels: Option<Sentinels>,
+    /// It is a list, and this is the first.
+    several: Option<Several>,
 }
 
 /// Files of a TLS connection.
@@ -65,6 +68,9 @@ impl Endpoint {
             .ok_or("it has no scheme; write redis://host:6379/0")?;
         if scheme == "sentinel" {
             return Self::read_sentinels(url, shown);
+        }
+        if url.contains(';') {
+            return Self::read_several(url, shown);
         }
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let query = Query(query);
@@ -117,7 +123,43 @@ impl Endpoint {
             shown: shown.to_owned(),
             certificates,
             sentinels: None,
+            several: None,
         })
+    }
+
+    /// Each stands for the others when one cannot be reached.
+    fn read_several(urls: &str, shown: &str) -> Result<Self, String> {
+        let all: Result<Vec<Self>, String> = urls
+            .split(';')
+            .map(str::trim)
+            .filter(|url| !url.is_empty())
+            .map(|url| Self::read(url, &mask(url)))
+            .collect();
+        let all = all?;
+        if all.iter().any(|endpoint| endpoint.sentinels.is_some()) {
+            return Err("each of several URLs must begin with sentinel://".into());
+        }
+        let mut first = all.first().cloned().ok_or("it names no broker")?;
+        shown.clone_into(&mut first.shown);
+        first.several = (all.len() > 1).then(|| Several::new(all)).transpose()?;
+        Ok(first)
+    }
+
+    /// How many servers it names, any of which will do.
+    pub(super) fn count(&self) -> usize {
+        self.several.as_ref().map_or(1, Several::count)
+    }
+
+    /// Of a list: the number of the one that is used now; the same number means the same server.
+    pub(super) fn turn(&self) -> usize {
+        self.several.as_ref().map_or(0, Several::turn)
+    }
+
+    /// Of a list: the one of that number could not be reached.
+    pub(super) fn leave(&self, turn: usize) {
+        if let Some(several) = &self.several {
+            several.leave(turn);
+        }
     }
 
     /// Database and credentials are those of the first URL and concern the master (kombu's `SentinelChannel`).
@@ -141,6 +183,7 @@ impl Endpoint {
             certificates: Certificates::default(),
             any_host: false,
             sentinels: Some(Sentinels::new(addresses, master)),
+            several: None,
         })
     }
 
@@ -210,11 +253,24 @@ impl Endpoint {
             && self.db() == other.db()
             && self.username() == other.username()
             && self.sentinels == other.sentinels
+            && self.several == other.several
     }
 
     /// What makes a connection, to another node of its cluster if one is named. Certificates are read, and Sentinels
     /// asked, each time: both change while we run.
-    pub(super) async fn client(&self, node: Option<&(String, u16)>, options: &LinkOptions) -> Result<Client, Error> {
+    pub(super) async fn client(
+        &self,
+        turn: usize,
+        node: Option<&(String, u16)>,
+        options: &LinkOptions,
+    ) -> Result<Client, Error> {
+        match &self.several {
+            Some(several) => several.get(turn).client_of_one(node, options).await,
+            None => self.client_of_one(node, options).await,
+        }
+    }
+
+    async fn client_of_one(&self, node: Option<&(String, u16)>, options: &LinkOptions) -> Result<Client, Error> {
         let tcp = self
             .info
             .tcp_settings()
@@ -478,6 +534,23 @@ mod tests {
             "u:p@h:26379/1[::1]:26379[::1]:5/1"
         );
         assert!(Endpoint::parse("sentinel://a;redis://b").is_err());
+        assert!(Endpoint::parse("redis://b;sentinel://a").is_err());
+    }
+
+    #[test]
+    fn p_048_a_list_of_brokers_is_one_after_the_other() {
+        let list = Endpoint::parse("redis://u:secret@a:1/2; rediss://b/2").unwrap();
+        assert_eq!(list.to_string(), "redis://u:**@a:1/2; rediss://b/2");
+        let other = list.clone();
+        list.leave(0);
+        list.leave(0);
+        assert_eq!(
+            (other.turn(), list.turn()),
+            (1, 1),
+            "clones agree, and a turn is left once"
+        );
+        let error = Endpoint::parse("redis://a/1;redis://b/2").unwrap_err().to_string();
+        assert!(error.contains("same database number"), "{error}");
     }
 
     #[test]

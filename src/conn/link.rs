@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, PushInfo, PushKind, Script, Value};
-use tokio::sync::{Notify, OnceCell, mpsc, watch};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{info, warn};
 
 use super::error::{is_broken, needs_reconnect};
-use super::{Endpoint, Error};
+use super::{Endpoint, Error, patiently};
 use crate::backoff::Backoff;
 use crate::clock::{self, Instant};
 
@@ -27,25 +27,38 @@ pub struct LinkOptions {
     pub connect_timeout: Duration,
     /// For the first answer to a command or pipeline; a repeated one waits longer.
     pub response_timeout: Duration,
-    /// A connection that said nothing for this long is asked for a sign of life, and has as long to give it.
+    /// A connection that said nothing for this long is asked for a sign of life.
     pub health_check: Duration,
+    /// How long it has to give it: a server that writes a large message to its file is busy for a while.
+    pub sign_of_life: Duration,
 }
 
 impl Default for LinkOptions {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(1),
-            response_timeout: Duration::from_secs(4),
-            health_check: Duration::from_secs(2),
+            response_timeout: Duration::from_millis(3500),
+            health_check: Duration::from_millis(1500),
+            sign_of_life: Duration::from_secs(2),
         }
     }
 }
 
-/// A message that came by pub/sub: channel and payload.
-pub type Push = (String, Vec<u8>);
+/// A message that came by pub/sub.
+#[derive(Debug)]
+pub struct Push {
+    /// Where it was published.
+    pub channel: String,
+    /// What.
+    pub payload: Vec<u8>,
+    /// Gives its bytes back when it was read.
+    _share: OwnedSemaphorePermit,
+}
 
 /// Pub/sub messages that wait to be read; beyond them the newest are dropped, so that a flood cannot fill the memory.
 const PUSHES: usize = 4096;
+/// Bytes of pub/sub messages that wait to be read.
+const PUSHED_BYTES: usize = 64 << 20;
 
 /// The longest wait for one answer, however often it was tried.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
@@ -113,6 +126,8 @@ pub struct Link {
 struct Shared {
     endpoint: Endpoint,
     options: LinkOptions,
+    /// Of a list of brokers: which one it is connected to.
+    turn: AtomicUsize,
     /// In a cluster: the node that has our slot, when it is not the one of the URL.
     node: Mutex<Option<(String, u16)>>,
     /// The connection that stands, with its number; `None` while there is none.
@@ -128,6 +143,7 @@ struct Shared {
     /// The link that hears pub/sub; it is made when somebody subscribes.
     ears: OnceCell<Link>,
     pushes: mpsc::Sender<Push>,
+    room: Arc<Semaphore>,
     unread: Mutex<Option<mpsc::Receiver<Push>>>,
     dropped: AtomicBool,
 }
@@ -136,7 +152,8 @@ struct Shared {
 #[derive(Clone, Default)]
 struct Setup {
     scripts: Vec<Script>,
-    tracked: Vec<String>,
+    /// How news of keys are asked for.
+    tracking: Option<Cmd>,
     channels: HashSet<String>,
     patterns: HashSet<String>,
 }
@@ -163,6 +180,7 @@ impl Link {
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
             options,
+            turn: AtomicUsize::new(0),
             node: Mutex::default(),
             current: watch::Sender::new(None),
             heard: Mutex::new(clock::instant()),
@@ -172,6 +190,7 @@ impl Link {
             hurry: Arc::default(),
             ears: OnceCell::new(),
             pushes,
+            room: Arc::new(Semaphore::new(PUSHED_BYTES)),
             unread: Mutex::new(unread),
             dropped: AtomicBool::new(false),
         });
@@ -180,8 +199,14 @@ impl Link {
 
     /// The first connection; its number is 1.
     async fn first(&self) -> Result<(), Error> {
-        let connection = self.shared.open().await?;
-        self.shared.current.send_replace(Some((1, connection)));
+        let mut opened = self.shared.open().await;
+        for _ in 1..self.shared.endpoint.count() {
+            if opened.is_ok() {
+                break;
+            }
+            opened = self.shared.open().await;
+        }
+        self.shared.current.send_replace(Some((1, opened?)));
         Ok(())
     }
 
@@ -284,6 +309,10 @@ impl Link {
         let Some((epoch, mut connection)) = current else {
             return Err(Error::Transient(format!("not connected to Redis at {}", url())));
         };
+        if self.shared.endpoint.turn() != self.shared.turn.load(Ordering::Relaxed) {
+            self.shared.broken(epoch, "another broker of the list is used now");
+            return Err(Error::Transient(format!("not connected to Redis at {}", url())));
+        }
         let (longest, _waiting) = self.shared.waiting.join(patience.wait(&self.shared.options));
         connection.set_response_timeout(longest);
         match connection.req_packed_commands(pipe, 0, pipe.len()).await {
@@ -316,7 +345,7 @@ impl Link {
     /// The server cannot be reached or refuses scripts.
     pub async fn register(&self, scripts: impl IntoIterator<Item = Script>) -> Result<(), Error> {
         self.shared.setup().scripts.extend(scripts);
-        self.load_scripts().await
+        patiently(|| self.load_scripts()).await
     }
 
     async fn load_scripts(&self) -> Result<(), Error> {
@@ -338,12 +367,32 @@ impl Link {
     /// Asks for news of changed keys that begin with one of `prefixes` (`CLIENT TRACKING … BCAST`): each wakes
     /// [`woken`](Self::woken). Whether the server can do that; if not, callers have to look by themselves.
     pub async fn track(&self, prefixes: &[String]) -> bool {
-        self.shared.setup().tracked = prefixes.to_vec();
-        // Prefixes can be added but not changed; what is lost in between is seen by the next look at the queues.
+        let mut command = tracking();
+        command.arg("BCAST");
+        for prefix in prefixes {
+            command.arg("PREFIX").arg(prefix);
+        }
+        // Prefixes can be added but not changed; what is lost in between is seen by the next look at the keys.
         let _ = self
             .query::<Value>(redis::cmd("CLIENT").arg("TRACKING").arg("OFF"))
             .await;
-        self.query::<Value>(&tracking(prefixes)).await.is_ok()
+        self.start_tracking(command).await
+    }
+
+    /// Asks for news of the keys that this connection reads: the next change of one wakes [`woken`](Self::woken), once.
+    /// Whether the server can do that.
+    pub async fn track_reads(&self) -> bool {
+        self.start_tracking(tracking()).await
+    }
+
+    async fn start_tracking(&self, command: Cmd) -> bool {
+        self.shared.setup().tracking = Some(command.clone());
+        self.query::<Value>(&command).await.is_ok()
+    }
+
+    /// Ends a wait for news: what this connection itself changes is no news to it.
+    pub fn wake(&self) {
+        self.shared.woken.notify_one();
     }
 
     /// Waits for news of a tracked key, or of a new connection, after which anything may have changed.
@@ -437,9 +486,12 @@ impl Shared {
 
     async fn open(self: &Arc<Self>) -> Result<MultiplexedConnection, Error> {
         let node = self.node().clone();
-        let client = self.endpoint.client(node.as_ref(), &self.options).await?;
+        let turn = self.endpoint.turn();
+        let client = self.endpoint.client(turn, node.as_ref(), &self.options).await?;
         let opened = self.open_with(&client).await;
+        self.turn.store(turn, Ordering::Relaxed);
         if opened.is_err() {
+            self.endpoint.leave(turn);
             // A node that is gone: the one of the URL knows who has our slot now.
             *self.node() = None;
         }
@@ -470,8 +522,8 @@ impl Shared {
         for script in &setup.scripts {
             pipe.load_script(script);
         }
-        if !setup.tracked.is_empty() {
-            pipe.add_command(tracking(&setup.tracked));
+        if let Some(command) = setup.tracking {
+            pipe.add_command(command);
         }
         if !pipe.is_empty() {
             // A server that is loading refuses these: the connection is not ready, so try again.
@@ -492,6 +544,20 @@ impl Shared {
         Ok(connection)
     }
 
+    /// Puts a message where it is read, if there is room.
+    fn pass_on(&self, channel: String, payload: Vec<u8>) -> bool {
+        let bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let share = self.room.clone().try_acquire_many_owned(bytes);
+        share.is_ok_and(|share| {
+            let push = Push {
+                channel,
+                payload,
+                _share: share,
+            };
+            self.pushes.try_send(push).is_ok()
+        })
+    }
+
     fn on_push(&self, push: PushInfo) {
         self.hear();
         match push.kind {
@@ -502,7 +568,7 @@ impl Shared {
                     return;
                 };
                 if let (Ok(channel), Value::BulkString(payload)) = (String::from_redis_value(channel), payload)
-                    && self.pushes.try_send((channel, payload)).is_err()
+                    && !self.pass_on(channel, payload)
                     && !self.dropped.swap(true, Ordering::Relaxed)
                 {
                     warn!("pub/sub messages come faster than they can be handled; some are dropped");
@@ -569,12 +635,9 @@ fn has_no_script(value: &Value) -> bool {
     matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 
-fn tracking(prefixes: &[String]) -> Cmd {
+fn tracking() -> Cmd {
     let mut command = redis::cmd("CLIENT");
-    command.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
-    for prefix in prefixes {
-        command.arg("PREFIX").arg(prefix);
-    }
+    command.arg("TRACKING").arg("ON").arg("NOLOOP");
     command
 }
 
@@ -597,11 +660,15 @@ async fn supervise(shared: Weak<Shared>) {
                     .is_ok();
                 drop(changes);
                 let Some(strong) = weak.upgrade() else { return };
+                if strong.endpoint.turn() != strong.turn.load(Ordering::Relaxed) {
+                    strong.broken(epoch, "another broker of the list is used now");
+                    continue;
+                }
                 // Whoever waits for an answer finds out by itself.
                 if broke || !strong.waiting.is_empty() || strong.silence() < health_check {
                     continue;
                 }
-                connection.set_response_timeout(health_check);
+                connection.set_response_timeout(strong.options.sign_of_life);
                 match redis::cmd("PING").exec_async(&mut connection).await {
                     Err(error) if is_broken(&error) => strong.broken(epoch, "no sign of life"),
                     _ => strong.hear(),

@@ -1,11 +1,18 @@
 //! Redis connections: where a Redis is ([`Endpoint`]) and a connection to it that comes back by itself ([`Link`]).
 
+mod advice;
 mod endpoint;
 mod error;
 mod link;
+mod patience;
+mod script;
 mod sentinel;
+mod several;
 
+pub use advice::advice;
 pub use endpoint::Endpoint;
 pub use error::Error;
 pub use link::{Link, LinkOptions, Patience, Push};
+pub use patience::patiently;
+pub use script::invocation;
 pub use sentinel::Login;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Arguments, BoxFuture, Context, DynTask, Failure, RegisterError, Registry};
-use crate::canvas::{chord, group};
+use super::{Arguments, BoxFuture, Context, DynTask, Failure, Options, RegisterError, Registry};
+use crate::canvas::{self, chord};
 use crate::wire::{Body, Exception, Json, Signature};
 
 /// What a built-in task does with its arguments.
@@ -24,12 +24,22 @@ impl DynTask for Builtin {
         self.name
     }
 
+    fn options(&self) -> Options {
+        let mut options = Options::DEFAULT;
+        if self.name == UNLOCK {
+            (options.max_retries, options.ignore_result) = (None, true);
+        }
+        options
+    }
+
     fn run(&self, arguments: Arguments, context: Context) -> BoxFuture<'static, Result<Value, Failure>> {
         (self.run)(arguments, context, self.tasks.clone())
     }
 }
 
-const BUILTINS: [(&str, Run); 8] = [
+const UNLOCK: &str = "celery.chord_unlock";
+
+const BUILTINS: [(&str, Run); 9] = [
     ("celery.accumulate", |arguments, _, _| {
         Box::pin(async { accumulate(arguments) })
     }),
@@ -54,6 +64,9 @@ const BUILTINS: [(&str, Run); 8] = [
     }),
     ("celery.chunks", |arguments, context, _| {
         Box::pin(chunks(arguments, context))
+    }),
+    (UNLOCK, |arguments, context, _| {
+        Box::pin(super::chord_unlock::run(arguments, context))
     }),
     ("celery.group", |arguments, context, _| {
         Box::pin(start_group(arguments, context))
@@ -136,13 +149,7 @@ async fn chunks(arguments: Arguments, context: Context) -> Result<Value, Failure
     if n == 0 {
         return Err(Failure::value_error("n must be at least 1"));
     }
-    let parts = it.chunks(n).map(|part| {
-        Signature::new("celery.starmap")
-            .kwarg("task", &task)
-            .kwarg("it", part)
-            .immutable()
-    });
-    let applied = context.apply(group(parts)).await?;
+    let applied = context.apply(canvas::chunks(&task, it, n)).await?;
     Ok(serde_json::to_value(applied.handle())?)
 }
 

@@ -1,16 +1,16 @@
 //! What a run knows about itself, and what it may tell the world while it runs.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use super::flag::Flag;
 use crate::canvas::{Parent, ResultNode};
 use crate::client::{Applied, Client};
 use crate::clock::Instant;
@@ -50,6 +50,8 @@ pub enum Note {
     State(Arc<str>, State, Box<RawValue>),
     /// An entry of the token stream.
     Stream(Arc<str>, Box<RawValue>),
+    /// An event of the task's own, with its type and fields.
+    Event(Arc<str>, String, Map<String, Value>),
 }
 
 /// Where notes go.
@@ -63,23 +65,26 @@ pub struct Context {
 
 struct Inner {
     details: Details,
-    cancel: CancellationToken,
-    soft: CancellationToken,
+    cancel: Flag,
+    /// The signal that somebody wants it to be ended by; 0 when nobody does.
+    signal: AtomicI32,
+    soft: Flag,
     watches_soft: AtomicBool,
     notes: Notes,
     dropped: AtomicU64,
-    client: Option<Client>,
+    client: Option<Arc<Client>>,
     children: Mutex<Vec<ResultNode>>,
 }
 
 impl Context {
     /// A context whose notes go to `notes`. The worker makes one for each run; a test of a task makes its own.
-    pub fn new(details: Details, notes: Notes, client: Option<Client>) -> Self {
+    pub fn new(details: Details, notes: Notes, client: Option<Arc<Client>>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 details,
-                cancel: CancellationToken::new(),
-                soft: CancellationToken::new(),
+                cancel: Flag::default(),
+                signal: AtomicI32::new(0),
+                soft: Flag::default(),
                 watches_soft: AtomicBool::new(false),
                 notes,
                 dropped: AtomicU64::new(0),
@@ -123,19 +128,19 @@ impl Context {
     /// Completes when the run is to end: revoked, over its hard limit, or the worker stops cold. An async run need
     /// not watch it, since its future is dropped; a blocking one should, between two pieces of work.
     pub async fn cancelled(&self) {
-        self.inner.cancel.cancelled().await;
+        self.inner.cancel.wait().await;
     }
 
     /// Whether the run is to end; see [`cancelled`](Self::cancelled).
     pub fn is_cancelled(&self) -> bool {
-        self.inner.cancel.is_cancelled()
+        self.inner.cancel.is_up()
     }
 
     /// Completes at the soft time limit. A run that has called this is not ended at the soft limit but at the hard
     /// one: catching `SoftTimeLimitExceeded`, in Python's terms.
     pub async fn soft_limit(&self) {
         self.inner.watches_soft.store(true, Ordering::Release);
-        self.inner.soft.cancelled().await;
+        self.inner.soft.wait().await;
     }
 
     /// Stores a state of the task's own, such as `PROGRESS`, with meta data (`Task.update_state`). Waits while the
@@ -145,9 +150,8 @@ impl Context {
     /// `meta` cannot be serialized.
     pub async fn update_state(&self, state: &str, meta: &impl Serialize) -> Result<(), Failure> {
         let meta = serde_json::value::to_raw_value(meta)?;
-        let note = Note::State(self.inner.details.id.clone(), State::parse(state), meta);
-        // A closed channel is a worker that is gone: the run is about to be dropped.
-        let _ = self.inner.notes.send(note).await;
+        self.forward(Note::State(self.inner.details.id.clone(), State::parse(state), meta))
+            .await;
         Ok(())
     }
 
@@ -157,10 +161,35 @@ impl Context {
         let Ok(entry) = serde_json::value::to_raw_value(entry) else {
             return;
         };
+        self.forward_stream(entry);
+    }
+
+    /// Hands on an entry of the token stream, if there is room.
+    pub(crate) fn forward_stream(&self, entry: Box<RawValue>) {
         let note = Note::Stream(self.inner.details.id.clone(), entry);
         if self.inner.notes.try_send(note).is_err() {
             self.inner.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Tells the monitors something of the task's own (`Task.send_event`): an event of the type `kind`, such as
+    /// `task-progress`, with the task's id and these fields. It is sent whether or not task events are on.
+    ///
+    /// # Errors
+    /// `fields` cannot be serialized, or are no object.
+    pub async fn send_event(&self, kind: &str, fields: &impl Serialize) -> Result<(), Failure> {
+        let Value::Object(fields) = serde_json::to_value(fields)? else {
+            return Err(Failure::type_error("the fields of an event must be an object"));
+        };
+        self.forward(Note::Event(self.inner.details.id.clone(), kind.to_owned(), fields))
+            .await;
+        Ok(())
+    }
+
+    /// Hands on what was said of this run.
+    pub(crate) async fn forward(&self, note: Note) {
+        // A closed channel is a worker that is gone: the run is about to be dropped.
+        let _ = self.inner.notes.send(note).await;
     }
 
     /// How many stream entries were left out.
@@ -177,6 +206,10 @@ impl Context {
         let parent = Parent {
             id: details.id.to_string(),
             root_id: details.root_id.clone().unwrap_or_else(|| details.id.to_string()),
+            priority: details
+                .message
+                .as_ref()
+                .map_or(0, |message| message.properties.priority()),
         };
         let applied = self.sender()?.apply_for(Some(&parent), signature).await?;
         let mut children = self.inner.children.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,16 +252,33 @@ impl Context {
 
     /// A client for sub-tasks; `None` outside a worker.
     pub fn client(&self) -> Option<&Client> {
-        self.inner.client.as_ref()
+        self.inner.client.as_deref()
+    }
+
+    /// What a run elsewhere has sent on behalf of this task.
+    pub(crate) fn add_children(&self, new: impl IntoIterator<Item = ResultNode>) {
+        let mut children = self.inner.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.extend(new);
     }
 
     pub(crate) fn cancel(&self) {
-        self.inner.cancel.cancel();
+        self.inner.cancel.raise();
+    }
+
+    /// Ends the run; where it has a process of its own, by this signal.
+    pub(crate) fn cancel_by(&self, signal: i32) {
+        self.inner.signal.store(signal, Ordering::Release);
+        self.cancel();
+    }
+
+    /// The signal that is to end the run.
+    pub(crate) fn signal(&self) -> i32 {
+        self.inner.signal.load(Ordering::Acquire)
     }
 
     /// Tells the run of its soft limit; whether it watches for it.
     pub(crate) fn reach_soft_limit(&self) -> bool {
-        self.inner.soft.cancel();
+        self.inner.soft.raise();
         self.inner.watches_soft.load(Ordering::Acquire)
     }
 }

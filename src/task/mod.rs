@@ -28,8 +28,10 @@
 
 mod bind;
 pub(crate) mod builtins;
+mod chord_unlock;
 mod context;
 mod failure;
+mod flag;
 mod options;
 mod registry;
 mod traits;

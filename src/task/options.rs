@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::wire::Exception;
+
 /// What a worker does around a task. Start from [`Options::DEFAULT`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -12,12 +14,21 @@ pub struct Options {
     pub acks_on_failure: bool,
     /// With late acks: a task ended by its hard time limit is acknowledged. `false` puts it back.
     pub acks_on_timeout: bool,
+    /// With late acks: a task whose process was lost goes back to its queue instead of failing.
+    pub reject_on_worker_lost: bool,
+    /// A task whose process was lost is retried, like one that asks for it.
+    pub retry_on_worker_lost: bool,
     /// How often it may be retried; `None` is without end.
     pub max_retries: Option<u32>,
     /// Pause before a retry that names none.
     pub default_retry_delay: Duration,
     /// Retry on every [`Failure::Fail`](super::Failure::Fail) as `autoretry_for = (Exception,)` does.
     pub autoretry: bool,
+    /// Retry on exceptions of these classes, by name (`ValueError`, or with its module `myapp.errors.Busy`). There are
+    /// no base classes here: each class is named.
+    pub autoretry_for: &'static [&'static str],
+    /// Exceptions that are not retried, whatever `autoretry` and `autoretry_for` say.
+    pub dont_autoretry_for: &'static [&'static str],
     /// With `autoretry`: pauses grow as `backoff × 2^retries`; `None` uses `default_retry_delay`.
     pub retry_backoff: Option<Duration>,
     /// Longest pause of `retry_backoff`.
@@ -31,6 +42,8 @@ pub struct Options {
     /// After this a run is ended as `SoftTimeLimitExceeded`, unless it watches
     /// [`Context::soft_limit`](super::Context::soft_limit) and ends by itself before the hard limit.
     pub soft_time_limit: Option<Duration>,
+    /// Largest result, in bytes of JSON; `None` takes the setting of that name.
+    pub max_result_bytes: Option<usize>,
     /// Store no result.
     pub ignore_result: bool,
     /// Store failures even if results are ignored.
@@ -41,6 +54,9 @@ pub struct Options {
     pub send_events: bool,
     /// Run on a thread of its own, for code that blocks. Such a run cannot be interrupted.
     pub blocking: bool,
+    /// Run in a process of its own, which a time limit or `terminate` kills whatever it does, and whose death is this
+    /// task's failure and nothing else. Processes are started when they are needed and used again.
+    pub process: bool,
     /// As an error callback it is called at once, in the worker where the failure is handled, with the failed task's
     /// request, the exception and the traceback; there is no message and no result. Python workers do this with every
     /// task that takes more than one argument; without it an error callback is sent, with the failed task's id.
@@ -55,23 +71,42 @@ impl Options {
         acks_late: false,
         acks_on_failure: true,
         acks_on_timeout: true,
+        reject_on_worker_lost: false,
+        retry_on_worker_lost: false,
         max_retries: Some(3),
         default_retry_delay: Duration::from_secs(180),
         autoretry: false,
+        autoretry_for: &[],
+        dont_autoretry_for: &[],
         retry_backoff: None,
         retry_backoff_max: Duration::from_secs(600),
         retry_jitter: true,
         rate_limit: None,
         time_limit: None,
         soft_time_limit: None,
+        max_result_bytes: None,
         ignore_result: false,
         store_errors_even_if_ignored: false,
         track_started: false,
         send_events: true,
         blocking: false,
+        process: false,
         errback_inline: false,
         streams: false,
     };
+}
+
+impl Options {
+    /// Whether a failure with this exception is retried without having asked for it.
+    pub(crate) fn retries_on(&self, exception: &Exception) -> bool {
+        let named = |names: &[&str]| {
+            names.iter().any(|name| match name.rsplit_once('.') {
+                Some((module, class)) => module == exception.module && class == exception.name,
+                None => *name == exception.name,
+            })
+        };
+        (self.autoretry || named(self.autoretry_for)) && !named(self.dont_autoretry_for)
+    }
 }
 
 impl Default for Options {
@@ -139,6 +174,26 @@ impl std::fmt::Display for RateLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p_091_exceptions_are_retried_by_name() {
+        let policy = Options {
+            autoretry_for: &["ValueError", "myapp.errors.Busy"],
+            ..Options::DEFAULT
+        };
+        let busy = |module: &str| Exception::new(module, "Busy", "");
+        assert!(policy.retries_on(&Exception::value_error("x")));
+        assert!(policy.retries_on(&busy("myapp.errors")));
+        assert!(!policy.retries_on(&busy("other")));
+        assert!(!policy.retries_on(&Exception::type_error("x")));
+        let all = Options {
+            autoretry: true,
+            dont_autoretry_for: &["ValueError"],
+            ..Options::DEFAULT
+        };
+        assert!(all.retries_on(&busy("other")) && !all.retries_on(&Exception::value_error("x")));
+        assert!(!Options::DEFAULT.retries_on(&busy("other")));
+    }
 
     #[test]
     fn p_105_rate_limits_are_read_as_celery_reads_them() {

@@ -1,5 +1,6 @@
 //! The body of a task message: `[args, kwargs, embed]`, kept as JSON text and cut at its joints only.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use serde::Deserialize;
@@ -63,37 +64,28 @@ impl Body {
     /// # Errors
     /// The text is not `[list, object, object or null]`.
     pub fn parse(text: String) -> Result<Self, DecodeError> {
-        let text = match json::finite(&text) {
-            std::borrow::Cow::Owned(finite) if serde_json::from_str::<&RawValue>(&text).is_err() => finite,
-            _ => text,
+        let (text, [args, kwargs, embed]) = match cut(&text) {
+            Ok(places) => (text, places),
+            // Python's non-finite numbers are no JSON.
+            Err(error) => match json::finite(&text) {
+                Cow::Borrowed(_) => return Err(error),
+                Cow::Owned(finite) => {
+                    let places = cut(&finite)?;
+                    (finite, places)
+                }
+            },
         };
-        let parts: Vec<&RawValue> = serde_json::from_str(&text)
-            .map_err(|error| DecodeError::Body(format!("the body is not [args, kwargs, embed]: {error}")))?;
-        let [args, kwargs, embed] = parts[..] else {
-            return Err(DecodeError::Body(format!(
-                "the body has {} parts instead of [args, kwargs, embed]",
-                parts.len()
-            )));
-        };
-        if !args.get().starts_with('[') {
+        if !text[args.clone()].starts_with('[') {
             return Err(DecodeError::Body("args is not a list".into()));
         }
-        if !kwargs.get().starts_with('{') {
+        if !text[kwargs.clone()].starts_with('{') {
             return Err(DecodeError::Body("kwargs is not an object".into()));
         }
-        let embed = match embed.get() {
+        let embed = match &text[embed.clone()] {
             "null" => None,
-            text if text.starts_with('{') => Some(embed),
+            object if object.starts_with('{') => Some(embed),
             _ => return Err(DecodeError::Body("embed is neither an object nor null".into())),
         };
-        // Each part is a slice of `text`, so the distance of the pointers is its place.
-        let start = text.as_ptr() as usize;
-        let place = |part: &str| {
-            let at = part.as_ptr() as usize - start;
-            at..at + part.len()
-        };
-        let (args, kwargs) = (place(args.get()), place(kwargs.get()));
-        let embed = embed.map(|embed| place(embed.get()));
         Ok(Self {
             text,
             args,
@@ -152,6 +144,24 @@ impl Body {
             }
         }
     }
+}
+
+/// The places of the three parts.
+fn cut(text: &str) -> Result<[Range<usize>; 3], DecodeError> {
+    let parts: Vec<&RawValue> = serde_json::from_str(text)
+        .map_err(|error| DecodeError::Body(format!("the body is not [args, kwargs, embed]: {error}")))?;
+    let [args, kwargs, embed] = parts[..] else {
+        return Err(DecodeError::Body(format!(
+            "the body has {} parts instead of [args, kwargs, embed]",
+            parts.len()
+        )));
+    };
+    // Each part is a slice of `text`, so the distance of the pointers is its place.
+    let start = text.as_ptr() as usize;
+    Ok([args, kwargs, embed].map(|part| {
+        let at = part.get().as_ptr() as usize - start;
+        at..at + part.get().len()
+    }))
 }
 
 fn read_embed<T: DeserializeOwned>(text: &str) -> Result<T, DecodeError> {

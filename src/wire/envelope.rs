@@ -1,54 +1,80 @@
 //! The envelope: what lies in a queue (`kombu.transport.virtual.base.Channel.prepare_message`).
 
 use std::borrow::Cow;
+use std::fmt;
 
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-/// An envelope, borrowed from the bytes it was read from.
+/// An envelope, borrowed from the bytes it was read from. Its headers are text still, or read with it.
 #[derive(Debug, Deserialize)]
-pub struct Envelope<'a> {
+#[serde(bound(deserialize = "H: Deserialize<'de>"))]
+pub struct Envelope<'a, H = &'a RawValue> {
     /// The serialized task, mostly base64.
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "borrowed")]
     pub body: Option<Cow<'a, str>>,
     /// Serializer.
-    #[serde(borrow, rename = "content-type", default)]
+    #[serde(borrow, rename = "content-type", default, deserialize_with = "borrowed")]
     pub content_type: Option<Cow<'a, str>>,
     /// `utf-8` or `binary`.
-    #[serde(borrow, rename = "content-encoding", default)]
+    #[serde(borrow, rename = "content-encoding", default, deserialize_with = "borrowed")]
     pub content_encoding: Option<Cow<'a, str>>,
-    /// Headers, still as text: only a message that is ours pays for parsing them.
-    #[serde(borrow, default)]
-    pub headers: Option<&'a RawValue>,
+    /// What Celery says about the task.
+    #[serde(default = "none")]
+    pub headers: Option<H>,
     /// How it travelled.
     #[serde(default)]
     pub properties: Option<Properties>,
 }
 
+fn none<H>() -> Option<H> {
+    None
+}
+
+/// A text that is borrowed when it has no escapes; serde copies a `Cow` behind an `Option`.
+pub(super) struct Text<'a>(pub Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+fn borrowed<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cow<'a, str>>, D::Error> {
+    Ok(Option::<Text<'a>>::deserialize(deserializer)?.map(|text| text.0))
+}
+
 /// `properties` of an envelope. Producers that are not kombu leave parts out; they are read as absent.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, PartialEq)]
 pub struct Properties {
     /// The task id.
-    #[serde(default)]
     pub correlation_id: Option<String>,
     /// The client's id; it means nothing on Redis but travels with follow-ups.
-    #[serde(default)]
     pub reply_to: Option<String>,
     /// 2 = persistent, which Redis ignores.
-    #[serde(default)]
     pub delivery_mode: Option<u8>,
     /// Where it was sent.
-    #[serde(default)]
     pub delivery_info: Option<DeliveryInfo>,
     /// 0 (first) to 9.
-    #[serde(default)]
     pub priority: Option<Value>,
     /// `base64`, or absent for text.
-    #[serde(default)]
     pub body_encoding: Option<String>,
     /// Chosen by the producer; survives redelivery.
-    #[serde(default)]
     pub delivery_tag: Option<Value>,
     /// Everything else, kept.
     #[serde(flatten)]
@@ -56,20 +82,79 @@ pub struct Properties {
 }
 
 /// Where a message was sent.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, PartialEq)]
 pub struct DeliveryInfo {
     /// Exchange; empty is the default exchange, whose routing key is the queue.
-    #[serde(default)]
     pub exchange: Option<String>,
     /// Routing key.
-    #[serde(default)]
     pub routing_key: Option<String>,
     /// Set by whoever put the message back.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub redelivered: bool,
     /// Everything else, kept.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+// Both by hand rather than `flatten`, which would buffer every value: they are read once for every message.
+impl<'de> Deserialize<'de> for Properties {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PropertiesVisitor;
+        impl<'de> Visitor<'de> for PropertiesVisitor {
+            type Value = Properties;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of properties")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Properties, A::Error> {
+                let mut properties = Properties::default();
+                while let Some(Text(key)) = map.next_key()? {
+                    match &*key {
+                        "correlation_id" => properties.correlation_id = map.next_value()?,
+                        "reply_to" => properties.reply_to = map.next_value()?,
+                        "delivery_mode" => properties.delivery_mode = map.next_value()?,
+                        "delivery_info" => properties.delivery_info = map.next_value()?,
+                        "priority" => properties.priority = map.next_value()?,
+                        "body_encoding" => properties.body_encoding = map.next_value()?,
+                        "delivery_tag" => properties.delivery_tag = map.next_value()?,
+                        _ => {
+                            let other = map.next_value()?;
+                            properties.extra.insert(key.into_owned(), other);
+                        }
+                    }
+                }
+                Ok(properties)
+            }
+        }
+        deserializer.deserialize_map(PropertiesVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeliveryInfo {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InfoVisitor;
+        impl<'de> Visitor<'de> for InfoVisitor {
+            type Value = DeliveryInfo;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of delivery_info")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<DeliveryInfo, A::Error> {
+                let mut info = DeliveryInfo::default();
+                while let Some(Text(key)) = map.next_key()? {
+                    match &*key {
+                        "exchange" => info.exchange = map.next_value()?,
+                        "routing_key" => info.routing_key = map.next_value()?,
+                        "redelivered" => info.redelivered = map.next_value()?,
+                        _ => {
+                            let other = map.next_value()?;
+                            info.extra.insert(key.into_owned(), other);
+                        }
+                    }
+                }
+                Ok(info)
+            }
+        }
+        deserializer.deserialize_map(InfoVisitor)
+    }
 }
 
 impl Properties {
@@ -114,7 +199,8 @@ impl<H: Serialize> Outgoing<'_, H> {
     /// A body as it goes into an envelope: JSON in base64.
     pub(crate) fn encode<B: Serialize + ?Sized>(body: &B) -> Result<String, serde_json::Error> {
         use base64::Engine as _;
-        Ok(base64::engine::general_purpose::STANDARD.encode(serde_json::to_vec(body)?))
+        let text = serde_json::to_vec(body)?;
+        Ok(base64::engine::general_purpose::STANDARD.encode(super::json::restored(&text)))
     }
 }
 

@@ -1,5 +1,9 @@
 //! Events (`celery.events`): what Flower and `celery events` show.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -127,6 +131,19 @@ pub enum EventKind {
         /// Whether it went back to the queue.
         requeue: bool,
     },
+    /// An event of a task's own.
+    Own {
+        /// Task id.
+        uuid: String,
+        /// What it says.
+        #[serde(flatten)]
+        fields: Map<String, Value>,
+    },
+    /// `task-cancelled`.
+    Cancelled {
+        /// Task id.
+        uuid: String,
+    },
     /// `task-revoked`.
     Revoked {
         /// Task id.
@@ -158,7 +175,7 @@ pub struct Event {
     pub timestamp: f64,
     /// `task-received`, …
     #[serde(rename = "type")]
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
 }
 
 impl Event {
@@ -185,7 +202,32 @@ impl Event {
                 routing_key: routing_key.to_owned(),
             },
             timestamp: clock::epoch_seconds(clock::now()),
-            name: "task-sent",
+            name: "task-sent".into(),
+        }
+    }
+}
+
+/// A Lamport clock: orders what several processes did. Clones are one clock.
+#[derive(Clone, Debug, Default)]
+pub struct Lamport(Arc<AtomicU64>);
+
+impl Lamport {
+    /// What it shows.
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Something happened; what it shows then.
+    pub fn tick(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Somebody else's clock was seen.
+    pub fn adjust(&self, other: u64) {
+        // A clock far in the future would overflow later, and orders nothing.
+        if other < u64::MAX / 2 {
+            self.0.fetch_max(other, Ordering::Relaxed);
+            self.tick();
         }
     }
 }
@@ -280,7 +322,7 @@ mod tests {
             clock: 12,
             kind: EventKind::ElectAck { id: "e".into() },
             timestamp: 1.5,
-            name: "worker-elect-ack",
+            name: "worker-elect-ack".into(),
         };
         let (routing_key, payload) = Events::one(&event, "celeryev").unwrap();
         assert_eq!(routing_key, "worker.elect.ack");

@@ -1,6 +1,5 @@
 //! The headers of a task message (protocol 2, `celery.app.amqp.AMQP.as_task_v2`).
 
-use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -8,6 +7,8 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use super::envelope::Text;
 
 /// `timelimit`: `[hard, soft]` in seconds (hard first, whatever Celery's own page says).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -98,7 +99,7 @@ impl<'de> Visitor<'de> for HeadersVisitor {
     // By hand rather than `flatten`, which would buffer every header: this runs once for every message.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Headers, A::Error> {
         let mut headers = Headers::default();
-        while let Some(Key(key)) = map.next_key()? {
+        while let Some(Text(key)) = map.next_key()? {
             match &*key {
                 "lang" => headers.lang = text(&mut map, "lang")?,
                 "task" => headers.task = text(&mut map, "task")?.unwrap_or_default(),
@@ -130,27 +131,6 @@ impl<'de> Visitor<'de> for HeadersVisitor {
             }
         }
         Ok(headers)
-    }
-}
-
-struct Key<'a>(Cow<'a, str>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct KeyVisitor;
-        impl<'de> Visitor<'de> for KeyVisitor {
-            type Value = Cow<'de, str>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a header name")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Cow::Borrowed(text))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Cow::Owned(text.to_owned()))
-            }
-        }
-        deserializer.deserialize_str(KeyVisitor).map(Key)
     }
 }
 

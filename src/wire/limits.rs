@@ -7,6 +7,8 @@ pub struct Limits {
     pub body: usize,
     /// Task id and task name.
     pub name: usize,
+    /// A remote control request, or an event of another worker.
+    pub control: usize,
 }
 
 impl Default for Limits {
@@ -14,6 +16,7 @@ impl Default for Limits {
         Self {
             body: 64 << 20,
             name: 255,
+            control: 16 << 20,
         }
     }
 }

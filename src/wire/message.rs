@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use base64::Engine as _;
+use serde_json::value::RawValue;
 
 use super::serializer::{Accept, Reader};
 use super::{Body, Envelope, Headers, Limits, Properties, decompress, protocol1};
@@ -78,10 +79,19 @@ pub fn decode(raw: &[u8], limits: &Limits) -> Result<Message, Undecodable> {
 
 /// Decodes a queue element of an accepted content type.
 pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> Result<Message, Undecodable> {
-    let envelope = envelope(raw)?;
-    let outside = envelope.headers.map_or("{}", |headers| headers.get());
-    let headers = headers(outside)?;
-    let properties = envelope.properties.unwrap_or_default();
+    let element = std::str::from_utf8(raw).map_err(|error| DecodeError::Envelope(format!("not UTF-8: {error}")))?;
+    let envelope = match open(element) {
+        Ok(envelope) => envelope,
+        // Python's non-finite numbers in the headers or properties.
+        Err(error) => match super::json::finite(element) {
+            Cow::Owned(finite) => return decode_accepted(finite.as_bytes(), limits, accept),
+            Cow::Borrowed(_) => return Err(error.into()),
+        },
+    };
+    let (headers, properties) = (
+        envelope.headers.unwrap_or_default(),
+        envelope.properties.unwrap_or_default(),
+    );
     let of_protocol_1 = headers.task.is_empty();
     if !of_protocol_1 {
         check(&headers, limits)?;
@@ -93,9 +103,12 @@ pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> R
         &properties,
         limits,
     );
-    let unfolded = text.and_then(|text| match protocol1::is_body(&text) {
-        true => protocol1::unfold(&text, outside).map(|(headers, text)| (Some(headers), text)),
-        false => Ok((None, text)),
+    let unfolded = text.and_then(|text| {
+        if !protocol1::is_body(&text) {
+            return Ok((None, text));
+        }
+        let outside = unread(element)?.headers.map_or("{}", RawValue::get);
+        protocol1::unfold(&text, outside).map(|(headers, text)| (Some(headers), text))
     });
     let (headers, text) = match unfolded {
         Ok((unfolded, text)) => (unfolded.unwrap_or(headers), text),
@@ -113,13 +126,29 @@ pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> R
     }
 }
 
-fn envelope(raw: &[u8]) -> Result<Envelope<'_>, DecodeError> {
-    let text = std::str::from_utf8(raw).map_err(|error| DecodeError::Envelope(format!("not UTF-8: {error}")))?;
-    serde_json::from_str(text).map_err(|error| DecodeError::Envelope(error.to_string()))
+/// The envelope with its headers, in one pass.
+fn open(element: &str) -> Result<Envelope<'_, Headers>, DecodeError> {
+    if let Ok(envelope) = serde_json::from_str(element) {
+        return Ok(envelope);
+    }
+    // What is wrong, the envelope or its headers?
+    let envelope = unread(element)?;
+    Ok(Envelope {
+        headers: Some(headers(envelope.headers)?),
+        body: envelope.body,
+        content_type: envelope.content_type,
+        content_encoding: envelope.content_encoding,
+        properties: envelope.properties,
+    })
 }
 
-fn headers(text: &str) -> Result<Headers, DecodeError> {
-    match text {
+/// The envelope with the text of its headers.
+fn unread(element: &str) -> Result<Envelope<'_>, DecodeError> {
+    serde_json::from_str(element).map_err(|error| DecodeError::Envelope(error.to_string()))
+}
+
+fn headers(text: Option<&RawValue>) -> Result<Headers, DecodeError> {
+    match text.map_or("{}", RawValue::get) {
         "null" => Ok(Headers::default()),
         text => super::json::parse(text).map_err(|error| DecodeError::NotATask(error.to_string())),
     }
@@ -214,6 +243,28 @@ mod tests {
             "refusing to deserialize untrusted content of type pickle (application/x-python-serialize): it can run any code"
         ));
         assert_eq!(refused.headers.unwrap().id, "1");
+    }
+
+    #[test]
+    fn p_066_plain_bytes_and_texts_are_no_arguments() {
+        for content_type in ["application/data", "application/text"] {
+            let plain = MINIMAL.replace("application/json", content_type);
+            let why = decode(plain.as_bytes(), &Limits::default())
+                .unwrap_err()
+                .error
+                .to_string();
+            assert!(
+                why.contains("untrusted content") && why.contains("accept_content is json"),
+                "{why}"
+            );
+        }
+    }
+
+    #[test]
+    fn p_015_a_message_with_nan_in_its_headers_is_read() {
+        let odd = MINIMAL.replace(r#""id": "1""#, r#""id": "1", "stamp": NaN, "far": [-Infinity]"#);
+        let message = decode(odd.as_bytes(), &Limits::default()).unwrap();
+        assert_eq!(message.headers.extra["far"], serde_json::json!([null]));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
-    CallOptions, Headers, Json, Kwargs, Outgoing, OutgoingInfo, OutgoingProperties, TimeLimit, repr_args, repr_bounded,
+    CallOptions, Destination, Headers, Json, Kwargs, Outgoing, OutgoingInfo, OutgoingProperties, Routes, TimeLimit,
+    repr_args, repr_bounded,
 };
 use crate::clock::{self, Timestamp};
 
@@ -40,6 +41,8 @@ pub struct Parcel {
     pub exchange: String,
     /// Routing key; on the default exchange the queue.
     pub routing_key: String,
+    /// The queue that was meant, if one was: a sender declares it.
+    pub queue: Option<String>,
     /// 0 to 9.
     pub priority: u8,
     /// The envelope.
@@ -48,6 +51,9 @@ pub struct Parcel {
 
 /// Properties that a sender may set besides those of the call.
 const PROPERTIES: [&str; 6] = ["app_id", "cluster_id", "message_id", "timestamp", "type", "user_id"];
+
+/// Options of a route that say where.
+const WAY: [&str; 4] = ["queue", "exchange", "exchange_type", "routing_key"];
 
 #[derive(Serialize)]
 struct EmbedOut<'a> {
@@ -58,11 +64,30 @@ struct EmbedOut<'a> {
 }
 
 impl Outbound {
-    /// The message, at the time `now`, sent by `origin`; without an option that says otherwise to `queue`.
+    /// The message, at the time `now`, sent by `origin`, to where the call or its route says.
     ///
     /// # Errors
-    /// An argument is no JSON.
-    pub fn parcel(&self, now: Timestamp, origin: &str, queue: &str) -> Result<Parcel, serde_json::Error> {
+    /// An argument is no JSON, or a queue is not known where only known ones may be used.
+    pub fn parcel(&self, now: Timestamp, origin: &str, routes: &Routes) -> Result<Parcel, serde_json::Error> {
+        let to = routes
+            .destination(&self.task, &self.options)
+            .map_err(serde::ser::Error::custom)?;
+        match routes.options(&self.task) {
+            // What a route adds besides the way: priority, time limits and whatever else `apply_async` takes.
+            Some(added) if added.keys().any(|name| !WAY.contains(&name.as_str())) => {
+                let mut routed = self.clone();
+                for (name, value) in added {
+                    if !WAY.contains(&name.as_str()) && routed.options.get(name).is_none() {
+                        routed.options.rest.insert(name.clone(), value.clone());
+                    }
+                }
+                routed.parcel_to(now, origin, to)
+            }
+            _ => self.parcel_to(now, origin, to),
+        }
+    }
+
+    fn parcel_to(&self, now: Timestamp, origin: &str, to: Destination) -> Result<Parcel, serde_json::Error> {
         let options = &self.options;
         let expires = options.get("expires").and_then(|expires| time(expires, now));
         let headers = self.headers(now, origin, expires.as_ref());
@@ -76,16 +101,11 @@ impl Outbound {
             .get("priority")
             .and_then(|priority| priority.parse::<f64>().ok())
             .map_or(0, |priority| priority.clamp(0.0, 9.0) as u8);
-        // A queue by name has an exchange and a routing key of that name, of which the default exchange needs neither.
-        let named = options.str("queue");
-        let exchange = if named.is_some() {
-            String::new()
-        } else {
-            options.str("exchange").unwrap_or_default()
-        };
-        let routing_key = named
-            .or_else(|| options.str("routing_key"))
-            .unwrap_or_else(|| queue.to_owned());
+        let Destination {
+            exchange,
+            routing_key,
+            queue,
+        } = to;
         let reply_to = options.str("reply_to");
         let properties: Map<String, Value> = PROPERTIES
             .iter()
@@ -114,6 +134,7 @@ impl Outbound {
         Ok(Parcel {
             exchange,
             routing_key,
+            queue,
             priority,
             envelope,
         })

@@ -23,7 +23,7 @@ pub fn retry_envelope(
     arguments: Option<&Arguments>,
     origin: &str,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    let mut envelope: Map<String, Value> = serde_json::from_slice(raw)?;
+    let mut envelope: Map<String, Value> = super::json::parse(&String::from_utf8_lossy(raw))?;
     let mut headers = object(envelope.remove("headers"));
     // A message of protocol 1 has none: with all of them it becomes a hybrid, whose body can stay as it is. Python
     // workers read it too.

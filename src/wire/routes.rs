@@ -1,28 +1,129 @@
-//! Which queue a task goes to, by its name (`task_routes`).
+//! Where a task goes: by its name (`task_routes`, `celery.app.routes`), by the options of its call, and by how queues are
+//! bound (`task_queues`).
 
-/// Queues by task name. An exact name wins; of patterns in which `*` stands for anything, the longest.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+use super::{CallOptions, Json, Kwargs, Queue};
+
+/// Routes by task name, and the queues they lead to. An exact name wins; of patterns, in which `*` stands for anything,
+/// the first that fits.
+#[derive(Clone, Debug, Default)]
 pub struct Routes {
-    routes: Vec<(String, String)>,
+    routes: Vec<(String, Kwargs)>,
+    queues: Vec<Queue>,
+    default_queue: Option<String>,
+    only_known: bool,
+}
+
+/// Where one message goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Exchange; empty is the default one.
+    pub exchange: String,
+    /// Routing key; on the default exchange the queue.
+    pub routing_key: String,
+    /// The queue that was meant, if one was.
+    pub queue: Option<String>,
 }
 
 impl Routes {
     /// From names or patterns, and queues.
     pub fn new(routes: impl IntoIterator<Item = (String, String)>) -> Self {
-        let mut routes: Vec<(String, String)> = routes.into_iter().collect();
-        routes.sort_by_key(|(pattern, _)| (pattern.contains('*'), std::cmp::Reverse(pattern.len())));
-        Self { routes }
+        let options = |queue: String| Kwargs::from_iter([("queue".to_owned(), Json::string(&queue))]);
+        Self::with_options(routes.into_iter().map(|(pattern, queue)| (pattern, options(queue))))
     }
 
-    /// The queue of a task; `None` when no route names it.
-    pub fn queue(&self, task: &str) -> Option<&str> {
+    /// From names or patterns, and what calls of such tasks are sent with: `queue`, `exchange`, `routing_key`,
+    /// `priority` and any other option of `apply_async`.
+    pub fn with_options(routes: impl IntoIterator<Item = (String, Kwargs)>) -> Self {
+        let mut routes: Vec<(String, Kwargs)> = routes.into_iter().collect();
+        // Patterns stay in their order.
+        routes.sort_by_key(|(pattern, _)| pattern.contains('*'));
+        Self {
+            routes,
+            ..Self::default()
+        }
+    }
+
+    /// With the queues of `task_queues`. `only_known`: a queue that is not among them is an error, and not made
+    /// (`task_create_missing_queues = false`).
+    #[must_use]
+    pub fn with_queues(mut self, queues: Vec<Queue>, only_known: bool) -> Self {
+        (self.queues, self.only_known) = (queues, only_known);
+        self
+    }
+
+    /// Where goes what nothing else is said about (`task_default_queue`).
+    #[must_use]
+    pub fn with_default(mut self, queue: impl Into<String>) -> Self {
+        self.default_queue = Some(queue.into());
+        self
+    }
+
+    /// The options that the route of a task adds; `None` when no route names it.
+    pub fn options(&self, task: &str) -> Option<&Kwargs> {
         let found = self.routes.iter().find(|(pattern, _)| fits(task, pattern));
-        found.map(|(_, queue)| queue.as_str())
+        found.map(|(_, options)| options)
+    }
+
+    /// The queue of a task; `None` when no route names it, or names none.
+    pub fn queue(&self, task: &str) -> Option<String> {
+        Some(self.options(task)?.get("queue")?.as_str()?.into_owned())
+    }
+
+    /// The queues that routes name.
+    pub fn queues(&self) -> impl Iterator<Item = String> {
+        let queue = |(_, options): &(String, Kwargs)| Some(options.get("queue")?.as_str()?.into_owned());
+        self.routes.iter().filter_map(queue)
+    }
+
+    /// Where a call goes. What it says itself comes first, then its route, then the default queue.
+    ///
+    /// # Errors
+    /// It names a queue that nobody knows, where only known ones may be used.
+    pub fn destination(&self, task: &str, options: &CallOptions) -> Result<Destination, String> {
+        let route = self.options(task);
+        let get = |name: &str| {
+            let said = options.str(name).filter(|text| !text.is_empty());
+            said.or_else(|| Some(route?.get(name)?.as_str()?.into_owned()))
+        };
+        let (mut queue, exchange, routing_key) = (get("queue"), get("exchange"), get("routing_key"));
+        if queue.is_none() && exchange.is_none() {
+            let default = self.default_queue.clone().unwrap_or_else(|| "celery".to_owned());
+            // The default exchange, and the list of that name.
+            queue = Some(routing_key.clone().unwrap_or(default));
+        }
+        let Some(name) = queue else {
+            return Ok(Destination {
+                exchange: exchange.unwrap_or_default(),
+                routing_key: routing_key.unwrap_or_else(|| "celery".to_owned()),
+                queue: None,
+            });
+        };
+        let known = self.queues.iter().find(|queue| queue.name == name);
+        if known.is_none() && self.only_known && self.default_queue.as_ref() != Some(&name) {
+            return Err(format!(
+                "QueueNotFound: {name:?} is not in task_queues, and task_create_missing_queues is false"
+            ));
+        }
+        let direct = known.is_none_or(|known| known.exchange_type == super::ExchangeType::Direct);
+        let (exchange, routing_key) = match (exchange, routing_key, known) {
+            // A direct exchange needs no table: the list is named.
+            (Some(exchange), Some(routing_key), _) if direct => (exchange, routing_key),
+            (exchange, routing_key, Some(known)) if !direct => (
+                exchange.unwrap_or_else(|| known.exchange.clone()),
+                routing_key.unwrap_or_else(|| known.routing_key.clone()),
+            ),
+            _ => (String::new(), name.clone()),
+        };
+        Ok(Destination {
+            exchange,
+            routing_key,
+            queue: Some(name),
+        })
     }
 }
 
 /// Whether a name fits a pattern. Each `*` takes as little as it can, so that no pattern costs more than one pass.
-fn fits(name: &str, pattern: &str) -> bool {
+pub(crate) fn fits(name: &str, pattern: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
         return false;
@@ -43,21 +144,60 @@ fn fits(name: &str, pattern: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ExchangeType;
 
     #[test]
-    fn a_name_is_routed_by_itself_or_by_the_longest_pattern() {
+    fn a_name_is_routed_by_itself_or_by_the_first_pattern() {
         let routes = [
-            ("feed.*", "feeds"),
             ("feed.import.*", "slow"),
+            ("feed.*", "feeds"),
+            ("feed.never.*", "never"),
             ("feed.import.now", "now"),
             ("*", "rest"),
         ];
         let routes = Routes::new(routes.map(|(pattern, queue)| (pattern.to_owned(), queue.to_owned())));
-        assert_eq!(routes.queue("feed.import.now"), Some("now"));
-        assert_eq!(routes.queue("feed.import.later"), Some("slow"));
-        assert_eq!(routes.queue("feed.x"), Some("feeds"));
-        assert_eq!(routes.queue("other"), Some("rest"));
+        assert_eq!(routes.queue("feed.import.now").as_deref(), Some("now"));
+        assert_eq!(routes.queue("feed.import.later").as_deref(), Some("slow"));
+        assert_eq!(routes.queue("feed.x").as_deref(), Some("feeds"));
+        assert_eq!(
+            routes.queue("feed.never.x").as_deref(),
+            Some("feeds"),
+            "the first that fits"
+        );
+        assert_eq!(routes.queue("other").as_deref(), Some("rest"));
         assert_eq!(Routes::default().queue("other"), None);
+    }
+
+    #[test]
+    fn a_call_goes_where_it_says_then_where_its_route_says() {
+        let queue = |name: &str, exchange: &str, exchange_type, key: &str| Queue {
+            exchange: exchange.into(),
+            exchange_type,
+            routing_key: key.into(),
+            ..Queue::new(name)
+        };
+        let queues = vec![
+            queue("news", "world", ExchangeType::Topic, "news.#"),
+            queue("all", "everybody", ExchangeType::Fanout, "celery"),
+            queue("jobs", "work", ExchangeType::Direct, "jobs.now"),
+        ];
+        let routes = Routes::new([("a.*".to_owned(), "news".to_owned())]).with_queues(queues, true);
+        let to = |task: &str, options: &[(&str, &str)]| {
+            let mut call = CallOptions::default();
+            options.iter().for_each(|(name, value)| call.set_str(name, value));
+            let to = routes.destination(task, &call);
+            to.map(|to| format!("{}/{}/{}", to.exchange, to.routing_key, to.queue.unwrap_or_default()))
+        };
+        assert_eq!(to("a.b", &[]).unwrap(), "world/news.#/news");
+        assert_eq!(to("a.b", &[("routing_key", "news.x")]).unwrap(), "world/news.x/news");
+        assert_eq!(to("b", &[("queue", "all")]).unwrap(), "everybody/celery/all");
+        assert_eq!(to("b", &[("queue", "jobs")]).unwrap(), "/jobs/jobs");
+        assert_eq!(to("b", &[("exchange", "x"), ("routing_key", "y")]).unwrap(), "x/y/");
+        assert!(
+            to("b", &[("queue", "other")])
+                .unwrap_err()
+                .contains("task_create_missing_queues")
+        );
     }
 
     #[test]

@@ -163,11 +163,20 @@ impl Signature {
         self
     }
 
-    /// Without the parent's result as its first argument (`.si()`).
+    /// Without the parent's result as its first argument (`.si()`). Of a group all members, of a chord the header.
     #[must_use]
     pub fn immutable(mut self) -> Self {
-        self.immutable = true;
+        self.set_immutable();
         self
+    }
+
+    /// See [`immutable`](Self::immutable).
+    pub(crate) fn set_immutable(&mut self) {
+        match &mut self.kind {
+            Kind::Group(tasks) => tasks.iter_mut().for_each(Self::set_immutable),
+            Kind::Chord(chord) => chord.header.iter_mut().for_each(Self::set_immutable),
+            _ => self.immutable = true,
+        }
     }
 
     /// The id it was given, or was frozen with.
@@ -215,6 +224,11 @@ impl<'de> Visitor<'de> for SignatureVisitor {
             Some("chord") => Kind::Chord(Box::new(chord(&mut signature.kwargs)?)),
             Some(other) => Kind::Other(other.to_owned()),
         };
+        if let Kind::Chain(_) | Kind::Group(_) = signature.kind {
+            // Celery makes these anew from their tasks and options, and forgets the rest.
+            signature.immutable = false;
+            signature.args = Vec::new();
+        }
         Ok(signature)
     }
 }
@@ -324,7 +338,13 @@ impl<'de> Visitor<'de> for OptionsVisitor {
             match key.as_str() {
                 "link" => options.link = one_or_many(&map.next_value()?)?,
                 "link_error" => options.link_error = one_or_many(&map.next_value()?)?,
-                "chord" => options.chord = map.next_value()?,
+                "chord" => {
+                    options.chord = map.next_value()?;
+                    if options.chord.is_none() {
+                        // Celery writes that there is none, and shows it where a step failed without having run.
+                        options.rest.insert(key, Json::null());
+                    }
+                }
                 "chain" => options.chain = map.next_value()?,
                 _ => drop(options.rest.insert(key, map.next_value()?)),
             }
@@ -347,7 +367,9 @@ impl Serialize for CallOptions {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for (name, value) in &self.rest {
-            map.serialize_entry(name, value)?;
+            if name != "chord" || self.chord.is_none() {
+                map.serialize_entry(name, value)?;
+            }
         }
         if !self.link.is_empty() {
             map.serialize_entry("link", &self.link)?;

@@ -140,9 +140,9 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A JSON number; what JSON does not have is read as in JSON bodies.
+/// A JSON number; what JSON does not have is carried as in JSON bodies.
 pub(super) fn float(number: f64) -> String {
-    serde_json::Value::from(number).to_string()
+    super::json::of_float(number)
 }
 
 /// A value that JSON does not have, in the form that kombu gives it (`kombu.utils.json`).

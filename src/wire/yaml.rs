@@ -152,8 +152,9 @@ fn float(text: &str) -> Option<String> {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     let signed = unsigned.len() < text.len();
     match unsigned {
-        ".inf" | ".Inf" | ".INF" => return Some("null".into()),
-        ".nan" | ".NaN" | ".NAN" if !signed => return Some("null".into()),
+        ".inf" | ".Inf" | ".INF" if text.starts_with('-') => return Some(transcode::float(f64::NEG_INFINITY)),
+        ".inf" | ".Inf" | ".INF" => return Some(transcode::float(f64::INFINITY)),
+        ".nan" | ".NaN" | ".NAN" if !signed => return Some(transcode::float(f64::NAN)),
         _ => {}
     }
     let (number, exponent) = match unsigned.split_once(['e', 'E']) {
@@ -278,7 +279,8 @@ mod tests {
             ),
             (
                 "[0o7, 010, 08, 0x1F, -0b11, +1_000, 1e5, 1.5e+3, -.5, .5, 1., .inf, -.INF, .nan]",
-                r#"["0o7",8,"08",31,-3,1000,"1e5",1500.0,"-.5",0.5,1.0,null,null,null]"#,
+                // The last three as they are carried.
+                r#"["0o7",8,"08",31,-3,1000,"1e5",1500.0,"-.5",0.5,1.0,1e99999,-1e99999,1e99998]"#,
             ),
             (
                 "[1180591620717411303424, 'yes', \"2024-01-02\", !!str 1, !!float 1]",

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::Options;
 use super::autoscale::Autoscaler;
 use super::control::{Order, Panel};
+use super::done::Succeeded;
 use super::effects::Scribe;
 use super::errback;
 use super::events::Events;
@@ -21,15 +22,19 @@ use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
 use super::keeper::Keeper;
 use super::metrics::Metrics;
+use super::parked::{Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
+use super::process::Children;
 use super::rate_limit::RateLimits;
-use super::request::{Delivery, Done, Effect, Happening, Input, Request, RunId, State};
+use super::request::{Delivery, Done, Effect, Happening, Hold, Input, Outcome, Request, RunId, State, Waiting};
 use super::revoke::Revoked;
 use super::room::Share;
+use super::services::spawn_run;
 use super::state_db::StateDb;
 use super::stop::{Exit, Phase};
 use super::strategy::{self, Failed, Refusal};
 use super::timers::Timers;
+use super::tracer::Place;
 use super::writer::{Out, Outbox};
 use crate::backend::Part;
 use crate::broker::{self, Tag};
@@ -46,6 +51,10 @@ pub(crate) type Key = u64;
 const TURN: usize = 256;
 /// How often to look whether the clock was set.
 const LOOK: Duration = Duration::from_secs(1);
+/// An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
+const FURTHEST: Duration = Duration::from_secs(86_400);
+/// Parked messages that go back at once: bounds how long one script occupies Redis.
+const BACK: usize = 100;
 
 /// A request with its state.
 pub(crate) struct Active {
@@ -53,21 +62,26 @@ pub(crate) struct Active {
     pub state: State,
     pub context: Option<Context>,
     pub started: Option<Timestamp>,
+    /// The process it runs in.
+    pub pid: u32,
     pub eta: Option<Timestamp>,
     /// It has its place in the rate limit's bucket, and starts when that comes up.
     pub has_place: bool,
     #[expect(dead_code, reason = "held, never read: dropping it gives the room back")]
     pub share: Share,
+    /// Its place in the prefetch count, where that is kept while it runs.
+    pub credit: Option<OwnedSemaphorePermit>,
     /// When it came.
     pub since: Instant,
 }
 
 /// What the loop listens to.
 pub(crate) struct Inputs {
-    pub fetched: mpsc::Receiver<Fetched>,
+    pub fetched: mpsc::Receiver<Vec<Fetched>>,
     pub ends: mpsc::UnboundedReceiver<Ended>,
     pub orders: mpsc::Receiver<Order>,
     pub lost: mpsc::UnboundedReceiver<Vec<Tag>>,
+    pub recalled: mpsc::UnboundedReceiver<Recalled>,
     pub notes: mpsc::Receiver<Note>,
     pub joined: mpsc::UnboundedReceiver<Joined>,
     pub stop: watch::Receiver<Phase>,
@@ -77,8 +91,10 @@ pub(crate) struct Inputs {
 pub(crate) struct Consumer {
     pub options: Options,
     pub registry: Registry,
-    pub client: Client,
+    /// One for all runs.
+    pub client: Arc<Client>,
     pub pool: Pool,
+    pub children: Children,
     pub events: Events,
     pub scribe: Arc<Scribe>,
     pub outbox: Outbox,
@@ -86,8 +102,12 @@ pub(crate) struct Consumer {
     pub by_id: HashMap<Arc<str>, Key>,
     pub reserved: VecDeque<Key>,
     pub timers: Timers,
+    /// Those that wait long for their ETA, beyond some that are kept whole.
+    pub parked: Parked,
+    pub recall: mpsc::UnboundedSender<Vec<Spot>>,
     pub rate_limits: RateLimits,
     pub revoked: Revoked,
+    pub done: Succeeded,
     pub gossip: Gossip,
     pub panel: Panel,
     pub metrics: Metrics,
@@ -106,11 +126,16 @@ pub(crate) struct Consumer {
     /// The messages of members that are being counted, by how often they are.
     pub joining: Vec<Option<Tag>>,
     pub shutdown: super::Stop,
+    /// The connection to the broker as it was last seen.
+    pub(super) connection: u64,
+    /// Room for messages that wait for their ETA, beside the prefetch count; `None` is without bound.
+    pub(super) waiting: Option<Arc<Semaphore>>,
     pub(super) next_key: Key,
     pub(super) phase: Phase,
     pub(super) drained: bool,
     pub(super) out: Vec<Out>,
     pub(super) effects: Vec<Effect>,
+    pub(super) local: Vec<Effect>,
     pub(super) streams: HashMap<Arc<str>, Vec<Bytes>>,
 }
 
@@ -122,15 +147,15 @@ impl Consumer {
         let mut lease = every(Keeper::pause(self.options.broker_options.visibility_timeout));
         let mut look = every(LOOK);
         let mut clocks = Clocks::new(clock::now(), clock::instant());
-        let (mut fetched, mut ends) = (Vec::with_capacity(TURN), Vec::with_capacity(TURN));
+        let mut ends = Vec::with_capacity(TURN);
         self.worker_event("worker-online");
         self.send();
         loop {
-            let due = self.timers.next();
+            let due = self.next_due();
             tokio::select! {
-                count = inputs.fetched.recv_many(&mut fetched, TURN), if !self.drained => match count {
-                    0 => self.drained = true,
-                    _ => fetched.drain(..).for_each(|fetched| self.on_fetched(fetched)),
+                fetched = inputs.fetched.recv(), if !self.drained => match fetched {
+                    None => self.drained = true,
+                    Some(fetched) => fetched.into_iter().for_each(|fetched| self.on_fetched(fetched)),
                 },
                 _ = inputs.ends.recv_many(&mut ends, TURN) => {
                     // What a run said comes before how it ended.
@@ -143,13 +168,17 @@ impl Consumer {
                 Some(joined) = inputs.joined.recv() => self.on_joined(joined),
                 Some(order) = inputs.orders.recv() => self.on_order(order),
                 Some(lost) = inputs.lost.recv() => self.on_lost(&lost),
+                Some(recalled) = inputs.recalled.recv() => self.on_recalled(recalled),
                 () = sleep_until(due) => self.on_due(),
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
                 _ = lease.tick() => self.on_lease(),
                 _ = round.tick() => self.on_round(),
-                _ = look.tick() => if clocks.went_apart(clock::now(), clock::instant()) {
-                    self.on_clock_set();
-                },
+                _ = look.tick() => {
+                    if clocks.went_apart(clock::now(), clock::instant()) {
+                        self.on_clock_set();
+                    }
+                    self.look_at_connection();
+                }
                 Ok(()) = inputs.stop.changed() => {
                     let phase = *inputs.stop.borrow_and_update();
                     self.on_stop(phase);
@@ -158,7 +187,7 @@ impl Consumer {
             self.autoscale();
             self.start_reserved();
             self.send();
-            if self.phase != Phase::Run && self.drained && self.active.is_empty() {
+            if self.phase != Phase::Run && self.drained && self.active.is_empty() && !self.lingers() {
                 break;
             }
         }
@@ -209,10 +238,11 @@ impl Consumer {
         };
         match strategy::receive(raw.clone(), &self.registry, &self.options) {
             Ok(request) => {
-                let key = self.insert(request, delivery, share);
+                let key = self.insert(request, State::Received { delivery }, share);
                 let input = if self.phase == Phase::Run {
                     Input::Received {
                         revoked: self.is_revoked(key),
+                        waiting: self.waiting(key),
                     }
                 } else {
                     Input::Stop { cold: false }
@@ -223,7 +253,19 @@ impl Consumer {
         }
     }
 
-    fn insert(&mut self, request: Request, delivery: Delivery, share: Share) -> Key {
+    /// What a message uses up while it waits for its ETA.
+    fn waiting(&self, key: Key) -> Waiting {
+        let Some(room) = &self.waiting else {
+            return Waiting::Nothing;
+        };
+        let has_eta = self.active.get(&key).is_some_and(|active| active.request.eta.is_some());
+        match room.clone().try_acquire_owned() {
+            Ok(place) if has_eta => Waiting::Place(place),
+            _ => Waiting::Prefetch,
+        }
+    }
+
+    fn insert(&mut self, request: Request, state: State, share: Share) -> Key {
         self.next_key += 1;
         let key = self.next_key;
         self.by_id.insert(request.id.clone(), key);
@@ -231,16 +273,87 @@ impl Consumer {
             key,
             Active {
                 request: Arc::new(request),
-                state: State::Received { delivery },
+                state,
                 context: None,
                 started: None,
+                pid: 0,
                 eta: None,
                 has_place: false,
                 share,
+                credit: None,
                 since: clock::instant(),
             },
         );
         key
+    }
+
+    /// Parked messages were read again, because they are due or may be meant by somebody.
+    fn on_recalled(&mut self, recalled: Recalled) {
+        self.parked.came_back(recalled.asked);
+        if self.phase != Phase::Run {
+            // They have been given back.
+            return;
+        }
+        for (delivery, raw, share) in recalled.messages {
+            let request = match strategy::receive(raw.clone(), &self.registry, &self.options) {
+                Ok(request) => request,
+                Err(refusal) => {
+                    self.refuse(delivery, raw, *refusal);
+                    continue;
+                }
+            };
+            let eta = request.eta.filter(|eta| *eta > clock::now());
+            let why = Hold::Eta;
+            let key = self.insert(request, State::Held { delivery, why }, share);
+            match eta {
+                Some(eta) if !self.is_revoked(key) => self.wait(key, eta),
+                _ => {
+                    let revoked = self.is_revoked(key);
+                    self.step(key, Input::Due { revoked });
+                }
+            }
+        }
+    }
+
+    /// Has parked messages read again.
+    pub(super) fn recall(&mut self, places: Vec<Spot>) {
+        if !places.is_empty() {
+            // A service that is gone has ended the worker.
+            let _ = self.recall.send(places);
+        }
+    }
+
+    /// Remembers next to nothing of a request that waits long for its ETA, when there are many; whether it did.
+    fn park(&mut self, key: Key, eta: Timestamp) -> bool {
+        // Where those that wait are limited in number, each has its place among them.
+        if self.waiting.is_some() || !self.parked.wants(self.active.len(), eta, clock::now()) {
+            return false;
+        }
+        let Some(active) = self.active.get(&key) else {
+            return false;
+        };
+        let State::Held {
+            delivery,
+            why: Hold::Eta,
+        } = &active.state
+        else {
+            return false;
+        };
+        let place = Spot {
+            tag: delivery.tag.clone(),
+            queue: delivery.queue.clone(),
+            priority: active.request.message.properties.priority(),
+        };
+        if !self.parked.add(&place, &active.request.id, eta) {
+            return false;
+        }
+        if self.by_id.get(&active.request.id) == Some(&key) {
+            self.by_id.remove(&active.request.id);
+        }
+        self.active.remove(&key);
+        let tag = place.tag;
+        self.out.push(Out::Broker(broker::Write::Park { tag, eta }));
+        true
     }
 
     fn refuse(&mut self, delivery: Delivery, raw: Bytes, refusal: Refusal) {
@@ -257,6 +370,7 @@ impl Consumer {
                 let parent = Parent {
                     id: headers.id.clone(),
                     root_id: headers.root().to_owned(),
+                    priority: 0,
                 };
                 let (chain, errbacks) = (embed.chain.as_deref(), embed.errbacks.as_deref());
                 let fallout = self.scribe.failed(
@@ -266,7 +380,7 @@ impl Consumer {
                     exception,
                     headers.ignore_result != Some(true),
                 );
-                self.on_fallout(&parent, fallout, None);
+                self.on_fallout(&parent, fallout, false, None);
                 if let (Some(body), Some(group)) = (&embed.chord, &headers.group) {
                     let value = Json::new(exception).unwrap_or_else(|_| Json::null());
                     let part = Part::new(group, headers.group_index, &headers.id, "FAILURE", &value);
@@ -274,7 +388,7 @@ impl Consumer {
                         part,
                         body: body.clone(),
                         parent,
-                        children: Vec::new(),
+                        children: None,
                         delivery: None,
                     });
                 }
@@ -301,6 +415,12 @@ impl Consumer {
             self.metrics.ran(&active.request.entry.name, ended.runtime);
         }
         if let Some(outcome) = ended.outcome {
+            if self.options.deduplicate
+                && matches!(outcome, Outcome::Success(_))
+                && let Some(active) = self.active.get(&ended.key)
+            {
+                self.done.add(active.request.id.clone(), clock::instant());
+            }
             let input = Input::Ended {
                 run: ended.run,
                 outcome,
@@ -322,6 +442,9 @@ impl Consumer {
                     self.out.extend(self.scribe.custom(&id, state, &meta, Some(headers)));
                 }
             }
+            Note::Event(id, kind, fields) => {
+                self.out.extend(self.events.own(&id, kind, fields).map(Out::Broker));
+            }
             Note::Stream(id, entry) => {
                 let entry = Bytes::from(String::from(Box::<str>::from(entry)));
                 self.streams.entry(id).or_default().push(entry);
@@ -338,18 +461,18 @@ impl Consumer {
         if let Some(delivery) = joined.delivery {
             self.out.push(Out::Broker(broker::Write::Ack(delivery.tag)));
         }
-        self.on_fallout(&joined.parent, joined.fallout, None);
+        self.on_fallout(&joined.parent, joined.fallout, joined.in_task, None);
     }
 
     /// What follows a failure beyond what is written: other chords, and error callbacks that run here.
-    fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, request: Option<&Request>) {
+    fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, in_task: bool, request: Option<&Request>) {
         self.out.extend(fallout.out);
         for (part, body) in fallout.parts {
             self.join(Member {
                 part,
                 body,
                 parent: parent.clone(),
-                children: Vec::new(),
+                children: in_task.then(Vec::new),
                 delivery: None,
             });
         }
@@ -402,7 +525,16 @@ impl Consumer {
         }
     }
 
+    /// The next time at which something is due.
+    fn next_due(&self) -> Option<Instant> {
+        let parked = self.parked.next(self.active.len());
+        let parked = parked.map(|next| clock::instant() + clock::until(next, clock::now()).min(FURTHEST));
+        self.timers.next().into_iter().chain(parked).min()
+    }
+
     fn on_due(&mut self) {
+        let places = self.parked.take_due(self.active.len(), clock::now());
+        self.recall(places);
         let now = clock::instant();
         for _ in 0..TURN {
             let Some(key) = self.timers.pop_due(now) else { break };
@@ -435,6 +567,7 @@ impl Consumer {
             .values()
             .filter_map(|active| active.state.tag().cloned())
             .chain(self.joining.iter().flatten().cloned())
+            .filter(Tag::is_held)
             .collect();
         if !tags.is_empty() {
             // A keeper that is still busy with the last round keeps these in its next one.
@@ -461,9 +594,57 @@ impl Consumer {
                 },
             );
         }
+        self.unpark();
         match phase {
+            Phase::Soft => {
+                let patience = self.options.soft_shutdown_timeout;
+                warn!(
+                    "Initiating Soft Shutdown, terminating in {} seconds",
+                    patience.as_secs_f64()
+                );
+                let shutdown = self.shutdown.clone();
+                spawn_run(async move {
+                    tokio::time::sleep(patience).await;
+                    shutdown.cold();
+                });
+            }
             Phase::Cold => warn!("cold stop: running tasks were cancelled and given back"),
             _ => info!("warm stop: waiting for {} running task(s)", self.active.len()),
+        }
+    }
+
+    /// Whether a soft stop takes its time though nothing runs.
+    fn lingers(&self) -> bool {
+        self.phase == Phase::Soft && self.options.soft_shutdown_on_idle
+    }
+
+    /// What is not acknowledged ends with the connection, if that is wanted: another worker may have it soon.
+    fn look_at_connection(&mut self) {
+        if !self.options.cancel_on_connection_loss {
+            return;
+        }
+        let connection = self.client.connection();
+        let before = std::mem::replace(&mut self.connection, connection);
+        if before == connection || before == 0 {
+            return;
+        }
+        let late: Vec<Key> = self.active.keys().copied().collect();
+        for key in late {
+            self.step(key, Input::ConnectionLost);
+        }
+    }
+
+    /// Gives back all that is parked.
+    fn unpark(&mut self) {
+        let mut lists: HashMap<(Arc<str>, u8), Vec<Tag>> = HashMap::new();
+        for place in self.parked.take_all() {
+            lists.entry((place.queue, place.priority)).or_default().push(place.tag);
+        }
+        for ((queue, priority), tags) in lists {
+            self.out.extend(tags.chunks(BACK).map(|tags| {
+                let (queue, tags) = (queue.clone(), tags.to_vec());
+                Out::Broker(broker::Write::GiveBack { queue, priority, tags })
+            }));
         }
     }
 
@@ -473,7 +654,7 @@ impl Consumer {
             return;
         };
         let state = std::mem::replace(&mut active.state, State::Done);
-        let mut effects = std::mem::take(&mut self.effects);
+        let (mut effects, mut local) = (std::mem::take(&mut self.effects), std::mem::take(&mut self.local));
         active.state = state.step(input, &active.request, clock::now(), &mut effects);
         let done = active.state.is_done();
         let request = active.request.clone();
@@ -498,10 +679,11 @@ impl Consumer {
         }
         let mut children = context.as_ref().map(Context::children).unwrap_or_default();
         let scribe = self.scribe.clone();
-        scribe.write(&mut effects, &request, &mut children, &mut self.events, &mut self.out);
-        for effect in effects.drain(..) {
+        let to = (&mut self.events, &mut self.out);
+        scribe.write(&mut effects, &mut local, &request, &mut children, to);
+        for effect in local.drain(..) {
             match effect {
-                Effect::Fallout(exception) => {
+                Effect::Fallout(exception, in_task) => {
                     if let Some(embed) = &request.embed {
                         let parent = request.as_parent();
                         let fallout = scribe.failed(
@@ -511,13 +693,13 @@ impl Consumer {
                             &exception,
                             request.stores_errors(),
                         );
-                        self.on_fallout(&parent, fallout, Some(&request));
+                        self.on_fallout(&parent, fallout, in_task, Some(&request));
                     }
                 }
                 Effect::Part(done) => self.on_part(&request, *done, &children),
-                Effect::Cancel => {
+                Effect::Cancel(signal) => {
                     if let Some(context) = &context {
-                        context.cancel();
+                        context.cancel_by(signal);
                     }
                 }
                 Effect::WaitForEta(eta) => self.wait(key, eta),
@@ -526,7 +708,7 @@ impl Consumer {
                 _ => {}
             }
         }
-        self.effects = effects;
+        (self.effects, self.local) = (effects, local);
     }
 
     fn on_part(&mut self, request: &Request, done: Done, children: &[ResultNode]) {
@@ -543,19 +725,21 @@ impl Consumer {
                 ),
                 body,
                 parent: request.as_parent(),
-                children: children.to_vec(),
+                children: done.in_task.then(|| children.to_vec()),
                 delivery: done.delivery,
             });
         }
     }
 
     fn wait(&mut self, key: Key, eta: Timestamp) {
+        if self.park(key, eta) {
+            return;
+        }
         if let Some(active) = self.active.get_mut(&key) {
             active.eta = Some(eta);
         }
         let pause = clock::until(eta, clock::now());
-        // An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
-        let at = clock::instant() + pause.min(Duration::from_secs(86_400));
+        let at = clock::instant() + pause.min(FURTHEST);
         self.timers.set(at, key);
     }
 
@@ -576,6 +760,7 @@ impl Consumer {
                 .get(&request.entry.name)
                 .and_then(|entry| entry.options.rate_limit);
             if let Some(limit) = limit
+                && !self.options.disable_rate_limits
                 && !self.active.get(&key).is_some_and(|active| active.has_place)
                 && let Some(at) = self.rate_limits.place(&request.entry.name, limit, now)
             {
@@ -597,44 +782,62 @@ impl Consumer {
     fn start(&mut self, key: Key, request: &Arc<Request>, slot: tokio::sync::OwnedSemaphorePermit, now: Instant) {
         let run: RunId = key;
         let (hard, _) = request.limits();
-        let headers = &request.message.headers;
-        let context = Context::new(
-            Details {
-                id: request.id.clone(),
-                name: request.entry.name.clone(),
-                hostname: self.scribe.hostname.clone(),
-                retries: headers.retries,
-                root_id: headers.root_id.clone(),
-                parent_id: headers.parent_id.clone(),
-                group: headers.group.clone(),
-                redelivered: headers.redelivered || request.message.properties.redelivered(),
-                deadline: hard.and_then(|limit| now.checked_add(limit)),
-                message: Some(request.message.clone()),
-                embed: request.embed.clone(),
-            },
-            self.notes.clone(),
-            Some(self.client.clone()),
-        );
+        let deadline = hard.and_then(|limit| now.checked_add(limit));
+        let details = request.details(self.scribe.hostname.clone(), deadline);
+        let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
+        let place = self.place(request);
+        let pid = match &place {
+            Place::Child(child) => child.pid,
+            _ => std::process::id(),
+        };
         if let Some(active) = self.active.get_mut(&key) {
             active.context = Some(context.clone());
             active.started = Some(clock::now());
+            active.pid = pid;
             let waited = now.saturating_duration_since(active.since);
             self.metrics.waited(&request.entry.name, waited);
         }
-        let revoked = self.revoked.covers(&request.id, headers);
+        if self.options.disable_prefetch
+            && let Some(active) = self.active.get_mut(&key)
+            && let State::Reserved { delivery } = &mut active.state
+        {
+            // Its place in the prefetch count is its place to run: kept to the end, whenever it is acknowledged.
+            active.credit = delivery.credit.take();
+        }
+        let revoked = self.revoked.covers(&request.id, &request.message.headers);
         self.step(
             key,
             Input::Slot {
                 run,
                 since: now,
                 revoked,
+                pid,
             },
         );
         if self.active.contains_key(&key) {
             self.processed += 1;
             self.running += 1;
             *self.totals.entry(request.entry.name.clone()).or_default() += 1;
-            self.pool.run(key, run, request.clone(), context, slot, now);
+            self.pool.run(key, request.clone(), context, place, slot, now);
+        } else if let Place::Child(child) = place {
+            Children::give_back(*child);
+        }
+    }
+
+    /// Where a task runs; a child that must be started for it is started at once, so that it is known who runs it.
+    fn place(&self, request: &Request) -> Place {
+        if request.may_be_done && self.done.has(&request.id, clock::instant()) {
+            return Place::Known;
+        }
+        if !request.policy.process {
+            return Place::Here;
+        }
+        match self.children.take() {
+            Ok(child) => Place::Child(Box::new(child)),
+            Err(error) => {
+                error!("no process for {}[{}]: {error}", request.entry.name, request.id);
+                Place::Nowhere(format!("Worker could not be started: {error}."))
+            }
         }
     }
 
@@ -664,7 +867,11 @@ impl Consumer {
             self.out
                 .push(Out::Backend(crate::backend::Write::Stream { id, entries }));
         }
-        self.outbox.send(std::mem::take(&mut self.out));
+        if !self.out.is_empty() {
+            // The next turn will have about as much to say.
+            let room = Vec::with_capacity(self.out.len());
+            self.outbox.send(std::mem::replace(&mut self.out, room));
+        }
         self.note_numbers();
     }
 
@@ -673,7 +880,7 @@ impl Consumer {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         now.running.set(number(self.running));
         now.reserved.set(number(self.reserved.len()));
-        now.held.set(number(self.active.len()));
+        now.held.set(number(self.active.len() + self.parked.len()));
         now.places.set(number(self.pool.size()));
         now.prefetch.set(number(self.prefetch));
         now.writes.set(number(self.outbox.backlog()));

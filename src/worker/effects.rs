@@ -13,10 +13,22 @@ use super::events::{Events, result_repr};
 use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
-use crate::canvas::ResultNode;
+use crate::canvas::{Priorities, ResultNode};
+use crate::client::SentEvents;
 use crate::task::Registry;
 use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, State as Stored};
 use crate::{backend, broker, clock};
+
+/// Who sends what follows a task.
+#[derive(Clone, Copy)]
+pub(crate) struct Sender<'a> {
+    /// Whom results are for, when nobody says.
+    pub reply_to: &'a str,
+    /// Name of the process.
+    pub origin: &'a str,
+    /// What tells monitors of it, if they are to be told.
+    pub events: Option<&'a SentEvents>,
+}
 
 /// Turns effects into writes.
 pub(crate) struct Scribe {
@@ -26,54 +38,48 @@ pub(crate) struct Scribe {
     pub origin: String,
     /// Whom results of follow-ups are for, when nobody says.
     pub reply_to: String,
-    /// `task_default_queue`: where follow-ups go that do not say.
-    pub queue: String,
     pub routes: Routes,
+    pub priorities: Priorities,
     pub control_exchange: String,
     /// What signs follow-ups (`task_serializer = "auth"`).
     pub signer: Option<Arc<Security>>,
     /// Tasks that run in the worker when they are error callbacks.
     pub inline_errbacks: HashSet<Arc<str>>,
-    /// Tell monitors of retries that are sent.
-    pub sent_events: bool,
+    /// Tells monitors of what is sent.
+    pub sent_events: Option<SentEvents>,
     metrics: Metrics,
 }
 
 impl Scribe {
-    pub(crate) fn new(options: &Options, registry: &Registry, reply_to: &str, metrics: Metrics) -> Self {
+    pub(crate) fn new(options: &Options, registry: &Registry, sender: Sender<'_>, metrics: Metrics) -> Self {
         let inline = registry.entries().filter(|entry| entry.options.errback_inline);
         Self {
-            reply_to: reply_to.to_owned(),
-            queue: options.default_queue.clone(),
-            routes: options.routes.clone(),
+            reply_to: sender.reply_to.to_owned(),
+            routes: options.routes.clone().with_default(&options.default_queue),
+            priorities: options.priorities,
             control_exchange: options.control_exchange.clone(),
             signer: options.signer.clone(),
             inline_errbacks: inline.map(|entry| entry.name.clone()).collect(),
             hostname: options.hostname.as_str().into(),
             stores_results: options.backend.is_some(),
             result_extended: options.result_extended,
-            sent_events: options.sent_events,
+            sent_events: sender.events.cloned(),
             metrics,
-            origin: format!(
-                "gen{}@{}",
-                std::process::id(),
-                gethostname::gethostname().to_string_lossy()
-            ),
+            origin: sender.origin.to_owned(),
         }
     }
 
-    /// Appends the writes of what leaves the worker; what concerns the loop itself is left in `effects`. `children` is
-    /// what the run has sent; what follows it comes to that.
+    /// Appends the writes of what leaves the worker to `out`; what concerns the loop itself goes to `local`. `children`
+    /// is what the run has sent; what follows it comes to that.
     pub(crate) fn write(
         &self,
         effects: &mut Vec<Effect>,
+        local: &mut Vec<Effect>,
         request: &Request,
         children: &mut Vec<ResultNode>,
-        events: &mut Events,
-        out: &mut Vec<Out>,
+        (events, out): (&mut Events, &mut Vec<Out>),
     ) {
         let mut shown = None;
-        let mut local = Vec::new();
         for effect in effects.drain(..) {
             match effect {
                 Effect::Ack(delivery) => out.push(Out::Broker(broker::Write::Ack(delivery.tag))),
@@ -81,10 +87,9 @@ impl Scribe {
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) => {}
                 Effect::Retry(eta, arguments) => {
-                    let retry = self.retry(request, eta, arguments.as_deref());
-                    let sent = retry.as_ref().and_then(|retry| self.sent(retry, events));
-                    out.extend(retry);
-                    out.extend(sent);
+                    if let Some(retry) = self.retry(request, eta, arguments.as_deref()) {
+                        self.publish(retry, out);
+                    }
                 }
                 Effect::Store(state, content) => {
                     if let Content::Value(value) = &content
@@ -121,12 +126,11 @@ impl Scribe {
                 Effect::WaitForEta(_)
                 | Effect::Enqueue
                 | Effect::Start
-                | Effect::Cancel
-                | Effect::Fallout(_)
+                | Effect::Cancel(_)
+                | Effect::Fallout(..)
                 | Effect::Part(_) => local.push(effect),
             }
         }
-        effects.append(&mut local);
     }
 
     /// The record of a task that never became a request.
@@ -194,8 +198,8 @@ impl Scribe {
                     .extended(extended.as_ref());
                 self.encode(&request.id, state.clone(), &record)
             }
-            Content::Started => {
-                let meta = json!({"pid": std::process::id(), "hostname": self.hostname});
+            Content::Started(pid) => {
+                let meta = json!({"pid": pid, "hostname": self.hostname});
                 let record = Record::new(&request.id, state, &meta, date)
                     .children(Some(&children))
                     .family(group, parent);
@@ -208,11 +212,13 @@ impl Scribe {
         if !self.stores_results {
             return None;
         }
-        match serde_json::to_vec(record) {
-            Ok(record) => Some(Out::Backend(backend::Write::Store {
+        // As much as a record mostly takes.
+        let mut text = Vec::with_capacity(320);
+        match serde_json::to_writer(&mut text, record) {
+            Ok(()) => Some(Out::Backend(backend::Write::Store {
                 id: id.clone(),
                 status: state,
-                record: record.into(),
+                record: text.into(),
             })),
             Err(error) => {
                 error!(task.id = %id, %error, "the result cannot be encoded");
@@ -238,7 +244,7 @@ impl Scribe {
         fields
     }
 
-    fn retry(&self, request: &Request, eta: clock::Timestamp, arguments: Option<&Arguments>) -> Option<Out> {
+    fn retry(&self, request: &Request, eta: clock::Timestamp, arguments: Option<&Arguments>) -> Option<broker::Write> {
         let message = &request.message;
         let envelope = wire::retry_envelope(&request.raw, message, eta, arguments, &self.origin)
             .map_err(|error| error.to_string())
@@ -248,12 +254,12 @@ impl Scribe {
                 _ => Ok(envelope),
             });
         match envelope {
-            Ok(envelope) => Some(Out::Broker(broker::Write::Publish {
+            Ok(envelope) => Some(broker::Write::Publish {
                 exchange: message.properties.exchange().to_owned(),
                 routing_key: message.properties.routing_key().unwrap_or("celery").to_owned(),
                 priority: message.properties.priority(),
                 envelope: envelope.into(),
-            })),
+            }),
             Err(error) => {
                 error!(task.id = %request.id, "the retry cannot be published: {error}");
                 None
@@ -261,19 +267,11 @@ impl Scribe {
         }
     }
 
-    /// The `task-sent` event of a message, if monitors are to be told.
-    fn sent(&self, message: &Out, events: &mut Events) -> Option<Out> {
-        match message {
-            Out::Broker(broker::Write::Publish {
-                exchange,
-                routing_key,
-                envelope,
-                ..
-            }) if self.sent_events => events
-                .sent(envelope, exchange, routing_key, &self.origin)
-                .map(Out::Broker),
-            _ => None,
-        }
+    /// Sends a message, and tells monitors if they are to be told.
+    pub(super) fn publish(&self, message: broker::Write, out: &mut Vec<Out>) {
+        let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message));
+        out.push(Out::Broker(message));
+        out.extend(event.map(Out::Broker));
     }
 
     fn end_stream(&self, id: &Arc<str>, state: &Stored) -> Option<Out> {
@@ -291,10 +289,13 @@ fn requeue(delivery: Delivery, end: End, request: &Request) -> broker::Write {
     broker::Write::Requeue {
         tag: delivery.tag,
         to: match end {
-            End::Back => broker::End::Head,
+            End::Back | End::Lost => broker::End::Head,
             End::Front => broker::End::Tail,
         },
-        raw: request.raw.clone(),
+        raw: match end {
+            End::Lost => broker::count_delivery(&request.raw).map_or_else(|| request.raw.clone(), Bytes::from),
+            End::Back | End::Front => request.raw.clone(),
+        },
         queue: delivery.queue,
         priority: request.message.properties.priority(),
     }
@@ -302,7 +303,7 @@ fn requeue(delivery: Delivery, end: End, request: &Request) -> broker::Write {
 
 /// Celery's log lines (protocol 3.1).
 fn log(happening: &Happening, request: &Request, result: Option<&str>) {
-    let (name, id) = (&*request.entry.name, &*request.id);
+    let (name, id) = (request.message.headers.shown_name(), &*request.id);
     let attempt = request.message.headers.retries;
     match happening {
         Happening::Received => info!(
@@ -312,6 +313,12 @@ fn log(happening: &Happening, request: &Request, result: Option<&str>) {
             "Task {name}[{id}] received"
         ),
         Happening::Started => {}
+        Happening::KnownSuccess(_) => info!(
+            task.id = id,
+            task.name = name,
+            run.attempt = attempt,
+            "Task {name}[{id}] Task already completed successfully."
+        ),
         Happening::Succeeded { runtime } => {
             info!(
                 task.id = id,
@@ -348,6 +355,12 @@ fn log(happening: &Happening, request: &Request, result: Option<&str>) {
                 "Task {name}[{id}] reject requeue={requeue}"
             );
         }
+        Happening::Cancelled => warn!(
+            task.id = id,
+            task.name = name,
+            run.attempt = attempt,
+            "Task {name}[{id}] was cancelled"
+        ),
         Happening::Revoked {
             terminated, expired, ..
         } => {

@@ -1,27 +1,31 @@
 //! Makes events: the Lamport clock, the common fields, and what each happening tells.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
 use tracing::debug;
 
 use super::facts;
 use super::request::{Happening, Request};
 use crate::broker;
 use crate::clock;
-use crate::wire::{self, Event, EventKind, Events as Envelopes};
+use crate::wire::{self, Event, EventKind, Events as Envelopes, Lamport};
 
 /// `sw_ident`: what Flower shows as the worker's software.
 pub(crate) const IDENT: &str = "orchestra";
 /// `sw_ver`.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The fields of every event.
+const COMMON: [&str; 7] = ["hostname", "utcoffset", "pid", "clock", "timestamp", "type", "uuid"];
+
 /// The event dispatcher of a worker.
 pub(crate) struct Events {
     hostname: Arc<str>,
     exchange: String,
-    clock: u64,
+    clock: Lamport,
     utc_offset: f64,
     freq: Option<f64>,
     tasks: bool,
@@ -30,11 +34,12 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(hostname: Arc<str>, exchange: String, freq: Option<f64>, always: bool) -> Self {
+    /// `clock` is that of all this worker says.
+    pub(crate) fn new(hostname: Arc<str>, exchange: String, clock: Lamport, freq: Option<f64>, always: bool) -> Self {
         Self {
             hostname,
             exchange,
-            clock: 0,
+            clock,
             utc_offset: clock::utc_offset_hours_west(),
             freq,
             tasks: always,
@@ -44,21 +49,17 @@ impl Events {
 
     /// The Lamport clock.
     pub(crate) fn clock(&self) -> u64 {
-        self.clock
+        self.clock.now()
     }
 
     /// Something happened that is not an event of ours: a remote control request (protocol 7.1).
     pub(crate) fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
+        self.clock.tick()
     }
 
     /// Somebody else's clock was seen.
     pub(crate) fn adjust(&mut self, other: u64) {
-        // A clock far in the future would overflow later, and orders nothing.
-        if other < u64::MAX / 2 {
-            self.clock = self.clock.max(other) + 1;
-        }
+        self.clock.adjust(other);
     }
 
     /// Whether task events are sent.
@@ -133,19 +134,6 @@ impl Events {
         self.broadcast(&event)
     }
 
-    /// The `task-sent` of a message that this worker sends.
-    pub(crate) fn sent(
-        &mut self,
-        envelope: &[u8],
-        exchange: &str,
-        routing_key: &str,
-        sender: &str,
-    ) -> Option<broker::Write> {
-        let headers = wire::decode(envelope, &wire::Limits::default()).ok()?.headers;
-        let clock = self.tick();
-        self.broadcast(&Event::sent(&headers, exchange, routing_key, sender, clock))
-    }
-
     fn broadcast(&self, event: &Event) -> Option<broker::Write> {
         let (routing_key, payload) = Envelopes::one(event, &self.exchange).ok()?;
         Some(broker::Write::Broadcast {
@@ -155,6 +143,14 @@ impl Events {
         })
     }
 
+    /// An event of a task's own. What every event has is not for it to say.
+    pub(crate) fn own(&mut self, uuid: &str, name: String, mut fields: Map<String, Value>) -> Option<broker::Write> {
+        fields.retain(|field, _| !COMMON.contains(&field.as_str()));
+        let uuid = uuid.to_owned();
+        let event = self.event(name, EventKind::Own { uuid, fields });
+        self.broadcast(&event)
+    }
+
     fn encode(&mut self, name: &'static str, kind: EventKind) -> Option<Box<RawValue>> {
         let event = self.event(name, kind);
         to_raw_value(&event)
@@ -162,7 +158,7 @@ impl Events {
             .ok()
     }
 
-    fn event(&mut self, name: &'static str, kind: EventKind) -> Event {
+    fn event(&mut self, name: impl Into<Cow<'static, str>>, kind: EventKind) -> Event {
         Event {
             hostname: self.hostname.clone(),
             utcoffset: self.utc_offset,
@@ -170,7 +166,7 @@ impl Events {
             clock: self.tick(),
             kind,
             timestamp: clock::epoch_seconds(clock::now()),
-            name,
+            name: name.into(),
         }
     }
 }
@@ -202,6 +198,16 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
                 runtime: runtime.as_secs_f64(),
             },
         ),
+        Happening::KnownSuccess(known) => (
+            "task-succeeded",
+            EventKind::Succeeded {
+                uuid,
+                result: known
+                    .as_ref()
+                    .map_or_else(|| "None".to_owned(), |known| result_repr(known.get())),
+                runtime: 0.0,
+            },
+        ),
         Happening::Failed(exception) => ("task-failed", failed(uuid, exception)),
         Happening::Retried(exception) => ("task-retried", failed(uuid, exception)),
         Happening::Rejected { requeue } => (
@@ -211,6 +217,7 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
                 requeue: *requeue,
             },
         ),
+        Happening::Cancelled => ("task-cancelled", EventKind::Cancelled { uuid }),
         Happening::Revoked {
             terminated,
             signum,

@@ -11,6 +11,7 @@ use super::request::Delivery;
 use super::room::{Room, Share};
 use super::stop::Phase;
 use super::writer::Outbox;
+use crate::backoff;
 use crate::broker::{Broker, ClaimId};
 
 /// Largest number of messages taken by one script call: bounds how long it occupies Redis.
@@ -19,7 +20,12 @@ const BATCH: usize = 128;
 const BACKLOG: usize = 20_000;
 /// How long to wait for the news of a message before looking again. The news comes by push; this is the safety net
 /// for a push that was lost.
-const WAIT: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(30);
+
+/// So often that is taken for chance; after more there is a pause before the next look.
+const VAIN: u32 = 4;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
 /// What the fetcher hands to the consumer loop.
 pub(crate) enum Fetched {
@@ -44,13 +50,16 @@ pub(crate) struct Fetcher {
     pub queues: watch::Receiver<Vec<Arc<str>>>,
     pub stop: watch::Receiver<Phase>,
     pub outbox: Outbox,
-    pub to: mpsc::Sender<Fetched>,
+    /// What one claim brought goes over at once.
+    pub to: mpsc::Sender<Vec<Fetched>>,
 }
 
 impl Fetcher {
     /// Runs until the worker stops; closing the channel is how the loop knows that nothing more comes.
     pub(crate) async fn run(mut self) {
         let mut unusable = None;
+        // How often in a row there was news, and then nothing to take.
+        let mut vain = 0_u32;
         while *self.stop.borrow() == Phase::Run {
             let Some(mut credit) = self.credit().await else { return };
             let (count, bytes) = tokio::select! {
@@ -61,11 +70,7 @@ impl Fetcher {
             if let Ok(more) = self.credit.clone().try_acquire_many_owned(more as u32) {
                 credit.merge(more);
             }
-            let changed = self.queues.has_changed().unwrap_or(false);
-            let queues = self.queues.borrow_and_update().clone();
-            if changed {
-                self.broker.watch(&queues).await;
-            }
+            let queues = self.broker.lists(self.queues.borrow_and_update().clone());
             let claim = ClaimId::new();
             // Never inside a select: a claim that is given up half-way has taken messages that nobody knows of.
             let claims = loop {
@@ -96,41 +101,41 @@ impl Fetcher {
                 }
                 unusable = claims.unusable;
             }
-            for dead in claims.dead {
-                let dead = Fetched::Dead {
-                    queue: dead.queue,
-                    reason: dead.reason,
-                };
-                if self.to.send(dead).await.is_err() {
-                    return;
-                }
-            }
-            for message in claims.messages {
-                let share = self.room.take(message.raw.len());
-                let delivery = Delivery {
+            let dead = claims.dead.into_iter().map(|dead| Fetched::Dead {
+                queue: dead.queue,
+                reason: dead.reason,
+            });
+            let mut fetched: Vec<Fetched> = dead.collect();
+            fetched.extend(claims.messages.into_iter().map(|message| Fetched::Message {
+                share: self.room.take(message.raw.len()),
+                delivery: Delivery {
                     tag: message.tag,
                     queue: message.queue,
                     credit: credit.split(1),
-                };
-                if self
-                    .to
-                    .send(Fetched::Message {
-                        delivery,
-                        raw: message.raw,
-                        share,
-                    })
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
+                },
+                raw: message.raw,
+            }));
+            if !empty && self.to.send(fetched).await.is_err() {
+                return;
             }
             drop(credit);
-            if empty {
+            if !empty {
+                vain = 0;
+                continue;
+            }
+            let news = tokio::select! {
+                news = self.broker.wait(WAIT) => news,
+                _ = self.stop.changed() => false,
+                _ = self.queues.changed() => false,
+            };
+            vain = if news { vain + 1 } else { 0 };
+            // Others were faster some times in a row: many workers share the queue. Not all of them need to run for
+            // each message.
+            if let Some(often) = vain.checked_sub(VAIN) {
+                let pause = backoff::delay(SHORTEST_PAUSE, LONGEST_PAUSE, often);
                 tokio::select! {
-                    () = self.broker.wait(WAIT) => {}
+                    () = tokio::time::sleep(pause) => {}
                     _ = self.stop.changed() => {}
-                    _ = self.queues.changed() => {}
                 }
             }
         }

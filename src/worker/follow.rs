@@ -44,7 +44,7 @@ impl Scribe {
         args: &[Json],
         with: CallOptions,
     ) -> (Vec<Out>, Vec<ResultNode>) {
-        let mut planner = Planner::new(Some(parent), &self.reply_to);
+        let mut planner = Planner::new(Some(parent), &self.reply_to).with_priorities(self.priorities);
         planner.apply(signature, args, with);
         self.outs(planner.plan)
     }
@@ -57,7 +57,7 @@ impl Scribe {
         chain: &[Signature],
         result: &Json,
     ) -> (Vec<Out>, Vec<ResultNode>) {
-        let mut planner = Planner::new(Some(parent), &self.reply_to);
+        let mut planner = Planner::new(Some(parent), &self.reply_to).with_priorities(self.priorities);
         let args = std::slice::from_ref(result);
         match callbacks {
             [] => {}
@@ -141,6 +141,7 @@ impl Scribe {
         let parent = Parent {
             id: failed.to_owned(),
             root_id: root_id.to_owned(),
+            priority: 0,
         };
         let args = [Json::string(failed)];
         let (out, children) = self.apply(&parent, group(sent), &args, CallOptions::default());
@@ -156,7 +157,7 @@ impl Scribe {
         mut body: Signature,
         error: &Exception,
         cause: &Exception,
-        children: &[ResultNode],
+        children: Option<&[ResultNode]>,
     ) -> Fallout {
         let mut fallout = Fallout::default();
         let chain = body.options.chain.take().unwrap_or_default();
@@ -167,8 +168,8 @@ impl Scribe {
             let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
             // It never ran: for its error callbacks it is the first of its workflow.
             self.call_errbacks(&id, &id, &errbacks, error, &mut fallout);
-            let children: Vec<ResultNode> = children.iter().chain(&fallout.children).cloned().collect();
-            fallout.out.extend(self.fail_unrun(&id, error, &children));
+            let children = with(children, &fallout.children);
+            fallout.out.extend(self.fail_unrun(&id, error, children.as_deref()));
             // A body that is in the header of another chord is not counted there, as in Celery: the error callbacks of
             // both would be called for one failure. A client's `get()` finds the failure among the parents.
         }
@@ -178,7 +179,7 @@ impl Scribe {
     }
 
     /// Each task of a group fails, and the group; whoever holds one of them drops it.
-    fn fail_group(&self, body: &Signature, cause: &Exception, children: &[ResultNode], fallout: &mut Fallout) {
+    fn fail_group(&self, body: &Signature, cause: &Exception, children: Option<&[ResultNode]>, fallout: &mut Fallout) {
         let mut body = body.clone();
         let handle = crate::canvas::freeze(
             &mut body,
@@ -188,9 +189,6 @@ impl Scribe {
             },
         );
         let own = body.options.link_error.clone();
-        // What the member has sent, and the error callbacks so far.
-        let all =
-            |fallout: &Fallout| -> Vec<ResultNode> { children.iter().chain(&fallout.children).cloned().collect() };
         let Kind::Group(tasks) = &body.kind else { return };
         let mut ids = Vec::with_capacity(tasks.len());
         for task in tasks {
@@ -202,12 +200,14 @@ impl Scribe {
                 }
             }
             self.call_errbacks(&id, &id, &errbacks, cause, fallout);
-            let children = all(fallout);
-            fallout.out.extend(self.fail_unrun(&id, cause, &children));
+            let children = with(children, &fallout.children);
+            fallout.out.extend(self.fail_unrun(&id, cause, children.as_deref()));
             ids.push(id);
         }
-        let (children, cause) = (all(fallout), cause.clone().with_traceback(""));
-        fallout.out.extend(self.fail_unrun(&handle.id, &cause, &children));
+        let (children, cause) = (with(children, &fallout.children), cause.clone().with_traceback(""));
+        fallout
+            .out
+            .extend(self.fail_unrun(&handle.id, &cause, children.as_deref()));
         fallout.out.extend(self.revoke(&ids));
     }
 
@@ -224,12 +224,13 @@ impl Scribe {
     }
 
     /// FAILURE of a chord's body that never ran.
-    fn fail_unrun(&self, id: &str, exception: &Exception, children: &[ResultNode]) -> Option<Out> {
-        let children: Vec<Json> = children.iter().filter_map(|child| Json::new(child).ok()).collect();
+    fn fail_unrun(&self, id: &str, exception: &Exception, children: Option<&[ResultNode]>) -> Option<Out> {
+        let children: Option<Vec<Json>> =
+            children.map(|children| children.iter().filter_map(|child| Json::new(child).ok()).collect());
         let traceback = exception.traceback_text();
         let record = Record::new(id, &State::Failure, exception, clock::iso(clock::now()))
             .traceback(Some(&*traceback).filter(|text| !text.is_empty()))
-            .children(Some(&children));
+            .children(children.as_deref());
         self.encode(&id.into(), State::Failure, &record)
     }
 
@@ -253,7 +254,7 @@ impl Scribe {
         }
         for outbound in &plan.sends {
             match self.parcel(outbound) {
-                Ok(parcel) => out.push(Out::Broker(parcel.into())),
+                Ok(parcel) => self.publish(parcel.into(), &mut out),
                 Err(error) => error!(task.id = %outbound.id, "a message cannot be encoded: {error}"),
             }
         }
@@ -261,8 +262,7 @@ impl Scribe {
     }
 
     fn parcel(&self, outbound: &Outbound) -> Result<Parcel, String> {
-        let queue = self.routes.queue(&outbound.task).unwrap_or(&self.queue);
-        let parcel = outbound.parcel(clock::now(), &self.origin, queue);
+        let parcel = outbound.parcel(clock::now(), &self.origin, &self.routes);
         let mut parcel = parcel.map_err(|error| error.to_string())?;
         if let Some(signer) = &self.signer {
             parcel.envelope = signer.sign_envelope(&parcel.envelope)?;
@@ -280,6 +280,11 @@ impl Scribe {
             .ok()?;
         Some(Out::Backend(write))
     }
+}
+
+/// What the member of a chord has sent, and the error callbacks since.
+fn with(children: Option<&[ResultNode]>, more: &[ResultNode]) -> Option<Vec<ResultNode>> {
+    children.map(|children| children.iter().chain(more).cloned().collect())
 }
 
 /// What `result_extended` adds for a call that no worker has got.

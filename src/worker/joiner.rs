@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
@@ -21,12 +22,11 @@ use crate::backend::{Backend, Claim, Counted, Error, Part};
 use crate::broker::{self, Broker};
 use crate::canvas::{Parent, ResultNode};
 use crate::clock;
-use crate::wire::{CallOptions, Exception, Json, Signature, State};
+use crate::conn::Link;
+use crate::wire::{CallOptions, Exception, Json, Signature, State, json};
 
 /// Parts counted in one round trip.
 const BATCH: usize = 256;
-/// How long the results of a header with groups in it are waited for (`result_chord_join_timeout`).
-const JOIN: Duration = Duration::from_secs(3);
 /// Pause between two looks at a chord that another worker is about to end.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -37,8 +37,8 @@ pub(crate) struct Member {
     pub body: Signature,
     /// The member, on whose behalf the body is sent.
     pub parent: Parent,
-    /// What the member has sent already.
-    pub children: Vec<ResultNode>,
+    /// What the member has sent already; `None` where Celery does not know.
+    pub children: Option<Vec<ResultNode>>,
     /// Its message, if it is still to be acknowledged.
     pub delivery: Option<Delivery>,
 }
@@ -48,6 +48,8 @@ pub(crate) struct Joined {
     pub delivery: Option<Delivery>,
     /// Members of other chords that failed with it, and error callbacks that are to be called.
     pub fallout: Fallout,
+    /// As of the member that completed the chord ([`Done::in_task`](super::request::Done::in_task)).
+    pub in_task: bool,
     /// On whose behalf.
     pub parent: Parent,
 }
@@ -103,6 +105,7 @@ fn report(joined: &mpsc::UnboundedSender<Joined>, member: Member, fallout: Fallo
     let _ = joined.send(Joined {
         delivery: member.delivery,
         fallout,
+        in_task: member.children.is_some(),
         parent: member.parent,
     });
 }
@@ -165,7 +168,7 @@ impl Join {
         let (error, cause) = *failed;
         error!("chord {} failed: {}", claim.group, error.message());
         let body = member.body.clone();
-        let mut fallout = self.scribe.fail_body(body, &error, &cause, &member.children);
+        let mut fallout = self.scribe.fail_body(body, &error, &cause, member.children.as_deref());
         self.send(std::mem::take(&mut fallout.out)).await;
         if let Err(error) = self.insist(|| self.backend.fail_chord(&claim.group)).await {
             warn!(%error, "the size of chord {} stays until it expires", claim.group);
@@ -173,55 +176,69 @@ impl Join {
         report(&self.joined, member, fallout);
     }
 
-    /// Where broker and results are one server, the body is sent and the chord ended in one step: the body is sent once.
-    /// Elsewhere, or through an exchange, it is sent first, and a worker that dies in between sends it twice.
+    /// The body is sent once, whoever dies when. Where broker and results are one server, one script sends it and ends the
+    /// chord. Elsewhere, or through an exchange, it is sent under the number of this run of the chord, which the results
+    /// know; whoever comes after a worker that died in between finds that it was sent.
     async fn send_body(&self, claim: &Claim, member: &Member, results: &[Json]) -> Result<(), Error> {
         let results = [Json::list(results)];
         let body = member.body.clone();
         let (out, _) = self
             .scribe
             .apply(&member.parent, body, &results, CallOptions::default());
-        let direct = |out: &Out| match out {
-            Out::Broker(broker::Write::Publish { exchange, .. }) => exchange.is_empty(),
-            _ => true,
-        };
-        let ours = if self.backend.link().is_same(self.broker.writer()) && out.iter().all(direct) {
-            self.send_at_once(claim, out).await?
-        } else {
-            let ours = self.insist(|| self.backend.keep_claim(claim)).await?;
-            if ours {
-                self.send(out).await;
-                if let Err(error) = self.insist(|| self.backend.end_chord(claim)).await {
-                    warn!(%error, "the parts of chord {} stay until they expire", claim.group);
-                }
+        let (mut messages, mut before, mut events) = (Vec::new(), Vec::new(), Vec::new());
+        for out in out {
+            match out {
+                Out::Broker(message @ broker::Write::Publish { .. }) => messages.push(message),
+                event @ Out::Broker(_) => events.push(event),
+                other => before.push(other),
             }
-            ours
+        }
+        if !before.is_empty() {
+            // The size of a chord in the body, before its header.
+            self.send(before).await;
+        }
+        let ours = match self.lists(&messages) {
+            Some(lists) => self.insist(|| self.backend.send_body(claim, &lists)).await?,
+            None => self.send_apart(claim, &messages).await?,
         };
-        if !ours {
+        if ours {
+            self.outbox.send(events);
+        } else {
             warn!("the body of chord {} is left to another worker", claim.group);
         }
         Ok(())
     }
 
+    /// The lists that the messages go to, if the results are on the same server and no exchange stands before them.
+    fn lists(&self, messages: &[broker::Write]) -> Option<Vec<(String, Bytes)>> {
+        if !self.backend.link().is_same(self.broker.writer()) {
+            return None;
+        }
+        let list = |message: &broker::Write| match message {
+            broker::Write::Publish {
+                exchange,
+                routing_key,
+                priority,
+                envelope,
+            } if exchange.is_empty() => Some((self.broker.list(routing_key, *priority), envelope.clone())),
+            _ => None,
+        };
+        messages.iter().map(list).collect()
+    }
+
     /// Whether the claim was still ours.
-    async fn send_at_once(&self, claim: &Claim, out: Vec<Out>) -> Result<bool, Error> {
-        let (mut messages, mut others) = (Vec::new(), Vec::new());
-        for out in out {
-            match out {
-                Out::Broker(broker::Write::Publish {
-                    routing_key,
-                    priority,
-                    envelope,
-                    ..
-                }) => messages.push((self.broker.list(&routing_key, priority), envelope)),
-                other => others.push(other),
-            }
+    async fn send_apart(&self, claim: &Claim, messages: &[broker::Write]) -> Result<bool, Error> {
+        let Some(run) = self.insist(|| self.backend.keep_claim(claim)).await? else {
+            return Ok(false);
+        };
+        self.insist_at(self.broker.writer(), || self.broker.publish_once(&run, messages))
+            .await?;
+        match self.insist(|| self.backend.end_chord(claim)).await {
+            // Nobody will ask for it any more.
+            Ok(()) => drop(self.broker.forget_once(&run).await),
+            Err(error) => warn!(%error, "the parts of chord {} stay until they expire", claim.group),
         }
-        if !others.is_empty() {
-            // The size of a chord in the body, before its header.
-            self.send(others).await;
-        }
-        self.insist(|| self.backend.send_body(claim, &messages)).await
+        Ok(true)
     }
 
     async fn send(&self, out: Vec<Out>) {
@@ -242,7 +259,8 @@ impl Join {
             .map_err(|error| unreadable(&error))?;
         if let Some(record) = nested {
             let handle = handle(&record).ok_or_else(|| unreadable(&"the handle of the header cannot be read"))?;
-            let until = clock::instant() + JOIN;
+            let until = self.backend.options().chord_join_timeout;
+            let until = until.and_then(|timeout| clock::instant().checked_add(timeout));
             let mut results = Vec::new();
             for child in handle.children.iter().flatten() {
                 results.push(self.nested(child, until).await.map_err(join_error)?);
@@ -256,9 +274,8 @@ impl Join {
         entries
             .iter()
             .map(|entry| {
-                let text = String::from_utf8_lossy(entry);
                 let (_, id, state, value): (Json, String, String, Json) =
-                    serde_json::from_str(&text).map_err(|error| unreadable(&error))?;
+                    serde_json::from_str(&json::carried(entry)).map_err(|error| unreadable(&error))?;
                 if State::parse(&state).is_failed() {
                     let cause = exception(&value);
                     let text = format!("Dependency {id} raised {}", cause.repr());
@@ -270,7 +287,7 @@ impl Join {
     }
 
     /// The result of a member, or the list of those of a group.
-    async fn nested(&self, node: &ResultNode, until: clock::Instant) -> Result<Json, Exception> {
+    async fn nested(&self, node: &ResultNode, until: Option<clock::Instant>) -> Result<Json, Exception> {
         if let Some(children) = &node.children {
             let mut results = Vec::with_capacity(children.len());
             for child in children {
@@ -286,12 +303,11 @@ impl Join {
         loop {
             let record = self.insist(|| self.backend.get(&node.id)).await;
             let record = record.map_err(|error| Exception::runtime_error(error.to_string()))?;
-            let stored: Option<Stored> =
-                record.and_then(|record| serde_json::from_str(&String::from_utf8_lossy(&record)).ok());
+            let stored: Option<Stored> = record.and_then(|record| serde_json::from_str(&json::carried(&record)).ok());
             match stored.map(|stored| (State::parse(&stored.status), stored.result)) {
                 Some((State::Success, result)) => return Ok(result),
                 Some((state, result)) if state.is_failed() => return Err(exception(&result)),
-                _ if clock::instant() >= until => {
+                _ if until.is_some_and(|until| clock::instant() >= until) => {
                     return Err(Exception::celery("TimeoutError", "The operation timed out."));
                 }
                 _ => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -301,17 +317,25 @@ impl Join {
 
     /// Asks until Redis has answered.
     async fn insist<T, F: Future<Output = Result<T, Error>>>(&self, ask: impl Fn() -> F) -> Result<T, Error> {
+        self.insist_at(self.backend.link(), ask).await
+    }
+
+    async fn insist_at<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        link: &Link,
+        ask: impl Fn() -> F,
+    ) -> Result<T, Error> {
         loop {
             match ask().await {
-                Err(error) if error.is_transient() => self.backend.link().ready().await,
+                Err(error) if error.is_transient() => link.ready().await,
                 answer => return answer,
             }
         }
     }
 }
 
-fn handle(record: &[u8]) -> Option<ResultNode> {
-    let record: serde_json::Value = serde_json::from_slice(record).ok()?;
+fn handle(record: &str) -> Option<ResultNode> {
+    let record: serde_json::Value = serde_json::from_str(record).ok()?;
     ResultNode::read(record.get("result")?)
 }
 

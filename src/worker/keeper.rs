@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 use super::effects::Scribe;
 use super::writer::Outbox;
 use crate::broker::{Broker, GivenUp, Tag};
+use crate::clock;
 use crate::wire::{self, Exception, Limits};
 
 /// Tags in one script call.
@@ -26,6 +27,9 @@ pub(crate) struct Keeper {
     pub limits: Limits,
     /// Pause between two looks for messages whose holder is gone.
     pub sweep: Duration,
+    /// How long others may take to renew their leases when the connection is there again: what cut us off probably cut
+    /// them off as well, and their leases ran out without anybody having died.
+    pub grace: Duration,
 }
 
 impl Keeper {
@@ -37,20 +41,38 @@ impl Keeper {
 
     /// How often to look for overdue messages.
     pub(crate) fn sweep_pause(visibility_timeout: Duration) -> Duration {
-        (visibility_timeout / 6).clamp(Duration::from_millis(500), Duration::from_secs(10))
+        (visibility_timeout / 6).clamp(Duration::from_millis(500), Duration::from_secs(30))
+    }
+
+    /// See [`grace`](Self::grace).
+    pub(crate) fn grace(visibility_timeout: Duration) -> Duration {
+        Self::pause(visibility_timeout) + Duration::from_secs(1)
     }
 
     /// Runs until the consumer loop is gone.
     pub(crate) async fn run(mut self) {
+        let mut renewal = tokio::time::interval(Broker::RENEWAL);
         let mut sweep = tokio::time::interval(self.sweep);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut connection = self.broker.connection();
+        let mut from = clock::instant();
         loop {
             tokio::select! {
                 held = self.held.recv() => match held {
                     Some(tags) => self.extend(&tags).await,
                     None => return,
                 },
-                _ = sweep.tick() => self.restore().await,
+                _ = sweep.tick() => {
+                    let now = self.broker.connection();
+                    if std::mem::replace(&mut connection, now) != now {
+                        from = clock::instant() + self.grace;
+                    }
+                    if now != 0 && clock::instant() >= from {
+                        self.restore().await;
+                    }
+                }
+                // What cannot be renewed now is renewed long before its deadline.
+                _ = renewal.tick() => drop(self.broker.renew_bindings().await),
             }
         }
     }

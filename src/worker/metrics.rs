@@ -152,6 +152,8 @@ impl Metrics {
             Happening::Failed(_) => "failed",
             Happening::Retried(_) => "retried",
             Happening::Rejected { .. } => "rejected",
+            Happening::KnownSuccess(_) => "deduplicated",
+            Happening::Cancelled => "cancelled",
             Happening::Revoked { expired: true, .. } => "expired",
             Happening::Revoked { .. } => "revoked",
         };

@@ -12,6 +12,7 @@
 mod autoscale;
 mod consumer;
 mod control;
+mod done;
 mod effects;
 mod errback;
 mod events;
@@ -21,10 +22,13 @@ mod follow;
 mod gossip;
 mod joiner;
 mod keeper;
+mod listener;
 mod metrics;
 mod mingle;
 mod options;
+mod parked;
 mod pool;
+mod process;
 mod rate_limit;
 mod request;
 #[cfg(test)]
@@ -38,9 +42,15 @@ mod stop;
 mod strategy;
 mod timers;
 mod tracer;
+mod way;
 mod writer;
 
 pub use metrics::Watch;
 pub use options::{Options, TaskDefaults};
+pub use process::{Child, Program};
+
+pub use crate::task::RateLimit;
 pub use start::{Error, Worker};
 pub use stop::{Exit, Stop};
+#[doc(hidden)]
+pub use way::Way;

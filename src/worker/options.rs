@@ -6,8 +6,13 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::process::Program;
+use crate::backend::Backend;
+use crate::broker::Broker;
+use crate::canvas::Priorities;
+use crate::client::Client;
 use crate::conn::Endpoint;
-use crate::task;
+use crate::task::{self, RateLimit};
 use crate::wire::{Accept, Limits, Routes, Security};
 use crate::{backend, broker};
 
@@ -42,6 +47,8 @@ pub struct Options {
     pub task_defaults: TaskDefaults,
     /// A message that was delivered before is not run again when its task has a SUCCESS already.
     pub deduplicate: bool,
+    /// A task that returns more than so many bytes of JSON fails.
+    pub max_result_bytes: usize,
     /// Store name, arguments, worker and queue with each result.
     pub result_extended: bool,
     /// Listen to `celery inspect` and `celery control`.
@@ -56,6 +63,30 @@ pub struct Options {
     pub autoscale: Option<(usize, usize)>,
     /// Answer `pool_restart`.
     pub pool_restarts: bool,
+    /// How this program is started again for tasks that want a process; without it there can be none.
+    pub program: Option<Program>,
+    /// Every task runs in a process, whatever it says of itself.
+    pub processes: bool,
+    /// Tasks that a process runs before it is replaced.
+    pub max_tasks_per_child: Option<u64>,
+    /// Memory of a process, in KiB, with which it is replaced after its task.
+    pub max_memory_per_child: Option<u64>,
+    /// A cold stop lets tasks run for so long before it cancels them; zero is not at all.
+    pub soft_shutdown_timeout: Duration,
+    /// A soft stop takes its time also when nothing runs.
+    pub soft_shutdown_on_idle: bool,
+    /// Cancel what runs with a late ack when the connection to the broker is lost.
+    pub cancel_on_connection_loss: bool,
+    /// Most messages that may be held, those that wait for their ETA among them.
+    pub eta_task_limit: Option<usize>,
+    /// Take no more messages than there are places to run.
+    pub disable_prefetch: bool,
+    /// Start tasks however often, whatever their rate limits say.
+    pub disable_rate_limits: bool,
+    /// Consume from a queue of this worker's own as well (`<hostname>.dq2`).
+    pub direct: bool,
+    /// Priority of what this worker sends without one.
+    pub priorities: Priorities,
     /// Exchange of events.
     pub event_exchange: String,
     /// Name of the control exchange without `.pidbox`.
@@ -85,8 +116,16 @@ pub struct Options {
 pub struct TaskDefaults {
     /// `task_acks_late`.
     pub acks_late: Option<bool>,
-    /// `task_acks_on_failure_or_timeout`.
-    pub acks_on_failure_or_timeout: Option<bool>,
+    /// `task_acks_on_failure`, or `task_acks_on_failure_or_timeout`.
+    pub acks_on_failure: Option<bool>,
+    /// `task_acks_on_timeout`, or `task_acks_on_failure_or_timeout`.
+    pub acks_on_timeout: Option<bool>,
+    /// `task_reject_on_worker_lost`.
+    pub reject_on_worker_lost: Option<bool>,
+    /// `task_retry_on_worker_lost`.
+    pub retry_on_worker_lost: Option<bool>,
+    /// `task_default_rate_limit`.
+    pub rate_limit: Option<RateLimit>,
     /// `task_track_started`.
     pub track_started: Option<bool>,
     /// `task_ignore_result`.
@@ -113,6 +152,7 @@ impl Options {
             soft_time_limit: None,
             task_defaults: TaskDefaults::default(),
             deduplicate: false,
+            max_result_bytes: 64 << 20,
             result_extended: false,
             remote_control: true,
             mingle: true,
@@ -120,6 +160,18 @@ impl Options {
             state_db: None,
             autoscale: None,
             pool_restarts: false,
+            program: None,
+            processes: false,
+            max_tasks_per_child: None,
+            max_memory_per_child: None,
+            soft_shutdown_timeout: Duration::ZERO,
+            soft_shutdown_on_idle: false,
+            cancel_on_connection_loss: false,
+            eta_task_limit: None,
+            disable_prefetch: false,
+            disable_rate_limits: false,
+            direct: false,
+            priorities: Priorities::default(),
             event_exchange: "celeryev".into(),
             control_exchange: "celery".into(),
             conf: Map::new(),
@@ -134,6 +186,19 @@ impl Options {
         }
     }
 
+    /// What sends on behalf of tasks.
+    pub(crate) fn client(&self, broker: Broker, backend: Option<Backend>) -> Client {
+        let client = Client::new(broker, backend)
+            .signing(self.signer.clone())
+            .routed(self.routes.clone().with_default(&self.default_queue))
+            .with_priorities(self.priorities);
+        if self.sent_events {
+            client.with_sent_events(&self.event_exchange)
+        } else {
+            client
+        }
+    }
+
     /// The policy of a task in this worker: the task's own, with what the settings override.
     pub(crate) fn policy(&self, own: &task::Options) -> task::Options {
         let mut policy = own.clone();
@@ -143,12 +208,14 @@ impl Options {
         policy.track_started |= defaults.track_started.unwrap_or(false);
         policy.ignore_result |= defaults.ignore_result.unwrap_or(false);
         policy.store_errors_even_if_ignored |= defaults.store_errors_even_if_ignored.unwrap_or(false);
-        if let Some(acks) = defaults.acks_on_failure_or_timeout {
-            policy.acks_on_failure &= acks;
-            policy.acks_on_timeout &= acks;
-        }
+        policy.acks_on_failure &= defaults.acks_on_failure.unwrap_or(true);
+        policy.acks_on_timeout &= defaults.acks_on_timeout.unwrap_or(true);
+        policy.reject_on_worker_lost |= defaults.reject_on_worker_lost.unwrap_or(false);
+        policy.retry_on_worker_lost |= defaults.retry_on_worker_lost.unwrap_or(false);
+        policy.process |= self.processes;
         policy.time_limit = policy.time_limit.or(self.time_limit);
         policy.soft_time_limit = policy.soft_time_limit.or(self.soft_time_limit);
+        policy.max_result_bytes = policy.max_result_bytes.or(Some(self.max_result_bytes));
         policy
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::consumer::Key;
 use super::request::{Outcome, Request, RunId};
 use super::services::spawn_run;
-use super::tracer::trace;
+use super::tracer::{Place, trace};
 use crate::clock::{self, Instant};
 use crate::task::Context;
 
@@ -76,26 +76,26 @@ impl Pool {
         true
     }
 
-    /// Starts a run in a place.
+    /// Starts the run of a request, which has its number.
     pub(crate) fn run(
         &self,
         key: Key,
-        run: RunId,
         request: Arc<Request>,
         context: Context,
+        place: Place,
         slot: OwnedSemaphorePermit,
         since: Instant,
     ) {
         let ended = self.ended.clone();
         spawn_run(async move {
-            let outcome = trace(request, context).await;
+            let outcome = trace(request, context, place).await;
             let runtime = clock::instant().saturating_duration_since(since);
             // The place is free before the loop hears of it, so that the loop finds it.
             drop(slot);
             // A closed channel is a worker that has stopped; what this run did is accounted for by the stop.
             let _ = ended.send(Ended {
                 key,
-                run,
+                run: key,
                 outcome,
                 runtime,
             });

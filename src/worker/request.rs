@@ -20,12 +20,14 @@ use crate::clock::{self, Instant, Timestamp};
 use crate::task::{self, Entry, Failure};
 use crate::wire::{self, Arguments, Embed, Exception, Json, Message, Signature, State as Stored, python_modules};
 
+/// What ends a process that nobody named a signal for.
+pub(crate) const SIGTERM: i32 = nix::sys::signal::Signal::SIGTERM as i32;
+
 /// A claim on a message in `unacked`, with its share of the prefetch count, which comes back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Delivery {
     pub tag: Tag,
     pub queue: Arc<str>,
-    #[expect(dead_code, reason = "held, never read: dropping it gives the share back")]
     pub credit: Option<OwnedSemaphorePermit>,
 }
 
@@ -39,6 +41,8 @@ pub(crate) struct Request {
     pub embed: Option<Arc<Embed>>,
     /// It was delivered before, and is not to run again when it succeeded then (`worker_deduplicate_successful_tasks`).
     pub may_be_done: bool,
+    /// A lost process does not bring the message back: that has happened as often as is allowed.
+    pub worn_out: bool,
     /// The envelope as it came: what goes back to the queue or into a retry.
     pub raw: Bytes,
     pub eta: Option<Timestamp>,
@@ -84,25 +88,35 @@ pub(crate) enum Outcome {
         result: Json,
         followed: bool,
     },
+    /// It did not run: an earlier delivery succeeded in this very worker, which has done all that follows.
+    Known,
     /// Ended by the hard time limit.
     HardLimit(Duration),
     /// Ended by the soft time limit.
     SoftLimit,
     /// The task's code panicked.
     Panicked(String),
+    /// Its process ended before it did; how.
+    Lost(String),
 }
 
 /// What can happen to a request.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// It was accepted.
-    Received { revoked: bool },
+    Received { revoked: bool, waiting: Waiting },
     /// The time it waited for has come.
     Due { revoked: bool },
     /// Its task type may not start yet.
     RateLimited,
     /// There is a place to run.
-    Slot { run: RunId, since: Instant, revoked: bool },
+    Slot {
+        run: RunId,
+        since: Instant,
+        revoked: bool,
+        /// The process it runs in.
+        pid: u32,
+    },
     /// Its run ended.
     Ended {
         run: RunId,
@@ -111,10 +125,24 @@ pub(crate) enum Input {
     },
     /// Somebody revoked it; with `terminate`, running or not.
     Revoked { terminate: Option<i32> },
+    /// The connection to the broker was lost, and what is not acknowledged is not to go on without it
+    /// (`worker_cancel_long_running_tasks_on_connection_loss`).
+    ConnectionLost,
     /// The worker stops.
     Stop { cold: bool },
     /// Somebody else took its message while we could not be reached.
     LeaseLost,
+}
+
+/// What a message uses up while it waits for its ETA.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    /// Nothing: as many may wait as there are.
+    Nothing,
+    /// A place among those that may wait (`worker_eta_task_limit`).
+    Place(OwnedSemaphorePermit),
+    /// Its share of the prefetch count, like one that runs: no more may wait.
+    Prefetch,
 }
 
 /// Which end of the queue a message goes back to (trap T5).
@@ -124,6 +152,8 @@ pub(crate) enum End {
     Back,
     /// Delivered next: what was held and never ran.
     Front,
+    /// Behind everything, and one more delivery is counted: its process was lost.
+    Lost,
 }
 
 /// What follows a step, in this order.
@@ -135,8 +165,8 @@ pub(crate) enum Effect {
     Enqueue,
     /// Run it.
     Start,
-    /// End the run.
-    Cancel,
+    /// End the run; if it has a process, by that signal.
+    Cancel(i32),
     /// The message is done with.
     Ack(Delivery),
     /// The message goes back to its queue.
@@ -149,8 +179,9 @@ pub(crate) enum Effect {
     Store(Stored, Content),
     /// Send what follows a success: callbacks and the next step of the chain.
     Follow(Json),
-    /// Do what follows a failure: the rest of the chain fails as well, and error callbacks are called.
-    Fallout(Exception),
+    /// Do what follows a failure: the rest of the chain fails as well, and error callbacks are called. As for
+    /// [`Done::in_task`].
+    Fallout(Exception, bool),
     /// Send what takes the task's place.
     Apply(Box<Signature>),
     /// Count the task as done in its chord, and only then acknowledge its message, if that is still to do.
@@ -169,6 +200,9 @@ pub(crate) struct Done {
     pub state: Stored,
     /// The result, or the exception.
     pub value: Json,
+    /// Whether Celery counts it where the task ran. It counts elsewhere what was rejected, revoked, or ended by its hard
+    /// limit; there nobody knows what the task has sent.
+    pub in_task: bool,
 }
 
 /// What a stored state carries.
@@ -178,8 +212,8 @@ pub(crate) enum Content {
     Value(Box<RawValue>),
     /// The exception.
     Exception(Exception),
-    /// STARTED: who runs it.
-    Started,
+    /// STARTED: the process that runs it.
+    Started(u32),
 }
 
 /// What an event tells.
@@ -190,11 +224,14 @@ pub(crate) enum Happening {
     Succeeded {
         runtime: Duration,
     },
+    /// A message that came again was not run; with the result there is.
+    KnownSuccess(Option<Json>),
     Failed(Exception),
     Retried(Exception),
     Rejected {
         requeue: bool,
     },
+    Cancelled,
     Revoked {
         terminated: bool,
         signum: Option<i32>,
@@ -206,7 +243,7 @@ impl State {
     /// The next state; what follows is appended to `effects`.
     pub(crate) fn step(self, input: Input, request: &Request, now: Timestamp, effects: &mut Vec<Effect>) -> Self {
         match (self, input) {
-            (Self::Received { delivery }, Input::Received { revoked }) => {
+            (Self::Received { delivery }, Input::Received { revoked, waiting }) => {
                 if let Some(done) = request.discard(revoked, now) {
                     return done.apply(delivery, request, effects);
                 }
@@ -214,11 +251,13 @@ impl State {
                 match request.eta {
                     Some(eta) if eta > now => {
                         effects.push(Effect::WaitForEta(eta));
-                        // A held message does not use up the prefetch count (P-095).
-                        let delivery = Delivery {
-                            credit: None,
-                            ..delivery
+                        // A held message does not use up the prefetch count (P-095), as long as more may wait.
+                        let credit = match waiting {
+                            Waiting::Nothing => None,
+                            Waiting::Place(place) => Some(place),
+                            Waiting::Prefetch => delivery.credit,
                         };
+                        let delivery = Delivery { credit, ..delivery };
                         Self::Held {
                             delivery,
                             why: Hold::Eta,
@@ -241,7 +280,15 @@ impl State {
                 delivery,
                 why: Hold::RateLimit,
             },
-            (Self::Reserved { delivery }, Input::Slot { run, since, revoked }) => {
+            (
+                Self::Reserved { delivery },
+                Input::Slot {
+                    run,
+                    since,
+                    revoked,
+                    pid,
+                },
+            ) => {
                 if let Some(done) = request.discard(revoked, now) {
                     return done.apply(delivery, request, effects);
                 }
@@ -253,7 +300,7 @@ impl State {
                 };
                 effects.push(Effect::Emit(Happening::Started));
                 if request.policy.track_started && !request.policy.ignore_result {
-                    effects.push(Effect::Store(Stored::Started, Content::Started));
+                    effects.push(Effect::Store(Stored::Started, Content::Started(pid)));
                 }
                 effects.push(Effect::Start);
                 Self::Running { unacked, run, since }
@@ -275,7 +322,7 @@ impl State {
                     terminate: Some(signum),
                 },
             ) => {
-                effects.push(Effect::Cancel);
+                effects.push(Effect::Cancel(signum));
                 let done = Discard::Terminated(signum);
                 done.settle(unacked, request, effects)
             }
@@ -291,16 +338,18 @@ impl State {
                 Self::Done
             }
             (Self::Running { unacked, run: _, .. }, Input::Stop { cold: true }) => {
-                effects.push(Effect::Cancel);
-                match unacked {
-                    // Cancelled first: while the message is in `unacked` nobody else can take it.
-                    Some(delivery) => effects.push(Effect::Requeue(delivery, End::Front)),
-                    None => {
-                        let cause = Exception::celery("Retry", "cancelled by Celery");
-                        request.store(Stored::Retry, cause, effects);
-                    }
-                }
-                request.end_stream(Stored::Retry, effects);
+                let is_late = unacked.is_some();
+                request.cancel(unacked, !is_late, effects);
+                Self::Done
+            }
+            (
+                Self::Running {
+                    unacked: Some(delivery),
+                    ..
+                },
+                Input::ConnectionLost,
+            ) => {
+                request.cancel(Some(delivery), true, effects);
                 Self::Done
             }
             (
@@ -364,7 +413,7 @@ impl Discard {
         let part = request.is_part().then(|| failed_value(&exception));
         request.store(Stored::Revoked, exception, effects);
         request.end_stream(Stored::Revoked, effects);
-        request.settle(delivery, Stored::Revoked, part, effects);
+        request.settle(delivery, Stored::Revoked, part, false, effects);
         effects.push(Effect::Emit(Happening::Revoked {
             terminated,
             signum,
@@ -380,6 +429,25 @@ impl Request {
         Parent {
             id: self.id.to_string(),
             root_id: self.message.headers.root().to_owned(),
+            priority: self.message.properties.priority(),
+        }
+    }
+
+    /// The facts of a run.
+    pub(crate) fn details(&self, hostname: Arc<str>, deadline: Option<Instant>) -> task::Details {
+        let headers = &self.message.headers;
+        task::Details {
+            id: self.id.clone(),
+            name: self.entry.name.clone(),
+            hostname,
+            retries: headers.retries,
+            root_id: headers.root_id.clone(),
+            parent_id: headers.parent_id.clone(),
+            group: headers.group.clone(),
+            redelivered: headers.redelivered || self.message.properties.redelivered(),
+            deadline,
+            message: Some(self.message.clone()),
+            embed: self.embed.clone(),
         }
     }
 
@@ -390,6 +458,22 @@ impl Request {
             own.hard.or(self.policy.time_limit),
             own.soft.or(self.policy.soft_time_limit),
         )
+    }
+
+    /// A run ends where it stands, without having failed (`celery.worker.request.Request.cancel`).
+    fn cancel(&self, unacked: Option<Delivery>, store: bool, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Cancel(SIGTERM));
+        // Cancelled first: while the message is in `unacked` nobody else can take it.
+        effects.extend(unacked.map(|delivery| Effect::Requeue(delivery, End::Front)));
+        if store {
+            self.store(
+                Stored::Retry,
+                Exception::celery("Retry", "cancelled by Celery"),
+                effects,
+            );
+        }
+        self.end_stream(Stored::Retry, effects);
+        effects.push(Effect::Emit(Happening::Cancelled));
     }
 
     fn discard(&self, revoked: bool, now: Timestamp) -> Option<Discard> {
@@ -419,17 +503,22 @@ impl Request {
                 let part = self.is_part().then(|| value.clone().into());
                 effects.push(Effect::Store(Stored::Success, Content::Value(value)));
                 self.end_stream(Stored::Success, effects);
-                self.settle(unacked, Stored::Success, part, effects);
+                self.settle(unacked, Stored::Success, part, true, effects);
                 effects.push(Effect::Emit(Happening::Succeeded { runtime }));
             }
             Outcome::Done { result, followed } => {
                 if !followed && self.embed.is_some() {
                     effects.push(Effect::Follow(result.clone()));
                 }
-                let part = self.is_part().then_some(result);
-                self.settle(unacked, Stored::Success, part, effects);
+                let part = self.is_part().then(|| result.clone());
+                self.settle(unacked, Stored::Success, part, true, effects);
+                effects.push(Effect::Emit(Happening::KnownSuccess(Some(result))));
             }
-            Outcome::Failed(Failure::Fail(exception)) if self.policy.autoretry => {
+            Outcome::Known => {
+                effects.extend(unacked.map(Effect::Ack));
+                effects.push(Effect::Emit(Happening::KnownSuccess(None)));
+            }
+            Outcome::Failed(Failure::Fail(exception)) if self.policy.retries_on(&exception) => {
                 let pause = self.policy.retry_backoff.map(|factor| {
                     let retries = self.message.headers.retries;
                     wire::backoff(factor, retries, self.policy.retry_backoff_max, self.policy.retry_jitter)
@@ -453,7 +542,7 @@ impl Request {
                 // Nothing went wrong in the task: no traceback.
                 let mut exception = Exception::celery("Reject", reason).with_traceback("");
                 exception.args.push(Value::Bool(false));
-                self.end_failed(unacked, &exception, effects);
+                self.end_failed(unacked, &exception, false, effects);
                 effects.push(Effect::Emit(Happening::Failed(exception)));
                 effects.push(Effect::Emit(Happening::Rejected { requeue: false }));
             }
@@ -475,6 +564,7 @@ impl Request {
                 let exception = Exception::runtime_error(format!("the task panicked: {message}"));
                 self.fail(unacked, exception, effects);
             }
+            Outcome::Lost(how) => self.lose(unacked, how, now, effects),
             Outcome::SoftLimit => {
                 let mut exception = Exception::new(python_modules::BILLIARD, "SoftTimeLimitExceeded", "");
                 exception.args.clear();
@@ -484,7 +574,7 @@ impl Request {
                 let mut exception = Exception::new(python_modules::BILLIARD, "TimeLimitExceeded", "");
                 exception.args = vec![seconds(limit)];
                 if self.policy.acks_on_timeout {
-                    return self.fail(unacked, exception, effects);
+                    return self.fail_in(unacked, exception, false, effects);
                 }
                 self.store(Stored::Failure, exception.clone(), effects);
                 self.end_stream(Stored::Failure, effects);
@@ -494,9 +584,35 @@ impl Request {
         }
     }
 
+    /// The process is gone, and the task with it (`celery.worker.request.Request.on_failure`).
+    fn lose(&self, unacked: Option<Delivery>, how: String, now: Timestamp, effects: &mut Vec<Effect>) {
+        let exception = Exception::new(python_modules::BILLIARD, "WorkerLostError", how);
+        let retries = self.policy.retry_on_worker_lost;
+        if retries && !self.has_no_retry_left() {
+            return self.retry(unacked, None, Some(exception), None, now, effects);
+        }
+        match unacked {
+            Some(delivery) if self.policy.reject_on_worker_lost && !retries && !self.worn_out => {
+                self.end_stream(Stored::Retry, effects);
+                effects.push(Effect::Requeue(delivery, End::Lost));
+                effects.push(Effect::Emit(Happening::Rejected { requeue: true }));
+            }
+            unacked => self.fail(unacked, exception, effects),
+        }
+    }
+
+    fn has_no_retry_left(&self) -> bool {
+        let retries = self.message.headers.retries;
+        self.policy.max_retries.is_some_and(|max| retries >= max)
+    }
+
     fn fail(&self, unacked: Option<Delivery>, exception: Exception, effects: &mut Vec<Effect>) {
+        self.fail_in(unacked, exception, true, effects);
+    }
+
+    fn fail_in(&self, unacked: Option<Delivery>, exception: Exception, in_task: bool, effects: &mut Vec<Effect>) {
         let dropped = unacked.is_some() && !self.policy.acks_on_failure;
-        self.end_failed(unacked, &exception, effects);
+        self.end_failed(unacked, &exception, in_task, effects);
         effects.push(Effect::Emit(Happening::Failed(exception)));
         if dropped {
             // Celery rejects without requeue, which on Redis is the same removal; the event tells them apart (T20).
@@ -505,14 +621,14 @@ impl Request {
     }
 
     /// FAILURE is stored, what follows the task fails as well, and the message is done with.
-    fn end_failed(&self, unacked: Option<Delivery>, exception: &Exception, effects: &mut Vec<Effect>) {
+    fn end_failed(&self, unacked: Option<Delivery>, exception: &Exception, in_task: bool, effects: &mut Vec<Effect>) {
         self.store(Stored::Failure, exception.clone(), effects);
         self.end_stream(Stored::Failure, effects);
         if self.embed.is_some() {
-            effects.push(Effect::Fallout(exception.clone()));
+            effects.push(Effect::Fallout(exception.clone(), in_task));
         }
         let part = self.is_part().then(|| failed_value(exception));
-        self.settle(unacked, Stored::Failure, part, effects);
+        self.settle(unacked, Stored::Failure, part, in_task, effects);
     }
 
     fn retry(
@@ -525,7 +641,7 @@ impl Request {
         effects: &mut Vec<Effect>,
     ) {
         let headers = &self.message.headers;
-        if self.policy.max_retries.is_some_and(|max| headers.retries >= max) {
+        if self.has_no_retry_left() {
             let exception = cause.unwrap_or_else(|| {
                 let arguments = match arguments {
                     Some(arguments) => *arguments,
@@ -572,9 +688,21 @@ impl Request {
     }
 
     /// The message is done with; for a part of a chord when that is counted.
-    fn settle(&self, delivery: Option<Delivery>, state: Stored, part: Option<Json>, effects: &mut Vec<Effect>) {
+    fn settle(
+        &self,
+        delivery: Option<Delivery>,
+        state: Stored,
+        part: Option<Json>,
+        in_task: bool,
+        effects: &mut Vec<Effect>,
+    ) {
         match part {
-            Some(value) => effects.push(Effect::Part(Box::new(Done { delivery, state, value }))),
+            Some(value) => effects.push(Effect::Part(Box::new(Done {
+                delivery,
+                state,
+                value,
+                in_task,
+            }))),
             None => effects.extend(delivery.map(Effect::Ack)),
         }
     }

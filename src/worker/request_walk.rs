@@ -71,13 +71,17 @@ fn input(run: u64) -> Input {
     };
     let revoked = rand::random_range(0..6) == 0;
     pick(vec![
-        Input::Received { revoked },
+        Input::Received {
+            revoked,
+            waiting: super::request::Waiting::Nothing,
+        },
         Input::Due { revoked },
         Input::RateLimited,
         Input::Slot {
             run,
             since: clock::instant(),
             revoked,
+            pid: 1,
         },
         ended(run, Outcome::Success(RawValue::from_string("1".into()).unwrap())),
         ended(run + 1, Outcome::Success(RawValue::from_string("2".into()).unwrap())),
@@ -91,6 +95,9 @@ fn input(run: u64) -> Input {
         ended(run, Outcome::HardLimit(Duration::from_secs(1))),
         ended(run, Outcome::SoftLimit),
         ended(run, Outcome::Panicked("x".into())),
+        ended(run, Outcome::Lost("x".into())),
+        ended(run, Outcome::Known),
+        Input::ConnectionLost,
         failed(Failure::Fail(Exception::value_error("x"))),
         failed(Failure::Retry {
             after: None,
@@ -124,6 +131,8 @@ fn a_delivery_is_spent_exactly_once_and_last() {
             acks_on_failure: walk % 3 != 0,
             acks_on_timeout: walk % 5 != 0,
             autoretry: walk % 7 == 0,
+            reject_on_worker_lost: walk % 4 == 0,
+            retry_on_worker_lost: walk % 19 == 0,
             track_started: walk % 11 == 0,
             streams: walk % 13 == 0,
             ..task::Options::DEFAULT
@@ -160,7 +169,7 @@ fn a_delivery_is_spent_exactly_once_and_last() {
                         );
                     }
                     // What must not be lost stands before the message is given up.
-                    Effect::Retry(..) | Effect::Apply(_) | Effect::Follow(_) | Effect::Fallout(_) => {
+                    Effect::Retry(..) | Effect::Apply(_) | Effect::Follow(_) | Effect::Fallout(..) => {
                         assert!(at.is_none_or(|at| number < at), "{said:?}")
                     }
                     Effect::Store(..) if started && request.policy.acks_late => {

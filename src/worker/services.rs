@@ -10,10 +10,14 @@ use tracing::error;
 pub(crate) enum ServiceKind {
     /// Takes messages. Its death ends the worker.
     Fetcher,
+    /// Hears what is told to everybody. Without it the worker goes on.
+    Listener,
     /// Sends what was decided. Its death ends the worker.
     Writer,
     /// Keeps leases and restores what the dead held. Its death ends the worker.
     Keeper,
+    /// Reads messages again that wait for their ETA. Its death ends the worker.
+    Recaller,
     /// Counts the members of chords. Its death ends the worker.
     Joiner,
     /// Reads remote control requests. Its death ends the worker.
@@ -33,6 +37,26 @@ pub(crate) fn spawn(kind: ServiceKind, service: impl Future<Output = ()> + Send 
             error!(service = ?kind, "a service of the worker failed; this is a bug in orchestra, please report it");
         }
     })
+}
+
+/// Runs the consumer loop among the tasks of the runtime. On a thread of its own each message between it and them would
+/// wake a thread.
+pub(crate) async fn run_loop<T: Send + 'static>(run: impl Future<Output = T> + Send + 'static) -> T {
+    /// Who gives the worker up ends its loop.
+    struct Ended(tokio::task::AbortHandle);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+    let handle = tokio::spawn(run);
+    let _ended = Ended(handle.abort_handle());
+    match handle.await {
+        Ok(exit) => exit,
+        Err(failure) if failure.is_panic() => std::panic::resume_unwind(failure.into_panic()),
+        // Only the guard aborts it, and then nobody is here.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// Starts the run of a task. It reports to the consumer loop in every case, panics included, so nobody waits for the

@@ -11,36 +11,41 @@ use super::Options;
 use super::autoscale::Autoscaler;
 use super::consumer::{Consumer, Inputs};
 use super::control::{self, Order, Panel};
-use super::effects::Scribe;
+use super::done::Succeeded;
+use super::effects::{Scribe, Sender};
 use super::events::Events;
 use super::fetcher::Fetcher;
 use super::gossip::Gossip;
 use super::joiner::Joiner;
 use super::keeper::Keeper;
+use super::listener::Listener;
 use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
+use super::parked::{Parked, Recaller};
 use super::pool::Pool;
+use super::process::Children;
 use super::rate_limit::RateLimits;
 use super::revoke::Revoked;
 use super::room::Room;
-use super::services::{ServiceKind, spawn};
+use super::services::{ServiceKind, run_loop, spawn};
 use super::state_db::{Saved, StateDb};
 use super::stop::{Exit, Phase, Stop};
 use super::timers::Timers;
 use super::writer::Writer;
 use crate::backend::Backend;
 use crate::broker::Broker;
-use crate::client::Client;
+use crate::client::SentEvents;
 use crate::clock;
 use crate::conn::{self, Link};
 use crate::task::{Registry, builtins};
+use crate::wire::{Lamport, Queue};
 
 /// Notes of runs that wait for the consumer loop; beyond them stream entries are left out and `update_state` waits.
 const NOTES: usize = 8192;
 /// Control requests that wait.
 const ORDERS: usize = 256;
-/// Messages between fetcher and loop.
-const FETCHED: usize = 1024;
+/// Claims between fetcher and loop; what they brought is bounded by the prefetch count.
+const FETCHED: usize = 4;
 
 /// A worker could not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +73,7 @@ impl Worker {
     ///
     /// # Errors
     /// Redis cannot be reached or refuses, or an option makes no sense.
-    pub async fn connect(mut options: Options, mut registry: Registry) -> Result<Self, Error> {
+    pub async fn connect(mut options: Options, registry: Registry) -> Result<Self, Error> {
         if let Some((max, min)) = options.autoscale {
             if max == 0 || min > max {
                 return Err(Error::Option(
@@ -83,9 +88,23 @@ impl Worker {
         if options.queues.is_empty() {
             return Err(Error::Option("there is no queue to consume".into()));
         }
-        builtins::register(&mut registry).map_err(|error| Error::Option(error.to_string()))?;
+        if options.disable_prefetch {
+            options.prefetch_multiplier = 1;
+        }
+        let first = registry.entries().find(|entry| entry.options.process);
+        if let Some(task) = first
+            && options.program.is_none()
+        {
+            return Err(Error::Option(format!(
+                "task {:?} wants a process, and this program does not say how it is started as one \
+                 (cli::worker_main does, or worker::Options::program)",
+                task.name
+            )));
+        }
+        let registry = complete(registry, &options)?;
         let state = options.state_db.as_deref().map(StateDb::open).transpose();
         let state = state.map_err(Error::Option)?;
+        options.broker_options.node.clone_from(&options.hostname);
         let broker = Broker::connect(&options.broker, options.broker_options.clone()).await?;
         let backend = match &options.backend {
             None => None,
@@ -98,7 +117,10 @@ impl Worker {
             }
         };
         let queues: Vec<Arc<str>> = options.queues.iter().map(|queue| queue.as_str().into()).collect();
-        broker.declare(&queues).await?;
+        conn::patiently(|| broker.declare(&queues)).await?;
+        for line in conn::advice(broker.writer()).await {
+            warn!("{line}");
+        }
         Ok(Self {
             options,
             registry,
@@ -109,9 +131,23 @@ impl Worker {
         })
     }
 
+    /// Deletes all messages that wait in its queues; how many there were.
+    ///
+    /// # Errors
+    /// Redis cannot be reached or refuses.
+    pub async fn purge(&self) -> Result<u64, Error> {
+        let queues: Vec<Arc<str>> = self.options.queues.iter().map(|queue| queue.as_str().into()).collect();
+        Ok(self.broker.purge(&queues).await?)
+    }
+
     /// Watches it from beside it; what happens is counted from now on.
     pub fn watch(&self) -> Watch {
         self.metrics.watch();
+        self.look()
+    }
+
+    /// Watches whether it is well; nothing is counted for that.
+    pub fn look(&self) -> Watch {
         Watch {
             metrics: self.metrics.clone(),
             broker: self.broker.clone(),
@@ -138,13 +174,20 @@ impl Worker {
         );
         let writing = spawn(ServiceKind::Writer, writer.run());
 
-        let mut client = Client::new(broker.clone(), backend.clone())
-            .signing(options.signer.clone())
-            .routed(options.routes.clone());
-        if options.sent_events {
-            client = client.with_sent_events(&options.event_exchange);
-        }
-        let scribe = Arc::new(Scribe::new(&options, &registry, client.oid(), metrics.clone()));
+        let clock = Lamport::default();
+        let client = options.client(broker.clone(), backend.clone());
+        let sent_events = options.sent_events.then(|| SentEvents {
+            exchange: options.event_exchange.clone(),
+            sender: client.origin().to_owned(),
+            clock: clock.clone(),
+        });
+        let client = client.telling(sent_events);
+        let sender = Sender {
+            reply_to: client.oid(),
+            origin: client.origin(),
+            events: client.sent_events(),
+        };
+        let scribe = Arc::new(Scribe::new(&options, &registry, sender, metrics.clone()));
 
         let prefetch = match options.prefetch_multiplier as usize {
             0 => Semaphore::MAX_PERMITS >> 4,
@@ -157,10 +200,31 @@ impl Worker {
         let (queues, queues_seen) =
             watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
         let (fetched_to, fetched) = mpsc::channel(FETCHED);
+        let room = Room::new(options.prefetch_bytes);
+        let (recall, wanted) = mpsc::unbounded_channel();
+        let (recalled_to, recalled) = mpsc::unbounded_channel();
+        let recaller = Recaller {
+            broker: broker.clone(),
+            room: room.clone(),
+            wanted,
+            to: recalled_to,
+        };
+        spawn(ServiceKind::Recaller, recaller.run());
+        if options.broker_options.queues.iter().any(Queue::is_broadcast) {
+            let listener = Listener {
+                broker: broker.clone(),
+                credit: credit.clone(),
+                room: room.clone(),
+                queues: queues_seen.clone(),
+                stop: stop.phases(),
+                to: fetched_to.clone(),
+            };
+            spawn(ServiceKind::Listener, listener.run());
+        }
         let fetcher = Fetcher {
             broker: broker.clone(),
             credit: credit.clone(),
-            room: Room::new(options.prefetch_bytes),
+            room,
             queues: queues_seen,
             stop: stop.phases(),
             outbox: outbox.clone(),
@@ -169,7 +233,7 @@ impl Worker {
 
         let (held, held_seen) = mpsc::channel(1);
         let (lost_to, lost) = mpsc::unbounded_channel();
-        let sweep = Keeper::sweep_pause(options.broker_options.visibility_timeout);
+        let lease = options.broker_options.visibility_timeout;
         spawn(
             ServiceKind::Keeper,
             Keeper {
@@ -179,7 +243,8 @@ impl Worker {
                 outbox: outbox.clone(),
                 scribe: scribe.clone(),
                 limits: options.limits,
-                sweep,
+                sweep: Keeper::sweep_pause(lease),
+                grace: Keeper::grace(lease),
             }
             .run(),
         );
@@ -209,6 +274,7 @@ impl Worker {
 
         let (notes, notes_seen) = mpsc::channel(NOTES);
         let (pool, ends) = Pool::new(options.concurrency);
+        let children = Children::new(&options);
         let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
         let (members, members_seen) = mpsc::unbounded_channel();
         let (joined_to, joined) = mpsc::unbounded_channel();
@@ -229,18 +295,29 @@ impl Worker {
             ends,
             orders,
             lost,
+            recalled,
             notes: notes_seen,
             joined,
             stop: stop.phases(),
         };
-        let mut events = Events::new(hostname, options.event_exchange.clone(), freq, options.task_events);
+        let mut events = Events::new(
+            hostname,
+            options.event_exchange.clone(),
+            clock,
+            freq,
+            options.task_events,
+        );
         let mut revoked = Revoked::default();
         let state_db = state.map(|(db, saved)| {
             events.adjust(saved.clock);
             revoked.merge(saved.revoked.iter().map(String::as_str), clock::instant());
             db
         });
-        let consumer = Consumer {
+        let connection = client.connection();
+        let waiting = options
+            .eta_task_limit
+            .map(|limit| Arc::new(Semaphore::new(limit.saturating_sub(prefetch))));
+        let mut consumer = Consumer {
             scribe,
             members,
             joining: Vec::new(),
@@ -251,15 +328,19 @@ impl Worker {
                 .map(|(max, min)| Autoscaler::new(max, min, clock::instant())),
             options,
             registry,
-            client,
+            client: Arc::new(client),
             pool,
+            children,
             outbox,
             active: HashMap::new(),
             by_id: HashMap::new(),
             reserved: VecDeque::new(),
             timers: Timers::default(),
+            parked: Parked::default(),
+            recall,
             rate_limits: RateLimits::default(),
             revoked,
+            done: Succeeded::default(),
             gossip: Gossip::default(),
             panel: Panel::default(),
             state_db,
@@ -273,18 +354,24 @@ impl Worker {
             held,
             notes,
             shutdown: stop.clone(),
+            connection,
+            waiting,
             next_key: 0,
             phase: Phase::Run,
             drained: false,
             out: Vec::new(),
             effects: Vec::new(),
+            local: Vec::new(),
             streams: HashMap::new(),
         };
+        if consumer.options.direct {
+            consumer.add_direct();
+        }
         let (exchange, node) = (
             consumer.options.control_exchange.clone(),
             consumer.options.hostname.clone(),
         );
-        let exit = consumer.run(inputs).await;
+        let exit = run_loop(consumer.run(inputs)).await;
         // Bounded: a Redis that is gone must not keep the worker from ending.
         let _ = tokio::time::timeout(Duration::from_secs(1), broker.unsubscribe_control(&exchange, &node)).await;
         writing.abort();
@@ -295,9 +382,8 @@ impl Worker {
 /// Remote control, and gossip beside it on the same connection; whether there is any. Tasks matter more: an ACL may
 /// allow the one and not the other.
 async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>) -> bool {
-    let messages = broker
-        .subscribe_control(&options.control_exchange, &options.hostname)
-        .await;
+    let (exchange, node) = (&options.control_exchange, &options.hostname);
+    let messages = conn::patiently(|| broker.subscribe_control(exchange, node)).await;
     let messages = match messages {
         Ok(messages) => messages,
         Err(error) => {
@@ -306,7 +392,7 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
         }
     };
     let events = if options.gossip {
-        let events = broker.subscribe_workers(&options.event_exchange).await;
+        let events = conn::patiently(|| broker.subscribe_workers(&options.event_exchange)).await;
         events.inspect_err(|error| warn!("no gossip: {error}")).ok()
     } else {
         None
@@ -314,7 +400,31 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
     let hostname = options.hostname.clone();
     spawn(
         ServiceKind::Control,
-        control::listen(messages, hostname, events, options.accept.clone(), orders.clone()),
+        control::listen(
+            messages,
+            hostname,
+            events,
+            options.accept.clone(),
+            options.limits.control,
+            orders.clone(),
+        ),
     );
     true
+}
+
+/// The tasks of a program and those that every worker has.
+pub(super) fn complete(mut registry: Registry, options: &Options) -> Result<Registry, Error> {
+    let own: Vec<Arc<str>> = registry.entries().map(|entry| entry.name.clone()).collect();
+    let has_processes = registry.entries().any(|entry| entry.options.process);
+    for name in own {
+        registry.change(&name, |own| {
+            own.rate_limit = own.rate_limit.or(options.task_defaults.rate_limit)
+        });
+    }
+    builtins::register(&mut registry).map_err(|error| Error::Option(error.to_string()))?;
+    // These two run other tasks in themselves.
+    for name in ["celery.map", "celery.starmap"] {
+        registry.change(name, |own| own.process = has_processes);
+    }
+    Ok(registry)
 }

@@ -1,4 +1,4 @@
-//! The two stops: no new work, then no more work.
+//! The stops: no new work; then, maybe after a while, no more work.
 
 use tokio::sync::watch;
 
@@ -7,6 +7,8 @@ use tokio::sync::watch;
 pub(crate) enum Phase {
     Run,
     Warm,
+    /// Cold in a while (`worker_soft_shutdown_timeout`).
+    Soft,
     Cold,
 }
 
@@ -42,6 +44,11 @@ impl Stop {
     /// Finish what runs, give back what waits.
     pub fn warm(&self) {
         self.raise(Phase::Warm);
+    }
+
+    /// Give back what waits, and cancel what still runs after `worker_soft_shutdown_timeout`.
+    pub fn soft(&self) {
+        self.raise(Phase::Soft);
     }
 
     /// Cancel what runs, give back everything.

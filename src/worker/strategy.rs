@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::Options;
 use super::request::Request;
+use crate::broker;
 use crate::clock::{self, Timestamp};
 use crate::task::{Registry, not_registered};
 use crate::wire::{self, Embed, Exception, Headers, Message};
@@ -83,7 +85,12 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
         policy.ignore_result = ignore;
     }
     let redelivered = message.headers.redelivered || message.properties.redelivered();
+    let counted = || {
+        let count = message.headers.extra.get(broker::DELIVERIES).and_then(Value::as_u64);
+        count.is_some_and(|count| count >= u64::from(options.broker_options.max_deliveries))
+    };
     Ok(Request {
+        worn_out: policy.reject_on_worker_lost && counted(),
         may_be_done: options.deduplicate && policy.acks_late && redelivered,
         id: Arc::from(message.headers.id.as_str()),
         entry: entry.clone(),

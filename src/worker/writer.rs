@@ -24,6 +24,9 @@ use crate::wire::Events as Envelopes;
 /// Largest number of writes in one flush: bounds how long one pipeline occupies Redis.
 const BATCH: usize = 1024;
 
+/// How often others get their turn before acks leave alone.
+const TURNS: usize = 3;
+
 /// One thing to send.
 #[derive(Debug)]
 pub(crate) enum Out {
@@ -102,6 +105,10 @@ struct Batch {
 }
 
 impl Batch {
+    fn has_only_acks(&self) -> bool {
+        self.acks.len() == self.size
+    }
+
     fn add(&mut self, writes: Vec<Out>) {
         self.size += writes.len();
         for write in writes {
@@ -150,11 +157,15 @@ impl Writer {
         while let Some(writes) = self.queue.recv().await {
             let mut batch = Batch::default();
             batch.add(writes);
-            while batch.size < BATCH {
-                match self.queue.try_recv() {
-                    Ok(writes) => batch.add(writes),
-                    Err(_) => break,
+            self.fill(&mut batch);
+            // A task that was acknowledged as it started may end before others get their turn: its result goes along, and
+            // need not wait until Redis has answered the ack.
+            for _ in 0..TURNS {
+                if !batch.has_only_acks() {
+                    break;
                 }
+                tokio::task::yield_now().await;
+                self.fill(&mut batch);
             }
             let began = clock::instant();
             self.flush(&mut batch).await;
@@ -163,6 +174,15 @@ impl Writer {
             for done in batch.flushed {
                 let _ = done.send(());
             }
+        }
+    }
+
+    /// Adds what waits.
+    fn fill(&mut self, batch: &mut Batch) {
+        while batch.size < BATCH
+            && let Ok(writes) = self.queue.try_recv()
+        {
+            batch.add(writes);
         }
     }
 
@@ -187,6 +207,11 @@ impl Writer {
             insist(backend.link(), &groups).await;
         }
         self.broker.append(&mut broker_pipe, &batch.publishes);
+        if let Some(backend) = &self.backend
+            && backend.looks()
+        {
+            self.look(backend, &mut batch.results).await;
+        }
         match &self.backend {
             Some(backend) if !batch.results.is_empty() => {
                 if backend.link().is_same(self.broker.writer()) {
@@ -199,36 +224,58 @@ impl Writer {
                     }
                     let mut backend_pipe = Pipeline::new();
                     backend.append(&mut backend_pipe, &batch.results);
-                    insist(backend.link(), &backend_pipe).await;
+                    self.notice(insist(backend.link(), &backend_pipe).await);
                 }
             }
             _ => {}
         }
         self.broker.append(&mut broker_pipe, &batch.acks);
-        insist(self.broker.writer(), &broker_pipe).await;
+        self.notice(insist(self.broker.writer(), &broker_pipe).await);
+    }
+
+    /// Compressed results are looked at before they are replaced.
+    async fn look(&self, backend: &Backend, results: &mut Vec<backend::Write>) {
+        while let Err(error) = backend.look(results).await {
+            if !error.is_transient() {
+                error!(%error, "results that are there cannot be looked at");
+                return;
+            }
+            backend.link().ready().await;
+        }
+    }
+
+    /// Others compress results.
+    fn notice(&self, opaque: bool) {
+        if let Some(backend) = self.backend.as_ref().filter(|_| opaque) {
+            backend.look_from_now_on();
+        }
     }
 }
 
-/// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out.
-async fn insist(link: &Link, pipe: &Pipeline) {
+/// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out. Whether a script met a
+/// compressed result that nobody had looked at.
+async fn insist(link: &Link, pipe: &Pipeline) -> bool {
+    let mut opaque = false;
     if pipe.is_empty() {
-        return;
+        return opaque;
     }
     let patience = Patience::default();
     loop {
         match link.pipeline_with(pipe, &patience).await {
             Ok(replies) => {
                 for reply in replies {
-                    if let redis::Value::ServerError(error) = reply {
-                        error!(%error, "Redis refused a write");
+                    match reply {
+                        redis::Value::ServerError(error) => error!(%error, "Redis refused a write"),
+                        redis::Value::BulkString(word) => opaque |= word == b"opaque",
+                        _ => {}
                     }
                 }
-                return;
+                return opaque;
             }
             Err(error) if error.is_transient() => link.ready().await,
             Err(error) => {
                 error!(%error, "a batch of writes was refused");
-                return;
+                return opaque;
             }
         }
     }

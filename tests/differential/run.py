@@ -6,9 +6,13 @@
 Needs redis-server, Celery, and the example `conformance_worker`. For each canvas these are compared: what the client
 gets, every record in the result backend (state, result or exception, children, family, arguments), and every run of a
 task with its ids, arguments, retries and stamps. Canvases that differ are run again, twice more by everybody: those of
-which Python itself says different things, and those in which Python alone leaves a result pending for ever, or does nothing any more, are skipped and
-counted. What is left is made smaller while it still
-differs, and printed as Python code. Ends with 1 when anything differs.
+which Python itself says different things, and those in which Python alone leaves a result pending for ever, or does
+nothing any more, are skipped, counted, and printed with the reason. What is left is made smaller while it still differs,
+and printed as Python code. Ends with 1 when anything differs.
+
+With two workers, and where something waits, it is chance which member of a header comes last, and that is all that may
+differ (`chance_taken_out`). That it is chance is shown at the end: such canvases are run by two Python workers that share
+a queue, until these say something else than one Python worker does.
 
 `canvases.py` makes the canvases, `drive.py` sends them, `tasks.py` has the tasks.
 """
@@ -34,9 +38,16 @@ import canvases
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KINDS = ("python", "rust", "both")
+TWINS = "twins"
+ROUNDS = 8  # of the twins, at most
+WHY = {
+    "unsteady": "the Python worker says different things when it runs it again",
+    "hangs": "the Python worker leaves it pending, three times out of three, and ours does not",
+}
 STATES = re.compile(r'"(PENDING|SUCCESS|FAILURE|RETRY|REVOKED|STARTED)"')
 TIMED = re.compile(r"countdown=|\b(retry|auto)\.")
 CHILDREN = re.compile(r'"children": .*?, "date_done"')
+RAN = re.compile(r'"name": ').search
 FAMILY = re.compile(r'"(parent|root|parent_id)": ("[^"]*"|null), ')
 
 
@@ -59,7 +70,7 @@ class Place:
     def begin(self):
         kind, options, folder = self.kind, self.options, self.folder
         self.stack = contextlib.ExitStack()
-        port = options.port + KINDS.index(kind) if options.port else free_port()
+        port = options.port + (*KINDS, TWINS).index(kind) if options.port else free_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         self.environment = os.environ | {"DIFFERENTIAL_URL": self.url, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
         self.start(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)])
@@ -67,9 +78,14 @@ class Place:
         self.until("Redis answers", self.client.ping)
         if kind != "rust":
             celery = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-P", options.pool, "-c", "1", "-l", "WARNING"]
-            self.start([*celery, "-n", "python@here", "--without-mingle", "--without-gossip", "--without-heartbeat"])
+            celery += ["--without-mingle", "--without-gossip", "--without-heartbeat"]
+            if kind == TWINS:
+                # As much chance as there can be: few messages held, and each runs two at a time.
+                self.start([*celery, "-n", "twin@here", "-c", "2", "--prefetch-multiplier", "1"])
+                celery += ["-c", "2", "--prefetch-multiplier", "1"]
+            self.start([*celery, "-n", "python@here"])
             self.until("the Python worker consumes", lambda: self.client.exists("_kombu.binding.celery"))
-        if kind != "python":
+        if kind in ("rust", "both"):
             ours = [options.worker, "differential", "-b", self.url, "--result-backend", self.url, "-n", "rust@here"]
             # One task at a time, as in the Python worker: who completes a chord is then the same. Few messages held: on
             # the shared queue both get some.
@@ -181,6 +197,21 @@ class Trial:
                 found.append(("different", different[0]) if different else ("equal", outcomes[0]))
         return found
 
+    def chance(self, specs, options, folder):
+        """Which canvases end otherwise with two Python workers on one queue, or with one that runs them again."""
+        python = next(place for place in self.places if place.kind == "python")
+        with contextlib.closing(Place(TWINS, options, folder)) as twins:
+            trial = Trial([python, twins])
+            trial.count, shown = self.count, set()
+            for _ in range(ROUNDS):
+                left = [number for number in range(len(specs)) if number not in shown]
+                for start in range(0, len(left), options.batch):
+                    some = left[start : start + options.batch]
+                    told = trial.run([specs[number] for number in some], idle=0.7)
+                    shown |= {number for number, outcome in zip(some, told) if "stuck" in outcome or strictly(outcome)}
+            self.count = trial.count
+        return shown
+
     def shrink(self, spec, rounds=40):
         """The smallest canvas that still differs, and how."""
         best = None
@@ -205,6 +236,11 @@ def differ(outcome):
     return [kind for kind in kinds if seen(outcome, kind) != seen(outcome, kind, "python")]
 
 
+def strictly(outcome):
+    """Whether something differs at all."""
+    return any(told != outcome["python"] for told in outcome.values())
+
+
 def seen(outcome, kind, of=None):
     """What is compared of a place (`of`) when Python's is compared with `kind`."""
     told = outcome[of or kind]
@@ -213,9 +249,9 @@ def seen(outcome, kind, of=None):
 
 def chance_taken_out(told):
     """Which member of a chord's header came last is chance, with two workers or with delays: parent and root of the body,
-    and the children of one that failed."""
+    and the children of one that failed without having run (of those no name is known)."""
     lines = {part: sorted(FAMILY.sub("", line) for line in told[part]) for part in ("runs", "records")}
-    lines["records"] = [CHILDREN.sub("", line) if '"ChordError"' in line else line for line in lines["records"]]
+    lines["records"] = sorted(line if RAN(line) else CHILDREN.sub("", line) for line in lines["records"])
     return told | lines
 
 
@@ -267,7 +303,7 @@ def main():
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         places = [stack.enter_context(contextlib.closing(Place(kind, options, folder))) for kind in KINDS]
-        return compare(Trial(places), options)
+        return compare(Trial(places), options, folder)
 
 
 def batches(options):
@@ -281,23 +317,36 @@ def batches(options):
         yield seeds, [canvases.make(seed) for seed in seeds]
 
 
-def compare(trial, options):
+def compare(trial, options, folder):
     began = time.monotonic()
     counts = dict.fromkeys(("equal", "repeated", "unsteady", "hangs", "different"), 0)
-    findings = []
+    suspects, loose = [], []
     for seeds, specs in batches(options):
         if options.show:
             print(*(f"{seed}: {canvases.code(spec, 0)}" for seed, spec in zip(seeds, specs)), sep="\n")
         told = trial.run(specs, idle=0.7)
-        suspects = [number for number, outcome in enumerate(told) if differ(outcome)]
-        counts["equal"] += len(specs) - len(suspects)
-        verdicts = trial.verdicts([specs[number] for number in suspects]) if suspects else []
-        for number, (verdict, outcome) in zip(suspects, verdicts):
+        differing = [(seed, spec) for seed, spec, outcome in zip(seeds, specs, told) if differ(outcome)]
+        counts["equal"] += len(specs) - len(differing)
+        suspects += differing
+        loose += [
+            (seed, spec) for seed, spec, outcome in zip(seeds, specs, told) if not differ(outcome) and strictly(outcome)
+        ]
+        print(f"up to {seeds[-1]}: {counts['equal']} equal, {len(suspects)} to look at again", flush=True)
+    # All together: to run again means to wait longer for what may never come.
+    findings = []
+    for start in range(0, len(suspects), options.batch):
+        some = suspects[start : start + options.batch]
+        for (seed, spec), (verdict, outcome) in zip(some, trial.verdicts([spec for _, spec in some])):
             counts["repeated" if verdict == "equal" else verdict] += 1
+            if verdict in ("unsteady", "hangs"):
+                print(f"skipped, {WHY[verdict]}: seed {seed}: {canvases.code(spec, 0)}", flush=True)
             if verdict == "different":
-                findings.append((seeds[number], specs[number], outcome))
-                print(f"seed {seeds[number]} differs", flush=True)
-        print(f"up to {seeds[-1]}: {counts}", flush=True)
+                findings.append((seed, spec, outcome))
+                print(f"seed {seed} differs", flush=True)
+    shown = trial.chance([spec for _, spec in loose], options, folder) if loose else set()
+    for number, (seed, spec) in enumerate(loose):
+        if number not in shown:
+            print(f"chance that two Python workers did not show: seed {seed}: {canvases.code(spec, 0)}", flush=True)
     for seed, spec, outcome in findings[: options.shrink]:
         small, why = (spec, outcome) if isinstance(spec, str) else trial.shrink(spec)
         print(f"\nseed {seed}, made smaller:\n  {canvases.code(small, 0)}\n{explain(why or outcome)}", flush=True)
@@ -305,7 +354,8 @@ def compare(trial, options):
         print(f"\nseed {seed}:\n  {canvases.code(spec, 0)}\n{explain(outcome)}", flush=True)
     compared = sum(counts.values()) - counts["unsteady"] - counts["hangs"]
     print(
-        f"{compared - counts['different']} of {compared} canvases equal ({counts['repeated']} of them when repeated); "
+        f"{compared - counts['different']} of {compared} canvases equal ({counts['repeated']} of them when repeated, {len(loose)} "
+        f"but for who came last, which two Python workers show to be chance in {len(shown)}); "
         f"skipped: {counts['unsteady']} of which Python itself says different things, {counts['hangs']} that hang in Python "
         f"alone; runs of tasks on the shared queue: "
         f"{trial.tasks['python']} by Python, {trial.tasks['rust']} by ours; "

@@ -3,10 +3,15 @@
 
 use std::process::{Command, Stdio};
 
-use orchestra::canvas::chord;
+use orchestra::backend::{self, Backend, Counted, Part};
+use orchestra::broker::{self, Broker};
+use orchestra::canvas::{StampingVisitor, Stamps, accumulate, chain, chord, chunks, group, map, starmap};
 use orchestra::client::Signature;
+use orchestra::conn::{Endpoint, Link, LinkOptions};
+use orchestra::wire::Json;
+use serde_json::{Value, json};
 
-use crate::support::{Folder, Process, Redis, Worker, program, python, run_python, until};
+use crate::support::{Folder, LONG, Process, Redis, Worker, program, python, run_python, until};
 
 const HEAD: &str = "
 import sys, time
@@ -224,4 +229,339 @@ async fn a_worker_that_counts_can_be_stopped_without_redis() {
     redis.stop();
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     assert_eq!(worker.stop(), Some(0), "{}", worker.log());
+}
+
+/// What the tests above leave out: the same messages, looked at from beside.
+#[test]
+fn p_118_to_p_143_what_is_seen_beside_a_workflow() {
+    let redis = Redis::start();
+    let environment = [
+        ("ORCHESTRA_TASK_SEND_SENT_EVENT", "true"),
+        ("ORCHESTRA_RESULT_EXTENDED", "true"),
+        ("ORCHESTRA_RESULT_CHORD_JOIN_TIMEOUT", "0.2"),
+        ("ORCHESTRA_RESULT_FAILURE_EXPIRES", "1000"),
+    ];
+    let _worker = Worker::start_program("workflow", &redis, &["-c", "2", "-E"], &environment);
+    let short = [
+        ("ORCHESTRA_RESULT_EXPIRES", "100"),
+        ("ORCHESTRA_RESULT_EXTENDED", "true"),
+    ];
+    let _hello = Worker::start_with(&redis, &["-Q", "hello", "-n", "hello@here"], &short);
+    let unordered = [(
+        "ORCHESTRA_RESULT_BACKEND_TRANSPORT_OPTIONS",
+        "{result_chord_ordered = false}",
+    )];
+    let arguments = ["-Q", "unordered", "-n", "unordered@here", "-c", "2"];
+    let _unordered = Worker::start_program("workflow", &redis, &arguments, &unordered);
+    python_says(
+        &redis,
+        r#"
+import base64, json, threading, redis
+store = redis.Redis.from_url(sys.argv[1])
+def record(id):
+    return json.loads(store.get('celery-task-meta-' + id))
+def settled():
+    # Whatever was to be done is done when a task that was sent after it is.
+    assert value(s('note', 1).apply_async()) == 1
+# P-118: callbacks are sent before SUCCESS is stored.
+with store.monitor() as monitor:
+    s('add', 1, 1).apply_async(task_id='first', link=s('note').set(queue='aside'))
+    seen = []
+    for command in monitor.listen():
+        words = command['command']
+        if words.startswith('LPUSH aside'):
+            seen.append('callback')
+        if 'celery-task-meta-first' in words and 'SUCCESS' in words:
+            seen.append('SUCCESS')
+            break
+assert seen == ['callback', 'SUCCESS'], seen
+# P-123: what is revoked fails no chain and calls no error callback.
+steps = chain(s('careful', 0, 1).set(task_id='gone', countdown=60), s('note').set(task_id='later'))
+steps.link_error(s('note').set(task_id='told of gone'))
+result = steps()
+app.control.revoke('gone')
+until('it is revoked', lambda: AsyncResult('gone', app=app).state == states.REVOKED)
+settled()
+assert [AsyncResult(id, app=app).state for id in ('later', 'told of gone')] == [states.PENDING] * 2
+# P-125: an error callback that no worker here knows is sent with the id.
+result = s('fail', 'no').apply_async(link_error=app.signature('python.only', queue='elsewhere'))
+assert type(raised(result)) is ValueError
+assert 100 < store.ttl('celery-task-meta-' + result.id) <= 1000
+until('it is sent', lambda: store.llen('elsewhere'))
+message = json.loads(store.lindex('elsewhere', 0))
+assert json.loads(base64.b64decode(message['body']))[0] == [result.id] and message['headers']['task'] == 'python.only'
+# P-129: where it is said so, the results come as the members ended.
+header = [s('careful', 300, 1).set(queue='unordered'), s('add', 1, 1).set(queue='unordered')]
+assert value(chord(header)(s('note'))) == [2, 1]
+# P-139: Redis forgets by itself.
+assert value(app.signature('celery.backend_cleanup').apply_async()) is None
+# P-131: the body has the group's id, and the member that came last for its parent.
+result = chord([s('add', 1, 1), s('careful', 400, 1).set(task_id='last')])(s('sum').set(task_id='body'))
+assert value(result) == 3
+assert (record('body')['group_id'], record('body')['parent_id']) == (result.parent.id, 'last'), record('body')
+# P-133: members that are done twice send the body once.
+chord([s('careful', 0, n).set(queue='side') for n in range(2)])(s('sum').set(queue='bodies'))
+members = store.lrange('side', 0, -1)
+store.lpush('celery', *members, *members)
+until('there is a body', lambda: store.llen('bodies'))
+until('all is done', lambda: not store.llen('celery') and not store.hlen('unacked'))
+settled()
+assert store.llen('bodies') == 1
+# Applied again with the same ids it is another chord, also when its first members are done before its size is known.
+again = chord([s('add', 1, 1), s('add', 2, 2)], s('sum').set(queue='again'))
+again.freeze()
+again.apply_async()
+until('there is a body', lambda: store.llen('again') == 1)
+size = app.backend.set_chord_size
+def slowly(*args):
+    settled()
+    size(*args)
+app.backend.set_chord_size = slowly
+again.apply_async()
+app.backend.set_chord_size = size
+until('there is another body', lambda: store.llen('again') == 2)
+# P-135: who holds a member of a body that failed drops it.
+result = chord([s('fail', 'why')])(group(s('add', 1).set(task_id='g1'), s('add', 2).set(task_id='g2')))
+def revoked():
+    return set(sum((app.control.inspect(timeout=1).revoked() or {}).values(), []))
+until('both are revoked', lambda: {'g1', 'g2'} <= revoked())
+# P-143, P-152: a stamp is still there after a retry, and in the record.
+flaky = app.signature('hello.flaky', (1,), queue='hello', task_id='flaky')
+flaky.stamp(mark='m')
+assert value(flaky.apply_async()) == 1
+assert record('flaky')['retries'] == 1 and record('flaky')['stamped_headers'] == ['mark'] and record('flaky')['mark'] == 'm', record('flaky')
+# P-145: and the record goes when it is told to.
+assert 0 < store.ttl('celery-task-meta-flaky') <= 100 < store.ttl('celery-task-meta-first')
+# P-086, P-144: what has succeeded stays so, whatever a second run of it says.
+s('fail', 'late').apply_async(task_id='first')
+until('it has run', lambda: not store.llen('celery') and not store.hlen('unacked'))
+settled()
+assert (AsyncResult('first', app=app).state, record('first')['result']) == (states.SUCCESS, 2)
+# A header with a group in it whose results do not come: result_chord_join_timeout, which is 3 s where nothing is said.
+began = time.monotonic()
+silent = s('add', 1, 1).set(ignore_result=True)
+result = chord([s('add', 1, 1), chain(s('add', 0, 1), group(s('add', 1).set(ignore_result=True), s('add', 2)))])(s('sum'))
+until('the body failed', lambda: result.state == states.FAILURE)
+assert type(result.result) is ChordError and 'TimeoutError' in str(result.result), repr(result.result)
+assert time.monotonic() - began < 3
+# Members whose results are ignored are counted all the same.
+assert value(chord([silent, s('add', 2, 2)])(s('sum'))) == 6
+# P-166: monitors hear of everything that the worker sends: steps, callbacks, members and bodies of chords, error callbacks.
+events = []
+with app.connection() as connection:
+    receiver = app.events.Receiver(connection, handlers={'*': events.append})
+    def listen():
+        try:
+            receiver.capture(limit=None, timeout=60, wakeup=False)
+        except OSError:
+            pass
+    threading.Thread(target=listen, daemon=True).start()
+    until('somebody listens', lambda: events)
+    steps = chain(s('add', 1, 1).set(task_id='one'), group(s('add', 1), s('add', 2)), s('sum').set(task_id='three'))
+    steps.link(s('note').set(task_id='four'))
+    assert value(steps()) == 7 and value(AsyncResult('four', app=app)) == 7
+    s('fail', 'no').apply_async(task_id='bad', link_error=s('note').set(task_id='told'))
+    assert value(AsyncResult('told', app=app)) == 'bad'
+    def uuids(type):
+        return {event['uuid'] for event in list(events) if event['type'] == type}
+    until('all is told', lambda: len(uuids('task-succeeded')) == 6 and len(uuids('task-sent')) == 5)
+    assert uuids('task-sent') == uuids('task-received') - {'one', 'bad'}, events
+    sent = {event['uuid']: event for event in events if event['type'] == 'task-sent'}
+    assert {event['parent_id'] for event in sent.values()} >= {'one', 'three', 'bad'}, sent
+    body = sent['three']
+    assert (body['name'], body['root_id'], body['queue'], body['args']) == ('flow.sum', 'one', 'celery', '([3, 4],)'), body
+    receiver.should_stop = True
+"#,
+    );
+}
+
+/// The worker that sends a body may die before it has said so on the server of the results: nobody sends it again.
+#[tokio::test]
+async fn the_body_of_a_chord_is_sent_once_over_two_servers() {
+    let (first, second) = (Redis::start(), Redis::start());
+    let endpoint = |redis: &Redis| Endpoint::parse(&redis.url()).unwrap();
+    let broker = Broker::connect(&endpoint(&first), broker::Options::default())
+        .await
+        .unwrap();
+    let link = Link::connect(&endpoint(&second), LinkOptions::default()).await.unwrap();
+    let backend = Backend::new(link, backend::Options::default()).await.unwrap();
+    let part = Part::new("g", Some(0), "member", "SUCCESS", &Json::number(1));
+    let body = [broker::Write::Publish {
+        exchange: String::new(),
+        routing_key: "bodies".into(),
+        priority: 0,
+        envelope: b"a body".to_vec().into(),
+    }];
+    let begin = || {
+        second.command::<i64>(&["DEL", "celery-taskset-meta-g.c"]);
+        second.command::<String>(&["SET", "celery-taskset-meta-g.s", "1"]);
+    };
+    let claim = async || match backend.count_parts(std::slice::from_ref(&part)).await.unwrap().pop() {
+        Some(Counted::Mine(claim)) => claim,
+        other => panic!("{other:?}"),
+    };
+    begin();
+    let dies = claim().await;
+    let run = backend.keep_claim(&dies).await.unwrap().unwrap();
+    assert!(broker.publish_once(&run, &body).await.unwrap());
+    // It died. Its claim has run out, its message is delivered again, to another.
+    second.command::<i64>(&["DEL", "celery-taskset-meta-g.c"]);
+    let follows = claim().await;
+    assert_eq!(backend.keep_claim(&dies).await.unwrap(), None);
+    let same = backend.keep_claim(&follows).await.unwrap().unwrap();
+    assert_eq!(same, run);
+    assert!(!broker.publish_once(&same, &body).await.unwrap());
+    backend.end_chord(&follows).await.unwrap();
+    broker.forget_once(&same).await.unwrap();
+    assert_eq!(first.length("LLEN", "bodies"), 1);
+    // Applied again with the same ids it is another run, even if nobody could say that the first one ended.
+    begin();
+    let again = claim().await;
+    let other = backend.keep_claim(&again).await.unwrap().unwrap();
+    assert_ne!(other, run);
+    assert!(broker.publish_once(&other, &body).await.unwrap());
+    assert_eq!(first.length("LLEN", "bodies"), 2);
+}
+
+/// Stamps each call with its name and everything in a group, a chain, a body or behind a call with where it is.
+#[derive(Default)]
+struct Surveyor {
+    groups: u32,
+}
+
+impl StampingVisitor for Surveyor {
+    fn on_signature(&mut self, call: &Signature, _: &Stamps) -> Stamps {
+        Stamps::from([("name".into(), call.task.as_str().into())])
+    }
+
+    fn on_group_start(&mut self, _: &Signature, _: &Stamps) -> Stamps {
+        self.groups += 1;
+        Stamps::from([("number".into(), self.groups.into()), ("in".into(), json!(["group"]))])
+    }
+
+    fn on_chain_start(&mut self, _: &Signature, _: &Stamps) -> Stamps {
+        Stamps::from([("in".into(), json!(["chain"]))])
+    }
+
+    fn on_chord_body(&mut self, _: &Signature, _: &Stamps) -> Stamps {
+        Stamps::from([("in".into(), json!(["body"]))])
+    }
+
+    fn on_callback(&mut self, callback: &Signature, _: &Stamps) -> Stamps {
+        Stamps::from([("after".into(), callback.task.as_str().into())])
+    }
+
+    fn on_errback(&mut self, _: &Signature, _: &Stamps) -> Stamps {
+        Stamps::from([("trouble".into(), true.into())])
+    }
+}
+
+const SURVEYOR: &str = r#"
+import json
+from celery.canvas import StampingVisitor
+class Surveyor(StampingVisitor):
+    groups = 0
+    def on_signature(self, sig, **stamps):
+        return {'name': sig.task}
+    def on_group_start(self, group, **stamps):
+        self.groups += 1
+        return {'number': self.groups, 'in': ['group']}
+    def on_chain_start(self, chain, **stamps):
+        return {'in': ['chain']}
+    def on_chord_body(self, sig, **stamps):
+        return {'in': ['body']}
+    def on_callback(self, callback, **stamps):
+        return {'after': callback.task}
+    def on_errback(self, errback, **stamps):
+        return {'trouble': True}
+def stamps(sig):
+    'Every call of a composition with its stamps, in order.'
+    options, kwargs = sig['options'], sig['kwargs']
+    if not sig['subtask_type']:
+        yield [sig['task'], {name: options[name] for name in sorted(options.get('stamped_headers') or [])}]
+    for key in ('link', 'link_error'):
+        for call in options.get(key) or []:
+            yield from stamps(call)
+    header = kwargs.get('header') or []
+    tasks = kwargs.get('tasks') or (header['kwargs']['tasks'] if isinstance(header, dict) else header)
+    for task in tasks:
+        yield from stamps(task)
+    if kwargs.get('body'):
+        yield from stamps(kwargs['body'])
+"#;
+
+#[test]
+fn a_visitor_stamps_what_it_stamps_in_python() {
+    let s = |name: &str| Signature::new(name);
+    let linked = s("b").link(s("after b")).link(s("too")).link_error(s("sorry"));
+    let header = [linked, chain([s("c"), group([s("d"), s("e")])])];
+    let steps = chain([
+        s("a"),
+        chord(header, chain([s("body"), s("end")])),
+        s("z").stamp("own", 1),
+    ]);
+    let plain = serde_json::to_string(&steps).unwrap();
+    let stamped = serde_json::to_string(&steps.stamp_with(&mut Surveyor::default())).unwrap();
+    let program = format!(
+        "{HEAD}{SURVEYOR}
+plain, ours = json.loads({plain:?}), json.loads({stamped:?})
+theirs = app.signature(plain)
+theirs.stamp(Surveyor())
+theirs = json.loads(json.dumps(theirs))
+assert list(stamps(ours)) == list(stamps(theirs)), f'{{list(stamps(ours))}}\\n{{list(stamps(theirs))}}'
+assert len(list(stamps(ours))) == 11 and {{'trouble', 'after', 'own'}} <= {{name for _, of in stamps(ours) for name in of}}
+print('all good')
+"
+    );
+    assert_eq!(run_python(&program, "redis://127.0.0.1:1"), "all good\n");
+}
+
+/// The forms that a Rust author has; what they give is what they give in Python, above.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_form_of_a_composition_is_there_in_rust() {
+    let redis = Redis::start();
+    let _worker = Worker::start_program("workflow", &redis, &["-c", "4"], &[]);
+    let client = redis.client().await;
+    let add = |x: i64, y: i64| Signature::new("flow.add").arg(x).arg(y);
+    let get = async |steps: Signature| -> Value { client.apply(steps).await.unwrap().get(LONG).await.unwrap() };
+    let pairs = || (0..5).map(|n| (n, n));
+    assert_eq!(
+        get(map(Signature::new("flow.note"), ["a", "b"])).await,
+        json!(["a", "b"])
+    );
+    assert_eq!(
+        get(starmap(Signature::new("flow.add"), pairs())).await,
+        json!([0, 2, 4, 6, 8])
+    );
+    let parts = client
+        .apply(chunks(&Signature::new("flow.add"), pairs(), 2))
+        .await
+        .unwrap();
+    let parts: Vec<Value> = parts.join(LONG).await.unwrap();
+    assert_eq!(parts, [json!([0, 2]), json!([4, 6]), json!([8])]);
+    // A chord of chunks; of members whose results are ignored; of what is wanted as it is.
+    assert_eq!(
+        get(chunks(&Signature::new("flow.add"), pairs(), 3) | accumulate()).await,
+        json!([[0, 2, 4], [6, 8]])
+    );
+    let silent = add(1, 1).option("ignore_result", true);
+    assert_eq!(
+        get(chord([silent, add(2, 2)], Signature::new("flow.sum"))).await,
+        json!(6)
+    );
+    // Members of a group that start one after the other.
+    let began = std::time::Instant::now();
+    let skewed = client
+        .apply(group([add(1, 0), add(2, 0)]).skew(0.2, 0.3))
+        .await
+        .unwrap();
+    assert_eq!(skewed.join::<i64>(LONG).await.unwrap(), [1, 2]);
+    assert!(began.elapsed() >= std::time::Duration::from_millis(450));
+    // An error callback for the header as well: called for the member, and for the body.
+    let fail = Signature::new("flow.fail").arg("why");
+    let told = Signature::new("flow.note").arg("told").option("queue", "told");
+    let failed = chord([fail], Signature::new("flow.sum")).link_error_everywhere(told);
+    let failed = client.apply(failed).await.unwrap();
+    failed.get::<Value>(LONG).await.unwrap_err();
+    until("both are told", async || redis.length("LLEN", "told") == 2).await;
 }

@@ -6,7 +6,7 @@ use orchestra::client::Call;
 
 use crate::support::{Folder, Process, Redis, Sim, Worker, program, until};
 
-fn orchestra(redis: &Redis, arguments: &[&str]) -> Output {
+pub fn orchestra(redis: &Redis, arguments: &[&str]) -> Output {
     let folder = Folder::new();
     Command::new(program("orchestra"))
         .args(["--broker", &redis.url()])
@@ -17,7 +17,7 @@ fn orchestra(redis: &Redis, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -8,9 +8,21 @@ const PREFIX: &str = "{orchestra}:";
 struct Cluster(Vec<Redis>);
 
 impl Cluster {
+    fn node() -> Redis {
+        let port = free_port().to_string();
+        Redis::start_with(&[
+            &["--cluster-enabled", "yes", "--cluster-port", &port],
+            &[
+                "--cluster-node-timeout",
+                "1000",
+                "--cluster-replica-validity-factor",
+                "0",
+            ],
+        ])
+    }
+
     async fn start() -> Self {
-        let node = || Redis::start_with(&[&["--cluster-enabled", "yes", "--cluster-port", &free_port().to_string()]]);
-        let nodes: Vec<Redis> = (0..3).map(|_| node()).collect();
+        let nodes: Vec<Redis> = (0..3).map(|_| Self::node()).collect();
         let bus =
             |node: &Redis| -> String { node.command::<Vec<String>>(&["CONFIG", "GET", "cluster-port"])[1].clone() };
         for (n, node) in nodes.iter().enumerate() {
@@ -29,6 +41,25 @@ impl Cluster {
             .await;
         }
         Self(nodes)
+    }
+
+    /// Another node, which takes the place of one when that is gone.
+    async fn add_replica(&self, of: &Redis) -> Redis {
+        let bus =
+            |node: &Redis| -> String { node.command::<Vec<String>>(&["CONFIG", "GET", "cluster-port"])[1].clone() };
+        let replica = Self::node();
+        replica.command::<()>(&["CLUSTER", "MEET", "127.0.0.1", &of.port.to_string(), &bus(of)]);
+        let id: String = of.command(&["CLUSTER", "MYID"]);
+        until("it knows whom to follow", async || {
+            replica.try_command(&["CLUSTER", "REPLICATE", &id]).is_ok()
+        })
+        .await;
+        until("it follows", async || {
+            let info: String = replica.command(&["INFO", "replication"]);
+            info.contains("master_link_status:up")
+        })
+        .await;
+        replica
     }
 
     fn slot(&self) -> String {
@@ -102,6 +133,38 @@ async fn one_slot_of_a_cluster_is_a_broker_and_can_move() {
     assert!(worker.log().contains("our keys are at"), "{}", worker.log());
     until("nothing is held", async || {
         now.length("HLEN", "{orchestra}:unacked") == 0
+    })
+    .await;
+    assert_eq!(worker.stop(), Some(0));
+}
+
+/// The node that has the slot dies, and its replica takes its place: what was confirmed before is there, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_takes_over_and_the_work_goes_on() {
+    let mut cluster = Cluster::start().await;
+    let slot: usize = cluster.slot().parse().unwrap();
+    let at = usize::from(slot > 5460) + usize::from(slot > 10921);
+    let replica = cluster.add_replica(&cluster.0[at]).await;
+    let options = "{global_keyprefix = '{orchestra}:', visibility_timeout = 2}";
+    let settings = [
+        ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", options),
+        (
+            "ORCHESTRA_RESULT_BACKEND_TRANSPORT_OPTIONS",
+            "{global_keyprefix = '{orchestra}:'}",
+        ),
+    ];
+    // The worker's URL is one of the nodes that stay.
+    let mut worker = Worker::start_with(&cluster.0[(at + 1) % 3], &["-c", "2"], &settings);
+    run_python(PROGRAM, &cluster.0[at].url());
+    cluster.0[at].command::<i64>(&["WAIT", "1", "5000"]);
+    cluster.0[at].stop();
+    until("the replica serves", async || {
+        replica.try_command(&["EXISTS", PREFIX]).is_ok()
+    })
+    .await;
+    run_python(PROGRAM, &replica.url());
+    until("nothing is held", async || {
+        replica.length("HLEN", "{orchestra}:unacked") == 0
     })
     .await;
     assert_eq!(worker.stop(), Some(0));

@@ -5,7 +5,8 @@ use std::time::Duration;
 use orchestra::client::Call;
 use serde_json::Value;
 
-use crate::support::{LONG, Proxy, Redis, Worker, until};
+use crate::proxy::Proxy;
+use crate::support::{LONG, Redis, Worker, until};
 
 /// A server closes a connection that subscribes as soon as 32 MB of answers wait for it: a message beyond that must come
 /// on another connection than remote control.

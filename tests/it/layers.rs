@@ -15,6 +15,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("backend", &["wire", "conn", "clock"]),
     ("client", &["broker", "backend", "canvas", "wire", "conn", "clock"]),
     ("task", &["client", "canvas", "wire", "clock", "backoff"]),
+    // Behind the feature of that name.
+    ("rusty_celery", &["task", "clock"]),
     (
         "worker",
         &[

@@ -1,7 +1,8 @@
 //! The integration tests: real processes, a real Redis for each test, and the stock Python client where it matters.
 //!
-//! They need `redis-server` on PATH, and a Python with `celery[redis]` (`.venv` beside the package, or
-//! `ORCHESTRA_TEST_PYTHON`). `make test` installs both.
+//! They need `redis-server` on PATH, a Python with `celery[redis]` (`.venv` beside the package, or
+//! `ORCHESTRA_TEST_PYTHON`), and one with the oldest Celery (`.venv-oldest`, or `ORCHESTRA_TEST_OLDEST_PYTHON`). `make test`
+//! installs them.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,21 +16,32 @@ mod ai;
 mod batch;
 mod beat;
 mod canvas;
+mod chaos;
 mod cli;
 mod cluster;
 mod contract;
 mod control;
+mod dead;
+mod dice;
 mod differential;
 mod errors;
 mod examples;
+mod execution;
 mod faults;
 mod fleet;
 mod layers;
+mod limits;
 mod loss;
 mod messages;
+mod processes;
+mod proxy;
 mod python;
+mod python_oldest;
+mod queues;
+mod results;
 mod routing;
 mod serializers;
 mod support;
+mod systemd;
 mod transport;
 mod worker;

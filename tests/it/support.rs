@@ -268,7 +268,14 @@ impl Worker {
         Self::spawn_process(name, &["--quiet"], url, arguments, environment)
     }
 
-    fn spawn_process(name: &str, words: &[&str], url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    /// The most general way to start one.
+    pub fn spawn_process(
+        name: &str,
+        words: &[&str],
+        url: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let folder = Folder::new();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new(program(name))
@@ -364,54 +371,6 @@ pub async fn get(url: &str) -> reqwest::Result<reqwest::Response> {
     reqwest::Client::builder().no_proxy().build()?.get(url).send().await
 }
 
-/// A TCP proxy in front of a Redis, whose connections can die without a word.
-pub struct Proxy {
-    port: u16,
-    /// Connections made before this number pass nothing on.
-    silent: tokio::sync::watch::Sender<u64>,
-    made: std::sync::Arc<std::sync::atomic::AtomicU64>,
-}
-
-impl Proxy {
-    pub async fn start(to: u16) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let silent = tokio::sync::watch::Sender::new(0);
-        let made = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
-        let (silenced, count) = (silent.subscribe(), made.clone());
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut silenced = silenced.clone();
-                let number = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                tokio::spawn(async move {
-                    let Ok(mut far) = tokio::net::TcpStream::connect(("127.0.0.1", to)).await else {
-                        return;
-                    };
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        _ = async { drop(silenced.wait_for(|first| *first > number).await) } => {}
-                    }
-                    if *silenced.borrow() > number {
-                        // Neither side is told: both sockets stay open, and nothing moves.
-                        std::future::pending::<()>().await;
-                    }
-                });
-            }
-        });
-        Self { port, silent, made }
-    }
-
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
-    }
-
-    /// Every connection there is passes nothing on from now on; new ones work.
-    pub fn silence(&self) {
-        self.silent
-            .send_replace(self.made.load(std::sync::atomic::Ordering::SeqCst));
-    }
-}
-
 /// Waits until something is so.
 pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + LONG;
@@ -447,9 +406,22 @@ def until(what, test):
     raise SystemExit(f'never: {what}')
 ";
 
+/// A Python with the oldest Celery whose clients are served.
+pub fn oldest_python() -> PathBuf {
+    match std::env::var_os("ORCHESTRA_TEST_OLDEST_PYTHON") {
+        Some(path) => path.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv-oldest/bin/python"),
+    }
+}
+
 /// Runs a Python program with `url` as its only argument; what it printed.
 pub fn run_python(program: &str, url: &str) -> String {
-    let out = Command::new(python())
+    run_python_of(&python(), program, url)
+}
+
+/// The same, with that interpreter.
+pub fn run_python_of(python: &Path, program: &str, url: &str) -> String {
+    let out = Command::new(python)
         .args(["-c", &[PYTHON_HELPERS, program].concat(), url])
         .env(
             "PYTHONPATH",

@@ -160,6 +160,40 @@ async fn an_eta_is_waited_for_and_an_expired_task_is_not_run() {
     assert!(matches!(expired.get::<Value>(LONG).await, Err(Error::Revoked(why)) if why == "expired"));
 }
 
+/// Beyond some thousand, what waits for its ETA stays in Redis and is read again when it is due.
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_wait_for_their_eta_and_those_that_are_due_run_on_time() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let redis = Redis::start();
+    let mut worker = Worker::start(&redis, &[]);
+    let client = redis.client().await;
+    let far = (0..4500).map(|n| Call::new("hello.add").arg(n).countdown(HOUR));
+    assert_eq!(client.send_all(far).await.unwrap(), 4500);
+    let all = |count: usize| redis.length("HLEN", "unacked") == count;
+    until("all are held", async || all(4500)).await;
+    let (sent, pause) = (Instant::now(), Duration::from_secs(5));
+    let calls: Vec<Call> = (0..100)
+        .map(|n| Call::new("hello.add").arg(n).countdown(pause))
+        .collect();
+    let soon = client.send_many(&calls).await.unwrap();
+    let now = client.send(Call::new("hello.add").arg(7)).await.unwrap();
+    assert_eq!(now.get::<i64>(LONG).await.unwrap(), 7);
+    until("these are held as well", async || all(4600)).await;
+    soon[99].revoke(false).await.unwrap();
+    assert!(matches!(soon[99].get::<i64>(LONG).await, Err(Error::Revoked(_))));
+    for (n, pending) in soon[..99].iter().enumerate() {
+        assert_eq!(pending.get::<usize>(LONG).await.unwrap(), n, "{}", worker.log());
+    }
+    assert!(sent.elapsed() >= pause);
+    until("only the far ones are left", async || all(4500)).await;
+    assert_eq!(worker.stop(), Some(0), "{}", worker.log());
+    assert_eq!(
+        (redis.length("LLEN", "celery"), redis.length("HLEN", "unacked")),
+        (4500, 0)
+    );
+    assert_eq!(redis.length("ZCARD", "unacked_index"), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_warm_stop_finishes_what_runs_and_gives_back_what_waits() {
     let redis = Redis::start();

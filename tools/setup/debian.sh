@@ -16,6 +16,8 @@ have redis-server || have valkey-server || missing+=(redis-server)
 python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing+=(python3 python3-venv)
 { have cc && have make; } || missing+=(build-essential)
 have curl || missing+=(curl)
+# Counts instructions: `make test-cost`.
+have valgrind || missing+=(valgrind)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/ssl/cert.pem ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] ||
     missing+=(ca-certificates)
 have cargo || missing+=(rustup)

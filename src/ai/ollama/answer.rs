@@ -120,11 +120,13 @@ pub(super) struct Collector {
     tool_calls: Vec<Value>,
     logprobs: Vec<Value>,
     role: Option<String>,
+    /// Bytes of the lines that brought what is no text.
+    other: usize,
 }
 
 impl Collector {
-    /// Adds a frame; its pieces are (thinking, text).
-    pub(super) fn add(&mut self, frame: &mut Frame) -> (String, String) {
+    /// Adds a frame that came in a line of so many bytes; its pieces are (thinking, text).
+    pub(super) fn add(&mut self, frame: &mut Frame, bytes: usize) -> (String, String) {
         let message = frame.message.take().unwrap_or_default();
         let mut text = frame.response.take().unwrap_or_default();
         text.push_str(message.content.as_deref().unwrap_or_default());
@@ -132,6 +134,9 @@ impl Collector {
         thinking.push_str(message.thinking.as_deref().unwrap_or_default());
         self.text.push_str(&text);
         self.thinking.push_str(&thinking);
+        if !(frame.tool_calls.is_empty() && message.tool_calls.is_empty() && frame.logprobs.is_empty()) {
+            self.other += bytes;
+        }
         self.tool_calls.append(&mut frame.tool_calls);
         self.tool_calls.extend(message.tool_calls);
         self.logprobs.append(&mut frame.logprobs);
@@ -141,7 +146,7 @@ impl Collector {
 
     /// Bytes collected.
     pub(super) fn size(&self) -> usize {
-        self.text.len() + self.thinking.len()
+        self.text.len() + self.thinking.len() + self.other
     }
 
     /// The answer; `last` is the frame with `done`.

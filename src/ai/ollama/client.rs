@@ -110,7 +110,7 @@ impl Ollama {
                     return Err(Fault::mid_stream(host, error));
                 }
                 let first_token = *first.get_or_insert_with(passed);
-                let (thinking, text) = answer.add(&mut frame);
+                let (thinking, text) = answer.add(&mut frame, line.len());
                 if !thinking.is_empty() {
                     on_piece(Piece::Thinking(thinking));
                 }

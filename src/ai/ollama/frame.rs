@@ -10,29 +10,48 @@ use super::openai::Chunks;
 /// One line. Every field may be missing (O-028 to O-030).
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Frame {
+pub struct Frame {
+    /// What went wrong, in the middle of an answer.
     pub error: Option<Value>,
+    /// A piece of text (`/api/generate`).
     pub response: Option<String>,
+    /// A piece of what a thinking model thinks.
     pub thinking: Option<String>,
+    /// A piece of a message (`/api/chat`).
     pub message: Option<Message>,
+    /// Calls of tools.
     pub tool_calls: Vec<Value>,
+    /// Log probabilities of the piece.
     pub logprobs: Vec<Value>,
+    /// Nothing comes after this.
     pub done: bool,
+    /// Why it is done.
     pub done_reason: Option<String>,
+    /// Nanoseconds, all of it.
     pub total_duration: u64,
+    /// Nanoseconds until a runner was there.
     pub load_duration: u64,
+    /// Tokens read.
     pub prompt_eval_count: u64,
+    /// Nanoseconds for them.
     pub prompt_eval_duration: u64,
+    /// Tokens written.
     pub eval_count: u64,
+    /// Nanoseconds for them.
     pub eval_duration: u64,
 }
 
+/// A piece of a message.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Message {
+pub struct Message {
+    /// Who says it.
     pub role: Option<String>,
+    /// A piece of text.
     pub content: Option<String>,
+    /// A piece of what a thinking model thinks.
     pub thinking: Option<String>,
+    /// Calls of tools.
     pub tool_calls: Vec<Value>,
 }
 
@@ -55,7 +74,7 @@ impl Reader {
 }
 
 /// Cuts bytes into lines. Holds at most one unfinished line, up to `limit` bytes.
-pub(super) struct Lines {
+pub struct Lines {
     rest: Vec<u8>,
     /// How much of `rest` has been searched.
     seen: usize,
@@ -64,10 +83,11 @@ pub(super) struct Lines {
 
 /// A line is longer than allowed (O-027).
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
+pub struct TooLong;
 
 impl Lines {
-    pub(super) fn new(limit: usize) -> Self {
+    /// For lines of `limit` bytes at most.
+    pub fn new(limit: usize) -> Self {
         Self {
             rest: Vec::new(),
             seen: 0,
@@ -76,12 +96,15 @@ impl Lines {
     }
 
     /// Adds what arrived.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub fn push(&mut self, bytes: &[u8]) {
         self.rest.extend_from_slice(bytes);
     }
 
     /// The next whole line that is not blank.
-    pub(super) fn next_line(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
+    ///
+    /// # Errors
+    /// It is longer than allowed.
+    pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
         loop {
             let Some(end) = self.rest[self.seen..].iter().position(|byte| *byte == b'\n') else {
                 self.seen = self.rest.len();
@@ -105,7 +128,7 @@ impl Lines {
     }
 
     /// What is left at the end of the body: a last line without its newline (O-026).
-    pub(super) fn last(self) -> Option<Vec<u8>> {
+    pub fn last(self) -> Option<Vec<u8>> {
         (!self.rest.trim_ascii().is_empty()).then_some(self.rest)
     }
 }

@@ -17,6 +17,7 @@ pub use client::Ollama;
 pub(crate) use client::Piece;
 pub use embed::{Embedded, Embedding};
 pub use fault::{Class, Fault};
+pub use frame::{Frame, Lines, Message, TooLong};
 pub use models::{Installed, Loaded, Progress};
 pub use request::{Kind, Request};
 pub use server::{Server, Speaks};

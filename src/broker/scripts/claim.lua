@@ -3,9 +3,11 @@
 -- KEYS  1 unacked, 2 unacked_index, 3.. queue keys in the order to look at
 -- ARGV  1 tag prefix, chosen by the caller, 2 how many, 3 "1" when a reply to this prefix may have been lost,
 --       4 largest message in bytes, 5 dead-letter list length, 6 bytes after which no further message is
---       taken, 7 prefix of every key, 8.. routing key of each queue key
--- RETURNS a flat list: for a message tag, index of its key, the message; for an element that is no message "",
---       index of its key, why; for a key that is no list "-", its index, why. No cjson here: it would change large numbers and fail on deep nesting after the pop.
+--       taken, 7 prefix of every key, 8 our name as JSON text, 9.. routing key of each queue key
+-- RETURNS a flat list: for a message what follows the prefix in its tag, index of its key, the message; for an element
+--       that is no message 0, index of its key, why; for a key that is no list -1, its index, why.
+-- No cjson here: it would change large numbers and fail on deep nesting after the pop. Taking many at once is no faster:
+-- what costs is that Lua reads each byte of a text that it makes.
 local found, bytes, out = 0, 0, {}
 local most = tonumber(ARGV[6])
 local count, again = tonumber(ARGV[2]), ARGV[3] == '1'
@@ -15,9 +17,9 @@ if again then
     if held then
       -- '[' message ',"","' queue '"]': give back the message and the queue it was spliced with
       for i = 3, #KEYS do
-        local tail = ',"","' .. ARGV[i + 5] .. '"]'
+        local tail = ',"","' .. ARGV[i + 6] .. '"]'
         if string.sub(held, -string.len(tail)) == tail then
-          out[#out + 1] = ARGV[1] .. n
+          out[#out + 1] = n
           out[#out + 1] = i - 2
           out[#out + 1] = string.sub(held, 2, -string.len(tail) - 1)
           break
@@ -27,6 +29,8 @@ if again then
   end
   if #out > 0 then return out end
 end
+-- A look that finds nothing is two commands; whoever asked for news of what he reads hears when there is something.
+if redis.call('EXISTS', unpack(KEYS, 3)) == 0 then return out end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 for i = 3, #KEYS do
@@ -34,7 +38,7 @@ for i = 3, #KEYS do
     local message = redis.pcall('RPOP', KEYS[i])
     if type(message) ~= 'string' then
       if type(message) == 'table' and message.err then
-        out[#out + 1] = '-'
+        out[#out + 1] = -1
         out[#out + 1] = i - 2
         out[#out + 1] = message.err
       end
@@ -45,18 +49,19 @@ for i = 3, #KEYS do
     bytes = bytes + size
     if size > tonumber(ARGV[4]) or string.sub(message, 1, 1) ~= '{' or string.sub(message, -1) ~= '}' then
       local why = 'not a message: it is no JSON object'
-      if size > tonumber(ARGV[4]) then why = 'the message is larger than the limit of ' .. ARGV[4] .. ' bytes' end
-      local dead = ARGV[7] .. ARGV[i + 5] .. '.dead'
-      redis.call('LPUSH', dead, message)
+      if size > tonumber(ARGV[4]) then why = 'the message is larger than the limit of ' .. ARGV[4] .. ' bytes (max_message_bytes)' end
+      local dead = ARGV[7] .. ARGV[i + 6] .. '.dead'
+      local letter = '{"reason":"' .. why .. '","queue":"' .. ARGV[i + 6] .. '","worker":' .. ARGV[8] .. ',"time":' .. now .. '}'
+      redis.call('LPUSH', dead, letter .. '\n' .. message)
       redis.call('LTRIM', dead, 0, tonumber(ARGV[5]) - 1)
-      out[#out + 1] = ''
+      out[#out + 1] = 0
       out[#out + 1] = i - 2
       out[#out + 1] = why
     else
       local tag = ARGV[1] .. found
-      redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"","' .. ARGV[i + 5] .. '"]')
+      redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"","' .. ARGV[i + 6] .. '"]')
       redis.call('ZADD', KEYS[2], now, tag)
-      out[#out + 1] = tag
+      out[#out + 1] = found
       out[#out + 1] = i - 2
       out[#out + 1] = message
     end

@@ -150,26 +150,26 @@ impl Consumer {
         stats
     }
 
-    /// As the thread pool of Celery shows itself, and what its process pool adds that has a meaning here. The
-    /// process that tasks run in is this one.
+    /// As the thread pool of Celery shows itself, and what its process pool adds that has a meaning here. Tasks run in
+    /// this process, and in its children where they ask for it.
     fn pool_stats(&self) -> Value {
         let seconds = |limit: Option<std::time::Duration>| limit.map_or(json!(0), |limit| json!(limit.as_secs_f64()));
+        let own = std::process::id();
+        let max_tasks = self.children.max_tasks();
         json!({
             "implementation": "orchestra.worker.pool:Pool",
             "max-concurrency": self.pool.size(),
             "threads": self.pool.size(),
-            "processes": [std::process::id()],
-            "max-tasks-per-child": "N/A",
+            "processes": std::iter::once(own).chain(self.children.pids()).collect::<Vec<_>>(),
+            "max-tasks-per-child": max_tasks.map_or_else(|| json!("N/A"), Into::into),
             "put-guarded-by-semaphore": true,
             "timeouts": [seconds(self.options.soft_time_limit), seconds(self.options.time_limit)],
         })
     }
 
     fn held_for_eta(&self) -> usize {
-        self.active
-            .values()
-            .filter(|active| matches!(active.state, State::Held { why: Hold::Eta, .. }))
-            .count()
+        let is_held = |active: &&Active| matches!(active.state, State::Held { why: Hold::Eta, .. });
+        self.active.values().filter(is_held).count() + self.parked.len()
     }
 
     fn query(&self, ids: &[String]) -> Value {

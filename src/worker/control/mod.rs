@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use super::consumer::Consumer;
 use super::mingle::Neighbour;
 use super::writer::Out;
+use crate::conn::Push;
 use crate::wire::Heard;
 use crate::wire::pidbox::{self, Request};
 use crate::wire::{Accept, Security};
@@ -57,13 +58,21 @@ pub(crate) struct Panel {
 
 /// Reads the control channel, and the events of workers, until it closes.
 pub(crate) async fn listen(
-    mut messages: mpsc::Receiver<(String, Vec<u8>)>,
+    mut messages: mpsc::Receiver<Push>,
     hostname: String,
     events: Option<String>,
     accept: Accept,
+    largest: usize,
     orders: mpsc::Sender<Order>,
 ) {
-    while let Some((channel, payload)) = messages.recv().await {
+    while let Some(Push { channel, payload, .. }) = messages.recv().await {
+        if payload.len() > largest {
+            warn!(
+                "a message of {} bytes on {channel} is not read: it is larger than max_control_bytes ({largest})",
+                payload.len()
+            );
+            continue;
+        }
         if events.as_deref().is_some_and(|events| channel.starts_with(events)) {
             match Heard::decode(&payload) {
                 // An event is news that the next one replaces: rather lost than in the way of a request.

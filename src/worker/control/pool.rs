@@ -19,6 +19,7 @@ impl Consumer {
             return Err(format!("ValueError('a pool has at most {LARGEST} places')"));
         }
         self.pool.grow(by);
+        self.children.resize(self.pool.size());
         self.hold_more(by);
         ok("pool will grow")
     }
@@ -31,16 +32,19 @@ impl Consumer {
         if !self.pool.shrink(by) {
             return Err("ValueError(\"Can't shrink pool. All processes busy!\")".into());
         }
+        self.children.resize(self.pool.size());
         self.hold_less(by);
         ok("pool will shrink")
     }
 
-    /// There are no processes to renew: nothing a task left behind outlives it. The answer is Celery's.
+    /// Renews the child processes: those that run a task when it is done. What runs in this process leaves nothing
+    /// behind to renew. The answer is Celery's.
     pub(super) fn restart(&mut self) -> Result<Answer, String> {
         if !self.options.pool_restarts {
             return Err("ValueError('Pool restarts not enabled')".into());
         }
-        info!("pool restart asked for by remote control: this pool has no processes to restart");
+        info!("pool restart asked for by remote control: child processes are replaced");
+        self.children.restart();
         ok("reload started")
     }
 
@@ -86,6 +90,7 @@ impl Consumer {
         } else if wanted < size && self.pool.shrink(size - wanted) {
             info!("Scaling down {} processes.", size - wanted);
         }
+        self.children.resize(self.pool.size());
     }
 
     /// The prefetch count follows the pool.

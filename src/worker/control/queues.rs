@@ -60,6 +60,14 @@ impl Consumer {
         ok(format!("add consumer {name}"))
     }
 
+    /// A queue of this worker's own (`celery.utils.nodenames.worker_direct`).
+    pub(crate) fn add_direct(&mut self) {
+        let node = self.options.hostname.clone();
+        let queue: Arc<str> = format!("{node}.dq2").into();
+        self.bind(&queue, "C.dq2", "direct", &node);
+        self.queues.send_modify(|queues| queues.push(queue));
+    }
+
     fn bind(&mut self, queue: &Arc<str>, exchange: &str, kind: &'static str, routing_key: &str) {
         self.out.push(Out::Broker(broker::Write::Declare(queue.clone())));
         if exchange == &**queue && routing_key == &**queue {
@@ -100,10 +108,20 @@ impl Consumer {
 
     /// A queue with the fields of kombu's `Queue.as_dict`.
     fn shown_queue(&self, queue: &Arc<str>) -> Value {
-        let (exchange, kind, routing_key) = match self.panel.bindings.get(queue) {
-            Some(bound) => (&*bound.exchange, bound.kind, &*bound.routing_key),
-            None => (&**queue, "direct", &**queue),
+        let known = self
+            .options
+            .broker_options
+            .queues
+            .iter()
+            .find(|known| known.name == **queue);
+        let (exchange, kind, routing_key) = match (self.panel.bindings.get(queue), known) {
+            (Some(bound), _) => (&*bound.exchange, bound.kind, &*bound.routing_key),
+            (None, Some(known)) => (&*known.exchange, known.exchange_type.name(), &*known.routing_key),
+            (None, None) => (&**queue, "direct", &**queue),
         };
+        let expires = known
+            .and_then(|known| known.expires)
+            .map(|expires| expires.as_secs_f64());
         json!({
             "name": queue,
             "exchange": {
@@ -121,11 +139,11 @@ impl Consumer {
             "alias": null,
             "bindings": [],
             "no_declare": null,
-            "expires": null,
+            "expires": expires,
             "message_ttl": null,
             "max_length": null,
             "max_length_bytes": null,
-            "max_priority": null,
+            "max_priority": known.and_then(|known| known.max_priority),
         })
     }
 }

@@ -43,6 +43,6 @@ pub(super) fn request_info(active: &Active, hostname: &str, safe: bool) -> Value
             "priority": properties.priority(),
             "redelivered": properties.redelivered(),
         },
-        "worker_pid": running.then(std::process::id),
+        "worker_pid": running.then_some(active.pid),
     })
 }

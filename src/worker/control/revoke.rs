@@ -21,6 +21,9 @@ impl Consumer {
         }
         let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let known = self.keys(|id, _| wanted.contains(id));
+        // What is parked comes back, and ends when it is seen to be revoked.
+        let parked = self.parked.take_tasks(wanted.iter().copied());
+        self.recall(parked);
         let here: HashSet<&str> = known.iter().map(|(_, id)| &**id).collect();
         for id in wanted.iter().filter(|id| !here.contains(*id)) {
             self.out.extend(self.scribe.revoked(id));

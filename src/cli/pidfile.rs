@@ -1,0 +1,93 @@
+//! The file that holds the number of this process, so that one worker is not started twice (`celery.platforms.Pidfile`).
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+/// A pidfile of ours; it goes with this.
+pub(super) struct Pidfile {
+    path: PathBuf,
+}
+
+impl Pidfile {
+    /// Writes it. One that a process has left behind that is gone is replaced.
+    ///
+    /// # Errors
+    /// One line: the process in it is running, or it cannot be written.
+    pub(super) fn write(path: &Path) -> Result<Self, String> {
+        // A relative path must mean the same at the end.
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let failed = |error: std::io::Error| format!("cannot write the pidfile {}: {error}", path.display());
+        // Twice: another worker may be about to do the same with a stale one.
+        for _ in 0..2 {
+            let open = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
+            match open {
+                Ok(mut file) => {
+                    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+                    return Ok(Self { path });
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => remove_stale(&path)?,
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Err(format!(
+            "the pidfile {} is written by another worker as well",
+            path.display()
+        ))
+    }
+}
+
+impl Drop for Pidfile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<(), String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let pid = text.trim().parse::<i32>().ok().filter(|pid| *pid > 0);
+    if let Some(pid) = pid.filter(|pid| i64::from(*pid) != i64::from(std::process::id()))
+        && kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
+    {
+        return Err(format!(
+            "the pidfile {} exists, and process {pid} in it is running: stop it, or remove the file if that is \
+             another program",
+            path.display()
+        ));
+    }
+    eprintln!("orchestra-worker: the pidfile {} is stale and replaced", path.display());
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(format!("cannot remove the stale pidfile {}: {error}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_pidfile_is_replaced_and_a_live_one_is_not() {
+        let path = std::env::temp_dir().join(format!("orchestra-pid-{}", std::process::id()));
+        std::fs::write(&path, "999999999\n").unwrap();
+        let pidfile = Pidfile::write(&path).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            format!("{}\n", std::process::id())
+        );
+        drop(pidfile);
+        assert!(!path.exists());
+        let parent = nix::unistd::getppid();
+        std::fs::write(&path, format!("{parent}\n")).unwrap();
+        let error = Pidfile::write(&path).err().unwrap();
+        assert!(error.contains("is running"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+    }
+}

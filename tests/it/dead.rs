@@ -1,0 +1,134 @@
+//! Dead letters from the shell: seen, brought back, removed.
+
+use std::process::Output;
+
+use orchestra::client::Call;
+use serde_json::Value;
+
+use crate::cli::{orchestra, text};
+use crate::support::{LONG, Redis, Worker, until};
+
+/// The letters that `dead list` shows with more words behind it.
+fn listed(redis: &Redis, words: &[&str]) -> Vec<Value> {
+    let all = [&["dead", "list", "--json"], words].concat();
+    let lines = text(&orchestra(redis, &all));
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn refused(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+async fn buried(redis: &Redis, count: usize) {
+    until("they are buried", async || redis.length("LLEN", "celery.dead") == count).await;
+}
+
+/// Every kind of broken message comes back as it was, byte for byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_shown_requeued_and_dropped() {
+    let redis = Redis::start();
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{max_message_bytes = 3000}")];
+    let mut worker = Worker::start_with(&redis, &["-n", "w1@here"], &settings);
+    let bodiless = r#"{"headers": {"id": "the-id", "task": "hello.add"}, "body": "?!", "properties": {"body_encoding": "base64", "priority": 6}, "content-type": "application/json"}"#;
+    let large = format!("{{\"large\": \"{}\"}}", "x".repeat(4000));
+    let broken = ["gar\nbage", "[1, 2]", bodiless, &large];
+    for (count, message) in broken.iter().enumerate() {
+        redis.command::<i64>(&["LPUSH", "celery", message]);
+        buried(&redis, count + 1).await;
+    }
+    let letters = listed(&redis, &[]);
+    assert_eq!(letters.len(), 4);
+    for (letter, reason) in letters
+        .iter()
+        .zip(["no JSON object", "no JSON object", "base64", "limit of 3000"])
+    {
+        assert!(letter["reason"].as_str().unwrap().contains(reason), "{letter}");
+        assert_eq!(
+            (&letter["worker"], &letter["queue"]),
+            (&"w1@here".into(), &"celery".into())
+        );
+        assert!(letter["time"].as_str().unwrap().starts_with("20"), "{letter}");
+    }
+    assert_eq!(letters[2]["id"], "the-id");
+    assert_eq!(listed(&redis, &["--task", "hello.add"]).len(), 1);
+    assert_eq!(listed(&redis, &["--reason", "JSON object", "--newer", "1h"]).len(), 2);
+    assert_eq!(listed(&redis, &["--older", "1h"]).len(), 0);
+    assert_eq!(listed(&redis, &["-Q", "other"]).len(), 0);
+    assert_eq!(listed(&redis, &["-n", "3"]).len(), 3);
+    assert!(text(&orchestra(&redis, &["dead", "list"])).contains("the-id"));
+    for (letter, message) in letters.iter().zip(broken) {
+        let handle = letter["handle"].as_str().unwrap();
+        assert_eq!(text(&orchestra(&redis, &["dead", "show", handle, "--raw"])), message);
+    }
+    assert!(text(&orchestra(&redis, &["dead", "show", "the-id"])).contains("body_encoding"));
+    assert!(text(&orchestra(&redis, &["status"])).contains("queue \"celery\" has 4 message(s)"));
+    let doctor = orchestra(&redis, &["doctor"]);
+    assert!(
+        String::from_utf8_lossy(&doctor.stdout).contains("queue \"celery\" has 4 message(s)"),
+        "{doctor:?}"
+    );
+    assert_eq!(worker.stop(), Some(0));
+
+    // Back at the end of their queues, byte for byte, by handle, by id, and all together.
+    let first = letters[0]["handle"].as_str().unwrap();
+    redis.command::<i64>(&["LPUSH", "celery", "before"]);
+    assert_eq!(
+        text(&orchestra(&redis, &["dead", "requeue", first, "the-id"])),
+        "requeued 2 to celery\n"
+    );
+    assert!(refused(&orchestra(&redis, &["dead", "requeue", first])).contains("no dead letter"));
+    assert!(refused(&orchestra(&redis, &["dead", "requeue"])).contains("which?"));
+    assert!(refused(&orchestra(&redis, &["dead", "requeue", "--all"])).contains("--yes"));
+    let requeued = text(&orchestra(&redis, &["dead", "requeue", "--reason", "limit", "--yes"]));
+    assert_eq!(requeued, "requeued 1 to celery\n");
+    let queue: Vec<String> = redis.command(&["LRANGE", "celery", "0", "-1"]);
+    assert_eq!(queue, [large.as_str(), broken[0], "before"]);
+    let of_priority: Vec<String> = redis.command(&["LRANGE", "celery\u{6}\u{16}6", "0", "-1"]);
+    let (put_back, sent): (Value, Value) = (
+        serde_json::from_str(&of_priority[0]).unwrap(),
+        serde_json::from_str(bodiless).unwrap(),
+    );
+    assert_eq!(put_back, sent);
+    assert_eq!(
+        text(&orchestra(&redis, &["dead", "drop", "--all", "--yes"])),
+        "dropped 1 of celery\n"
+    );
+    assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+}
+
+/// Given up after its last delivery, a task runs once it is put back, and its deliveries are counted anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_was_given_up_runs_when_it_is_requeued() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let pending = client.send(Call::new("hello.add").arg(1).arg(2)).await.unwrap();
+    let sent: String = redis.command(&["RPOP", "celery"]);
+    let spent = sent.replacen(
+        r#""headers": {"#,
+        r#""headers": {"x-orchestra-deliveries": 5, "redelivered": true, "#,
+        1,
+    );
+    let spent = spent.replacen(
+        r#""headers":{"#,
+        r#""headers":{"x-orchestra-deliveries":5,"redelivered":true,"#,
+        1,
+    );
+    assert_ne!(sent, spent);
+    // Held by a worker that is long gone.
+    redis.command::<i64>(&["HSET", "unacked", "tag", &format!("[{spent},\"\",\"celery\"]")]);
+    redis.command::<i64>(&["ZADD", "unacked_index", "1", "tag"]);
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 2}")];
+    let worker = Worker::start_with(&redis, &[], &settings);
+    buried(&redis, 1).await;
+    let letters = listed(&redis, &["--task", "hello.add"]);
+    assert_eq!(letters[0]["id"], pending.id());
+    assert!(
+        letters[0]["reason"].as_str().unwrap().contains("delivered 5 times"),
+        "{letters:?}"
+    );
+    let requeued = text(&orchestra(&redis, &["dead", "requeue", "--task", "hello.add", "-y"]));
+    assert_eq!(requeued, "requeued 1 to celery\n");
+    until("it ran", async || matches!(pending.get::<i64>(LONG).await, Ok(3))).await;
+    assert!(worker.log().contains("succeeded"), "{}", worker.log());
+}

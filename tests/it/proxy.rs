@@ -1,0 +1,125 @@
+//! A TCP proxy in front of a Redis, whose connections can die in all the ways that connections die.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// How connections fare. Those that were made before a number share a fate.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weather {
+    /// Pass nothing on, and neither side is told.
+    silent: u64,
+    /// Are closed.
+    closed: u64,
+    /// Are closed when the server says something next: what was asked was done, and the answer is lost.
+    cut: u64,
+    /// New ones are closed at once.
+    refuses: bool,
+    /// Everything is late by this.
+    late: Duration,
+}
+
+pub struct Proxy {
+    port: u16,
+    weather: watch::Sender<Weather>,
+    made: Arc<AtomicU64>,
+}
+
+impl Proxy {
+    pub async fn start(to: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let weather = watch::Sender::new(Weather::default());
+        let made = Arc::<AtomicU64>::default();
+        let (seen, count) = (weather.subscribe(), made.clone());
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let number = count.fetch_add(1, Ordering::SeqCst);
+                if !seen.borrow().refuses {
+                    tokio::spawn(join(near, to, number, seen.clone()));
+                }
+            }
+        });
+        Self { port, weather, made }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Weather, u64)) {
+        let made = self.made.load(Ordering::SeqCst);
+        self.weather.send_modify(|weather| change(weather, made));
+    }
+
+    /// Every connection there is passes nothing on from now on; new ones work.
+    pub fn silence(&self) {
+        self.change(|weather, made| weather.silent = made);
+    }
+
+    /// Every connection there is is closed.
+    pub fn close(&self) {
+        self.change(|weather, made| weather.closed = made);
+    }
+
+    /// Every connection there is loses the next answer and is closed.
+    pub fn cut(&self) {
+        self.change(|weather, made| weather.cut = made);
+    }
+
+    /// New connections are closed at once, or not any more.
+    pub fn refuse(&self, refuses: bool) {
+        self.change(|weather, _| weather.refuses = refuses);
+    }
+
+    /// Everything takes so much longer each way.
+    pub fn delay(&self, late: Duration) {
+        self.change(|weather, _| weather.late = late);
+    }
+}
+
+async fn join(near: TcpStream, to: u16, number: u64, mut weather: watch::Receiver<Weather>) {
+    let Ok(far) = TcpStream::connect(("127.0.0.1", to)).await else {
+        return;
+    };
+    let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+    let (there, back) = (weather.clone(), weather.clone());
+    tokio::select! {
+        () = pass(near_in, far_out, there, number, false) => {}
+        () = pass(far_in, near_out, back, number, true) => {}
+        _ = async { drop(weather.wait_for(|weather| weather.closed > number).await) } => {}
+    }
+}
+
+/// Passes on what comes, until the connection is no more.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    weather: watch::Receiver<Weather>,
+    number: u64,
+    answers: bool,
+) {
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        let Ok(count @ 1..) = from.read(&mut bytes).await else {
+            return;
+        };
+        let now = *weather.borrow();
+        if now.silent > number {
+            // Both sockets stay open, and nothing moves.
+            std::future::pending::<()>().await;
+        }
+        if answers && now.cut > number {
+            return;
+        }
+        tokio::time::sleep(now.late).await;
+        if to.write_all(&bytes[..count]).await.is_err() {
+            return;
+        }
+    }
+}
