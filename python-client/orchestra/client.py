@@ -141,10 +141,6 @@ class Client:
         """Calls any task by name, such as one from a worker's ``tasks`` folder."""
         return self._send(name, args, kwargs)
 
-    def embed(self, model: str, input: Union[str, Sequence[str]], **fields: Unpack[EmbedFields]) -> Result:
-        """Makes vectors of texts. The result has ``"embeddings"``, one for each text, in their order."""
-        return self._send("orchestra.embed", [], _embed(model, input, fields))
-
     def call_many(self, name: str, calls: Iterable[batch.Input], /) -> list[Result]:
         """Calls a task many times: with each of ``calls``, a sequence of arguments or a mapping of keyword arguments.
 
@@ -155,6 +151,10 @@ class Client:
         self._check()
         backend = self.app.backend
         return sending.on_thread(self.app, lambda: self._send_many(name, calls, backend))
+
+    def embed(self, model: str, input: Union[str, Sequence[str]], **fields: Unpack[EmbedFields]) -> Result:
+        """Makes vectors of texts. The result has ``"embeddings"``, one for each text, in their order."""
+        return self._send("orchestra.embed", [], _embed(model, input, fields))
 
     def map(
         self,

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::Engine;
 use super::fault;
-use super::fleet::{Caller, Fleet, Heard, Trouble};
+use super::fleet::{Caller, Heard, Trouble};
 use super::ollama::{Answer, Kind, Piece, Request};
 use crate::task::{Context, Failure};
 
@@ -24,16 +25,24 @@ pub(super) struct Show<'a> {
 
 /// Asks and waits for the whole answer. What is wrong with the request is a `ValueError`.
 pub(super) async fn call(
-    fleet: &Fleet,
+    engine: &Engine,
     kind: Kind,
     model: String,
     fields: Map<String, Value>,
     show: Show<'_>,
     context: &Context,
 ) -> Result<Answer, Failure> {
+    let fleet = engine.fleet();
     let request = Request::new(kind, model.clone(), fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
-    let mut hear = |heard| tell(heard, show, context);
+    let counted = engine.calls().begin(&request, context);
+    let mut hear = |heard| {
+        if matches!(heard, Heard::Piece(_)) {
+            counted.piece();
+        }
+        tell(heard, show, context);
+    };
     let asked = fleet.ask(request, &caller(show, context), &mut hear).await;
+    counted.end(&asked);
     let answer = asked.map_err(|trouble| failure(trouble, &model, context))?;
     context.stream(&json!({
         "type": "call", "step": show.step, "attempt": context.retries(), "model": answer.model, "host": answer.host,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::ollama::{Class, Fault};
+use super::template::Reason;
 use crate::backoff;
 use crate::task::{Context, Exception, Failure};
 use crate::wire::python_modules::ORCHESTRA;
@@ -35,6 +36,37 @@ pub(super) fn output_truncated(text: impl Into<String>) -> Failure {
 /// `orchestra.exceptions.EmptyAnswer`: a model that said nothing.
 pub(super) fn empty_answer(text: impl Into<String>) -> Failure {
     Failure::Fail(Exception::new(ORCHESTRA, "EmptyAnswer", text))
+}
+
+/// Why a step went wrong, for its `retry` and for models to fall back on.
+pub(super) fn reason(failure: &Failure) -> Reason {
+    let exception = match failure {
+        Failure::Fail(exception) => exception,
+        Failure::Retry { cause: Some(cause), .. } => cause,
+        _ => return Reason::Error,
+    };
+    match (failure, exception.name.as_str()) {
+        (_, "ModelUnavailable") => Reason::ModelUnavailable,
+        (_, "InvalidOutput" | "OutputTruncated" | "EmptyAnswer") => Reason::InvalidOutput,
+        (_, "TimeoutError") => Reason::Timeout,
+        // A fault of a model that may pass.
+        (Failure::Retry { .. }, "ModelError") => Reason::ModelUnavailable,
+        _ => Reason::Error,
+    }
+}
+
+/// Whether no server has the model, which another model can make up for and another try cannot.
+pub(super) fn is_missing(failure: &Failure) -> bool {
+    matches!(failure, Failure::Fail(exception) if exception.name == "ModelNotFound")
+}
+
+/// A failure in words.
+pub(super) fn words(failure: &Failure) -> String {
+    match failure {
+        Failure::Fail(exception) => exception.to_string(),
+        Failure::Retry { cause: Some(cause), .. } => cause.to_string(),
+        other => format!("{other:?}"),
+    }
 }
 
 /// `orchestra.exceptions.BudgetExceeded`: what may be used is used up.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fleet::{Budget, HostOptions, Profile};
+use super::permits::Permits;
 use crate::conn::Endpoint;
 
 /// Where an Ollama server listens when nobody says otherwise.
@@ -35,6 +36,8 @@ pub struct Options {
     pub redis: Option<(Endpoint, String)>,
     /// Allow models that run on ollama.com.
     pub allow_cloud: bool,
+    /// What templates may do with the host.
+    pub permits: Permits,
     /// Bounds on one call.
     pub limits: CallLimits,
 }
@@ -102,6 +105,7 @@ impl Default for Options {
             budgets: Vec::new(),
             redis: None,
             allow_cloud: false,
+            permits: Permits::default(),
             limits: CallLimits::default(),
         }
     }

@@ -159,6 +159,12 @@ pub fn worker_main_from(
     arguments: impl IntoIterator<Item = String>,
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> ExitCode {
+    let mut arguments = arguments.into_iter();
+    let (own, first) = (arguments.next(), arguments.next());
+    if first.as_deref() == Some(crate::ai::LIMITED) {
+        return crate::ai::become_limited(std::env::args_os().skip(2));
+    }
+    let arguments = own.into_iter().chain(first).chain(arguments);
     // `celery -A app worker …` becomes `orchestra-worker …`; the word is still in people's fingers.
     let mut words = arguments
         .into_iter()
@@ -260,6 +266,7 @@ fn start(
         .build()
         .map_err(|error| world(format!("cannot start threads: {error}")))?;
     let metrics_addr = arguments.metrics_addr.or_else(|| settings.metrics_addr());
+    let traces = super::otel::start("orchestra-worker", &options.hostname).map_err(usage)?;
     let code = runtime.block_on(async {
         let stop = Stop::new();
         let signals = Signals::listen(stop.clone(), !settings.soft_shutdown_timeout().is_zero())
@@ -313,6 +320,7 @@ fn start(
     });
     // What blocks on a thread of its own cannot be interrupted; it must not keep the process either.
     runtime.shutdown_background();
+    drop(traces);
     code
 }
 

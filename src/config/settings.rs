@@ -64,6 +64,29 @@ pub struct Settings {
     given: Given,
 }
 
+/// What templates may do with the host: nothing that is not named.
+fn permits(given: &Given) -> ai::Permits {
+    let names = |value: &Option<Words>| value.clone().map(Words::into_vec).unwrap_or_default();
+    let paths = |value: &Option<Words>| names(value).into_iter().map(PathBuf::from).collect();
+    let mut limits = ai::ProgramLimits::default();
+    if let Some(seconds) = given.ai_program_cpu {
+        limits.cpu = seconds.0;
+    }
+    if let Some(seconds) = given.ai_program_timeout {
+        limits.wall = seconds.0;
+    }
+    if let Some(bytes) = given.ai_program_memory {
+        limits.memory = bytes as u64;
+    }
+    ai::Permits {
+        read: paths(&given.ai_read_paths),
+        write: paths(&given.ai_write_paths),
+        programs: names(&given.ai_programs),
+        hosts: names(&given.ai_http_hosts),
+        limits,
+    }
+}
+
 impl Settings {
     /// Reads the file (`./orchestra.toml` if none is named and there is one) and the environment.
     ///
@@ -78,6 +101,9 @@ impl Settings {
             Err(error) => return Err(format!("cannot read the settings file {}: {error}", path.display())),
         }
         let warnings = read_environment(&mut given, std::env::vars())?;
+        if let Some(names) = &given.redact_names {
+            crate::wire::redact::set(&names.clone().into_vec());
+        }
         Ok(Self {
             warnings,
             ..Self::new(given)?
@@ -112,6 +138,7 @@ impl Settings {
             queue: given.ai_queue_timeout.map_or(usual.queue, |seconds| seconds.0),
             redis: None,
             allow_cloud: given.ai_allow_cloud.unwrap_or(false),
+            permits: permits(&given),
             limits: {
                 let mut limits = ai::CallLimits::default();
                 if let Some(seconds) = given.ai_connect_timeout {
@@ -221,13 +248,16 @@ impl Settings {
 
     /// Where `task-sent` events go, if they are wanted.
     pub fn sent_events(&self) -> Option<String> {
-        let exchange = || {
-            self.given
-                .event_exchange
-                .clone()
-                .unwrap_or_else(|| "celeryev".to_owned())
-        };
-        self.given.task_send_sent_event.unwrap_or(false).then(exchange)
+        let told = self.given.task_send_sent_event.unwrap_or(false);
+        told.then(|| self.event_exchange())
+    }
+
+    /// Where events go.
+    pub fn event_exchange(&self) -> String {
+        self.given
+            .event_exchange
+            .clone()
+            .unwrap_or_else(|| "celeryev".to_owned())
     }
 
     /// How the broker is used.
@@ -507,20 +537,6 @@ impl Settings {
     }
 }
 
-/// A model server as people wrote it; the values of headers are secrets.
-fn shown_host(host: &ai::HostOptions) -> Value {
-    if *host == ai::HostOptions::from(host.url.as_str()) {
-        return host.url.clone().into();
-    }
-    let mut shown = json!(host);
-    if let Some(Value::Object(headers)) = shown.get_mut("headers") {
-        headers
-            .values_mut()
-            .for_each(|value| *value = super::secrets::HIDDEN.into());
-    }
-    shown
-}
-
 /// Whether every task runs in a process of its own. The names are Celery's.
 fn is_prefork(pool: &str) -> Result<bool, String> {
     match pool {
@@ -531,4 +547,18 @@ fn is_prefork(pool: &str) -> Result<bool, String> {
             "worker_pool: {other:?} is no pool: use threads, or prefork for a process for every task"
         )),
     }
+}
+
+/// A model server as people wrote it; the values of headers are secrets.
+fn shown_host(host: &ai::HostOptions) -> Value {
+    if *host == ai::HostOptions::from(host.url.as_str()) {
+        return host.url.clone().into();
+    }
+    let mut shown = json!(host);
+    if let Some(Value::Object(headers)) = shown.get_mut("headers") {
+        headers
+            .values_mut()
+            .for_each(|value| *value = wire::redact::HIDDEN.into());
+    }
+    shown
 }

@@ -198,6 +198,8 @@ settings! {
     timezone: String = "UTC",
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL.
     log_level: String = "WARNING",
+    /// Names of arguments and log fields whose values are never shown, besides `password`, `token`, `api_key` and the like (docs/monitoring.md); `-token` takes one from the list.
+    redact_names: Words = "[]",
     /// Log as JSON, one object per line.
     log_json: bool = "false",
     /// Folder of templates.
@@ -232,6 +234,20 @@ settings! {
     ai_call_timeout: Seconds = "none",
     /// Largest answer of a model, in bytes.
     ai_max_answer_bytes: usize = "16777216",
+    /// Folders whose files templates may read (`read_files`, `git_clone` of a path).
+    ai_read_paths: Words = "[]",
+    /// Folders in which templates may write files (`store_result`).
+    ai_write_paths: Words = "[]",
+    /// Programs that templates may run, by name or path (`execute_script`; `git` for `git_clone`).
+    ai_programs: Words = "[]",
+    /// Servers that templates may ask: `api.example.com`, `*.example.com`, `host:port`, an address, a network such as `10.0.0.0/8`. A name may lead to public addresses and to those that are named here.
+    ai_http_hosts: Words = "[]",
+    /// Seconds of computing that a program of a template may take.
+    ai_program_cpu: Seconds = "60",
+    /// Seconds that a program of a template may take in all.
+    ai_program_timeout: Seconds = "300",
+    /// Memory that a program of a template may ask for, in bytes.
+    ai_program_memory: usize = "1073741824",
 }
 
 /// The defaults of all settings, as values where they are some.

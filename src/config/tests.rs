@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::certificates::fits;
 use super::load::{read_environment, read_file};
-use super::secrets::{HIDDEN, hide};
+use super::secrets::hide;
 use super::table::Given;
 use super::{SETTINGS, Settings, defaults};
+use crate::wire::redact::HIDDEN;
 
 fn file(text: &str) -> Result<Settings, String> {
     let mut given = Given::default();

@@ -9,7 +9,7 @@ use super::frame::Frame;
 use super::{Kind, Request};
 
 /// What a model said, and what it took.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Answer {
     /// The text.
     pub text: String,
