@@ -68,7 +68,9 @@ impl Broadcasts {
     /// The next message. Cancel-safe.
     pub async fn next(&mut self) -> Option<Claimed> {
         loop {
-            let Push { channel, payload: raw, .. } = self.heard.recv().await?;
+            let Push {
+                channel, payload: raw, ..
+            } = self.heard.recv().await?;
             let queue = self.channels.iter().find(|(pattern, _)| fits(&channel, pattern));
             match queue {
                 Some((_, queue)) if raw.len() <= self.largest => {

@@ -249,8 +249,14 @@ mod tests {
     fn p_066_plain_bytes_and_texts_are_no_arguments() {
         for content_type in ["application/data", "application/text"] {
             let plain = MINIMAL.replace("application/json", content_type);
-            let why = decode(plain.as_bytes(), &Limits::default()).unwrap_err().error.to_string();
-            assert!(why.contains("untrusted content") && why.contains("accept_content is json"), "{why}");
+            let why = decode(plain.as_bytes(), &Limits::default())
+                .unwrap_err()
+                .error
+                .to_string();
+            assert!(
+                why.contains("untrusted content") && why.contains("accept_content is json"),
+                "{why}"
+            );
         }
     }
 

@@ -28,6 +28,7 @@ mod errors;
 mod examples;
 mod execution;
 mod faults;
+mod fuzz;
 mod layers;
 mod limits;
 mod loss;
