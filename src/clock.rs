@@ -21,6 +21,22 @@ pub fn epoch_seconds(at: Timestamp) -> f64 {
     at.as_microsecond() as f64 / 1e6
 }
 
+/// The time that [`epoch_seconds`] makes seconds of; `None` for what is no time.
+pub fn from_epoch_seconds(seconds: f64) -> Option<Timestamp> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a number too large becomes the largest, which is no time"
+    )]
+    Timestamp::from_microsecond((seconds * 1e6).round() as i64).ok()
+}
+
+/// The time of day here, with milliseconds, for people.
+pub fn local_time(at: Timestamp) -> String {
+    at.to_zoned(jiff::tz::TimeZone::system())
+        .strftime("%H:%M:%S.%3f")
+        .to_string()
+}
+
 /// How long until `at`; zero when it has passed.
 pub fn until(at: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)

@@ -32,6 +32,7 @@ pub mod rusty_celery;
 pub mod task;
 #[cfg(feature = "ai")]
 mod text;
+pub mod trace;
 pub mod wire;
 pub mod worker;
 

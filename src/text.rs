@@ -21,9 +21,45 @@ pub(crate) fn closest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) 
     (distance <= 2.max(word.chars().count() / 3)).then_some(name)
 }
 
+/// Whether a text fits a pattern in which `*` stands for any characters.
+pub(crate) fn fits(pattern: &str, text: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(mut left) = text.strip_prefix(start) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or_default();
+    for part in parts {
+        match left.find(part) {
+            Some(at) => left = &left[at + part.len()..],
+            None => return false,
+        }
+    }
+    left.ends_with(end)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_fit() {
+        for (pattern, text) in [
+            ("*", ""),
+            ("a", "a"),
+            ("a*", "ab"),
+            ("*b", "ab"),
+            ("a*c*e", "abcde"),
+            ("a*a", "aba"),
+        ] {
+            assert!(fits(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [("", "a"), ("a*", "ba"), ("a*a", "a"), ("a*c*e", "aec")] {
+            assert!(!fits(pattern, text), "{pattern} {text}");
+        }
+    }
 
     #[test]
     fn distances_count_changes() {

@@ -12,6 +12,7 @@ mod differential;
 mod faults;
 mod flower;
 mod functions;
+mod monitor;
 mod python;
 mod store;
 mod suite;
@@ -34,8 +35,11 @@ fn main() -> ExitCode {
         "flower" => flower::register,
         "bench" => bench::register,
         "differential" => differential::register,
+        "monitor" => monitor::register,
         _ => {
-            eprintln!("conformance_worker: the first word must be suite, faults, flower, bench or differential");
+            eprintln!(
+                "conformance_worker: the first word must be suite, faults, flower, bench, differential or monitor"
+            );
             return ExitCode::from(2);
         }
     };

@@ -14,32 +14,52 @@ Celery rebuilds an exception only from a module that is imported.
 from .batch import Row
 from .client import Client
 from .exceptions import (
+    BudgetExceeded,
+    ContextOverflow,
+    EmptyAnswer,
+    FileError,
+    GitError,
+    HostError,
+    HttpError,
     InvalidOutput,
     ModelError,
     ModelNotFound,
     ModelUnavailable,
     OrchestraError,
     OutputTruncated,
+    Rejected,
+    ScriptError,
     TemplateError,
     TemplateNotFound,
+    ToolLoop,
 )
 from .result import Result
 from .tokens import Event, Token
 from .version import __version__
 
 __all__ = [
+    "BudgetExceeded",
     "Client",
+    "ContextOverflow",
+    "EmptyAnswer",
     "Event",
+    "FileError",
+    "GitError",
+    "HostError",
+    "HttpError",
     "InvalidOutput",
     "ModelError",
     "ModelNotFound",
     "ModelUnavailable",
     "OrchestraError",
     "OutputTruncated",
+    "Rejected",
     "Result",
     "Row",
+    "ScriptError",
     "TemplateError",
     "TemplateNotFound",
     "Token",
+    "ToolLoop",
     "__version__",
 ]

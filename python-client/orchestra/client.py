@@ -37,6 +37,8 @@ class ModelFields(TypedDict, total=False):
     top_logprobs: int
     stream: bool
     """``False``: no token stream, only the result."""
+    cache: Union[bool, float]
+    """How many seconds the same call may get the same answer; ``True`` is a day."""
 
 
 class GenerateFields(ModelFields, total=False):
@@ -49,6 +51,16 @@ class GenerateFields(ModelFields, total=False):
     template: str
     suffix: str
     context: Sequence[int]
+
+
+class EmbedFields(TypedDict, total=False):
+    """Fields of ``embed``."""
+
+    options: Mapping[str, Any]
+    dimensions: int
+    truncate: bool
+    """``True`` cuts texts that are too long; otherwise they are an error."""
+    keep_alive: Union[str, int, float]
 
 
 class ChatFields(ModelFields, total=False):
@@ -140,6 +152,10 @@ class Client:
         backend = self.app.backend
         return sending.on_thread(self.app, lambda: self._send_many(name, calls, backend))
 
+    def embed(self, model: str, input: Union[str, Sequence[str]], **fields: Unpack[EmbedFields]) -> Result:
+        """Makes vectors of texts. The result has ``"embeddings"``, one for each text, in their order."""
+        return self._send("orchestra.embed", [], _embed(model, input, fields))
+
     def map(
         self,
         template: Optional[str],
@@ -209,6 +225,10 @@ class Client:
     async def achat(self, model: str, messages: Sequence[Mapping[str, Any]], **fields: Unpack[ChatFields]) -> Result:
         """:meth:`chat` for event loops."""
         return await self._asend("orchestra.chat", [], _chat(model, messages, fields))
+
+    async def aembed(self, model: str, input: Union[str, Sequence[str]], **fields: Unpack[EmbedFields]) -> Result:
+        """:meth:`embed` for event loops."""
+        return await self._asend("orchestra.embed", [], _embed(model, input, fields))
 
     async def acall(self, name: str, /, *args: Any, **kwargs: Any) -> Result:
         """:meth:`call` for event loops."""
@@ -289,6 +309,11 @@ def _generate(model: str, prompt: str, fields: Mapping[str, Any]) -> dict[str, A
 def _chat(model: str, messages: Sequence[Mapping[str, Any]], fields: Mapping[str, Any]) -> dict[str, Any]:
     encoded = [_with_images(message) for message in messages]
     return {"model": model, "messages": encoded, **_given("chat", ChatFields, fields)}
+
+
+def _embed(model: str, input: Union[str, Sequence[str]], fields: Mapping[str, Any]) -> dict[str, Any]:
+    texts = input if isinstance(input, str) else list(input)
+    return {"model": model, "input": texts, **_given("embed", EmbedFields, fields)}
 
 
 def _given(method: str, known: Any, fields: Mapping[str, Any]) -> dict[str, Any]:

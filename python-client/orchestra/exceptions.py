@@ -21,6 +21,10 @@ class TemplateNotFound(TemplateError):
     """The worker has no template of this name."""
 
 
+class BudgetExceeded(OrchestraError):
+    """What a tenant, a task, a template or a model may use is used up; later, or with a larger budget, it may work."""
+
+
 class ModelError(OrchestraError):
     """A model server refused the request, or broke off its answer."""
 
@@ -39,3 +43,39 @@ class InvalidOutput(OrchestraError):
 
 class OutputTruncated(InvalidOutput):
     """A model stopped at its limit of tokens before its answer was complete."""
+
+
+class EmptyAnswer(InvalidOutput):
+    """A model answered with nothing."""
+
+
+class ContextOverflow(OrchestraError):
+    """Answers for the pieces of a long input cannot be put together in the model's window."""
+
+
+class ToolLoop(OrchestraError):
+    """A model still asked for tools after as many turns as it has."""
+
+
+class Rejected(OrchestraError):
+    """A person said no to a step that waited for a decision."""
+
+
+class HostError(OrchestraError):
+    """A step that touches the host was refused or failed; the message says which setting allows it."""
+
+
+class HttpError(HostError):
+    """A server is not allowed, cannot be reached, or answered with a failure."""
+
+
+class FileError(HostError):
+    """A file is not allowed, or cannot be read or written."""
+
+
+class ScriptError(HostError):
+    """A program is not allowed, or failed."""
+
+
+class GitError(HostError):
+    """A repository is not allowed, or cannot be cloned."""

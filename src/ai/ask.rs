@@ -8,7 +8,7 @@ use super::Engine;
 use super::call::{Show, call};
 use super::fault::{empty_answer, invalid_output, output_truncated};
 use super::ollama::{Answer, Kind};
-use super::schema::{Shape, ending};
+use super::schema::{Shape, ending, for_grammar};
 use crate::task::{Context, Failure};
 
 /// How often an answer that does not fit its format is asked for again, if nobody says otherwise.
@@ -49,19 +49,15 @@ pub(super) async fn ask(
     let shape = Shape::of(question.fields.get("format")).map_err(Failure::value_error)?;
     // The server would cut a prompt that is too long and answer what is left of it (O-020).
     question.fields.retain(|_, value| !value.is_null());
+    if let Some(format @ Value::Object(_)) = question.fields.get_mut("format") {
+        *format = for_grammar(format);
+    }
     question.fields.entry("truncate").or_insert(Value::Bool(false));
     let mut repairs = 0;
     let mut spent = None;
+    let mut last: Option<String> = None;
     loop {
-        let mut answer = call(
-            engine.fleet(),
-            question.kind,
-            question.model.clone(),
-            question.fields.clone(),
-            show,
-            context,
-        )
-        .await?;
+        let mut answer = one(engine, &question, show, context).await?;
         if let Some(spent) = spent {
             answer.usage += spent;
         }
@@ -92,7 +88,26 @@ pub(super) async fn ask(
             &json!({"type": "repair", "step": show.step, "repair": repairs, "wrong": wrong, "attempt": attempt}),
         );
         tell(&mut question, &answer.text, &wrong);
+        if last.as_deref() == Some(&answer.text) {
+            loosen(&mut question.fields);
+        }
+        last = Some(answer.text);
     }
+}
+
+/// One answer: a recorded one where answers are played, otherwise a model's.
+async fn one(engine: &Engine, question: &Question, show: Show<'_>, context: &Context) -> Result<Answer, Failure> {
+    if let Some(recorded) = engine.recorded()
+        && let Some(answer) = recorded.play(show.step, question)?
+    {
+        return Ok(answer);
+    }
+    let (model, fields) = (question.model.clone(), question.fields.clone());
+    let answer = call(engine, question.kind, model, fields, show, context).await?;
+    if let Some(recorded) = engine.recorded() {
+        recorded.note(show.step, &answer);
+    }
+    Ok(answer)
 }
 
 /// Why an answer is none.
@@ -142,6 +157,15 @@ fn check(shape: &Shape, answer: &mut Answer) -> Result<(), Unfit> {
             ending(&answer.text),
         )))),
         Err(wrong) => Err(Unfit::Shape(wrong.to_string())),
+    }
+}
+
+/// A model that says the same wrong thing again is given more freedom: the same question at temperature 0 has the same
+/// answer for ever.
+fn loosen(fields: &mut Map<String, Value>) {
+    if let Value::Object(options) = fields.entry("options").or_insert_with(|| json!({})) {
+        let now = options.get("temperature").and_then(Value::as_f64).unwrap_or(0.0);
+        options.insert("temperature".into(), (now + 0.5).min(1.0).into());
     }
 }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::Engine;
 use super::fault;
-use super::fleet::Fleet;
+use super::fleet::{Caller, Heard, Trouble};
 use super::ollama::{Answer, Kind, Piece, Request};
 use crate::task::{Context, Failure};
 
@@ -24,29 +25,78 @@ pub(super) struct Show<'a> {
 
 /// Asks and waits for the whole answer. What is wrong with the request is a `ValueError`.
 pub(super) async fn call(
-    fleet: &Fleet,
+    engine: &Engine,
     kind: Kind,
     model: String,
     fields: Map<String, Value>,
     show: Show<'_>,
     context: &Context,
 ) -> Result<Answer, Failure> {
-    let request = Request::new(kind, model, fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
-    let attempt = context.retries();
-    let mut on_piece = |piece: Piece| {
-        if show.stream {
-            let (kind, text) = match piece {
-                Piece::Text(text) => ("token", text),
-                Piece::Thinking(text) => ("thinking", text),
-            };
-            context.stream(&json!({"type": kind, "text": text, "step": show.step, "attempt": attempt}));
+    let fleet = engine.fleet();
+    let request = Request::new(kind, model.clone(), fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
+    let counted = engine.calls().begin(&request, context);
+    let mut hear = |heard| {
+        if matches!(heard, Heard::Piece(_)) {
+            counted.piece();
         }
+        tell(heard, show, context);
     };
-    tracing::debug!(model = request.model(), template = show.template, cache = ?show.cache, "a call");
-    fleet
-        .ask(&request, &mut on_piece)
-        .await
-        .map_err(|fault| fault::of_model(&fault, request.model(), context))
+    let asked = fleet.ask(request, &caller(show, context), &mut hear).await;
+    counted.end(&asked);
+    let answer = asked.map_err(|trouble| failure(trouble, &model, context))?;
+    context.stream(&json!({
+        "type": "call", "step": show.step, "attempt": context.retries(), "model": answer.model, "host": answer.host,
+        "route": answer.route, "usage": answer.usage, "timing": answer.timing, "done_reason": answer.done_reason,
+    }));
+    Ok(answer)
+}
+
+/// Who asks, as the fleet wants to know it.
+pub(super) fn caller<'a>(show: Show<'a>, context: &'a Context) -> Caller<'a> {
+    let message = context.details().message.as_deref();
+    let headers = message.map(|message| &message.headers);
+    let stamp = |name: &str| headers?.stamps.as_ref()?.get(name)?.as_str();
+    let tenant = headers.and_then(|headers| headers.extra.get("tenant")?.as_str());
+    // Of Celery's priorities over Redis 0 is the first, and what a message without one has.
+    let priority = message.map_or(0, |message| message.properties.priority());
+    Caller {
+        task: context.name(),
+        template: show.template,
+        tenant: tenant.or_else(|| stamp("tenant")),
+        priority: 9 - priority.min(9),
+        cache: show.cache,
+    }
+}
+
+/// Passes on what is heard of a call.
+pub(super) fn tell(heard: Heard, show: Show<'_>, context: &Context) {
+    if !show.stream {
+        return;
+    }
+    let (step, attempt) = (show.step, context.retries());
+    context.stream(&match heard {
+        Heard::Piece(Piece::Text(text)) => json!({"type": "token", "text": text, "step": step, "attempt": attempt}),
+        Heard::Piece(Piece::Thinking(text)) => {
+            json!({"type": "thinking", "text": text, "step": step, "attempt": attempt})
+        }
+        Heard::Loading(host) => {
+            json!({"type": "model", "status": "loading", "host": host, "step": step, "attempt": attempt})
+        }
+        Heard::Pulling(progress) => json!({
+            "type": "model", "status": "pulling", "what": progress.status, "completed": progress.completed,
+            "total": progress.total, "step": step, "attempt": attempt,
+        }),
+        Heard::Again => json!({"type": "restart", "step": step, "attempt": attempt}),
+    });
+}
+
+/// What a task does about a call without an answer.
+pub(super) fn failure(trouble: Trouble, model: &str, context: &Context) -> Failure {
+    match trouble {
+        Trouble::Fault(fault) => fault::of_model(&fault, model, context),
+        Trouble::Value(text) => Failure::value_error(text),
+        Trouble::Budget(text) => fault::budget_exceeded(text),
+    }
 }
 
 /// Tells the readers of the token stream that what they have belongs to an attempt that was given up (O-054).
@@ -54,5 +104,21 @@ pub(super) fn announce_attempt(context: &Context) {
     let details = context.details();
     if details.retries > 0 || details.redelivered {
         context.stream(&json!({"type": "restart", "attempt": details.retries}));
+    }
+}
+
+/// How long an answer may be given again: `true` is a day, a number is seconds.
+///
+/// # Errors
+/// A text for people.
+pub(super) fn cache_time(value: &Value) -> Result<Option<Duration>, String> {
+    match value {
+        Value::Null | Value::Bool(false) => Ok(None),
+        Value::Bool(true) => Ok(Some(Duration::from_secs(86_400))),
+        Value::Number(seconds) => match Duration::try_from_secs_f64(seconds.as_f64().unwrap_or(-1.0)) {
+            Ok(time) if !time.is_zero() => Ok(Some(time)),
+            _ => Err("cache: must be true, false or a number of seconds".into()),
+        },
+        _ => Err("cache: must be true, false or a number of seconds".into()),
     }
 }

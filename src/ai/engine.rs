@@ -1,17 +1,22 @@
-//! Everything AI tasks share: the templates, the model servers.
+//! Everything AI tasks share: the templates, the model servers, what the operator allows.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::calls::Calls;
+use super::embed::Embed;
 use super::fault::template_not_found;
 use super::fleet::Fleet;
-use super::options::{Folder, Options};
+use super::library::{Library, Shelf};
+use super::options::Options;
+use super::permits::Permits;
+use super::recorded::Recorded;
 use super::run;
-use super::task_file::{Binding, Scheduled, files};
-use super::tasks::{Chat, Generate, RunTemplate};
+use super::steps::Web;
+use super::task_file::{FileTask, Scheduled};
+use super::tasks::{Approve, Chat, Generate, Resume, ResumeFailed, RunTemplate};
 use super::template::{Problem, Template};
 use crate::task::{Context, Failure, RegisterError, Registry};
 use crate::text::closest;
@@ -19,14 +24,24 @@ use crate::text::closest;
 /// Templates, task files and model servers.
 #[derive(Debug)]
 pub struct Engine {
-    templates: BTreeMap<String, Arc<Template>>,
-    bindings: Vec<Binding>,
+    library: Library,
     fleet: Fleet,
+    calls: Calls,
+    permits: Arc<Permits>,
+    web: Web,
+    recorded: Option<Recorded>,
 }
 
 /// Why the AI layer cannot start: everything that is wrong, one line each.
 #[derive(Debug)]
 pub struct LoadError(Vec<Problem>);
+
+impl LoadError {
+    /// Each thing that is wrong.
+    pub fn problems(&self) -> &[Problem] {
+        &self.0
+    }
+}
 
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -43,25 +58,28 @@ impl Engine {
     /// # Errors
     /// A folder somebody named is not there, a file is wrong, or a server's address is none.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        let fleet = Fleet::new(options).map_err(|text| LoadError(vec![Problem::general(text)]))?;
-        let mut problems = Vec::new();
-        let templates = load_templates(&options.templates, &mut problems);
-        let mut bindings = Vec::new();
-        for path in list(&options.tasks, "task", &mut problems) {
-            match Binding::load(&path, |name| templates.get(name).cloned()) {
-                Ok(binding) => bindings.push(binding),
-                Err(mut found) => problems.append(&mut found),
-            }
-        }
-        if problems.is_empty() {
-            Ok(Self {
-                templates,
-                bindings,
-                fleet,
-            })
-        } else {
-            Err(LoadError(problems))
-        }
+        let general = |text| LoadError(vec![Problem::general(text)]);
+        let permits = Arc::new(options.permits.clone());
+        Ok(Self {
+            fleet: Fleet::new(options).map_err(general)?,
+            web: Web::new(permits.clone()).map_err(general)?,
+            library: Library::open(&options.templates, &options.tasks).map_err(LoadError)?,
+            permits,
+            recorded: None,
+            calls: Calls::default(),
+        })
+    }
+
+    /// Plays or notes answers; for trying and testing templates.
+    #[must_use]
+    pub fn with_recorded(mut self, recorded: Recorded) -> Self {
+        self.recorded = Some(recorded);
+        self
+    }
+
+    /// Answers that are played or noted.
+    pub fn recorded(&self) -> Option<&Recorded> {
+        self.recorded.as_ref()
     }
 
     /// Adds the built-in tasks and one task for each task file.
@@ -69,27 +87,36 @@ impl Engine {
     /// # Errors
     /// A name is taken.
     pub fn register(self, registry: &mut Registry) -> Result<(), RegisterError> {
-        let bindings = self.bindings.clone();
+        registry.add_meter(Arc::new(self.calls.clone()));
         let engine = Arc::new(self);
         registry.register::<Generate>(engine.clone())?;
         registry.register::<Chat>(engine.clone())?;
+        registry.register::<Embed>(engine.clone())?;
         registry.register::<RunTemplate>(engine.clone())?;
-        for binding in bindings {
-            if let Some(task) = binding.into_task(engine.clone()) {
-                registry.register_dyn(Arc::new(task))?;
-            }
+        registry.register::<Approve>(())?;
+        registry.register::<Resume>(())?;
+        registry.register::<ResumeFailed>(())?;
+        for binding in engine.shelf().bindings() {
+            registry.register_dyn(Arc::new(FileTask::new(engine.clone(), binding)))?;
         }
         Ok(())
     }
 
-    /// All templates, by name.
-    pub fn templates(&self) -> impl Iterator<Item = &Arc<Template>> {
-        self.templates.values()
+    /// Templates and task files as they are now.
+    pub(super) fn shelf(&self) -> Arc<Shelf> {
+        self.library.shelf()
+    }
+
+    /// All templates, by name and version.
+    pub fn templates(&self) -> impl Iterator<Item = Arc<Template>> {
+        self.shelf().templates().cloned().collect::<Vec<_>>().into_iter()
     }
 
     /// The task files that say when beat sends them.
-    pub fn scheduled(&self) -> impl Iterator<Item = &Scheduled> {
-        self.bindings.iter().filter_map(Binding::scheduled)
+    pub fn scheduled(&self) -> impl Iterator<Item = Scheduled> {
+        let shelf = self.shelf();
+        let scheduled = shelf.bindings().filter_map(|binding| binding.scheduled().cloned());
+        scheduled.collect::<Vec<_>>().into_iter()
     }
 
     /// The model servers.
@@ -97,20 +124,43 @@ impl Engine {
         &self.fleet
     }
 
-    /// The template of that name.
+    /// What calls cost.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    /// What the operator allows.
+    pub(super) fn permits(&self) -> &Permits {
+        &self.permits
+    }
+
+    /// Servers that are asked by steps.
+    pub(super) fn web(&self) -> &Web {
+        &self.web
+    }
+
+    /// The template of that name: `name@2`, or `name` for its newest version.
     ///
     /// # Errors
     /// `TemplateNotFound`, with the name that was probably meant.
     pub fn template(&self, name: &str) -> Result<Arc<Template>, Failure> {
-        self.templates.get(name).cloned().ok_or_else(|| {
-            let names = || self.templates.keys().map(String::as_str);
-            template_not_found(match closest(name, names()) {
+        let shelf = self.shelf();
+        shelf.template(name).cloned().ok_or_else(|| {
+            let mut names: Vec<&str> = shelf.templates().map(|template| template.name()).collect();
+            names.dedup();
+            let bare = name.split('@').next().unwrap_or(name);
+            template_not_found(match closest(bare, names.iter().copied()) {
+                Some(same) if same == bare => {
+                    let of = shelf.templates().filter(|template| template.name() == bare);
+                    let versions: Vec<String> = of.map(|template| template.version().to_string()).collect();
+                    format!(
+                        "there is no template {name:?}; {bare:?} has the versions {}",
+                        versions.join(", ")
+                    )
+                }
                 Some(close) => format!("there is no template {name:?}; did you mean {close:?}?"),
-                None if self.templates.is_empty() => format!("there is no template {name:?}: this worker has none"),
-                None => format!(
-                    "there is no template {name:?}; there are {}",
-                    names().collect::<Vec<_>>().join(", ")
-                ),
+                None if names.is_empty() => format!("there is no template {name:?}: this worker has none"),
+                None => format!("there is no template {name:?}; there are {}", names.join(", ")),
             })
         })
     }
@@ -126,43 +176,5 @@ impl Engine {
         context: &Context,
     ) -> Result<Value, Failure> {
         run::run(self, template, params, context).await
-    }
-}
-
-fn load_templates(folder: &Folder, problems: &mut Vec<Problem>) -> BTreeMap<String, Arc<Template>> {
-    let mut templates: BTreeMap<String, Arc<Template>> = BTreeMap::new();
-    for path in list(folder, "template", problems) {
-        match Template::load(&path) {
-            Ok(template) => {
-                if let Some(other) = templates.get(template.name()) {
-                    let text = format!(
-                        "the template {:?} is in {} already",
-                        template.name(),
-                        other.path().display()
-                    );
-                    problems.push(Problem::file(&path, text));
-                } else {
-                    templates.insert(template.name().to_owned(), Arc::new(template));
-                }
-            }
-            Err(mut found) => problems.append(&mut found),
-        }
-    }
-    templates
-}
-
-fn list(folder: &Folder, what: &str, problems: &mut Vec<Problem>) -> Vec<std::path::PathBuf> {
-    match files(folder.path()) {
-        Ok(files) => files,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && matches!(folder, Folder::Default(_)) => {
-            Vec::new()
-        }
-        Err(error) => {
-            problems.push(Problem::file(
-                folder.path(),
-                format!("cannot read the {what} folder: {error}"),
-            ));
-            Vec::new()
-        }
     }
 }

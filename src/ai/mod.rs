@@ -2,19 +2,33 @@
 
 mod ask;
 mod call;
+mod calls;
+mod embed;
 mod engine;
 mod fault;
 mod fleet;
+mod kept;
+mod library;
 pub mod ollama;
 mod options;
+mod permits;
+mod program;
+mod recorded;
 mod run;
 mod schema;
+mod site;
+mod steps;
 mod task_file;
 mod tasks;
 pub mod template;
+mod workspace;
 
+pub use embed::{Embed, Vectors};
 pub use engine::{Engine, LoadError};
-pub use fleet::Fleet;
+pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Seen, Used, canonical};
 pub use options::{CallLimits, DEFAULT_HOST, Folder, Options};
+pub use permits::{Permits, ProgramLimits};
+pub use program::{LIMITED, become_limited};
+pub use recorded::Recorded;
 pub use task_file::Scheduled;
-pub use tasks::{Chat, Generate, RunTemplate};
+pub use tasks::{Approve, Chat, Generate, Resume, ResumeFailed, RunTemplate};

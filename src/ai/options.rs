@@ -1,7 +1,12 @@
 //! What the AI layer is told.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use super::fleet::{Budget, HostOptions, Profile};
+use super::permits::Permits;
+use crate::conn::Endpoint;
 
 /// Where an Ollama server listens when nobody says otherwise.
 pub const DEFAULT_HOST: &str = "http://127.0.0.1:11434";
@@ -13,10 +18,26 @@ pub struct Options {
     pub templates: Folder,
     /// Task files.
     pub tasks: Folder,
-    /// Base URLs of Ollama servers, in order of preference.
-    pub hosts: Vec<String>,
+    /// Model servers.
+    pub hosts: Vec<HostOptions>,
+    /// How models are loaded, by name.
+    pub models: BTreeMap<String, Profile>,
+    /// Models that a host may fetch when a call asks for them, with `*`.
+    pub pull: Vec<String>,
+    /// How long a call for a model that is in no memory lets those go first whose model is.
+    pub switch_after: Duration,
+    /// How long a call waits for a place.
+    pub queue: Duration,
+    /// Keep what was asked in the record of a call.
+    pub record_prompts: bool,
+    /// How much may be used.
+    pub budgets: Vec<Budget>,
+    /// Where workers agree on who asks which host: Redis, and what its keys begin with. Without it each process is alone.
+    pub redis: Option<(Endpoint, String)>,
     /// Allow models that run on ollama.com.
     pub allow_cloud: bool,
+    /// What templates may do with the host.
+    pub permits: Permits,
     /// Bounds on one call.
     pub limits: CallLimits,
 }
@@ -44,10 +65,15 @@ impl Folder {
 pub struct CallLimits {
     /// To connect.
     pub connect: Duration,
-    /// From the request to the first piece of the answer: loading, queueing and reading the prompt included.
+    /// To load a model, where it is not in memory.
+    pub load: Duration,
+    /// From the request, or the end of a load, to the first piece of the answer: the host's own queue and reading the
+    /// prompt included.
     pub first_token: Duration,
     /// Between two pieces of the answer.
     pub stall: Duration,
+    /// For the whole call, without the wait for a place; `None` leaves that to the task's time limit.
+    pub whole: Option<Duration>,
     /// Largest answer, in bytes.
     pub answer_bytes: usize,
 }
@@ -56,8 +82,10 @@ impl Default for CallLimits {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
+            load: Duration::from_secs(600),
             first_token: Duration::from_secs(600),
             stall: Duration::from_secs(120),
+            whole: None,
             answer_bytes: 16 << 20,
         }
     }
@@ -68,8 +96,16 @@ impl Default for Options {
         Self {
             templates: Folder::Default("templates".into()),
             tasks: Folder::Default("tasks".into()),
-            hosts: vec![DEFAULT_HOST.to_owned()],
+            hosts: vec![DEFAULT_HOST.into()],
+            models: BTreeMap::new(),
+            pull: Vec::new(),
+            switch_after: Duration::from_secs(30),
+            queue: Duration::from_secs(3600),
+            record_prompts: false,
+            budgets: Vec::new(),
+            redis: None,
             allow_cloud: false,
+            permits: Permits::default(),
             limits: CallLimits::default(),
         }
     }

@@ -63,6 +63,61 @@ impl Shape {
     }
 }
 
+/// The schema as a server is asked for it. Servers make a grammar of it, and one that they cannot make of all of it holds
+/// the model to nothing: what no grammar can say is left out there, and checked here.
+pub(super) fn for_grammar(schema: &Value) -> Value {
+    const BEYOND: &[&str] = &[
+        "not",
+        "if",
+        "then",
+        "else",
+        "uniqueItems",
+        "multipleOf",
+        "contains",
+        "minContains",
+        "maxContains",
+        "propertyNames",
+        "patternProperties",
+        "dependentRequired",
+        "dependentSchemas",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+        "minProperties",
+        "maxProperties",
+    ];
+    let each = |value: &Value| match value {
+        Value::Object(named) => Value::Object(
+            named
+                .iter()
+                .map(|(name, one)| (name.clone(), for_grammar(one)))
+                .collect(),
+        ),
+        other => other.clone(),
+    };
+    let Value::Object(words) = schema else {
+        return schema.clone();
+    };
+    let kept = words.iter().filter(|(word, value)| match word.as_str() {
+        // Only a pattern for the whole text becomes a grammar.
+        "pattern" => value
+            .as_str()
+            .is_some_and(|pattern| pattern.starts_with('^') && pattern.ends_with('$')),
+        word => !BEYOND.contains(&word),
+    });
+    let kept = kept.map(|(word, value)| {
+        let value = match (word.as_str(), value) {
+            ("properties" | "$defs" | "definitions", value) => each(value),
+            ("items" | "additionalProperties", value) => for_grammar(value),
+            ("anyOf" | "oneOf" | "allOf" | "prefixItems", Value::Array(several)) => {
+                several.iter().map(for_grammar).collect()
+            }
+            (_, value) => value.clone(),
+        };
+        (word.clone(), value)
+    });
+    Value::Object(kept.collect())
+}
+
 /// What is wrong with an answer.
 #[derive(Debug)]
 pub(super) enum Wrong {
@@ -136,6 +191,19 @@ mod tests {
         assert_eq!(shape.read("```json\n{\"a\": 1}\n```").unwrap(), json!({"a": 1}));
         assert_eq!(shape.read(" [1]\n").unwrap(), json!([1]));
         assert!(matches!(shape.read("{\"a\": "), Err(Wrong::NotJson(_))));
+    }
+
+    #[test]
+    fn what_no_grammar_can_say_is_not_asked_of_one() {
+        let schema = json!({"type": "object", "minProperties": 1, "properties": {
+            "not": {"type": "string", "not": {"const": "x"}, "pattern": "a"},
+            "list": {"type": "array", "uniqueItems": true, "items": {"type": "string", "pattern": "^a$", "if": {}}},
+        }, "required": ["not"]});
+        let asked = json!({"type": "object", "properties": {
+            "not": {"type": "string"},
+            "list": {"type": "array", "items": {"type": "string", "pattern": "^a$"}},
+        }, "required": ["not"]});
+        assert_eq!(for_grammar(&schema), asked);
     }
 
     #[test]

@@ -2,52 +2,81 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::Engine;
 use super::tasks::POLICY;
-use super::template::{Problem, Template, read};
-use crate::task::{Arguments, BoxFuture, Context, DynTask, Failure, Options, RateLimit};
+use super::template::{Fields, Mark, Problem, Problems, Template, read};
+use crate::task::{Arguments, BoxFuture, Context, DynTask, Failure, Options, Parameter, RateLimit, Redact};
 
-/// What stands in a task file.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TaskFile {
-    name: String,
-    template: String,
-    description: Option<String>,
-    /// Parameters that are fixed here; callers cannot change them.
-    #[serde(default)]
-    params: Map<String, Value>,
-    time_limit: Option<f64>,
-    soft_time_limit: Option<f64>,
-    max_retries: Option<u32>,
-    default_retry_delay: Option<f64>,
-    rate_limit: Option<String>,
-    acks_late: Option<bool>,
-    track_started: Option<bool>,
-    ignore_result: Option<bool>,
-    /// When beat sends it.
-    schedule: Option<Value>,
-}
+/// Fields of a task file, for the schema of the format.
+pub(super) const FIELDS: &[(&str, &str, &str)] = &[
+    ("name", "string", "the Celery name"),
+    (
+        "template",
+        "string",
+        "the template: its name, or name@2 for one version",
+    ),
+    (
+        "description",
+        "string",
+        "one line for people; without it that of the template",
+    ),
+    (
+        "params",
+        "object",
+        "parameters that are fixed here; callers give the others",
+    ),
+    ("time_limit", "number", "seconds after which a run is ended"),
+    (
+        "soft_time_limit",
+        "number",
+        "seconds after which a run is ended as SoftTimeLimitExceeded",
+    ),
+    ("max_retries", "integer", "how often a run is tried again"),
+    ("default_retry_delay", "number", "seconds before it is tried again"),
+    ("rate_limit", "string", "starts in a time: 10/s, 100/m, 1000/h"),
+    ("acks_late", "boolean", "acknowledge after the run (true)"),
+    ("track_started", "boolean", "store the state STARTED (true)"),
+    ("ignore_result", "boolean", "store no result"),
+    (
+        "redact",
+        "any",
+        "what of it is never shown: names of parameters, or all",
+    ),
+    ("schedule", "any", "when beat sends it"),
+];
 
 /// A template under a name of its own.
 pub(super) struct FileTask {
     engine: Arc<Engine>,
-    template: Arc<Template>,
-    binding: Binding,
+    first: Arc<Binding>,
+}
+
+impl FileTask {
+    /// The task of a file. When the file changes, the next run is of the new one; its limits stay.
+    pub(super) fn new(engine: Arc<Engine>, first: &Arc<Binding>) -> Self {
+        Self {
+            engine,
+            first: first.clone(),
+        }
+    }
 }
 
 /// A task file that was read and fits its template.
 #[derive(Clone, Debug)]
 pub(super) struct Binding {
-    file: TaskFile,
+    path: PathBuf,
+    name: String,
+    template: String,
+    description: Option<String>,
+    params: Map<String, Value>,
     options: Options,
     /// Parameters a caller gives, in order.
     names: Vec<String>,
+    /// Parameters whose values are never shown.
+    hidden: Vec<String>,
     scheduled: Option<Scheduled>,
 }
 
@@ -65,56 +94,92 @@ pub struct Scheduled {
 impl Binding {
     /// Reads a task file.
     pub(super) fn load(path: &Path, template: impl Fn(&str) -> Option<Arc<Template>>) -> Result<Self, Vec<Problem>> {
-        let (text, file) = read::<TaskFile>(path)?;
-        let at = |key: &str, what: String| vec![Problem::at(path, &text, &[key.into()], what)];
-        let Some(template) = template(&file.template) else {
-            return Err(at("template", format!("there is no template {:?}", file.template)));
+        let mut problems = Problems::of(path);
+        match Self::read(path, template, &mut problems) {
+            Some(binding) if problems.is_empty() => Ok(binding),
+            _ => Err(problems.into_vec()),
+        }
+    }
+
+    fn read(path: &Path, template: impl Fn(&str) -> Option<Arc<Template>>, problems: &mut Problems) -> Option<Self> {
+        let whole = read(problems)?;
+        let mut fields = Fields::of("a task file", &whole, problems)?;
+        let name = fields
+            .need("name", problems)
+            .and_then(|name| text(name, "name", problems));
+        let called = fields
+            .need("template", problems)
+            .and_then(|name| text(name, "template", problems));
+        let description = fields.text("description", problems);
+        let params = match fields.take("params").map(|params| (params.at, params.to_value())) {
+            None => Map::new(),
+            Some((_, Value::Object(params))) => params,
+            Some((at, _)) => {
+                problems.add(at, "params must be a mapping of names");
+                Map::new()
+            }
         };
-        template
-            .check_some(&file.params)
-            .map_err(|wrong| at("params", wrong.join("; ")))?;
-        let options = options(&file).map_err(|(key, what)| at(key, what))?;
+        let schedule = fields
+            .take("schedule")
+            .map(|schedule| (schedule.at, schedule.to_value()));
+        let mut options = options(&mut fields, problems);
+        let redact = fields.take("redact").map(|redact| (redact.at, redact.to_value()));
+        let places = ["params", "template", "schedule"].map(|field| fields.place(field));
+        fields.finish(problems);
+        let (name, called) = (name?, called?);
+        let Some(template) = template(&called) else {
+            problems.add(places[1], format!("there is no template {called:?}, or it is broken"));
+            return None;
+        };
+        for wrong in template.check_some(&params).err().unwrap_or_default() {
+            problems.add(places[0], wrong);
+        }
         let names = template
             .parameters()
             .map(|parameter| parameter.name.clone())
-            .filter(|name| !file.params.contains_key(name))
+            .filter(|name| !params.contains_key(name))
             .collect();
-        let scheduled = match file.schedule.clone() {
-            None => None,
-            Some(schedule) => {
-                let missing = template
-                    .parameters()
-                    .find(|parameter| parameter.required && !file.params.contains_key(&parameter.name));
-                if let Some(missing) = missing {
-                    let name = &missing.name;
-                    return Err(at(
-                        "schedule",
-                        format!("the parameter {name:?} has no value; give it one in params"),
-                    ));
+        let mut hidden = Vec::new();
+        match redact {
+            None => {}
+            Some((_, Value::String(all))) if all == "all" => options.redact = Redact::Everything,
+            Some((at, Value::Array(named))) => {
+                for name in named {
+                    match name.as_str() {
+                        Some(name) if template.parameters().any(|parameter| parameter.name == name) => {
+                            hidden.push(name.to_owned());
+                        }
+                        _ => problems.add(at, format!("redact: the template has no parameter {name}")),
+                    }
                 }
-                let place = Problem::at(path, &text, &["schedule".into()], "").to_string();
-                Some(Scheduled {
-                    name: file.name.clone(),
-                    schedule,
-                    place: place.trim_end_matches([':', ' ']).to_owned(),
-                })
             }
-        };
-        Ok(Self {
-            file,
+            Some((at, _)) => problems.add(at, "redact must be a list of parameters, or all"),
+        }
+        let scheduled = schedule.map(|(at, schedule)| Scheduled {
+            name: name.clone(),
+            schedule,
+            place: place(path, at),
+        });
+        if scheduled.is_some() {
+            let missing = template
+                .parameters()
+                .find(|parameter| parameter.required && !params.contains_key(&parameter.name));
+            if let Some(missing) = missing {
+                let hint = Some("give it one in params".to_owned());
+                let text = format!("the parameter {:?} has no value", missing.name);
+                problems.add_with(places[2], text, hint);
+            }
+        }
+        Some(Self {
+            path: path.to_owned(),
+            name,
+            template: called,
+            description: description.or_else(|| template.description().map(str::to_owned)),
+            params,
             options,
             names,
+            hidden,
             scheduled,
-        })
-    }
-
-    /// The task.
-    pub(super) fn into_task(self, engine: Arc<Engine>) -> Option<FileTask> {
-        let template = engine.template(&self.file.template).ok()?;
-        Some(FileTask {
-            engine,
-            template,
-            binding: self,
         })
     }
 
@@ -125,71 +190,87 @@ impl Binding {
 
     /// Its Celery name.
     pub(super) fn name(&self) -> &str {
-        &self.file.name
+        &self.name
+    }
+
+    /// Its file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
-fn options(file: &TaskFile) -> Result<Options, (&'static str, String)> {
-    let seconds = |key, value: Option<f64>| {
-        let duration = value.map(Duration::try_from_secs_f64).transpose();
-        duration.map_err(|_| (key, "must be a number of seconds".to_owned()))
-    };
-    let rate_limit = match &file.rate_limit {
-        Some(text) => RateLimit::parse(text).map_err(|error| ("rate_limit", error))?,
-        None => None,
-    };
-    Ok(Options {
-        time_limit: seconds("time_limit", file.time_limit)?,
-        soft_time_limit: seconds("soft_time_limit", file.soft_time_limit)?,
-        max_retries: file.max_retries.or(POLICY.max_retries),
-        default_retry_delay: seconds("default_retry_delay", file.default_retry_delay)?
+fn place(path: &Path, at: Mark) -> String {
+    format!("{}:{}", path.display(), at.line)
+}
+
+fn text(value: &super::template::Yaml, name: &str, problems: &mut Problems) -> Option<String> {
+    let text = value.as_str().map(str::to_owned);
+    if text.is_none() {
+        problems.add(value.at, format!("{name} must be a text, not {}", value.what()));
+    }
+    text
+}
+
+fn options(fields: &mut Fields<'_>, problems: &mut Problems) -> Options {
+    let rate_limit = fields
+        .text("rate_limit", problems)
+        .and_then(|text| match RateLimit::parse(&text) {
+            Ok(limit) => limit,
+            Err(error) => {
+                problems.add(fields.place("rate_limit"), format!("rate_limit: {error}"));
+                None
+            }
+        });
+    let max_retries = fields.whole("max_retries", 0, problems);
+    Options {
+        time_limit: fields.seconds("time_limit", problems),
+        soft_time_limit: fields.seconds("soft_time_limit", problems),
+        max_retries: max_retries.map_or(POLICY.max_retries, |times| u32::try_from(times).ok()),
+        default_retry_delay: fields
+            .seconds("default_retry_delay", problems)
             .unwrap_or(POLICY.default_retry_delay),
         rate_limit,
-        acks_late: file.acks_late.unwrap_or(POLICY.acks_late),
-        track_started: file.track_started.unwrap_or(POLICY.track_started),
-        ignore_result: file.ignore_result.unwrap_or(POLICY.ignore_result),
+        acks_late: fields.flag("acks_late", problems).unwrap_or(POLICY.acks_late),
+        track_started: fields.flag("track_started", problems).unwrap_or(POLICY.track_started),
+        ignore_result: fields.flag("ignore_result", problems).unwrap_or(POLICY.ignore_result),
         ..POLICY
-    })
+    }
 }
 
 impl DynTask for FileTask {
     fn name(&self) -> &str {
-        self.binding.name()
+        self.first.name()
     }
 
     fn options(&self) -> Options {
-        self.binding.options.clone()
+        self.first.options.clone()
     }
 
     fn description(&self) -> Option<&str> {
-        self.binding.file.description.as_deref().or(self.template.description())
+        self.first.description.as_deref()
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        let parameter = |name: &String| Parameter {
+            name: name.clone(),
+            secret: self.first.hidden.contains(name),
+        };
+        self.first.names.iter().map(parameter).collect()
     }
 
     fn run(&self, arguments: Arguments, context: Context) -> BoxFuture<'static, Result<Value, Failure>> {
-        let names: Vec<&str> = self.binding.names.iter().map(String::as_str).collect();
-        let bound = arguments.bind_names(self.binding.name(), &names);
-        let fixed = self.binding.file.params.clone();
-        let (engine, template) = (self.engine.clone(), self.template.clone());
+        let engine = self.engine.clone();
+        let binding = engine
+            .shelf()
+            .binding(self.first.name())
+            .cloned()
+            .unwrap_or_else(|| self.first.clone());
         Box::pin(async move {
-            let mut params = bound?;
-            params.extend(fixed);
+            let names: Vec<&str> = binding.names.iter().map(String::as_str).collect();
+            let mut params = arguments.bind_names(&binding.name, &names)?;
+            params.extend(binding.params.clone());
+            let template = engine.template(&binding.template)?;
             engine.run(&template, params, &context).await
         })
     }
-}
-
-/// The YAML files of a folder, by name.
-pub(super) fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        let yaml = path
-            .extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml");
-        if yaml && path.is_file() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }

@@ -1,15 +1,20 @@
 //! The built-in tasks, written as anyone could write them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Engine;
 use super::ask::{Question, ask};
-use super::call::{Show, announce_attempt};
+use super::call::{Show, announce_attempt, cache_time};
 use super::ollama::{Answer, Kind};
-use crate::task::{Context, Failure, Options, Task};
+use crate::clock;
+use crate::task::{Context, Exception, Failure, Options, Resumption, Task};
+
+/// How long the result of a task that failed is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Policy of AI tasks: a run costs minutes of a GPU, so it is not lost with a worker; it shows that it started, and
 /// it writes to a token stream.
@@ -53,6 +58,8 @@ pub struct Generate {
     logprobs: Value,
     #[serde(default)]
     top_logprobs: Value,
+    #[serde(default, skip_serializing)]
+    cache: Value,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -80,6 +87,8 @@ pub struct Chat {
     logprobs: Value,
     #[serde(default)]
     top_logprobs: Value,
+    #[serde(default, skip_serializing)]
+    cache: Value,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -120,7 +129,7 @@ impl Task for Generate {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: None,
+            cache: cache_time(&self.cache).map_err(Failure::value_error)?,
         };
         let question = Question::new(Kind::Generate, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await
@@ -140,7 +149,7 @@ impl Task for Chat {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: None,
+            cache: cache_time(&self.cache).map_err(Failure::value_error)?,
         };
         let question = Question::new(Kind::Chat, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await
@@ -157,5 +166,172 @@ impl Task for RunTemplate {
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Value, Failure> {
         let template = engine.template(&self.template)?;
         engine.run(&template, self.params.unwrap_or_default(), &context).await
+    }
+}
+
+/// The task that lets a run go on with a result.
+pub(super) const RESUME: &str = "orchestra.resume";
+/// The task that lets a run go on with a failure.
+pub(super) const RESUME_FAILED: &str = "orchestra.resume_failed";
+
+/// What belongs to waiting is not lost with a worker, and nobody looks at its result.
+const BACK: Options = Options {
+    acks_late: true,
+    ignore_result: true,
+    ..Options::DEFAULT
+};
+
+/// `orchestra.resume`: writes down what a run waits for; sent by the task that it waits for.
+#[derive(Debug, Deserialize)]
+pub struct Resume {
+    result: Value,
+    task_id: String,
+    name: String,
+    #[serde(default)]
+    error: Value,
+}
+
+/// `orchestra.resume_failed`: writes down that what a run waits for failed.
+#[derive(Debug, Deserialize)]
+pub struct ResumeFailed {
+    failed: String,
+    task_id: String,
+    name: String,
+}
+
+/// `orchestra.approve`: the decision of a person, for a step of type `approve`.
+#[derive(Debug, Deserialize)]
+pub struct Approve {
+    task_id: String,
+    #[serde(default)]
+    step: Option<String>,
+    #[serde(default = "yes")]
+    approved: bool,
+    #[serde(default)]
+    by: Option<String>,
+    #[serde(default)]
+    comment: Option<String>,
+    #[serde(default)]
+    data: Value,
+}
+
+/// Writes something down for a run; a Redis that is away is waited for.
+async fn write_down(context: &Context, task: &str, name: &str, value: &Value) -> Result<Resumption, Failure> {
+    let client = context
+        .client()
+        .ok_or_else(|| Exception::runtime_error("there is no worker around this run"))?;
+    client
+        .resume(task, name, value)
+        .await
+        .map_err(|error| match Failure::from(error) {
+            Failure::Fail(cause) => Failure::retry_after(Duration::from_secs(1), cause),
+            other => other,
+        })
+}
+
+impl Task for Resume {
+    const NAME: &'static str = RESUME;
+    const OPTIONS: Options = BACK;
+    const DESCRIPTION: Option<&'static str> = Some("lets a template go on that waits for a task");
+    type Env = ();
+    type Output = ();
+
+    async fn run(self, (): (), context: Context) -> Result<(), Failure> {
+        let value = match self.error {
+            Value::Null => json!({"ok": self.result}),
+            error => json!({"error": error}),
+        };
+        write_down(&context, &self.task_id, &self.name, &value).await.map(drop)
+    }
+}
+
+impl Task for ResumeFailed {
+    const NAME: &'static str = RESUME_FAILED;
+    const OPTIONS: Options = BACK;
+    const DESCRIPTION: Option<&'static str> = Some("lets a template go on that waits for a task that failed");
+    type Env = ();
+    type Output = ();
+
+    async fn run(self, (): (), context: Context) -> Result<(), Failure> {
+        let client = context
+            .client()
+            .ok_or_else(|| Exception::runtime_error("there is no worker around this run"))?;
+        let why = client.result(&self.failed).failure(PATIENCE).await;
+        let error = why.unwrap_or_else(|| Exception::runtime_error(format!("task {} failed", self.failed)));
+        write_down(&context, &self.task_id, &self.name, &json!({"error": error}))
+            .await
+            .map(drop)
+    }
+}
+
+impl Task for Approve {
+    const NAME: &'static str = "orchestra.approve";
+    const OPTIONS: Options = Options {
+        ignore_result: false,
+        ..BACK
+    };
+    const DESCRIPTION: Option<&'static str> = Some("decides a step of a template that waits for a person");
+    type Env = ();
+    type Output = &'static str;
+
+    async fn run(self, (): (), context: Context) -> Result<&'static str, Failure> {
+        let client = context
+            .client()
+            .ok_or_else(|| Exception::runtime_error("there is no worker around this run"))?;
+        let kept = client.kept_of(&self.task_id).await?;
+        let mut open: Vec<(&str, &Value)> = kept
+            .iter()
+            .filter_map(|(name, question)| Some((name.strip_prefix("q:")?, question)))
+            .filter(|(step, question)| {
+                let name = question.get("name").and_then(Value::as_str).unwrap_or_default();
+                // A worker that died with the decision may not have sent the run on its way.
+                (!kept.contains_key(name) || context.details().redelivered)
+                    && self.step.as_deref().is_none_or(|wanted| wanted == *step)
+            })
+            .collect();
+        open.sort_by_key(|(step, _)| *step);
+        let question = match &open[..] {
+            [(_, question)] => *question,
+            [] => {
+                let step = self
+                    .step
+                    .as_ref()
+                    .map(|step| format!(" in step {step:?}"))
+                    .unwrap_or_default();
+                let text = format!("task {} waits for nobody's decision{step}", self.task_id);
+                return Err(Failure::value_error(text));
+            }
+            several => {
+                let steps: Vec<&str> = several.iter().map(|(step, _)| *step).collect();
+                let text = format!(
+                    "task {} waits for several decisions; say which step: {}",
+                    self.task_id,
+                    steps.join(", ")
+                );
+                return Err(Failure::value_error(text));
+            }
+        };
+        if let (true, Some(form)) = (self.approved, question.get("form").filter(|form| !form.is_null()))
+            && let Ok(validator) = jsonschema::validator_for(form)
+        {
+            let wrong = super::schema::misfits(&validator, &self.data);
+            if !wrong.is_empty() {
+                return Err(Failure::value_error(format!(
+                    "data does not fit the form: {}",
+                    wrong.join("; ")
+                )));
+            }
+        }
+        let name = question.get("name").and_then(Value::as_str).unwrap_or_default();
+        let decision = json!({"ok": {
+            "approved": self.approved, "by": self.by, "comment": self.comment, "data": self.data,
+            "at": clock::iso(clock::now()),
+        }});
+        Ok(match write_down(&context, &self.task_id, name, &decision).await? {
+            Resumption::GoesOn => "goes on",
+            Resumption::Noted => "noted",
+            Resumption::Decided => "was decided before",
+            Resumption::Gone => "is gone",
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 mod chord;
 mod look;
+mod notes;
 mod read;
 mod write;
 
@@ -16,6 +17,7 @@ use crate::wire::ResultFormat;
 
 pub use crate::conn::Error;
 pub use chord::{Claim, Counted, Part};
+pub use notes::Resumed;
 pub use read::StreamEntry;
 pub use write::Write;
 
@@ -81,6 +83,9 @@ struct Scripts {
     chord_claim: Script,
     chord_end: Script,
     chord_send: Script,
+    keep: Script,
+    park: Script,
+    resume: Script,
 }
 
 /// A script that reads states of records.
@@ -101,6 +106,9 @@ impl Backend {
             chord_claim: Script::new(include_str!("scripts/chord_claim.lua")),
             chord_end: Script::new(include_str!("scripts/chord_end.lua")),
             chord_send: Script::new(include_str!("scripts/chord_send.lua")),
+            keep: Script::new(include_str!("scripts/keep.lua")),
+            park: Script::new(include_str!("scripts/park.lua")),
+            resume: Script::new(include_str!("scripts/resume.lua")),
         };
         let all = [
             &scripts.store,
@@ -109,6 +117,9 @@ impl Backend {
             &scripts.chord_claim,
             &scripts.chord_end,
             &scripts.chord_send,
+            &scripts.keep,
+            &scripts.park,
+            &scripts.resume,
         ];
         link.register(all.map(Clone::clone)).await?;
         let prefix = match options.global_keyprefix.as_str() {

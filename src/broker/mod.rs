@@ -233,6 +233,11 @@ impl Broker {
         &self.writer
     }
 
+    /// The connection that messages are taken through, and that hears news on one beside it.
+    pub fn reader(&self) -> &Link {
+        &self.main
+    }
+
     /// The name of a key beside the queues: with the prefix that all keys of this broker have.
     pub fn key(&self, name: &str) -> String {
         self.keys.name(name)
@@ -351,6 +356,31 @@ impl Broker {
             .subscribe_matching(&self.keys.channel(exchange, "worker.*"))
             .await?;
         Ok(self.keys.channel(exchange, "worker."))
+    }
+
+    /// Listens to all events.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn subscribe_events(&self, exchange: &str) -> Result<mpsc::Receiver<Push>, Error> {
+        self.main.subscribe_matching(&self.keys.channel(exchange, "*")).await?;
+        Ok(self.main.pushes())
+    }
+
+    /// How many messages wait in a queue, of all priorities.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn length(&self, queue: &str) -> Result<u64, Error> {
+        let mut pipe = Pipeline::new();
+        for (list, _) in self.keys.all(std::iter::once((0, queue))) {
+            pipe.llen(list);
+        }
+        let replies = self.writer.pipeline(&pipe).await?;
+        let lengths = replies
+            .into_iter()
+            .filter_map(|reply| redis::from_redis_value::<u64>(reply).ok());
+        Ok(lengths.sum())
     }
 
     /// Sends a message to all who listen to a fanout exchange, and tells how many they are.

@@ -4,7 +4,7 @@ use super::compose::{link, link_error};
 use super::freeze::{Freeze, freeze, freeze_group, new_id, strip};
 use super::steps::{prepare, prepend, unroll_chords};
 use super::{ResultNode, size};
-use crate::wire::{CallOptions, Chord, Json, Kind, Kwargs, Outbound, Signature};
+use crate::wire::{CallOptions, Carried, Chord, Json, Kind, Kwargs, Outbound, Signature};
 
 /// The task on whose behalf something is sent.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct Parent {
     pub root_id: String,
     /// Its message's priority.
     pub priority: u8,
+    /// Headers that go along with all that it sends.
+    pub carried: Option<Carried>,
 }
 
 /// What priority is given to what has none.
@@ -140,6 +142,7 @@ impl<'a> Planner<'a> {
             args: signature.args,
             kwargs: signature.kwargs,
             options,
+            carried: self.parent.and_then(|parent| parent.carried.clone()),
         });
         if child {
             self.plan.children.push(node.clone());

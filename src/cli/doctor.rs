@@ -59,9 +59,9 @@ impl Doctor {
         match common.engine() {
             Ok(engine) => {
                 report.good(format_args!("{} templates are in order", engine.templates().count()));
-                for host in engine.fleet().ollama().hosts() {
-                    match engine.fleet().ollama().version(host).await {
-                        Ok(version) => report.good(format_args!("Ollama {version} answers at {host}")),
+                for host in engine.fleet().hosts() {
+                    match engine.fleet().ollama().version(&host.server).await {
+                        Ok(version) => report.good(format_args!("Ollama {version} answers at {}", host.url())),
                         Err(fault) => report.bad(fault),
                     }
                 }

@@ -1,12 +1,28 @@
-//! Log output: text for people, JSON for machines.
+//! Log output: text for people, JSON for machines. Every line that belongs to a task names it, also what the task itself
+//! logs; what is secret by its name is not written.
 
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Mutex;
 
+use serde_json::{Map, Value, json};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::format;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::clock;
+use crate::task;
+use crate::wire::redact::{HIDDEN, hide_passwords, is_secret};
+
+/// The fields that name a task.
+const ID: &str = "task.id";
+const NAME: &str = "task.name";
+const ATTEMPT: &str = "run.attempt";
 
 /// Starts logging.
 ///
@@ -25,34 +41,151 @@ pub(super) fn start(level: &str, file: Option<&Path>, json: bool) -> Result<(), 
             ));
         }
     };
-    // The line says it in words already; the fields are there for machines.
-    let words = format::debug_fn(|out, field, value| match field.name() {
-        "message" => write!(out, "{value:?}"),
-        name if name.contains('.') => Ok(()),
-        name => write!(out, " {name}={value:?}"),
-    });
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_target(false);
+    let builder = tracing_subscriber::fmt().with_max_level(level);
     match file {
         Some(path) => {
             let open = OpenOptions::new().create(true).append(true).open(path);
             let file = open.map_err(|error| format!("cannot write the log file {}: {error}", path.display()))?;
-            let builder = builder.with_ansi(false).with_writer(Mutex::new(file));
-            if json {
-                builder.json().init()
-            } else {
-                builder.fmt_fields(words).init()
-            }
+            builder
+                .with_ansi(false)
+                .event_format(Lines { json })
+                .with_writer(Mutex::new(file))
+                .init();
         }
-        None => {
-            let builder = builder
-                .with_ansi(std::io::stderr().is_terminal())
-                .with_writer(std::io::stderr);
-            if json {
-                builder.json().init()
-            } else {
-                builder.fmt_fields(words).init()
-            }
-        }
+        None => builder
+            .with_ansi(!json && std::io::stderr().is_terminal())
+            .event_format(Lines { json })
+            .with_writer(std::io::stderr)
+            .init(),
     }
     Ok(())
+}
+
+/// One line for each event.
+struct Lines {
+    json: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        fields.name_task();
+        if self.json {
+            as_json(out, *event.metadata().level(), fields)
+        } else {
+            as_text(out, *event.metadata().level(), &fields)
+        }
+    }
+}
+
+/// What an event says.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: Map<String, Value>,
+    /// The task is named because the event happened inside of it, not by the event.
+    is_inside: bool,
+}
+
+impl Fields {
+    /// Names the task that the event happened in.
+    fn name_task(&mut self) {
+        if self.others.contains_key(ID) {
+            return;
+        }
+        let Some(context) = task::current() else { return };
+        self.is_inside = true;
+        self.others.insert(ID.into(), context.id().into());
+        self.others.insert(NAME.into(), context.name().into());
+        self.others.insert(ATTEMPT.into(), context.retries().into());
+        if let Some(trace) = &context.details().trace {
+            let (trace, span) = trace.ids();
+            self.others.insert("trace_id".into(), trace.into());
+            self.others.insert("span_id".into(), span.into());
+        }
+    }
+
+    fn add(&mut self, field: &Field, value: impl FnOnce() -> Value) {
+        let name = field.name();
+        let value = if is_secret(name) { HIDDEN.into() } else { value() };
+        self.others.insert(name.to_owned(), value);
+    }
+}
+
+fn without_passwords(text: String) -> String {
+    if text.contains("://") {
+        hide_passwords(&text).unwrap_or(text)
+    } else {
+        text
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.message = without_passwords(format!("{value:?}"));
+        } else {
+            self.add(field, || without_passwords(format!("{value:?}")).into());
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.add(field, || without_passwords(value.to_owned()).into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.add(field, || value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.add(field, || value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.add(field, || json!(value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.add(field, || value.into());
+    }
+}
+
+fn as_json(mut out: Writer<'_>, level: Level, fields: Fields) -> fmt::Result {
+    let mut all = Map::new();
+    all.insert("message".to_owned(), fields.message.into());
+    all.extend(fields.others);
+    let line = json!({"timestamp": clock::iso(clock::now()), "level": level.as_str(), "fields": all});
+    writeln!(out, "{line}")
+}
+
+/// What a line of the worker says of a task is in its words already; the fields that search needs are for machines, but
+/// the attempt is shown, and the name of a task that logs by itself.
+fn as_text(mut out: Writer<'_>, level: Level, fields: &Fields) -> fmt::Result {
+    let (color, end) = match (out.has_ansi_escapes(), level) {
+        (false, _) => ("", ""),
+        (true, Level::ERROR) => ("\x1b[31m", "\x1b[0m"),
+        (true, Level::WARN) => ("\x1b[33m", "\x1b[0m"),
+        (true, Level::INFO) => ("\x1b[32m", "\x1b[0m"),
+        (true, _) => ("\x1b[34m", "\x1b[0m"),
+    };
+    write!(out, "{} {color}{level:>5}{end} ", clock::iso(clock::now()))?;
+    let text = |name: &str| fields.others.get(name).and_then(Value::as_str).unwrap_or_default();
+    if fields.is_inside {
+        write!(out, "{}[{}]: ", text(NAME), text(ID))?;
+    }
+    out.write_str(&fields.message)?;
+    for (name, value) in &fields.others {
+        match (name.as_str(), value) {
+            (ATTEMPT, _) => write!(out, " attempt={value}")?,
+            (name, _) if name.contains('.') || matches!(name, "trace_id" | "span_id") => {}
+            (name, Value::String(text)) => write!(out, " {name}={text}")?,
+            (name, value) => write!(out, " {name}={value}")?,
+        }
+    }
+    writeln!(out)
 }

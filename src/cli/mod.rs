@@ -1,24 +1,34 @@
 //! The command lines: settings, wiring, signals. The only layer that knows all others.
 
+mod approve;
 mod batch;
 mod beat;
 mod children;
+mod commands;
 mod config;
 mod control;
 mod dead;
 mod detach;
 mod doctor;
+mod events;
 mod inspect;
 mod log;
 mod metrics;
+mod models;
 mod nodename;
 mod notify;
+mod otel;
 mod pidfile;
 mod program;
 mod schedule;
 mod send;
 mod signals;
+mod table;
+mod template_new;
+mod template_run;
+mod template_test;
 mod templates;
+mod top;
 mod up;
 pub mod worker;
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use super::{batch, beat, config, control, dead, doctor, inspect, schedule, send, templates, up};
+use super::{
+    approve, batch, beat, config, control, dead, doctor, events, inspect, models, schedule, send, templates, top, up,
+};
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
 use crate::broker::{Broker, DeadQueue};
@@ -94,6 +96,8 @@ enum Command {
     /// See and change what beat sends: list, add, remove, enable, disable, run-now, next
     #[command(subcommand)]
     Schedule(schedule::Schedule),
+    /// Decide what a template waits for; without an id, list what is to be decided
+    Approve(approve::Approve),
     /// Which workers are there
     Status(inspect::Status),
     /// Ask workers: active, scheduled, reserved, registered, stats, conf, …
@@ -103,9 +107,16 @@ enum Command {
     /// What could not be run: list, show, requeue, drop
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Print events as they come
+    Events(events::Events),
+    /// Watch workers, queues, tasks and models, live
+    Top(top::Top),
     /// List, check and try templates
     #[command(subcommand)]
     Templates(templates::Templates),
+    /// See and tell the model servers: list, ps, warm, unload, pull, usage
+    #[command(subcommand)]
+    Models(models::Models),
     /// The tasks that a worker started here would have
     Tasks,
     /// Show the settings as they are now
@@ -116,9 +127,23 @@ enum Command {
 
 /// The whole of the `orchestra` program.
 pub fn program_main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == crate::ai::LIMITED)
+    {
+        return crate::ai::become_limited(std::env::args_os().skip(2));
+    }
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(error) => return refuse("orchestra", &error),
+    };
+    let node = format!("orchestra@{}", super::nodename::host());
+    let _traces = match super::otel::start("orchestra", &node) {
+        Ok(traces) => traces,
+        Err(text) => {
+            eprintln!("orchestra: {text}");
+            return ExitCode::from(2);
+        }
     };
     // One thread: everything here waits for others.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -170,11 +195,15 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Batch(batch) => batch.run(&common).await,
         Command::Beat(beat) => beat.run(&common).await,
         Command::Schedule(schedule) => schedule.run(&common).await,
+        Command::Approve(approve) => approve.run(&common).await,
         Command::Status(status) => status.run(&common).await,
         Command::Inspect(inspect) => inspect.run(&common).await,
         Command::Control(control) => control.run(&common).await,
         Command::Dead(dead) => dead.run(&common).await,
-        Command::Templates(templates) => templates.run(&common),
+        Command::Events(events) => events.run(&common).await,
+        Command::Top(top) => top.run(&common).await,
+        Command::Templates(templates) => templates.run(&common).await,
+        Command::Models(models) => models.run(&common).await,
         Command::Tasks => templates::tasks(&common),
         Command::Config(config) => config.run(&common),
         Command::Doctor(doctor) => doctor.run(&common).await,
@@ -201,7 +230,7 @@ impl Common {
             settings.ai.tasks = Folder::Named(folder.clone());
         }
         if !self.ollama_host.is_empty() {
-            settings.ai.hosts.clone_from(&self.ollama_host);
+            settings.ai.hosts = self.ollama_host.iter().map(|url| url.as_str().into()).collect();
         }
         Ok(settings)
     }

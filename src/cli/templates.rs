@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use super::program::{Common, Stopped, pretty, usage, world};
-use crate::ai::template::Template;
-use crate::task::Registry;
+use super::{template_new, template_run, template_test};
+use crate::ai::Engine;
+use crate::ai::template::{Template, task_schema, template_schema};
+use crate::task::{Failure, Registry};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Templates {
@@ -28,49 +30,95 @@ pub(super) enum Templates {
     Render {
         /// Name of the template
         name: String,
-        /// A parameter: JSON, or text if it is none
-        #[arg(short = 'p', long = "param", value_name = "NAME=VALUE")]
-        params: Vec<String>,
+        #[command(flatten)]
+        params: Params,
+    },
+    /// Run a template here, without broker and worker; what models say is shown as it comes
+    Run(template_run::Run),
+    /// Run the cases beside the templates (NAME.test.yaml)
+    Test(template_test::Test),
+    /// Write a template and a first case to begin with
+    New(template_new::New),
+    /// JSON Schema of a file format, for editors
+    Schema {
+        /// Which format
+        #[arg(value_enum, default_value_t = Format::Template)]
+        format: Format,
     },
 }
 
+/// Parameters of a command line.
+#[derive(Debug, clap::Args)]
+pub(super) struct Params {
+    /// A parameter: JSON, or text if it is none; @FILE is the text of a file
+    #[arg(short = 'p', long = "param", value_name = "NAME=VALUE")]
+    params: Vec<String>,
+}
+
+/// The file formats.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Format {
+    /// templates/*.yaml
+    Template,
+    /// tasks/*.yaml
+    Task,
+}
+
 impl Templates {
-    pub(super) fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
+    pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         match self {
             Self::List => {
                 for template in common.engine()?.templates() {
-                    println!("{:<24} {}", template.name(), template.description().unwrap_or_default());
+                    let name = match template.version() {
+                        1 => template.name().to_owned(),
+                        version => format!("{}@{version}", template.name()),
+                    };
+                    println!("{name:<24} {}", template.description().unwrap_or_default());
                 }
             }
-            Self::Lint { files } if files.is_empty() => {
-                let engine = common.engine()?;
-                println!("{} templates are in order", engine.templates().count());
-            }
-            Self::Lint { files } => {
-                let problems: Vec<String> = files
-                    .iter()
-                    .filter_map(|file| Template::load(file).err())
-                    .flatten()
-                    .map(|problem| problem.to_string())
-                    .collect();
-                if !problems.is_empty() {
-                    println!("{}", problems.join("\n"));
-                    return Err(world(format!("{} problem(s)", problems.len())));
-                }
-            }
+            Self::Lint { files } => return lint(common, &files),
             Self::Show { name } => {
                 let template = common.engine()?.template(&name).map_err(failure)?;
                 println!("{}", pretty(&template.schema()));
             }
             Self::Render { name, params } => {
                 let template = common.engine()?.template(&name).map_err(failure)?;
-                for (source, text) in template.preview(parameters(&params)?).map_err(usage)? {
+                for (source, text) in template.preview(params.read()?).map_err(usage)? {
                     println!("--- {source}\n{text}");
                 }
+            }
+            Self::Run(run) => return run.run(common).await,
+            Self::Test(test) => return test.run(common).await,
+            Self::New(new) => return new.run(common),
+            Self::Schema { format } => {
+                let schema = match format {
+                    Format::Template => template_schema(),
+                    Format::Task => task_schema(),
+                };
+                println!("{}", pretty(&schema));
             }
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn lint(common: &Common, files: &[PathBuf]) -> Result<ExitCode, Stopped> {
+    let mut problems: Vec<String> = Vec::new();
+    if files.is_empty() {
+        match Engine::load(&common.settings()?.ai) {
+            Ok(engine) => println!("{} templates are in order", engine.templates().count()),
+            Err(error) => problems.extend(error.problems().iter().map(ToString::to_string)),
+        }
+    }
+    for file in files {
+        let found = Template::load(file).err().unwrap_or_default();
+        problems.extend(found.iter().map(ToString::to_string));
+    }
+    if problems.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{}", problems.join("\n"));
+    Err(world(format!("{} problem(s)", problems.len())))
 }
 
 /// `orchestra tasks`.
@@ -87,19 +135,33 @@ pub(super) fn tasks(common: &Common) -> Result<ExitCode, Stopped> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn failure(failure: crate::task::Failure) -> Stopped {
+pub(super) fn failure(failure: Failure) -> Stopped {
     match failure {
-        crate::task::Failure::Fail(exception) => usage(exception.message()),
+        Failure::Fail(exception) => usage(exception.message()),
         other => usage(format!("{other:?}")),
     }
 }
 
-fn parameters(pairs: &[String]) -> Result<Map<String, Value>, Stopped> {
+impl Params {
+    /// The parameters as values.
+    pub(super) fn read(&self) -> Result<Map<String, Value>, Stopped> {
+        pairs(&self.params, "--param")
+    }
+}
+
+/// `NAME=VALUE` as values by name.
+pub(super) fn pairs(pairs: &[String], option: &str) -> Result<Map<String, Value>, Stopped> {
     let parameter = |pair: &String| {
         let (name, text) = pair
             .split_once('=')
-            .ok_or_else(|| usage(format!("--param {pair:?}: write NAME=VALUE")))?;
-        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
+            .ok_or_else(|| usage(format!("{option} {pair:?}: write NAME=VALUE")))?;
+        let value = match text.strip_prefix('@') {
+            Some(file) => {
+                let read = std::fs::read_to_string(file);
+                Value::String(read.map_err(|error| usage(format!("{option} {name}: {file}: {error}")))?)
+            }
+            None => serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())),
+        };
         Ok((name.to_owned(), value))
     };
     pairs.iter().map(parameter).collect()

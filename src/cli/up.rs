@@ -12,7 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::children::{Running, Start, find};
 use super::program::{Common, Stopped, usage, world};
-use crate::ai::{CallLimits, ollama::Ollama};
+use crate::ai::ollama::Ollama;
+use crate::ai::{CallLimits, Host};
 use crate::config::Settings;
 use crate::conn::{Link, LinkOptions};
 
@@ -157,13 +158,14 @@ impl Up {
     }
 
     async fn ollama(&self, settings: &Settings, house: &mut House) {
-        let Ok(ollama) = Ollama::new(&settings.ai.hosts, CallLimits::default()) else {
+        let Ok(ollama) = Ollama::new(CallLimits::default()) else {
             return;
         };
-        let Some(host) = ollama.hosts().first().cloned() else {
+        let Some(Ok(host)) = settings.ai.hosts.first().map(Host::new) else {
             return;
         };
-        if let Ok(version) = ollama.version(&host).await {
+        let (server, host) = (&host.server, host.url());
+        if let Ok(version) = ollama.version(server).await {
             house
                 .told
                 .push(("ollama", format!("{host} (was running, version {version})")));
@@ -181,7 +183,7 @@ impl Up {
             };
             if let Ok(running) = Running::start(start) {
                 house.running.push(running);
-                if house.until(async || ollama.version(&host).await.is_ok()).await {
+                if house.until(async || ollama.version(server).await.is_ok()).await {
                     house.told.push(("ollama", format!("{host} (started)")));
                     return;
                 }

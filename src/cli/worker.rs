@@ -12,7 +12,7 @@ use super::pidfile::Pidfile;
 use super::program::{Stopped, refuse, usage, world};
 use super::signals::Signals;
 use super::{metrics, nodename};
-use crate::ai::{Engine, Folder};
+use crate::ai::{Engine, Folder, Host};
 use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
 use crate::worker::{self, Child, Exit, Program, Stop, Worker};
@@ -159,6 +159,12 @@ pub fn worker_main_from(
     arguments: impl IntoIterator<Item = String>,
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> ExitCode {
+    let mut arguments = arguments.into_iter();
+    let (own, first) = (arguments.next(), arguments.next());
+    if first.as_deref() == Some(crate::ai::LIMITED) {
+        return crate::ai::become_limited(std::env::args_os().skip(2));
+    }
+    let arguments = own.into_iter().chain(first).chain(arguments);
     // `celery -A app worker …` becomes `orchestra-worker …`; the word is still in people's fingers.
     let mut words = arguments
         .into_iter()
@@ -210,7 +216,7 @@ fn registry(
 ) -> Result<(Registry, Engine), Stopped> {
     let mut registry = Registry::new();
     register(&mut registry).map_err(usage)?;
-    let engine = Engine::load(&settings.ai).map_err(usage)?;
+    let engine = Engine::load(&settings.shared_ai().map_err(usage)?).map_err(usage)?;
     Ok((registry, engine))
 }
 
@@ -260,6 +266,7 @@ fn start(
         .build()
         .map_err(|error| world(format!("cannot start threads: {error}")))?;
     let metrics_addr = arguments.metrics_addr.or_else(|| settings.metrics_addr());
+    let traces = super::otel::start("orchestra-worker", &options.hostname).map_err(usage)?;
     let code = runtime.block_on(async {
         let stop = Stop::new();
         let signals = Signals::listen(stop.clone(), !settings.soft_shutdown_timeout().is_zero())
@@ -313,6 +320,7 @@ fn start(
     });
     // What blocks on a thread of its own cannot be interrupted; it must not keep the process either.
     runtime.shutdown_background();
+    drop(traces);
     code
 }
 
@@ -381,7 +389,7 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
         settings.ai.tasks = Folder::Named(folder.clone());
     }
     if !arguments.ollama_host.is_empty() {
-        settings.ai.hosts.clone_from(&arguments.ollama_host);
+        settings.ai.hosts = arguments.ollama_host.iter().map(|url| url.as_str().into()).collect();
     }
     Ok(settings)
 }
@@ -457,6 +465,8 @@ fn banner(options: &worker::Options, registry: &Registry, settings: &Settings) -
         "OFF (enable -E to monitor tasks in this worker)"
     };
     let tasks: Vec<String> = registry.entries().map(|entry| format!("  . {}", entry.name)).collect();
+    let hosts = settings.ai.hosts.iter().filter_map(|host| Host::new(host).ok());
+    let hosts: Vec<String> = hosts.map(|host| host.url().to_owned()).collect();
     let queues: Vec<String> = options.queues.iter().map(|queue| format!("  . {queue}")).collect();
     format!(
         "orchestra {version} on {hostname}\n\
@@ -466,7 +476,7 @@ fn banner(options: &worker::Options, registry: &Registry, settings: &Settings) -
         hostname = options.hostname,
         broker = options.broker,
         concurrency = options.concurrency,
-        hosts = settings.ai.hosts.join(", "),
+        hosts = hosts.join(", "),
         queues = queues.join("\n"),
         tasks = tasks.join("\n"),
     )

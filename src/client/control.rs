@@ -64,6 +64,14 @@ impl Client {
         Ok(())
     }
 
+    /// How many messages wait in a queue.
+    ///
+    /// # Errors
+    /// Redis cannot be reached.
+    pub async fn queue_length(&self, queue: &str) -> Result<u64, Error> {
+        Ok(self.broker.length(queue).await?)
+    }
+
     /// The names of all workers that answer within `timeout`.
     ///
     /// # Errors

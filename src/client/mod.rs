@@ -16,6 +16,8 @@ mod batch;
 mod call;
 mod control;
 mod error;
+mod events;
+mod notes;
 mod results;
 mod send;
 mod sent;
@@ -24,6 +26,8 @@ pub use crate::wire::Signature;
 pub use applied::Applied;
 pub use call::Call;
 pub use error::Error;
+pub use events::Events;
+pub use notes::Resumption;
 pub use results::Pending;
 
 use std::sync::Arc;

@@ -168,6 +168,15 @@ impl Pending {
         }
     }
 
+    /// The exception of a task that failed; `None` when it did not, or not within `timeout`.
+    pub async fn failure(&self, timeout: Duration) -> Option<Exception> {
+        match self.get::<serde::de::IgnoredAny>(timeout).await {
+            Err(Error::Failed { exception, .. }) => Some(exception),
+            Err(Error::Revoked(text)) => Some(Exception::celery("TaskRevokedError", text)),
+            _ => None,
+        }
+    }
+
     /// Removes the result.
     ///
     /// # Errors

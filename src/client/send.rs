@@ -11,6 +11,7 @@ use crate::broker::Write;
 use crate::canvas::{GroupWrite, Parent, Plan, Planner};
 use crate::clock;
 use crate::conn::Link;
+use crate::trace::{Kind, Span, Trace, carried};
 use crate::wire::{CallOptions, Outbound, Security, Signature};
 
 /// `task_publish_retry_policy`: how often, and the pause before each.
@@ -131,7 +132,9 @@ impl Client {
         Security::signed(self.signer.as_deref(), envelope).map_err(Error::Sign)
     }
 
-    async fn publish(&self, plan: Plan) -> Result<(), Error> {
+    async fn publish(&self, mut plan: Plan) -> Result<(), Error> {
+        // They end when everything was sent.
+        let _spans = traced(&mut plan.sends);
         let mut groups = Vec::with_capacity(plan.groups.len());
         for write in plan.groups {
             groups.push(group_write(write)?);
@@ -158,7 +161,7 @@ impl Client {
             writes.push(Write::Declare(queue.into()));
         }
         let message = parcel.into();
-        let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message));
+        let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message, |_| None));
         writes.push(message);
         writes.extend(event);
         Ok(bytes)
@@ -175,6 +178,36 @@ impl Client {
     }
 }
 
+/// Lets messages carry the trace they are sent in on: that of the task that sends them, or of the code around. Where
+/// spans are made each has one of its own, as OpenTelemetry's instrumentation of Celery does.
+fn traced(sends: &mut [Outbound]) -> Vec<Span> {
+    let around = Trace::current();
+    let mut spans = Vec::new();
+    for send in sends {
+        let of_task = send.carried.as_deref().and_then(Trace::of);
+        let parent = around.as_ref().or(of_task.as_ref());
+        let text = |text: &str| text.to_owned().into();
+        let span = Span::begin(
+            format!("apply_async/{}", send.task),
+            Kind::Producer,
+            parent,
+            vec![
+                ("celery.action", text("apply_async")),
+                ("celery.task_name", text(&send.task)),
+                ("messaging.system", text("redis")),
+                ("messaging.message.id", text(&send.id)),
+            ],
+        );
+        match &span {
+            Some(span) => send.carried = carried(Some(span.trace())),
+            None if send.carried.is_none() => send.carried = carried(around.as_ref()),
+            None => {}
+        }
+        spans.extend(span);
+    }
+    spans
+}
+
 /// What is written down for the groups of a plan.
 pub(crate) fn group_write(write: GroupWrite) -> Result<backend::Write, serde_json::Error> {
     Ok(match write {
@@ -187,7 +220,7 @@ pub(crate) fn group_write(write: GroupWrite) -> Result<backend::Write, serde_jso
 }
 
 /// Sends a pipeline, a few times if need be.
-async fn insist(link: &Link, pipe: &Pipeline) -> Result<(), crate::conn::Error> {
+pub(super) async fn insist(link: &Link, pipe: &Pipeline) -> Result<(), crate::conn::Error> {
     let mut retries = RETRIES.iter();
     loop {
         let error = match link.pipeline(pipe).await {

@@ -2,7 +2,7 @@
 //! knows of a task when a worker has it.
 
 use crate::broker::Write;
-use crate::wire::{Event, Events, Lamport, Limits, decode};
+use crate::wire::{Event, Events, Lamport, Limits, Message, decode};
 
 /// Makes them.
 #[derive(Clone, Debug)]
@@ -17,7 +17,12 @@ pub(crate) struct SentEvents {
 
 impl SentEvents {
     /// The event of a message, to be sent after it.
-    pub(crate) fn of(&self, message: &Write) -> Option<Write> {
+    /// `shown` gives arguments as they may be shown, where those of the message tell too much.
+    pub(crate) fn of(
+        &self,
+        message: &Write,
+        shown: impl FnOnce(&Message) -> Option<(String, String)>,
+    ) -> Option<Write> {
         let Write::Publish {
             exchange,
             routing_key,
@@ -27,7 +32,12 @@ impl SentEvents {
         else {
             return None;
         };
-        let headers = decode(envelope, &Limits::default()).ok()?.headers;
+        let message = decode(envelope, &Limits::default()).ok()?;
+        let shown = shown(&message);
+        let mut headers = message.headers;
+        if let Some((args, kwargs)) = shown {
+            (headers.argsrepr, headers.kwargsrepr) = (Some(args), Some(kwargs));
+        }
         let event = Event::sent(&headers, exchange, routing_key, &self.sender, self.clock.tick());
         let (routing_key, payload) = Events::one(&event, &self.exchange).ok()?;
         Some(Write::Broadcast {

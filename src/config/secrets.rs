@@ -2,8 +2,7 @@
 
 use serde_json::Value;
 
-/// What Celery shows instead of a secret.
-pub(super) const HIDDEN: &str = "********";
+use crate::wire::redact::{HIDDEN, hide_passwords};
 
 /// Hides what is secret by its name, and passwords in URLs wherever they stand (`celery.app.utils`).
 pub(super) fn hide(name: &str, value: &mut Value) {
@@ -16,7 +15,7 @@ pub(super) fn hide(name: &str, value: &mut Value) {
     }
     match value {
         Value::String(text) => {
-            if let Some(hidden) = hide_password(text) {
+            if let Some(hidden) = hide_passwords(text) {
                 *text = hidden;
             }
         }
@@ -24,12 +23,4 @@ pub(super) fn hide(name: &str, value: &mut Value) {
         Value::Object(map) => map.iter_mut().for_each(|(name, value)| hide(name, value)),
         _ => {}
     }
-}
-
-/// A URL without its password; `None` when there is none in it.
-fn hide_password(url: &str) -> Option<String> {
-    let (scheme, rest) = url.split_once("://")?;
-    let (credentials, place) = rest.rsplit_once('@')?;
-    let (user, _) = credentials.split_once(':')?;
-    Some(format!("{scheme}://{user}:{HIDDEN}@{place}"))
 }

@@ -64,6 +64,29 @@ pub struct Settings {
     given: Given,
 }
 
+/// What templates may do with the host: nothing that is not named.
+fn permits(given: &Given) -> ai::Permits {
+    let names = |value: &Option<Words>| value.clone().map(Words::into_vec).unwrap_or_default();
+    let paths = |value: &Option<Words>| names(value).into_iter().map(PathBuf::from).collect();
+    let mut limits = ai::ProgramLimits::default();
+    if let Some(seconds) = given.ai_program_cpu {
+        limits.cpu = seconds.0;
+    }
+    if let Some(seconds) = given.ai_program_timeout {
+        limits.wall = seconds.0;
+    }
+    if let Some(bytes) = given.ai_program_memory {
+        limits.memory = bytes as u64;
+    }
+    ai::Permits {
+        read: paths(&given.ai_read_paths),
+        write: paths(&given.ai_write_paths),
+        programs: names(&given.ai_programs),
+        hosts: names(&given.ai_http_hosts),
+        limits,
+    }
+}
+
 impl Settings {
     /// Reads the file (`./orchestra.toml` if none is named and there is one) and the environment.
     ///
@@ -78,6 +101,9 @@ impl Settings {
             Err(error) => return Err(format!("cannot read the settings file {}: {error}", path.display())),
         }
         let warnings = read_environment(&mut given, std::env::vars())?;
+        if let Some(names) = &given.redact_names {
+            crate::wire::redact::set(&names.clone().into_vec());
+        }
         Ok(Self {
             warnings,
             ..Self::new(given)?
@@ -96,20 +122,32 @@ impl Settings {
             Some(path) => Folder::Named(path.clone()),
             None => Folder::Default(default.into()),
         };
-        let words = |value: &Option<Words>, default: &str| match value {
-            Some(words) => words.clone().into_vec(),
-            None => vec![default.to_owned()],
-        };
+        let usual = ai::Options::default();
         let ai = ai::Options {
             templates: folder(&given.ai_templates, "templates"),
             tasks: folder(&given.ai_tasks, "tasks"),
-            hosts: words(&given.ai_hosts, ai::DEFAULT_HOST),
+            hosts: match given.ai_hosts.clone() {
+                Some(hosts) => hosts.into_vec(),
+                None => vec![ai::DEFAULT_HOST.into()],
+            },
+            models: given.ai_models.clone().unwrap_or_default(),
+            pull: given.ai_pull.clone().map(Words::into_vec).unwrap_or_default(),
+            budgets: given.ai_budgets.clone().unwrap_or_default(),
+            record_prompts: given.ai_record_prompts.unwrap_or(false),
+            switch_after: given.ai_switch_after.map_or(usual.switch_after, |seconds| seconds.0),
+            queue: given.ai_queue_timeout.map_or(usual.queue, |seconds| seconds.0),
+            redis: None,
             allow_cloud: given.ai_allow_cloud.unwrap_or(false),
+            permits: permits(&given),
             limits: {
                 let mut limits = ai::CallLimits::default();
                 if let Some(seconds) = given.ai_connect_timeout {
                     limits.connect = seconds.0;
                 }
+                if let Some(seconds) = given.ai_load_timeout {
+                    limits.load = seconds.0;
+                }
+                limits.whole = given.ai_call_timeout.and_then(Seconds::positive);
                 if let Some(seconds) = given.ai_first_token_timeout {
                     limits.first_token = seconds.0;
                 }
@@ -193,6 +231,16 @@ impl Settings {
         }
     }
 
+    /// Everything that starts with `ai_`, for a fleet whose workers agree in the broker's Redis.
+    ///
+    /// # Errors
+    /// The broker's URL is none.
+    pub fn shared_ai(&self) -> Result<ai::Options, String> {
+        let mut options = self.ai.clone();
+        options.redis = Some((self.broker()?, self.broker_options().global_keyprefix));
+        Ok(options)
+    }
+
     /// `worker_metrics_addr`.
     pub fn metrics_addr(&self) -> Option<String> {
         self.given.worker_metrics_addr.clone()
@@ -200,13 +248,16 @@ impl Settings {
 
     /// Where `task-sent` events go, if they are wanted.
     pub fn sent_events(&self) -> Option<String> {
-        let exchange = || {
-            self.given
-                .event_exchange
-                .clone()
-                .unwrap_or_else(|| "celeryev".to_owned())
-        };
-        self.given.task_send_sent_event.unwrap_or(false).then(exchange)
+        let told = self.given.task_send_sent_event.unwrap_or(false);
+        told.then(|| self.event_exchange())
+    }
+
+    /// Where events go.
+    pub fn event_exchange(&self) -> String {
+        self.given
+            .event_exchange
+            .clone()
+            .unwrap_or_else(|| "celeryev".to_owned())
     }
 
     /// How the broker is used.
@@ -475,7 +526,7 @@ impl Settings {
         add("log_level", self.log_level.clone().into());
         add("ai_templates", self.ai.templates.path().display().to_string().into());
         add("ai_tasks", self.ai.tasks.path().display().to_string().into());
-        add("ai_hosts", self.ai.hosts.clone().into());
+        add("ai_hosts", self.ai.hosts.iter().map(shown_host).collect());
         // Celery's names for what is always so here: times are UTC, and no Python modules are imported.
         add("timezone", "UTC".into());
         add("include", json!([]));
@@ -496,4 +547,18 @@ fn is_prefork(pool: &str) -> Result<bool, String> {
             "worker_pool: {other:?} is no pool: use threads, or prefork for a process for every task"
         )),
     }
+}
+
+/// A model server as people wrote it; the values of headers are secrets.
+fn shown_host(host: &ai::HostOptions) -> Value {
+    if *host == ai::HostOptions::from(host.url.as_str()) {
+        return host.url.clone().into();
+    }
+    let mut shown = json!(host);
+    if let Some(Value::Object(headers)) = shown.get_mut("headers") {
+        headers
+            .values_mut()
+            .for_each(|value| *value = wire::redact::HIDDEN.into());
+    }
+    shown
 }

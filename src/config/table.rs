@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::load::{read, unknown};
 use super::queues::{Queues, RouteTable};
-use super::values::{ResultTransportOptions, Seconds, TransportOptions, Words};
+use super::values::{Hosts, ResultTransportOptions, Seconds, TransportOptions, Words};
+use crate::ai::{Budget, Profile};
 
 /// One line of the table of settings.
 #[derive(Clone, Copy, Debug)]
@@ -197,24 +198,56 @@ settings! {
     timezone: String = "UTC",
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL.
     log_level: String = "WARNING",
+    /// Names of arguments and log fields whose values are never shown, besides `password`, `token`, `api_key` and the like (docs/monitoring.md); `-token` takes one from the list.
+    redact_names: Words = "[]",
     /// Log as JSON, one object per line.
     log_json: bool = "false",
     /// Folder of templates.
     ai_templates: PathBuf = "templates",
     /// Folder of task files.
     ai_tasks: PathBuf = "tasks",
-    /// Base URLs of Ollama servers; the first that can serve a request is used. Also `OLLAMA_HOST`.
-    ai_hosts: Words = "[\"http://127.0.0.1:11434\"]",
+    /// Model servers: URLs, or tables with `url`, `kind` (`ollama`, `openai`), `weight` (1), `max_parallel` (4), `max_loaded` (3), `models`, `api_key_env`, `api_key_file`, `headers`; see docs/fleet.md. Also `OLLAMA_HOST`.
+    ai_hosts: Hosts = "[\"http://127.0.0.1:11434\"]",
+    /// How models are loaded, the same for all calls, by model: `num_ctx`, `options`, `keep_alive`, `shift`; and `max_parallel`, its calls at once on all hosts together.
+    ai_models: BTreeMap<String, Profile> = "{}",
+    /// Models that a host may fetch when a call asks for one that none has; with `*`.
+    ai_pull: Words = "[]",
+    /// Seconds that a call for a model in no memory lets those go first whose model is.
+    ai_switch_after: Seconds = "30",
+    /// Seconds a call waits for a place on a host before its task is tried again later.
+    ai_queue_timeout: Seconds = "3600",
+    /// Bounds on use: tables with `tokens` or `seconds`, `per` (`hour`, `day`, `month`), of which `task`, `template`, `model`, `tenant`, and `downgrade_to`, without which calls are refused.
+    ai_budgets: Vec<Budget> = "[]",
+    /// Keep what was asked in the record of each call; otherwise only its hash.
+    ai_record_prompts: bool = "false",
     /// Allow models that run on ollama.com (`…:cloud`): prompts leave your machines.
     ai_allow_cloud: bool = "false",
     /// Seconds a connection to a model server may take.
     ai_connect_timeout: Seconds = "5",
-    /// Seconds until the first token: loading, queueing and reading the prompt included.
+    /// Seconds a model may take to load, where it is not in memory.
+    ai_load_timeout: Seconds = "600",
+    /// Seconds until the first token, after the load: the host's own queue and reading the prompt included.
     ai_first_token_timeout: Seconds = "600",
     /// Seconds between two tokens.
     ai_stall_timeout: Seconds = "120",
+    /// Seconds a whole call may take once it has a place.
+    ai_call_timeout: Seconds = "none",
     /// Largest answer of a model, in bytes.
     ai_max_answer_bytes: usize = "16777216",
+    /// Folders whose files templates may read (`read_files`, `git_clone` of a path).
+    ai_read_paths: Words = "[]",
+    /// Folders in which templates may write files (`store_result`).
+    ai_write_paths: Words = "[]",
+    /// Programs that templates may run, by name or path (`execute_script`; `git` for `git_clone`).
+    ai_programs: Words = "[]",
+    /// Servers that templates may ask: `api.example.com`, `*.example.com`, `host:port`, an address, a network such as `10.0.0.0/8`. A name may lead to public addresses and to those that are named here.
+    ai_http_hosts: Words = "[]",
+    /// Seconds of computing that a program of a template may take.
+    ai_program_cpu: Seconds = "60",
+    /// Seconds that a program of a template may take in all.
+    ai_program_timeout: Seconds = "300",
+    /// Memory that a program of a template may ask for, in bytes.
+    ai_program_memory: usize = "1073741824",
 }
 
 /// The defaults of all settings, as values where they are some.

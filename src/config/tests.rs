@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::certificates::fits;
 use super::load::{read_environment, read_file};
-use super::secrets::{HIDDEN, hide};
+use super::secrets::hide;
 use super::table::Given;
 use super::{SETTINGS, Settings, defaults};
+use crate::wire::redact::HIDDEN;
 
 fn file(text: &str) -> Result<Settings, String> {
     let mut given = Given::default();
@@ -82,6 +83,30 @@ fn defaults_are_values() {
 }
 
 #[test]
+fn hosts_are_urls_or_tables() {
+    let settings = file(
+        "ai_hosts = ['http://a', {url = 'http://b', kind = 'openai', weight = 2.5, max_parallel = 8, \
+         headers = {X-Team = 'hunter2'}}]\n[ai_models.'m:7b']\nnum_ctx = 8192\n[[ai_budgets]]\ntenant = 'x'\ntokens = 5\n",
+    )
+    .unwrap();
+    let hosts = &settings.ai.hosts;
+    assert_eq!((hosts[0].url.as_str(), hosts[0].max_parallel), ("http://a", 4));
+    assert_eq!(
+        (hosts[1].weight, hosts[1].max_parallel, hosts[1].max_loaded),
+        (2.5, 8, 3)
+    );
+    assert_eq!(settings.ai.models["m:7b"].num_ctx, Some(8192));
+    assert_eq!(settings.ai.budgets[0].tokens, Some(5));
+    let shown = Value::Object(settings.shown()).to_string();
+    assert!(!shown.contains("hunter2") && shown.contains("X-Team"), "{shown}");
+    let error = file("ai_hosts = [{url = 'http://b', wieght = 2}]").unwrap_err();
+    assert!(
+        error.starts_with("orchestra.toml:1: ai_hosts: ") && error.contains("unknown field `wieght`"),
+        "{error}"
+    );
+}
+
+#[test]
 fn mistakes_are_named_with_their_line() {
     let error = |text| file(text).unwrap_err();
     assert_eq!(
@@ -122,7 +147,8 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(settings.broker_url, "redis://ours");
     assert_eq!(settings.concurrency, Some(3));
     assert_eq!(settings.log_level, "INFO");
-    assert_eq!(settings.ai.hosts, ["http://a:1", "http://b:2"]);
+    let urls: Vec<&str> = settings.ai.hosts.iter().map(|host| host.url.as_str()).collect();
+    assert_eq!(urls, ["http://a:1", "http://b:2"]);
     let mut given = Given::default();
     let variables = [
         variable("CELERY_BROKER_READ_URL", "redis://read"),
@@ -131,7 +157,7 @@ fn the_environment_wins_over_the_file() {
     ];
     let warnings = read_environment(&mut given, variables.into_iter()).unwrap();
     assert!(warnings[0].contains("CELERY_BROKER_WRITE_URL has no effect"));
-    assert_eq!(Settings::new(given).broker_url, "redis://read");
+    assert_eq!(Settings::new(given).unwrap().broker_url, "redis://read");
     let read = |name, value| read_environment(&mut Given::default(), [variable(name, value)].into_iter());
     assert!(read("ORCHESTRA_BROKER_URLS", "x").unwrap()[0].ends_with("did you mean ORCHESTRA_BROKER_URL?"));
     assert!(read("ORCHESTRA_SERVICE_HOST", "10.0.0.1").unwrap().is_empty());

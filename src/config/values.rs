@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ai::HostOptions;
 use crate::conn::Login;
 
 /// A list of words, or one text with commas.
@@ -24,6 +25,63 @@ impl Words {
                 .map(Into::into)
                 .collect(),
             Self::Many(words) => words,
+        }
+    }
+}
+
+/// Model servers: URLs, or tables that say more.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Hosts {
+    One(String),
+    Many(Vec<HostEntry>),
+}
+
+// By hand, as the next one: of untagged ones serde says only that nothing fits.
+impl<'de> Deserialize<'de> for Hosts {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wrong = |error: toml::de::Error| serde::de::Error::custom(error.message());
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(urls) => Ok(Self::One(urls)),
+            list => Vec::deserialize(list).map(Self::Many).map_err(wrong),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum HostEntry {
+    Url(String),
+    Options(Box<HostOptions>),
+}
+
+impl<'de> Deserialize<'de> for HostEntry {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::String(url) => Ok(Self::Url(url)),
+            table => match HostOptions::deserialize(table) {
+                Ok(options) => Ok(Self::Options(Box::new(options))),
+                Err(error) => Err(serde::de::Error::custom(error.message())),
+            },
+        }
+    }
+}
+
+impl Hosts {
+    pub(super) fn into_vec(self) -> Vec<HostOptions> {
+        match self {
+            Self::One(text) => Words::One(text)
+                .into_vec()
+                .iter()
+                .map(|url| url.as_str().into())
+                .collect(),
+            Self::Many(hosts) => hosts
+                .into_iter()
+                .map(|host| match host {
+                    HostEntry::Url(url) => url.as_str().into(),
+                    HostEntry::Options(options) => *options,
+                })
+                .collect(),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! it (`client-output-buffer-limit pubsub`), so that one large message would stop a worker.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -145,7 +145,9 @@ struct Shared {
     pushes: mpsc::Sender<Push>,
     room: Arc<Semaphore>,
     unread: Mutex<Option<mpsc::Receiver<Push>>>,
-    dropped: AtomicBool,
+    dropped: AtomicU64,
+    /// How often a connection that broke was made again.
+    again: AtomicU64,
 }
 
 /// What a new connection is told.
@@ -192,7 +194,8 @@ impl Link {
             pushes,
             room: Arc::new(Semaphore::new(PUSHED_BYTES)),
             unread: Mutex::new(unread),
-            dropped: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+            again: AtomicU64::new(0),
         });
         Self { shared }
     }
@@ -439,6 +442,18 @@ impl Link {
         })
     }
 
+    /// How often a connection that broke was made again: this one's, and that which hears pub/sub.
+    pub fn reconnects(&self) -> (u64, u64) {
+        let again = |link: &Self| link.shared.again.load(Ordering::Relaxed);
+        (again(self), self.shared.ears.get().map_or(0, again))
+    }
+
+    /// How many pub/sub messages were dropped because they came faster than they were read.
+    pub fn dropped(&self) -> u64 {
+        let dropped = |link: &Self| link.shared.dropped.load(Ordering::Relaxed);
+        dropped(self) + self.shared.ears.get().map_or(0, dropped)
+    }
+
     /// The number of the connection that hears pub/sub; see [`epoch`](Self::epoch).
     pub fn ears_epoch(&self) -> u64 {
         self.shared.ears.get().map_or(0, Self::epoch)
@@ -569,7 +584,7 @@ impl Shared {
                 };
                 if let (Ok(channel), Value::BulkString(payload)) = (String::from_redis_value(channel), payload)
                     && !self.pass_on(channel, payload)
-                    && !self.dropped.swap(true, Ordering::Relaxed)
+                    && self.dropped.fetch_add(1, Ordering::Relaxed) == 0
                 {
                     warn!("pub/sub messages come faster than they can be handled; some are dropped");
                 }
@@ -683,6 +698,7 @@ async fn supervise(shared: Weak<Shared>) {
                     let Some(strong) = weak.upgrade() else { return };
                     if let Ok(connection) = strong.open().await {
                         epoch += 1;
+                        strong.again.fetch_add(1, Ordering::Relaxed);
                         strong.current.send_replace(Some((epoch, connection)));
                         let gone = clock::instant().saturating_duration_since(since);
                         info!(

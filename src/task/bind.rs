@@ -9,19 +9,21 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::{Arguments, Failure};
+use super::hides::wrong_value;
+use super::{Arguments, Failure, Redact};
 
 /// Binds the JSON text of a list and an object to the fields of `T`, without values in between.
 ///
 /// # Errors
 /// `TypeError` in Python's words when the arguments do not fit; `ValueError` naming the field when one has a wrong
-/// type.
-pub(crate) fn bind<T: DeserializeOwned>(task: &str, args: &str, kwargs: &str) -> Result<T, Failure> {
+/// type. Of what `redact` covers, no value is told.
+pub(crate) fn bind<T: DeserializeOwned>(task: &str, args: &str, kwargs: &str, redact: Redact) -> Result<T, Failure> {
     let wrong = |error: serde_json::Error| Failure::type_error(format!("{task}() {error}"));
     let call = Call {
         task,
         args: serde_json::from_str(args).map_err(wrong)?,
         kwargs: serde_json::from_str::<Pairs<'_>>(kwargs).map_err(wrong)?.0,
+        redact,
     };
     T::deserialize(call).map_err(|error| match error {
         BindError::Call(text) => Failure::type_error(text),
@@ -40,7 +42,7 @@ impl Arguments {
     pub fn bind<T: DeserializeOwned>(self, task: &str) -> Result<T, Failure> {
         let args = serde_json::to_string(&self.args)?;
         let kwargs = serde_json::to_string(&self.kwargs)?;
-        bind(task, &args, &kwargs)
+        bind(task, &args, &kwargs, Redact::Nothing)
     }
 
     /// Binds to names: positional arguments take them in order.
@@ -86,6 +88,7 @@ struct Call<'a> {
     task: &'a str,
     args: Vec<&'a RawValue>,
     kwargs: Vec<(Cow<'a, str>, &'a RawValue)>,
+    redact: Redact,
 }
 
 impl<'de> Deserializer<'de> for Call<'de> {
@@ -103,6 +106,7 @@ impl<'de> Deserializer<'de> for Call<'de> {
         visitor.visit_map(Pairs2 {
             pairs: positional.chain(self.kwargs).collect::<Vec<_>>().into_iter(),
             current: None,
+            redact: self.redact,
         })
     }
 
@@ -112,6 +116,7 @@ impl<'de> Deserializer<'de> for Call<'de> {
         visitor.visit_map(Pairs2 {
             pairs: self.kwargs.into_iter(),
             current: None,
+            redact: self.redact,
         })
     }
 
@@ -131,6 +136,7 @@ impl<'de> Deserializer<'de> for Call<'de> {
 struct Pairs2<'a, I> {
     pairs: I,
     current: Option<(String, &'a RawValue)>,
+    redact: Redact,
 }
 
 impl<'de, I: Iterator<Item = (Cow<'de, str>, &'de RawValue)>> MapAccess<'de> for Pairs2<'de, I> {
@@ -150,7 +156,7 @@ impl<'de, I: Iterator<Item = (Cow<'de, str>, &'de RawValue)>> MapAccess<'de> for
             return Err(de::Error::custom("a value was asked for before its name"));
         };
         seed.deserialize(&mut serde_json::Deserializer::from_str(value.get()))
-            .map_err(|error| BindError::Value(format!("argument '{name}': {error}")))
+            .map_err(|error| BindError::Value(wrong_value(&name, value.get(), &error.to_string(), self.redact)))
     }
 }
 
@@ -217,7 +223,7 @@ mod tests {
     }
 
     fn failure(args: &str, kwargs: &str) -> String {
-        match bind::<Add>("proj.add", args, kwargs) {
+        match bind::<Add>("proj.add", args, kwargs, Redact::Nothing) {
             Err(Failure::Fail(exception)) => exception.to_string(),
             other => panic!("{other:?}"),
         }
@@ -225,7 +231,7 @@ mod tests {
 
     #[test]
     fn positional_arguments_bind_in_order_and_keywords_by_name() {
-        let add = bind::<Add>("proj.add", "[1]", r#"{"note": "n"}"#).unwrap();
+        let add = bind::<Add>("proj.add", "[1]", r#"{"note": "n"}"#, Redact::Nothing).unwrap();
         assert_eq!(
             add,
             Add {
@@ -234,7 +240,12 @@ mod tests {
                 note: Some("n".into())
             }
         );
-        assert_eq!(bind::<Add>("proj.add", "[1, 2, null]", "{}").unwrap().y, 2);
+        assert_eq!(
+            bind::<Add>("proj.add", "[1, 2, null]", "{}", Redact::Nothing)
+                .unwrap()
+                .y,
+            2
+        );
     }
 
     #[test]

@@ -1,19 +1,22 @@
 //! What a run knows about itself, and what it may tell the world while it runs.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
-use super::Failure;
 use super::flag::Flag;
+use super::{Failure, Hides};
 use crate::canvas::{Parent, ResultNode};
 use crate::client::{Applied, Client};
 use crate::clock::Instant;
+use crate::trace::{Trace, carried};
 use crate::wire::{Embed, Exception, Json, Message, Signature, State};
 
 /// The facts of one run.
@@ -41,6 +44,12 @@ pub struct Details {
     pub message: Option<Arc<Message>>,
     /// What follows the task.
     pub embed: Option<Arc<Embed>>,
+    /// What of the task is not shown.
+    pub hides: Arc<Hides>,
+    /// The trace that it is part of.
+    pub trace: Option<Trace>,
+    /// The envelope as it came; `None` outside a worker.
+    pub envelope: Option<Bytes>,
 }
 
 /// What a run says while it runs. The worker turns it into result records and stream entries.
@@ -210,6 +219,7 @@ impl Context {
                 .message
                 .as_ref()
                 .map_or(0, |message| message.properties.priority()),
+            carried: carried(details.trace.as_ref()),
         };
         let applied = self.sender()?.apply_for(Some(&parent), signature).await?;
         let mut children = self.inner.children.lock().unwrap_or_else(PoisonError::into_inner);
@@ -237,6 +247,44 @@ impl Context {
         options.chord = Some(Box::new(chord));
         backend.add_to_chord(group).await?;
         self.apply(signature).await
+    }
+
+    /// Keeps a value under a name for later deliveries of this task: what is kept need not be done again when the
+    /// worker dies or the task is retried. Bounded, and gone after `time`; whether there was room. Outside a worker
+    /// nothing is kept.
+    ///
+    /// # Errors
+    /// Redis cannot be reached.
+    pub async fn keep(&self, name: &str, value: &impl Serialize, time: Duration) -> Result<bool, Failure> {
+        let value = serde_json::value::to_raw_value(value)?;
+        match self.client() {
+            Some(client) if client.backend().is_some() => Ok(client.keep(self.id(), name, &value, time).await?),
+            _ => Ok(false),
+        }
+    }
+
+    /// What earlier deliveries of this task kept, and what was written down for it since, by name.
+    ///
+    /// # Errors
+    /// Redis cannot be reached.
+    pub async fn kept(&self) -> Result<HashMap<String, Value>, Failure> {
+        match self.client() {
+            Some(client) if client.backend().is_some() => Ok(client.kept_of(self.id()).await?),
+            _ => Ok(HashMap::new()),
+        }
+    }
+
+    /// Puts the task down until somebody writes down one of `names` with
+    /// [`Client::resume`](crate::client::Client::resume), at most for `time`. When it says `true`, return
+    /// [`Failure::Park`]; `false` when one of them is there already: look at [`kept`](Self::kept) again.
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or there is no worker around this run.
+    pub async fn park(&self, names: &[String], time: Duration) -> Result<bool, Failure> {
+        let envelope = self.inner.details.envelope.as_deref();
+        let envelope =
+            envelope.ok_or_else(|| Exception::runtime_error("there is no message that could be put down"))?;
+        Ok(self.sender()?.park(self.id(), envelope, names, time).await?)
     }
 
     fn sender(&self) -> Result<&Client, Failure> {

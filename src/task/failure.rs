@@ -28,6 +28,9 @@ pub enum Failure {
     },
     /// Store nothing; the message is done with (`celery.exceptions.Ignore`).
     Ignore,
+    /// Put the task down: its message is done with, nothing is stored, and it goes on when what it waits for is
+    /// written down. Only after [`Context::park`](super::Context::park) said that it can be.
+    Park,
     /// Another call, or a composition of calls, takes this task's place and its id (`Task.replace`).
     Replace(Box<Signature>),
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Redact;
 use crate::wire::Exception;
 
 /// What a worker does around a task. Start from [`Options::DEFAULT`].
@@ -63,6 +64,9 @@ pub struct Options {
     pub errback_inline: bool,
     /// The run writes to the token stream; the worker ends the stream when the run is over.
     pub streams: bool,
+    /// What of the task is never shown in logs, events and `inspect`, besides arguments named `password`, `token` and
+    /// the like.
+    pub redact: Redact,
 }
 
 impl Options {
@@ -93,6 +97,7 @@ impl Options {
         process: false,
         errback_inline: false,
         streams: false,
+        redact: Redact::Nothing,
     };
 }
 

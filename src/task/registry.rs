@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::bind::bind;
-use super::{BoxFuture, Context, DynTask, Failure, Options, Task};
+use super::current::scope;
+use super::{BoxFuture, Context, DynTask, Failure, Hides, Meter, Options, Task};
 use crate::wire::{Arguments, Body, Exception, python_modules};
 
 /// A run that has its arguments: its result is JSON text.
@@ -23,6 +24,8 @@ pub struct Entry {
     pub options: Options,
     /// One line for people.
     pub description: Option<Arc<str>>,
+    /// What of it is not shown.
+    pub hides: Arc<Hides>,
     start: Arc<Start>,
 }
 
@@ -41,6 +44,7 @@ pub enum RegisterError {
 #[derive(Clone, Default)]
 pub struct Registry {
     entries: BTreeMap<Arc<str>, Entry>,
+    meters: Vec<Arc<dyn Meter>>,
 }
 
 impl Entry {
@@ -68,13 +72,14 @@ impl Registry {
             name: T::NAME.into(),
             options: T::OPTIONS,
             description: T::DESCRIPTION.map(Into::into),
+            hides: Arc::new(Hides::new(&T::OPTIONS, &Hides::parameters::<T>())),
             start: Arc::new(move |body, context| {
-                let task: T = bind(T::NAME, body.args(), body.kwargs())?;
+                let task: T = bind(T::NAME, body.args(), body.kwargs(), T::OPTIONS.redact)?;
                 let env = env.clone();
-                Ok(Box::pin(async move {
+                Ok(Box::pin(scope(context.clone(), async move {
                     let output = task.run(env, context).await?;
                     to_raw_value(&output).map_err(encode_error)
-                }))
+                })))
             }),
         })
     }
@@ -88,10 +93,13 @@ impl Registry {
             name: task.name().into(),
             options: task.options(),
             description: task.description().map(Into::into),
+            hides: Arc::new(Hides::new(&task.options(), &task.parameters())),
             start: Arc::new(move |body, context| {
                 let arguments: Arguments = body.arguments()?;
-                let run = task.run(arguments, context);
-                Ok(Box::pin(async move { to_raw_value(&run.await?).map_err(encode_error) }))
+                let run = task.run(arguments, context.clone());
+                Ok(Box::pin(scope(context, async move {
+                    to_raw_value(&run.await?).map_err(encode_error)
+                })))
             }),
         })
     }
@@ -99,6 +107,16 @@ impl Registry {
     /// The task of that name.
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
+    }
+
+    /// Adds numbers that tasks keep about themselves.
+    pub fn add_meter(&mut self, meter: Arc<dyn Meter>) {
+        self.meters.push(meter);
+    }
+
+    /// The numbers that tasks keep about themselves.
+    pub fn meters(&self) -> &[Arc<dyn Meter>] {
+        &self.meters
     }
 
     /// All tasks, by name.

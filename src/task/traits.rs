@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Arguments, Context, Failure, Options};
+use super::{Arguments, Context, Failure, Options, Parameter};
 
 /// A boxed future that can move between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -45,6 +45,11 @@ pub trait DynTask: Send + Sync + 'static {
     /// One line for people.
     fn description(&self) -> Option<&str> {
         None
+    }
+
+    /// Its parameters in order, for hiding what is secret among positional arguments.
+    fn parameters(&self) -> Vec<Parameter> {
+        Vec::new()
     }
 
     /// Does the work; see [`Task::run`].

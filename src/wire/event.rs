@@ -297,6 +297,28 @@ impl Heard {
     /// A text for the log.
     pub fn decode(payload: &[u8]) -> Result<Self, String> {
         let (headers, fields): (_, Map<String, Value>) = pidbox::open(payload, &Accept::default())?;
+        Self::read(&headers, fields)
+    }
+
+    /// Decodes a message of one event or of many, as workers send those of tasks.
+    ///
+    /// # Errors
+    /// A text for the log.
+    pub fn decode_all(payload: &[u8]) -> Result<Vec<Self>, String> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Body {
+            One(Map<String, Value>),
+            Many(Vec<Map<String, Value>>),
+        }
+        let (headers, body): (_, Body) = pidbox::open(payload, &Accept::default())?;
+        match body {
+            Body::One(fields) => Ok(vec![Self::read(&headers, fields)?]),
+            Body::Many(all) => all.into_iter().map(|fields| Self::read(&headers, fields)).collect(),
+        }
+    }
+
+    fn read(headers: &Map<String, Value>, fields: Map<String, Value>) -> Result<Self, String> {
         let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
         let hostname = text(headers.get("hostname")).or_else(|| text(fields.get("hostname")));
         Ok(Self {

@@ -80,6 +80,12 @@ impl Exception {
         self
     }
 
+    /// The same class without what it says.
+    #[must_use]
+    pub fn hidden(&self) -> Self {
+        Self::new(self.module.clone(), self.name.clone(), super::redact::HIDDEN)
+    }
+
     /// Python's `repr`, such as `ValueError('bad', 42)`.
     pub fn repr(&self) -> String {
         if let ("Reject", python_modules::CELERY, [reason, requeue]) = (&*self.name, &*self.module, &self.args[..]) {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     CallOptions, Destination, Headers, Json, Kwargs, Outgoing, OutgoingInfo, OutgoingProperties, Routes, TimeLimit,
-    repr_args, repr_bounded,
+    repr,
 };
 use crate::clock::{self, Timestamp};
 
@@ -32,7 +32,12 @@ pub struct Outbound {
     pub kwargs: Kwargs,
     /// The other options.
     pub options: CallOptions,
+    /// Headers that go along with everything a task sends: its trace.
+    pub carried: Option<Carried>,
 }
+
+/// Headers that a task passes on to all that it sends.
+pub type Carried = std::sync::Arc<Map<String, Value>>;
 
 /// A message and where it goes.
 #[derive(Debug)]
@@ -180,8 +185,8 @@ impl Outbound {
             },
             root_id: Some(self.root_id.clone()),
             parent_id: self.parent_id.clone(),
-            argsrepr: Some(options.str("argsrepr").unwrap_or_else(|| shown_args(&self.args))),
-            kwargsrepr: Some(options.str("kwargsrepr").unwrap_or_else(|| shown_kwargs(&self.kwargs))),
+            argsrepr: Some(options.str("argsrepr").unwrap_or_else(|| args_repr(&self.args))),
+            kwargsrepr: Some(options.str("kwargsrepr").unwrap_or_else(|| kwargs_repr(&self.kwargs))),
             origin: Some(origin.to_owned()),
             ignore_result: options.get("ignore_result").and_then(|ignore| ignore.parse().ok()),
             replaced_task_nesting: number("replaced_task_nesting"),
@@ -191,6 +196,11 @@ impl Outbound {
         };
         if let Some(Value::Object(own)) = parse("headers") {
             headers.extra = own;
+        }
+        if let Some(carried) = &self.carried {
+            headers
+                .extra
+                .extend(carried.iter().map(|(name, value)| (name.clone(), value.clone())));
         }
         headers
     }
@@ -207,15 +217,15 @@ fn time(value: &Json, now: Timestamp) -> Option<(Duration, String)> {
     Some((clock::until(at, now), text))
 }
 
-fn shown_args(args: &[Json]) -> String {
+fn args_repr(args: &[Json]) -> String {
     if args.iter().map(|arg| arg.get().len()).sum::<usize>() > SHOWN {
         return "(...)".to_owned();
     }
     let values: Vec<Value> = args.iter().map(|arg| arg.parse().unwrap_or_default()).collect();
-    repr_args(&values)
+    repr::shown_args(&values)
 }
 
-fn shown_kwargs(kwargs: &Kwargs) -> String {
+fn kwargs_repr(kwargs: &Kwargs) -> String {
     if kwargs.values().map(|value| value.get().len()).sum::<usize>() > SHOWN {
         return "{...}".to_owned();
     }
@@ -223,5 +233,5 @@ fn shown_kwargs(kwargs: &Kwargs) -> String {
         .iter()
         .map(|(name, value)| (name.clone(), value.parse().unwrap_or_default()))
         .collect();
-    repr_bounded(&Value::Object(values))
+    repr::shown_kwargs(&values)
 }

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::message::DecodeError;
-use super::{Headers, json, repr_args, repr_bounded};
+use super::{Headers, json, shown_args, shown_kwargs};
 use crate::clock;
 
 /// Arguments longer than this are not parsed only to be shown in events.
@@ -61,10 +61,10 @@ pub(super) fn unfold(text: &str, outside: &str) -> Result<(Headers, String), Dec
         headers.expires = headers.expires.map(with_offset);
     }
     if headers.argsrepr.is_none() {
-        headers.argsrepr = shown(args, |args: Vec<Value>| repr_args(&args));
+        headers.argsrepr = shown(args, |args: Vec<Value>| shown_args(&args));
     }
     if headers.kwargsrepr.is_none() {
-        headers.kwargsrepr = shown(kwargs, |kwargs: Value| repr_bounded(&kwargs));
+        headers.kwargsrepr = shown(kwargs, |kwargs: Map<String, Value>| shown_kwargs(&kwargs));
     }
     Ok((headers, body))
 }

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+use super::redact;
 
 /// Celery's bound on a repr, in characters.
 const MAX: usize = 1024;
@@ -27,6 +29,24 @@ pub(crate) fn repr_args(args: &[Value]) -> String {
     write_items(&mut out, args, 3, MAX * 4);
     out.push_str(if args.len() == 1 { ",)" } else { ")" });
     truncate(out)
+}
+
+/// `argsrepr`: positional arguments without what is secret by its name.
+pub(crate) fn shown_args(args: &[Value]) -> String {
+    let shown = repr_args(args);
+    if !redact::may_hold_secret(&shown) {
+        return shown;
+    }
+    let mut args = args.to_vec();
+    args.iter_mut().for_each(redact::hide);
+    repr_args(&args)
+}
+
+/// `kwargsrepr`: the same for keyword arguments.
+pub(crate) fn shown_kwargs(kwargs: &Map<String, Value>) -> String {
+    let mut kwargs = kwargs.clone();
+    redact::hide_members(&mut kwargs);
+    repr_bounded(&Value::Object(kwargs))
 }
 
 /// The whole repr of positional arguments.

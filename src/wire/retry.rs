@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use super::{Arguments, Message, repr_args, repr_bounded};
+use super::{Arguments, Message, Parcel, shown_args, shown_kwargs};
 use crate::clock::{self, Timestamp};
 
 /// The envelope that runs `message` again at `eta`.
@@ -44,9 +44,8 @@ pub fn retry_envelope(
         envelope.insert("content-type".into(), "application/json".into());
         envelope.insert("content-encoding".into(), "utf-8".into());
         headers.remove("compression");
-        headers.insert("argsrepr".into(), repr_args(&arguments.args).into());
-        let kwargs = Value::Object(arguments.kwargs.clone());
-        headers.insert("kwargsrepr".into(), repr_bounded(&kwargs).into());
+        headers.insert("argsrepr".into(), shown_args(&arguments.args).into());
+        headers.insert("kwargsrepr".into(), shown_kwargs(&arguments.kwargs).into());
     }
     envelope.insert("headers".into(), headers.into());
 
@@ -61,6 +60,37 @@ pub fn retry_envelope(
     properties.insert("delivery_info".into(), info.into());
     envelope.insert("properties".into(), properties.into());
     serde_json::to_vec(&envelope)
+}
+
+/// The message of a task that was put down, to be run again: the same one, without what was said about when it may
+/// start, since it did. `queue` is where it goes if it does not say.
+///
+/// # Errors
+/// `raw` is no envelope.
+pub fn resumed_parcel(raw: &[u8], queue: &str) -> Result<Parcel, serde_json::Error> {
+    let mut envelope: Map<String, Value> = serde_json::from_slice(raw)?;
+    let mut headers = object(envelope.remove("headers"));
+    for past in ["redelivered", "x-orchestra-deliveries", "eta", "expires"] {
+        headers.remove(past);
+    }
+    envelope.insert("headers".into(), headers.into());
+    let mut properties = object(envelope.remove("properties"));
+    properties.insert("delivery_tag".into(), uuid::Uuid::new_v4().to_string().into());
+    properties.remove("expiration");
+    let mut info = object(properties.remove("delivery_info"));
+    info.remove("redelivered");
+    let text = |name: &str| info.get(name).and_then(Value::as_str).map(str::to_owned);
+    let (exchange, routing_key) = (text("exchange"), text("routing_key"));
+    let priority = properties.get("priority").and_then(Value::as_u64).unwrap_or(0).min(9);
+    properties.insert("delivery_info".into(), info.into());
+    envelope.insert("properties".into(), properties.into());
+    Ok(Parcel {
+        exchange: exchange.unwrap_or_default(),
+        routing_key: routing_key.unwrap_or_else(|| queue.to_owned()),
+        queue: None,
+        priority: u8::try_from(priority).unwrap_or_default(),
+        envelope: serde_json::to_vec(&envelope)?,
+    })
 }
 
 /// Celery's pause before an automatic retry (`celery.utils.time.get_exponential_backoff_interval`): `factor × 2^retries`

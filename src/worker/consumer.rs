@@ -30,6 +30,7 @@ use super::request::{Delivery, Done, Effect, Happening, Hold, Input, Outcome, Re
 use super::revoke::Revoked;
 use super::room::Share;
 use super::services::spawn_run;
+use super::spans;
 use super::state_db::StateDb;
 use super::stop::{Exit, Phase};
 use super::strategy::{self, Failed, Refusal};
@@ -42,6 +43,7 @@ use crate::canvas::{Parent, ResultNode};
 use crate::client::Client;
 use crate::clock::{self, Clocks, Instant, Timestamp};
 use crate::task::{Context, Details, Note, Notes, Registry};
+use crate::trace::{Span, Trace, carried};
 use crate::wire::Json;
 
 /// Names a request in this worker. Task ids are no use for that: a message may be delivered twice.
@@ -73,6 +75,8 @@ pub(crate) struct Active {
     pub credit: Option<OwnedSemaphorePermit>,
     /// When it came.
     pub since: Instant,
+    /// The span of its run.
+    pub span: Option<Span>,
 }
 
 /// What the loop listens to.
@@ -282,6 +286,7 @@ impl Consumer {
                 share,
                 credit: None,
                 since: clock::instant(),
+                span: None,
             },
         );
         key
@@ -371,6 +376,7 @@ impl Consumer {
                     id: headers.id.clone(),
                     root_id: headers.root().to_owned(),
                     priority: 0,
+                    carried: carried(Trace::of(&headers.extra).as_ref()),
                 };
                 let (chain, errbacks) = (embed.chain.as_deref(), embed.errbacks.as_deref());
                 let fallout = self.scribe.failed(
@@ -413,6 +419,8 @@ impl Consumer {
         self.running -= 1;
         if let Some(active) = self.active.get(&ended.key) {
             self.metrics.ran(&active.request.entry.name, ended.runtime);
+            let dropped = active.context.as_ref().map_or(0, Context::stream_dropped);
+            self.metrics.stream_dropped(dropped);
         }
         if let Some(outcome) = ended.outcome {
             if self.options.deduplicate
@@ -657,6 +665,9 @@ impl Consumer {
         let (mut effects, mut local) = (std::mem::take(&mut self.effects), std::mem::take(&mut self.local));
         active.state = state.step(input, &active.request, clock::now(), &mut effects);
         let done = active.state.is_done();
+        if done && let Some(span) = active.span.take() {
+            spans::end(&span, &active.request, &effects);
+        }
         let request = active.request.clone();
         let context = if done {
             active.context.take()
@@ -679,13 +690,14 @@ impl Consumer {
         }
         let mut children = context.as_ref().map(Context::children).unwrap_or_default();
         let scribe = self.scribe.clone();
+        let trace = context.as_ref().and_then(|context| context.details().trace.as_ref());
         let to = (&mut self.events, &mut self.out);
-        scribe.write(&mut effects, &mut local, &request, &mut children, to);
+        scribe.write(&mut effects, &mut local, (&request, trace), &mut children, to);
         for effect in local.drain(..) {
             match effect {
                 Effect::Fallout(exception, in_task) => {
                     if let Some(embed) = &request.embed {
-                        let parent = request.as_parent();
+                        let parent = request.as_parent(trace);
                         let fallout = scribe.failed(
                             &parent,
                             embed.chain.as_deref().unwrap_or_default(),
@@ -696,7 +708,7 @@ impl Consumer {
                         self.on_fallout(&parent, fallout, in_task, Some(&request));
                     }
                 }
-                Effect::Part(done) => self.on_part(&request, *done, &children),
+                Effect::Part(done) => self.on_part(&request, trace, *done, &children),
                 Effect::Cancel(signal) => {
                     if let Some(context) = &context {
                         context.cancel_by(signal);
@@ -711,7 +723,7 @@ impl Consumer {
         (self.effects, self.local) = (effects, local);
     }
 
-    fn on_part(&mut self, request: &Request, done: Done, children: &[ResultNode]) {
+    fn on_part(&mut self, request: &Request, trace: Option<&Trace>, done: Done, children: &[ResultNode]) {
         let headers = &request.message.headers;
         let chord = request.embed.as_ref().and_then(|embed| embed.chord.clone());
         if let (Some(body), Some(group)) = (chord, headers.group.as_deref()) {
@@ -724,7 +736,7 @@ impl Consumer {
                     &done.value,
                 ),
                 body,
-                parent: request.as_parent(),
+                parent: request.as_parent(trace),
                 children: done.in_task.then(|| children.to_vec()),
                 delivery: done.delivery,
             });
@@ -783,7 +795,8 @@ impl Consumer {
         let run: RunId = key;
         let (hard, _) = request.limits();
         let deadline = hard.and_then(|limit| now.checked_add(limit));
-        let details = request.details(self.scribe.hostname.clone(), deadline);
+        let (span, trace) = spans::begin(request, &self.scribe.hostname);
+        let details = request.details(self.scribe.hostname.clone(), deadline, trace);
         let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
         let place = self.place(request);
         let pid = match &place {
@@ -792,6 +805,7 @@ impl Consumer {
         };
         if let Some(active) = self.active.get_mut(&key) {
             active.context = Some(context.clone());
+            active.span = span;
             active.started = Some(clock::now());
             active.pid = pid;
             let waited = now.saturating_duration_since(active.since);

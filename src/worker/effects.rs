@@ -15,7 +15,9 @@ use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::canvas::{Priorities, ResultNode};
 use crate::client::SentEvents;
-use crate::task::Registry;
+use crate::task::{Hides, Registry};
+use crate::trace::Trace;
+use crate::wire::redact::HIDDEN;
 use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, State as Stored};
 use crate::{backend, broker, clock};
 
@@ -75,10 +77,11 @@ impl Scribe {
         &self,
         effects: &mut Vec<Effect>,
         local: &mut Vec<Effect>,
-        request: &Request,
+        (request, trace): (&Request, Option<&Trace>),
         children: &mut Vec<ResultNode>,
         (events, out): (&mut Events, &mut Vec<Out>),
     ) {
+        let hides = &request.entry.hides;
         let mut shown = None;
         for effect in effects.drain(..) {
             match effect {
@@ -88,7 +91,7 @@ impl Scribe {
                 Effect::Forget(_) => {}
                 Effect::Retry(eta, arguments) => {
                     if let Some(retry) = self.retry(request, eta, arguments.as_deref()) {
-                        self.publish(retry, out);
+                        self.publish(retry, hides, out);
                     }
                 }
                 Effect::Store(state, content) => {
@@ -96,7 +99,11 @@ impl Scribe {
                         && (events.tasks_enabled() || tracing::enabled!(tracing::Level::INFO))
                     {
                         // Event and log line come after the record, which takes the value away.
-                        shown = Some(result_repr(value.get()));
+                        shown = Some(if hides.everything() {
+                            HIDDEN.to_owned()
+                        } else {
+                            result_repr(value.get())
+                        });
                     }
                     out.extend(self.store(&state, content, request, children));
                 }
@@ -104,7 +111,7 @@ impl Scribe {
                     if let Some(embed) = &request.embed {
                         let (callbacks, chain) = (embed.callbacks.as_deref(), embed.chain.as_deref());
                         let (sent, new) = self.succeeded(
-                            &request.as_parent(),
+                            &request.as_parent(trace),
                             callbacks.unwrap_or_default(),
                             chain.unwrap_or_default(),
                             &result,
@@ -114,10 +121,15 @@ impl Scribe {
                     }
                 }
                 Effect::Apply(signature) => {
-                    let (sent, _) = self.apply(&request.as_parent(), *signature, &[], CallOptions::default());
+                    let (sent, _) = self.apply(&request.as_parent(trace), *signature, &[], CallOptions::default());
                     out.extend(sent);
                 }
                 Effect::Emit(happening) => {
+                    let happening = if hides.everything() {
+                        happening.hidden()
+                    } else {
+                        happening
+                    };
                     self.metrics.happened(&request.entry.name, &happening);
                     log(&happening, request, shown.as_deref());
                     out.extend(events.task(&happening, request, shown.take()).map(Out::Event));
@@ -228,7 +240,8 @@ impl Scribe {
     }
 
     fn extended(&self, request: &Request) -> Map<String, Value> {
-        let arguments = request.message.body.arguments().unwrap_or_default();
+        let mut arguments = request.message.body.arguments().unwrap_or_default();
+        request.entry.hides.hide(&mut arguments);
         let headers = &request.message.headers;
         let mut fields = Map::new();
         fields.insert("name".into(), headers.task.clone().into());
@@ -268,8 +281,9 @@ impl Scribe {
     }
 
     /// Sends a message, and tells monitors if they are to be told.
-    pub(super) fn publish(&self, message: broker::Write, out: &mut Vec<Out>) {
-        let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message));
+    pub(super) fn publish(&self, message: broker::Write, hides: &Hides, out: &mut Vec<Out>) {
+        let sent = self.sent_events.as_ref();
+        let event = sent.and_then(|sent| sent.of(&message, |message| hides.shown(message)));
         out.push(Out::Broker(message));
         out.extend(event.map(Out::Broker));
     }

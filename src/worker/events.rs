@@ -11,6 +11,7 @@ use super::facts;
 use super::request::{Happening, Request};
 use crate::broker;
 use crate::clock;
+use crate::wire::redact::{hide, may_hold_secret};
 use crate::wire::{self, Event, EventKind, Events as Envelopes, Lamport};
 
 /// `sw_ident`: what Flower shows as the worker's software.
@@ -135,12 +136,7 @@ impl Events {
     }
 
     fn broadcast(&self, event: &Event) -> Option<broker::Write> {
-        let (routing_key, payload) = Envelopes::one(event, &self.exchange).ok()?;
-        Some(broker::Write::Broadcast {
-            exchange: self.exchange.clone(),
-            routing_key,
-            payload: payload.into(),
-        })
+        broadcast(event, &self.exchange)
     }
 
     /// An event of a task's own. What every event has is not for it to say.
@@ -169,6 +165,15 @@ impl Events {
             name: name.into(),
         }
     }
+}
+
+fn broadcast(event: &Event, exchange: &str) -> Option<broker::Write> {
+    let (routing_key, payload) = Envelopes::one(event, exchange).ok()?;
+    Some(broker::Write::Broadcast {
+        exchange: exchange.to_owned(),
+        routing_key,
+        payload: payload.into(),
+    })
 }
 
 fn describe(happening: &Happening, request: &Request, result: Option<String>) -> (&'static str, EventKind) {
@@ -249,5 +254,13 @@ pub(crate) fn result_repr(text: &str) -> String {
         let cut = (0..=1000).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         return format!("{}...", &text[..cut]);
     }
-    serde_json::from_str::<Value>(text).map_or_else(|_| text.to_owned(), |value| wire::repr_bounded(&value))
+    match serde_json::from_str::<Value>(text) {
+        Ok(mut value) => {
+            if may_hold_secret(text) {
+                hide(&mut value);
+            }
+            wire::repr_bounded(&value)
+        }
+        Err(_) => text.to_owned(),
+    }
 }

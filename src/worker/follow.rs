@@ -12,6 +12,7 @@ use crate::broker;
 use crate::canvas::{Freeze, GroupWrite, Parent, Plan, Planner, ResultNode, group};
 use crate::client::group_write;
 use crate::clock;
+use crate::task::Hides;
 use crate::wire::{CallOptions, Exception, Json, Kind, Outbound, Parcel, Record, Signature, State, pidbox};
 
 /// What follows a failure.
@@ -96,7 +97,7 @@ impl Scribe {
     ) -> Fallout {
         let mut fallout = Fallout::default();
         self.fail_chain(chain, exception, store, &mut fallout);
-        self.call_errbacks(&parent.root_id, &parent.id, errbacks, exception, &mut fallout);
+        self.call_errbacks(parent, errbacks, exception, &mut fallout);
         fallout
     }
 
@@ -118,33 +119,21 @@ impl Scribe {
         }
     }
 
-    fn call_errbacks(
-        &self,
-        root_id: &str,
-        failed: &str,
-        errbacks: &[Signature],
-        exception: &Exception,
-        fallout: &mut Fallout,
-    ) {
+    fn call_errbacks(&self, failed: &Parent, errbacks: &[Signature], exception: &Exception, fallout: &mut Fallout) {
         let (inline, sent): (Vec<Signature>, Vec<Signature>) = errbacks
             .iter()
             .cloned()
             .partition(|errback| self.inline_errbacks.contains(errback.task.as_str()));
         fallout.calls.extend(inline.into_iter().map(|errback| ErrbackCall {
             errback,
-            failed: failed.to_owned(),
+            failed: failed.id.clone(),
             exception: exception.clone(),
         }));
         if sent.is_empty() {
             return;
         }
-        let parent = Parent {
-            id: failed.to_owned(),
-            root_id: root_id.to_owned(),
-            priority: 0,
-        };
-        let args = [Json::string(failed)];
-        let (out, children) = self.apply(&parent, group(sent), &args, CallOptions::default());
+        let args = [Json::string(&failed.id)];
+        let (out, children) = self.apply(failed, group(sent), &args, CallOptions::default());
         // After the failure is stored: an error callback looks at it.
         fallout.out.extend(out.into_iter().map(Out::afterwards));
         fallout.children.extend(children);
@@ -166,8 +155,7 @@ impl Scribe {
         } else {
             let (id, errbacks) = result_and_errbacks(&body);
             let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-            // It never ran: for its error callbacks it is the first of its workflow.
-            self.call_errbacks(&id, &id, &errbacks, error, &mut fallout);
+            self.call_errbacks(&unrun(&id), &errbacks, error, &mut fallout);
             let children = with(children, &fallout.children);
             fallout.out.extend(self.fail_unrun(&id, error, children.as_deref()));
             // A body that is in the header of another chord is not counted there, as in Celery: the error callbacks of
@@ -199,7 +187,7 @@ impl Scribe {
                     errbacks.push(errback.clone());
                 }
             }
-            self.call_errbacks(&id, &id, &errbacks, cause, fallout);
+            self.call_errbacks(&unrun(&id), &errbacks, cause, fallout);
             let children = with(children, &fallout.children);
             fallout.out.extend(self.fail_unrun(&id, cause, children.as_deref()));
             ids.push(id);
@@ -254,7 +242,7 @@ impl Scribe {
         }
         for outbound in &plan.sends {
             match self.parcel(outbound) {
-                Ok(parcel) => self.publish(parcel.into(), &mut out),
+                Ok(parcel) => self.publish(parcel.into(), &Hides::default(), &mut out),
                 Err(error) => error!(task.id = %outbound.id, "a message cannot be encoded: {error}"),
             }
         }
@@ -314,6 +302,16 @@ fn part_of(id: &str, options: &CallOptions, exception: &Exception) -> Option<(Pa
         Part::new(&group, index, id, State::Failure.as_str(), &value),
         body.clone(),
     ))
+}
+
+/// What never ran, as the sender of its error callbacks: the first of its workflow.
+fn unrun(id: &str) -> Parent {
+    Parent {
+        id: id.to_owned(),
+        root_id: id.to_owned(),
+        priority: 0,
+        carried: None,
+    }
 }
 
 /// The id of a signature's result, and the error callbacks of what gives it (`celery.backends.base._result_errbacks`).

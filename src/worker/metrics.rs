@@ -1,7 +1,8 @@
 //! Numbers about a worker, for Prometheus, and whether it is well.
 //!
 //! The consumer loop and the writer note them where things happen; whoever asks reads them beside the loop, which never
-//! waits for it. Nothing is noted while nobody watches. Names of tasks are those that are registered, so that nobody from outside can make up series.
+//! waits for it. Of tasks nothing is noted while nobody watches. Names of tasks are those that are registered, so that
+//! nobody from outside can make up series. What each number means for people is in `docs/monitoring.md`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,8 +17,10 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::request::Happening;
+use crate::backend::Backend;
 use crate::broker::Broker;
 use crate::clock::{self, Instant};
+use crate::task::Meter;
 
 /// The loop looks after itself this often at least; a multiple of it without a sign of life is not well.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
@@ -25,6 +28,16 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct OfTask {
     task: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfServer {
+    server: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OfConnection {
+    connection: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -44,7 +57,11 @@ struct Counts {
     waited: Family<OfTask, Histogram, fn() -> Histogram>,
     refused: Counter,
     flushes: Histogram,
-    reconnects: Counter,
+    writes: Family<OfServer, Histogram, fn() -> Histogram>,
+    writes_refused: Counter,
+    reconnects: Family<OfConnection, Counter>,
+    events_dropped: Counter,
+    stream_dropped: Counter,
     now: Gauges,
     born: Instant,
     sign: AtomicU64,
@@ -68,8 +85,14 @@ fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 3.0, 15))
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+/// From a tenth of a millisecond to some seconds: one answer of Redis.
+fn moments() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.5, 14))
+}
+
+impl Metrics {
+    /// Counts nothing of tasks until it is watched; what tasks count themselves is shown with it.
+    pub(crate) fn new(meters: &[Arc<dyn Meter>]) -> Self {
         let mut registry = Registry::with_prefix("orchestra");
         let tasks = Family::<TaskState, Counter>::default();
         registry.register("tasks", "What happened to tasks", tasks.clone());
@@ -93,12 +116,35 @@ impl Default for Metrics {
             "How long Redis took for a batch of writes",
             flushes.clone(),
         );
-        let reconnects = Counter::default();
+        let writes = Family::<OfServer, Histogram, fn() -> Histogram>::new_with_constructor(moments);
+        registry.register(
+            "redis_write_seconds",
+            "How long one server took for a batch of writes; the broker's has the results where they are one server",
+            writes.clone(),
+        );
+        let writes_refused = Counter::default();
+        registry.register("writes_refused", "Writes that Redis refused", writes_refused.clone());
+        let reconnects = Family::<OfConnection, Counter>::default();
         registry.register(
             "reconnects",
-            "How often the connection for remote control was made again",
+            "How often a connection to Redis was made again",
             reconnects.clone(),
         );
+        let events_dropped = Counter::default();
+        registry.register(
+            "events_dropped",
+            "Events and control requests of others that came faster than they could be handled",
+            events_dropped.clone(),
+        );
+        let stream_dropped = Counter::default();
+        registry.register(
+            "stream_entries_dropped",
+            "Entries of token streams that were left out because Redis was too slow",
+            stream_dropped.clone(),
+        );
+        for meter in meters {
+            meter.register(&mut registry);
+        }
         let now = Gauges::default();
         for (name, help, gauge) in [
             ("tasks_running", "Tasks that run", &now.running),
@@ -121,7 +167,11 @@ impl Default for Metrics {
             waited,
             refused,
             flushes,
+            writes,
+            writes_refused,
             reconnects,
+            events_dropped,
+            stream_dropped,
             now,
             born: clock::instant(),
             sign: AtomicU64::new(0),
@@ -129,9 +179,7 @@ impl Default for Metrics {
             watched: AtomicBool::new(false),
         }))
     }
-}
 
-impl Metrics {
     /// Counts from now on.
     pub(crate) fn watch(&self) {
         self.0.watched.store(true, Ordering::Relaxed);
@@ -191,8 +239,43 @@ impl Metrics {
         self.0.flushes.observe(long.as_secs_f64());
     }
 
-    pub(crate) fn reconnected(&self) {
-        self.0.reconnects.inc();
+    /// A server has answered to a batch of writes.
+    pub(crate) fn wrote(&self, server: &'static str, long: Duration) {
+        let server = OfServer { server };
+        self.0.writes.get_or_create(&server).observe(long.as_secs_f64());
+    }
+
+    pub(crate) fn write_refused(&self) {
+        self.0.writes_refused.inc();
+    }
+
+    pub(crate) fn event_dropped(&self) {
+        self.0.events_dropped.inc();
+    }
+
+    pub(crate) fn stream_dropped(&self, entries: u64) {
+        if entries > 0 {
+            self.0.stream_dropped.inc_by(entries);
+        }
+    }
+
+    /// What connections count themselves.
+    fn look_at(&self, broker: &Broker, backend: Option<&Backend>) {
+        let again = |connection, count| {
+            let connection = OfConnection { connection };
+            self.0
+                .reconnects
+                .get_or_create(&connection)
+                .inner()
+                .store(count, Ordering::Relaxed);
+        };
+        let (claims, news) = broker.reader().reconnects();
+        again("claims", claims);
+        again("news", news);
+        again("writes", broker.writer().reconnects().0);
+        if let Some(backend) = backend.filter(|backend| !backend.link().is_same(broker.writer())) {
+            again("results", backend.link().reconnects().0);
+        }
     }
 
     /// What is so at the moment, if somebody wants to know.
@@ -223,11 +306,13 @@ impl Metrics {
 pub struct Watch {
     pub(super) metrics: Metrics,
     pub(super) broker: Broker,
+    pub(super) backend: Option<Backend>,
 }
 
 impl Watch {
     /// All numbers, in the text format of OpenMetrics that Prometheus reads.
     pub fn metrics(&self) -> String {
+        self.metrics.look_at(&self.broker, self.backend.as_ref());
         let mut text = String::new();
         // Writing to a text cannot fail.
         let _ = encode(&mut text, &self.metrics.0.registry);
@@ -269,7 +354,7 @@ mod tests {
 
     #[test]
     fn what_happens_is_counted() {
-        let metrics = Metrics::default();
+        let metrics = Metrics::new(&[]);
         metrics.ran("before", Duration::from_millis(20));
         metrics.watch();
         metrics.happened("a\"b", &Happening::Received);

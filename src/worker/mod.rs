@@ -36,6 +36,7 @@ mod request_walk;
 mod revoke;
 mod room;
 mod services;
+mod spans;
 mod start;
 mod state_db;
 mod stop;

@@ -18,6 +18,7 @@ use crate::broker::Tag;
 use crate::canvas::{self, Parent, Replaced};
 use crate::clock::{self, Instant, Timestamp};
 use crate::task::{self, Entry, Failure};
+use crate::trace::{Trace, carried};
 use crate::wire::{self, Arguments, Embed, Exception, Json, Message, Signature, State as Stored, python_modules};
 
 /// What ends a process that nobody named a signal for.
@@ -239,6 +240,17 @@ pub(crate) enum Happening {
     },
 }
 
+impl Happening {
+    /// The same, without what the task itself said.
+    pub(crate) fn hidden(self) -> Self {
+        match self {
+            Self::Failed(exception) => Self::Failed(exception.hidden()),
+            Self::Retried(exception) => Self::Retried(exception.hidden()),
+            other => other,
+        }
+    }
+}
+
 impl State {
     /// The next state; what follows is appended to `effects`.
     pub(crate) fn step(self, input: Input, request: &Request, now: Timestamp, effects: &mut Vec<Effect>) -> Self {
@@ -424,17 +436,23 @@ impl Discard {
 }
 
 impl Request {
-    /// As the sender of what follows it.
-    pub(crate) fn as_parent(&self) -> Parent {
+    /// As the sender of what follows it, in the trace of its run.
+    pub(crate) fn as_parent(&self, trace: Option<&Trace>) -> Parent {
+        let headers = &self.message.headers;
+        let from = match trace {
+            None if !headers.extra.is_empty() => Trace::of(&headers.extra),
+            _ => None,
+        };
         Parent {
             id: self.id.to_string(),
-            root_id: self.message.headers.root().to_owned(),
+            root_id: headers.root().to_owned(),
             priority: self.message.properties.priority(),
+            carried: carried(trace.or(from.as_ref())),
         }
     }
 
     /// The facts of a run.
-    pub(crate) fn details(&self, hostname: Arc<str>, deadline: Option<Instant>) -> task::Details {
+    pub(crate) fn details(&self, hostname: Arc<str>, deadline: Option<Instant>, trace: Option<Trace>) -> task::Details {
         let headers = &self.message.headers;
         task::Details {
             id: self.id.clone(),
@@ -448,6 +466,9 @@ impl Request {
             deadline,
             message: Some(self.message.clone()),
             embed: self.embed.clone(),
+            hides: self.entry.hides.clone(),
+            trace,
+            envelope: Some(self.raw.clone()),
         }
     }
 
@@ -560,6 +581,8 @@ impl Request {
                 self.end_stream(Stored::Success, effects);
                 effects.extend(unacked.map(Effect::Ack));
             }
+            // Its stream goes on when the task does.
+            Outcome::Failed(Failure::Park) => effects.extend(unacked.map(Effect::Ack)),
             Outcome::Panicked(message) => {
                 let exception = Exception::runtime_error(format!("the task panicked: {message}"));
                 self.fail(unacked, exception, effects);
@@ -643,10 +666,11 @@ impl Request {
         let headers = &self.message.headers;
         if self.has_no_retry_left() {
             let exception = cause.unwrap_or_else(|| {
-                let arguments = match arguments {
+                let mut arguments = match arguments {
                     Some(arguments) => *arguments,
                     None => self.message.body.arguments().unwrap_or_default(),
                 };
+                self.entry.hides.hide(&mut arguments);
                 let text = format!(
                     "Can't retry {}[{}] args:{} kwargs:{}",
                     headers.task,

@@ -121,13 +121,14 @@ impl Worker {
         for line in conn::advice(broker.writer()).await {
             warn!("{line}");
         }
+        let metrics = Metrics::new(registry.meters());
         Ok(Self {
             options,
             registry,
             broker,
             backend,
             state,
-            metrics: Metrics::default(),
+            metrics,
         })
     }
 
@@ -151,6 +152,7 @@ impl Worker {
         Watch {
             metrics: self.metrics.clone(),
             broker: self.broker.clone(),
+            backend: self.backend.clone(),
         }
     }
 
@@ -251,7 +253,7 @@ impl Worker {
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         let (mingled, is_mingled) = oneshot::channel();
-        if options.remote_control && listen(&broker, &options, &orders_to).await {
+        if options.remote_control && listen(&broker, &options, &orders_to, &metrics).await {
             let mingle = Mingle {
                 broker: broker.clone(),
                 hostname: options.hostname.clone(),
@@ -381,7 +383,7 @@ impl Worker {
 
 /// Remote control, and gossip beside it on the same connection; whether there is any. Tasks matter more: an ACL may
 /// allow the one and not the other.
-async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>) -> bool {
+async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>, metrics: &Metrics) -> bool {
     let (exchange, node) = (&options.control_exchange, &options.hostname);
     let messages = conn::patiently(|| broker.subscribe_control(exchange, node)).await;
     let messages = match messages {
@@ -407,6 +409,7 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
             options.accept.clone(),
             options.limits.control,
             orders.clone(),
+            metrics.clone(),
         ),
     );
     true

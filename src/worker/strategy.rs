@@ -36,7 +36,7 @@ pub(crate) struct Failed {
 
 /// Makes a request of a claimed message.
 pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Result<Request, Box<Refusal>> {
-    let message = options.accept.decode(&raw, &options.limits).map_err(|undecodable| {
+    let mut message = options.accept.decode(&raw, &options.limits).map_err(|undecodable| {
         let reason = undecodable.error.to_string();
         let (module, class) = match undecodable.error {
             wire::DecodeError::ContentType(_) => ("kombu.exceptions", "ContentDisallowed"),
@@ -83,6 +83,10 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
     let mut policy = options.policy(&entry.options);
     if let Some(ignore) = message.headers.ignore_result {
         policy.ignore_result = ignore;
+    }
+    if let Some((args, kwargs)) = entry.hides.shown(&message) {
+        message.headers.argsrepr = Some(args);
+        message.headers.kwargsrepr = Some(kwargs);
     }
     let redelivered = message.headers.redelivered || message.properties.redelivered();
     let counted = || {

@@ -46,7 +46,7 @@ impl Way {
         };
         let (exchange, clock) = (options.event_exchange.clone(), Lamport::default());
         Ok(Self {
-            scribe: Scribe::new(&options, &registry, sender, Metrics::default()),
+            scribe: Scribe::new(&options, &registry, sender, Metrics::new(&[])),
             events: Events::new("bench@here".into(), exchange, clock, None, task_events),
             notes: mpsc::channel(1).0,
             options,
@@ -114,7 +114,7 @@ impl Way {
         let _ = state.step(ended, &request, now, &mut self.effects);
         let to = (&mut self.events, &mut self.out);
         let (effects, local) = (&mut self.effects, &mut self.local);
-        self.scribe.write(effects, local, &request, &mut Vec::new(), to);
+        self.scribe.write(effects, local, (&request, None), &mut Vec::new(), to);
         local.clear();
         self.out.drain(..).count()
     }

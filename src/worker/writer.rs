@@ -204,7 +204,7 @@ impl Writer {
             // Before the messages of a header: its members may end before the last of them is sent.
             let mut groups = Pipeline::new();
             backend.append(&mut groups, &batch.groups);
-            insist(backend.link(), &groups).await;
+            self.insist("backend", backend.link(), &groups).await;
         }
         self.broker.append(&mut broker_pipe, &batch.publishes);
         if let Some(backend) = &self.backend
@@ -219,18 +219,18 @@ impl Writer {
                 } else {
                     // Another server: what follows must stand before the result, and the result before the ack.
                     if !batch.publishes.is_empty() {
-                        insist(self.broker.writer(), &broker_pipe).await;
+                        self.insist("broker", self.broker.writer(), &broker_pipe).await;
                         broker_pipe = Pipeline::new();
                     }
                     let mut backend_pipe = Pipeline::new();
                     backend.append(&mut backend_pipe, &batch.results);
-                    self.notice(insist(backend.link(), &backend_pipe).await);
+                    self.insist("backend", backend.link(), &backend_pipe).await;
                 }
             }
             _ => {}
         }
         self.broker.append(&mut broker_pipe, &batch.acks);
-        self.notice(insist(self.broker.writer(), &broker_pipe).await);
+        self.insist("broker", self.broker.writer(), &broker_pipe).await;
     }
 
     /// Compressed results are looked at before they are replaced.
@@ -245,37 +245,43 @@ impl Writer {
     }
 
     /// Others compress results.
-    fn notice(&self, opaque: bool) {
-        if let Some(backend) = self.backend.as_ref().filter(|_| opaque) {
+    fn notice(&self) {
+        if let Some(backend) = &self.backend {
             backend.look_from_now_on();
         }
     }
-}
 
-/// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out. Whether a script met a
-/// compressed result that nobody had looked at.
-async fn insist(link: &Link, pipe: &Pipeline) -> bool {
-    let mut opaque = false;
-    if pipe.is_empty() {
-        return opaque;
-    }
-    let patience = Patience::default();
-    loop {
-        match link.pipeline_with(pipe, &patience).await {
-            Ok(replies) => {
-                for reply in replies {
-                    match reply {
-                        redis::Value::ServerError(error) => error!(%error, "Redis refused a write"),
-                        redis::Value::BulkString(word) => opaque |= word == b"opaque",
-                        _ => {}
+    /// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out.
+    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline) {
+        if pipe.is_empty() {
+            return;
+        }
+        let patience = Patience::default();
+        loop {
+            let began = clock::instant();
+            match link.pipeline_with(pipe, &patience).await {
+                Ok(replies) => {
+                    self.metrics
+                        .wrote(server, clock::instant().saturating_duration_since(began));
+                    for reply in replies {
+                        match reply {
+                            redis::Value::ServerError(error) => {
+                                self.metrics.write_refused();
+                                error!(%error, "Redis refused a write");
+                            }
+                            // A script met a compressed result that nobody had looked at.
+                            redis::Value::BulkString(word) if word == b"opaque" => self.notice(),
+                            _ => {}
+                        }
                     }
+                    return;
                 }
-                return opaque;
-            }
-            Err(error) if error.is_transient() => link.ready().await,
-            Err(error) => {
-                error!(%error, "a batch of writes was refused");
-                return opaque;
+                Err(error) if error.is_transient() => link.ready().await,
+                Err(error) => {
+                    self.metrics.write_refused();
+                    error!(%error, "a batch of writes was refused");
+                    return;
+                }
             }
         }
     }

@@ -408,11 +408,13 @@ async fn steps_see_the_steps_before_them() {
     );
 }
 
-/// 200 calls at once through one worker: the model server is the only limit.
+/// 200 calls at once through one worker, to a host that may have as many.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_calls_run_side_by_side() {
-    let (redis, sim) = (Redis::start(), Sim::start());
-    let _worker = start(&redis, &sim, &["-c", "200"]);
+    let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());
+    let settings = format!("ai_hosts = [{{url = '{}', max_parallel = 200}}]\n", sim.url);
+    let settings = folder.write("orchestra.toml", &settings);
+    let _worker = Worker::start(&redis, &["-c", "200", "--config", settings.to_str().unwrap()]);
     let client = redis.client().await;
     let calls: Vec<Call> = (0..200)
         .map(|n| generate("slow", &n.to_string()).kwarg("options", json!({"num_predict": 10})))

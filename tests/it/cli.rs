@@ -52,7 +52,7 @@ async fn tasks_are_sent_and_watched_from_the_shell() {
     assert_eq!(refused.status.code(), Some(1));
     let answer = String::from_utf8_lossy(&refused.stdout);
     assert_eq!(answer, "->  w1@here: error: ValueError('Autoscale not enabled')\n");
-    assert!(text(&orchestra(&redis, &["inspect", "registered", "-d", "w1@here"])).contains("\"hello.add\""));
+    assert!(text(&orchestra(&redis, &["inspect", "registered", "-d", "w1@here"])).contains("hello.add"));
     let sleeping = redis
         .client()
         .await

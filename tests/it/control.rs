@@ -352,6 +352,102 @@ async fn p_201_an_election_has_one_winner_who_runs_the_task() {
     assert_eq!(client.workers(Duration::from_millis(500)).await.unwrap().len(), 2);
 }
 
+/// Elections that our workers take part in leave Python workers alive, whoever wins.
+#[test]
+fn p_201_an_election_among_python_workers_harms_nobody() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let _python = python_worker(&redis, &folder, &["-n", "py@ref", "-Q", "py", "-c", "1", "-P", "solo"]);
+    let worker = Worker::start(&redis, &["-n", "rs@ours", "-Q", "rs"]);
+    let program = HEAD.to_owned()
+        + r#"
+until('both answer', lambda: len(app.control.ping(timeout=0.3)) == 2)
+# Gossip knows of a node by its heartbeat.
+ask('heartbeat')
+for number in range(3):
+    action = {'task': 'hello.add', 'args': [1, number], 'kwargs': {}, 'options': {'task_id': f'elected-{number}', 'queue': 'rs'}}
+    answers = ask('election', {'id': f'e{number}', 'topic': 'task', 'action': action})
+    assert answers == {PY: None, RS: None}, answers
+    until('it was run once', lambda: app.AsyncResult(f'elected-{number}').state == 'SUCCESS')
+    assert set(ask('ping')) == {PY, RS}
+"#;
+    run_python(&program, &redis.url());
+    assert_eq!(
+        worker.log().matches("I won the election").count() + worker.log().matches("elected for").count(),
+        3
+    );
+}
+
+/// Twenty thousand questions that nobody reads the answers of: tasks go on meanwhile, and what is left is bounded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_commands_does_not_starve_tasks() {
+    let redis = Redis::start();
+    let _worker = Worker::start(&redis, &["-n", "w@here", "-c", "2"]);
+    let client = redis.client().await;
+    // A client that asks and never reads.
+    let (exchange, oid) = ("reply.celery.pidbox", "deaf");
+    redis.command::<i64>(&[
+        "SADD",
+        &format!("_kombu.binding.{exchange}"),
+        &format!("{oid}\x06\x16\x06\x16{oid}.{exchange}"),
+    ]);
+    let body = json!({"method": "report", "arguments": {}, "destination": null, "ticket": "t",
+        "reply_to": {"exchange": exchange, "routing_key": oid}});
+    let body = base64(body.to_string().as_bytes());
+    let request = json!({"body": body, "content-type": "application/json", "content-encoding": "utf-8", "headers": {},
+        "properties": {"body_encoding": "base64", "delivery_info": {}}})
+    .to_string();
+    let url = redis.url();
+    let flood = std::thread::spawn(move || {
+        let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
+        for _ in 0..100 {
+            let mut pipe = redis::pipe();
+            for _ in 0..200 {
+                pipe.publish("/0.celery.pidbox", &request).ignore();
+            }
+            pipe.exec(&mut connection).unwrap();
+        }
+    });
+    let mut slowest = Duration::ZERO;
+    let mut done = 0;
+    while !flood.is_finished() || done < 20 {
+        let began = std::time::Instant::now();
+        let sum: i64 = client
+            .send(Call::new("hello.add").arg(1).arg(2))
+            .await
+            .unwrap()
+            .get(LONG)
+            .await
+            .unwrap();
+        assert_eq!(sum, 3);
+        slowest = slowest.max(began.elapsed());
+        done += 1;
+    }
+    flood.join().unwrap();
+    assert!(
+        slowest < Duration::from_secs(5),
+        "a task took {slowest:?} beside the flood"
+    );
+    // It is still to be asked, and what the deaf client was sent is bounded and goes.
+    let answers = client
+        .inspect("ping", &json!({}), None, Duration::from_secs(2))
+        .await
+        .unwrap();
+    assert!(answers.contains_key("w@here"));
+    let key = format!("{oid}.{exchange}");
+    assert!((1..=10_000).contains(&redis.length("LLEN", &key)));
+    assert!((1..=60).contains(&redis.command::<i64>(&["TTL", &key])));
+    let nonsense = client
+        .inspect("nosuch", &json!({}), None, Duration::from_secs(2))
+        .await
+        .unwrap();
+    assert_eq!(nonsense["w@here"], json!({"error": "KeyError('nosuch')"}));
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn p_166_whoever_sends_a_task_tells_if_asked() {
     let redis = Redis::start();
@@ -519,7 +615,9 @@ async fn a_worker_tells_prometheus_how_it_is() {
     redis.start_again();
     until("it is ready again", async || asked("/readyz").await.0 == 200).await;
     until("that was counted", async || {
-        lines().await.contains("orchestra_reconnects_total 1")
+        lines()
+            .await
+            .contains("orchestra_reconnects_total{connection=\"news\"} 1")
     })
     .await;
     // While it waits for what runs it takes nothing new, and says so.

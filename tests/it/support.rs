@@ -316,16 +316,21 @@ impl Worker {
 
 /// A model server that plays its answers from a script.
 pub struct Sim {
-    _process: Process,
+    pub process: Process,
     pub url: String,
     control: String,
 }
 
 impl Sim {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    pub fn start_with(arguments: &[&str]) -> Self {
         let control = format!("127.0.0.1:{}", free_port());
         let mut child = Command::new(program("ollama-sim"))
-            .args(["--backend", "script", "--host", "127.0.0.1:0", "--control", &control])
+            .args(["--host", "127.0.0.1:0", "--control", &control])
+            .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -335,7 +340,7 @@ impl Sim {
         let url = line.trim().rsplit(' ').next().unwrap().to_owned();
         assert!(url.starts_with("http://"), "{line:?}");
         Self {
-            _process: Process { child },
+            process: Process { child },
             url,
             control: format!("http://{control}"),
         }
@@ -349,6 +354,14 @@ impl Sim {
             .json()
             .await
             .unwrap()
+    }
+}
+
+impl Sim {
+    /// The latest requests as they came.
+    pub async fn requests(&self) -> Vec<Value> {
+        let requests = get(&format!("{}/_requests", self.control)).await.unwrap();
+        requests.json().await.unwrap()
     }
 }
 

@@ -128,7 +128,7 @@ def flower_has(flower: str, succeeded: list, failed: str) -> None:
     workers = get("workers?refresh=true")
     expect(len(workers) == 1, "Flower lists one worker")
     worker, details = next(iter(workers.items()))
-    registered = details.get("registered") or []
+    registered = [name.split(" ")[0] for name in details.get("registered") or []]
     expect("orchestra.generate" in registered and "texts.summarize" in registered, "and what it can run")
     task = get(f"task/info/{failed}")
     expect("ModelNotFound" in (task.get("exception") or ""), "the failed task has its exception")

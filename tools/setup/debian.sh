@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the demo and the tests need from the system: Redis, Python with venv, a C compiler, make, curl, Cargo.
+# Installs what the demo and the tests need from the system: Redis, Python with venv, a C compiler, make, curl, tmux, Cargo.
 # Looks for the programs first and only then for packages, so it is silent where all is there, on any system.
 # A Redis service that was not running before is not running afterwards either: the demo starts a Redis of its own.
 set -euo pipefail
@@ -18,6 +18,7 @@ python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing+=(python3 python3
 have curl || missing+=(curl)
 # Counts instructions: `make test-cost`.
 have valgrind || missing+=(valgrind)
+have tmux || missing+=(tmux)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/ssl/cert.pem ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] ||
     missing+=(ca-certificates)
 have cargo || missing+=(rustup)

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::frame::Frame;
 use super::{Kind, Request};
 
 /// What a model said, and what it took.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Answer {
     /// The text.
     pub text: String,
@@ -20,10 +20,10 @@ pub struct Answer {
     /// Calls of tools, as Ollama gives them.
     pub tool_calls: Vec<Value>,
     /// The message, for the history of a chat.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub message: Option<Value>,
     /// Log probabilities, if they were asked for.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub logprobs: Vec<Value>,
     /// The model, as the request named it.
     pub model: String,
@@ -39,12 +39,47 @@ pub struct Answer {
     pub usage: Usage,
     /// Times.
     pub timing: Timing,
+    /// Which way the call went, and why.
+    pub route: Route,
     /// Speed of generation; nothing for a handful of tokens, where the figure means nothing.
     pub tokens_per_second: Option<f64>,
 }
 
+/// The record of a call: which way it went, and why.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Route {
+    /// Why this host: `warm`, `load`, or `load instead of …`; `cache` when no host was asked, `joined` when the same
+    /// call ran already and its answer was waited for.
+    pub why: String,
+    /// Seconds that were waited for a place.
+    pub waited_s: f64,
+    /// Hosts that were asked before, and what went wrong there.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub failed: Vec<Failed>,
+    /// The options that were sent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub options: Option<Value>,
+    /// SHA-256 of what was asked, in hex.
+    pub prompt_sha256: String,
+    /// What was asked; only where `ai_record_prompts` says so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub prompt: Option<Value>,
+    /// The model that was asked for, where another answered because a budget was used up.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub downgraded_from: Option<String>,
+}
+
+/// A host that gave no answer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Failed {
+    /// Its URL.
+    pub host: String,
+    /// What happened.
+    pub fault: String,
+}
+
 /// Tokens of one call.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Usage {
     /// In.
     pub prompt_tokens: u64,
@@ -63,7 +98,7 @@ impl std::ops::AddAssign for Usage {
 }
 
 /// Times of one call, in seconds: the server's, but for the first token, which is ours.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Timing {
     /// All of it.
     pub total_s: f64,
@@ -156,6 +191,7 @@ impl Collector {
                 generate_s,
                 first_token_s: first_token.as_secs_f64(),
             },
+            route: Route::default(),
             tokens_per_second,
         }
     }

@@ -28,8 +28,12 @@ pub enum Class {
     Refused,
     /// The server does not have the model; another may.
     NotFound,
-    /// Nobody could answer now; later, or elsewhere, it may work.
+    /// The server has too much to do now; later, or elsewhere, it may work.
     Unavailable,
+    /// Nobody is there.
+    Unreachable,
+    /// The model does not fit into the server's memory, as things are now (O-051).
+    Memory,
     /// The answer broke off; it may work again.
     Broken,
 }
@@ -37,7 +41,10 @@ pub enum Class {
 impl Class {
     /// Whether the same request may succeed later.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Unavailable | Self::Broken)
+        matches!(
+            self,
+            Self::Unavailable | Self::Unreachable | Self::Memory | Self::Broken
+        )
     }
 }
 
@@ -51,11 +58,28 @@ impl Fault {
         }
     }
 
+    /// Trying again changes nothing.
+    pub(crate) fn refused(host: &str, text: impl Into<String>) -> Self {
+        Self::new(Class::Refused, host, text)
+    }
+
+    /// Later it may work.
+    pub(crate) fn unavailable(host: &str, text: impl Into<String>) -> Self {
+        Self::new(Class::Unavailable, host, text)
+    }
+
+    /// Nobody has the model.
+    pub(crate) fn not_found(host: &str, text: impl Into<String>) -> Self {
+        Self::new(Class::NotFound, host, text)
+    }
+
     /// A refusal, from its status and body (O-042 to O-053).
     pub(super) fn from_status(host: &str, status: u16, body: &[u8]) -> Self {
         let text = error_text(body).unwrap_or_else(|| excerpt(body));
         let class = match status {
-            404 if text.contains("not found") && text.contains("model") => Class::NotFound,
+            404 if text.contains("model") && (text.contains("not found") || text.contains("does not exist")) => {
+                Class::NotFound
+            }
             429 | 502 | 503 | 504 => Class::Unavailable,
             // O-049: faults of the request in a server's clothes.
             500 if ["option \"", "invalid format", "template:"]
@@ -63,6 +87,12 @@ impl Fault {
                 .any(|sign| text.contains(sign)) =>
             {
                 Class::Refused
+            }
+            500 if ["out of memory", "failed to allocate", "unable to allocate"]
+                .iter()
+                .any(|sign| text.contains(sign)) =>
+            {
+                Class::Memory
             }
             500 => Class::Broken,
             _ => Class::Refused,
@@ -172,6 +202,12 @@ mod tests {
             class(500, r#"{"error":"model runner has unexpectedly stopped"}"#),
             Class::Broken
         );
+    }
+
+    #[test]
+    fn o_051_a_model_that_does_not_fit_is_a_class_of_its_own() {
+        let text = r#"{"error":"llama-server process has terminated: cudaMalloc failed: out of memory"}"#;
+        assert_eq!(class(500, text), Class::Memory);
     }
 
     #[test]

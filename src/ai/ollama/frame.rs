@@ -1,7 +1,11 @@
 //! Frames of a streamed answer: one JSON object per line, however the bytes arrive (`ollama-api.md`, section 5).
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::Value;
+
+use super::openai::Chunks;
 
 /// One line. Every field may be missing (O-028 to O-030).
 #[derive(Debug, Default, Deserialize)]
@@ -49,6 +53,24 @@ pub struct Message {
     pub thinking: Option<String>,
     /// Calls of tools.
     pub tool_calls: Vec<Value>,
+}
+
+/// Makes frames of lines.
+pub(super) enum Reader {
+    /// A line is a frame.
+    Ollama,
+    /// A line is an event, or a part of one.
+    Openai(Chunks),
+}
+
+impl Reader {
+    /// The frame of a line, if it is one; `passed` is the time since the request.
+    pub(super) fn frame(&mut self, line: &[u8], passed: Duration) -> Result<Option<Frame>, serde_json::Error> {
+        match self {
+            Self::Ollama => serde_json::from_slice(line).map(Some),
+            Self::Openai(chunks) => chunks.frame(line, passed),
+        }
+    }
 }
 
 /// Cuts bytes into lines. Holds at most one unfinished line, up to `limit` bytes.

@@ -1,15 +1,23 @@
-//! The client of Ollama's HTTP API. The only place that speaks HTTP to a model.
+//! The clients of model servers: Ollama's HTTP API, and OpenAI's. The only place that speaks HTTP to a model.
 
 mod answer;
 mod check;
 mod client;
+mod embed;
 mod fault;
 mod frame;
+mod http;
+mod models;
+mod openai;
 mod request;
+mod server;
 
-pub use answer::{Answer, Timing, Usage};
+pub use answer::{Answer, Failed, Route, Timing, Usage};
 pub use client::Ollama;
 pub(crate) use client::Piece;
+pub use embed::{Embedded, Embedding};
 pub use fault::{Class, Fault};
 pub use frame::{Frame, Lines, Message, TooLong};
+pub use models::{Installed, Loaded, Progress};
 pub use request::{Kind, Request};
+pub use server::{Server, Speaks};

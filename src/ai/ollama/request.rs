@@ -68,6 +68,17 @@ impl Request {
         &self.body
     }
 
+    /// The JSON to send, to be changed by what the fleet says of the model.
+    pub(crate) fn body_mut(&mut self) -> &mut Map<String, Value> {
+        &mut self.body
+    }
+
+    /// The same of another model.
+    pub(crate) fn set_model(&mut self, model: &str) {
+        model.clone_into(&mut self.model);
+        self.body.insert("model".into(), model.into());
+    }
+
     /// What the answer must look like, if that was asked for.
     pub fn format(&self) -> Option<&Value> {
         self.body.get("format")

@@ -1,10 +1,12 @@
-//! Values with expressions in them: options, formats, outputs.
+//! Values with expressions in them: fields of steps, formats, outputs.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use super::yaml::{Data, Yaml};
 
 /// A value of the file. Texts that are one expression and nothing else (`"{{ words }}"`) keep the type of what they
 /// stand for; other texts are rendered to text.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Node {
     /// As it stands.
     Literal(Value),
@@ -21,66 +23,104 @@ pub(crate) enum Node {
 /// A piece of minijinja and where it stands.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
-    /// Its name: `steps[0].prompt`.
+    /// Its name: `steps.answer.prompt`.
     pub name: String,
     /// The text.
     pub text: String,
     /// The line of the file on which the text begins.
     pub line: usize,
+    /// Whether it is an expression.
+    pub is_expression: bool,
 }
 
 impl Source {
-    /// The line of the file on which a variable is first read.
-    pub(super) fn line_of(&self, variable: &str) -> usize {
-        let before = self.text.find(variable).map_or("", |at| &self.text[..at]);
-        self.line + before.matches('\n').count()
+    /// The line of the text, from zero, in which a variable is first read, and the offset in that line.
+    pub(super) fn place_of(&self, variable: &str) -> (usize, usize) {
+        let at = self.text.find(variable).unwrap_or(0);
+        self.place_at(at)
+    }
+
+    /// The line, from zero, and the offset in it of a byte of the text.
+    pub(super) fn place_at(&self, at: usize) -> (usize, usize) {
+        let before = self.text.get(..at).unwrap_or_default();
+        let start = before.rfind('\n').map_or(0, |end| end + 1);
+        (before.matches('\n').count(), before.len() - start)
     }
 }
 
 impl Node {
-    /// Finds the expressions in a value; `name` is its name and `line` where it stands.
-    pub(super) fn new(name: &str, line: usize, value: Value) -> Self {
-        let source = |text: String| Source {
+    /// Finds the expressions in a value; `name` is its name.
+    pub(crate) fn new(name: &str, value: &Yaml) -> Self {
+        let source = |text: &str, is_expression| Source {
             name: name.to_owned(),
-            text,
-            line,
+            text: text.to_owned(),
+            line: value.at.line,
+            is_expression,
         };
-        match value {
-            Value::String(text) => match expression(&text) {
-                Some(expression) => Self::Expression(source(expression.to_owned())),
-                None if text.contains("{{") || text.contains("{%") => Self::Text(source(text)),
-                None => Self::Literal(Value::String(text)),
+        match &value.data {
+            Data::Scalar(Value::String(text)) => match expression(text) {
+                Some(expression) => Self::Expression(source(expression, true)),
+                None if text.contains("{{") || text.contains("{%") => Self::Text(source(text, false)),
+                None => Self::Literal(Value::String(text.clone())),
             },
-            Value::Array(items) => {
-                let items = items.into_iter().enumerate();
+            Data::Scalar(literal) => Self::Literal(literal.clone()),
+            Data::List(items) => {
+                let items = items.iter().enumerate();
                 Self::List(
                     items
-                        .map(|(at, item)| Self::new(&format!("{name}[{at}]"), line, item))
+                        .map(|(at, item)| Self::new(&format!("{name}[{at}]"), item))
                         .collect(),
                 )
             }
-            Value::Object(object) => Self::object(name, line, object),
-            literal => Self::Literal(literal),
+            Data::Map(entries) => {
+                let entries = entries.iter();
+                let node = |(key, value): &(super::yaml::Key, Yaml)| {
+                    (key.name.clone(), Self::new(&format!("{name}.{}", key.name), value))
+                };
+                Self::Object(entries.map(node).collect())
+            }
         }
     }
 
-    /// The same for an object.
-    pub(super) fn object(name: &str, line: usize, object: Map<String, Value>) -> Self {
-        let entries = object.into_iter().map(|(key, value)| {
-            let node = Self::new(&format!("{name}.{key}"), line, value);
-            (key, node)
-        });
-        Self::Object(entries.collect())
+    /// An expression, written with or without braces.
+    pub(crate) fn condition(name: &str, value: &Yaml) -> Option<Source> {
+        let text = match &value.data {
+            Data::Scalar(Value::String(text)) => text.trim().to_owned(),
+            Data::Scalar(other) => other.to_string(),
+            _ => return None,
+        };
+        Some(Source {
+            name: name.to_owned(),
+            text: expression(&text).map_or(text.clone(), str::to_owned),
+            line: value.at.line,
+            is_expression: true,
+        })
     }
 
-    /// All pieces of minijinja in it, and whether each is an expression.
-    pub(super) fn sources<'a>(&'a self, found: &mut Vec<(&'a Source, bool)>) {
+    /// All pieces of minijinja in it.
+    pub(crate) fn sources<'a>(&'a self, found: &mut Vec<&'a Source>) {
         match self {
             Self::Literal(_) => {}
-            Self::Expression(source) => found.push((source, true)),
-            Self::Text(source) => found.push((source, false)),
+            Self::Expression(source) | Self::Text(source) => found.push(source),
             Self::List(items) => items.iter().for_each(|item| item.sources(found)),
             Self::Object(entries) => entries.iter().for_each(|(_, value)| value.sources(found)),
+        }
+    }
+
+    /// Its value, if nothing in it depends on a run.
+    pub(crate) fn literal(&self) -> Option<Value> {
+        match self {
+            Self::Literal(value) => Some(value.clone()),
+            Self::Expression(_) | Self::Text(_) => None,
+            Self::List(items) => items
+                .iter()
+                .map(Self::literal)
+                .collect::<Option<Vec<_>>>()
+                .map(Value::Array),
+            Self::Object(entries) => {
+                let entries = entries.iter().map(|(key, value)| Some((key.clone(), value.literal()?)));
+                entries.collect::<Option<serde_json::Map<_, _>>>().map(Value::Object)
+            }
         }
     }
 }

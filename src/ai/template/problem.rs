@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::locate::{Place, line_of};
+use super::yaml::Mark;
+use crate::text::closest;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,7 @@ pub struct Problem {
     line: Option<usize>,
     column: Option<usize>,
     text: String,
+    hint: Option<String>,
 }
 
 impl Problem {
@@ -22,6 +24,7 @@ impl Problem {
             line: None,
             column: None,
             text: text.into(),
+            hint: None,
         }
     }
 
@@ -39,18 +42,29 @@ impl Problem {
             path: Some(path.to_owned()),
             line: Some(line),
             column,
-            text: text.into(),
+            ..Self::general(text)
         }
     }
 
-    /// A place in a YAML file.
-    pub(crate) fn at(path: &Path, source: &str, place: &[Place<'_>], text: impl Into<String>) -> Self {
-        Self::line(path, line_of(source, place), None, text)
+    /// A place in a file.
+    pub(crate) fn at(path: &Path, mark: Mark, text: impl Into<String>) -> Self {
+        Self::line(path, mark.line, Some(mark.column), text)
+    }
+
+    /// The same with what to do about it.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: Option<String>) -> Self {
+        self.hint = hint;
+        self
     }
 
     /// Where it is, if it is in a file.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    fn place(&self) -> (Option<usize>, Option<usize>) {
+        (self.line, self.column)
     }
 }
 
@@ -63,6 +77,99 @@ impl fmt::Display for Problem {
             }
             f.write_str(" ")?;
         }
-        f.write_str(&self.text)
+        f.write_str(&self.text)?;
+        match &self.hint {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
+        }
     }
+}
+
+/// Everything that is wrong with one file.
+#[derive(Debug)]
+pub(crate) struct Problems {
+    path: PathBuf,
+    source: String,
+    found: Vec<Problem>,
+}
+
+impl Problems {
+    /// Nothing yet.
+    pub(crate) fn of(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            source: String::new(),
+            found: Vec::new(),
+        }
+    }
+
+    /// The text of the file, for columns in the middle of its values.
+    pub(crate) fn read_from(&mut self, source: &str) {
+        source.clone_into(&mut self.source);
+    }
+
+    /// One more in a line of a value's text, at an offset in that line.
+    pub(crate) fn add_inside(
+        &mut self,
+        line: usize,
+        text: &str,
+        offset: usize,
+        what: impl Into<String>,
+        hint: Option<String>,
+    ) {
+        let raw = self.source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+        let column = raw.find(text.trim_end()).map(|start| {
+            let bytes = raw.get(..start + offset).unwrap_or(raw);
+            bytes.chars().count() + 1
+        });
+        let what = what.into();
+        self.found
+            .push(Problem::line(&self.path, line, column, what).hint(hint));
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// One more.
+    pub(crate) fn add(&mut self, mark: Mark, text: impl Into<String>) {
+        self.found.push(Problem::at(&self.path, mark, text));
+    }
+
+    /// One more, with what to do about it.
+    pub(crate) fn add_with(&mut self, mark: Mark, text: impl Into<String>, hint: Option<String>) {
+        self.found.push(Problem::at(&self.path, mark, text).hint(hint));
+    }
+
+    /// One that is made already.
+    pub(crate) fn push(&mut self, problem: Problem) {
+        self.found.push(problem);
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.found.len()
+    }
+
+    /// All of them in the order of the file.
+    pub(crate) fn into_vec(mut self) -> Vec<Problem> {
+        self.found.sort_by_key(Problem::place);
+        self.found.dedup();
+        self.found
+    }
+}
+
+/// What was probably meant, or what there is.
+pub(crate) fn meant<'a>(word: &str, known: impl Iterator<Item = &'a str> + Clone) -> Option<String> {
+    if let Some(close) = closest(word, known.clone()) {
+        return Some(format!("did you mean {close:?}?"));
+    }
+    let known: Vec<&str> = known.collect();
+    (!known.is_empty()).then(|| format!("there are {}", known.join(", ")))
 }

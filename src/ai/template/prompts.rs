@@ -1,117 +1,295 @@
 //! The minijinja side: strict, bounded, and with errors that name a line of the file.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use minijinja::{Environment, ErrorKind, UndefinedBehavior};
+use regex::Regex;
 use serde_json::Value;
 
 use super::node::Source;
-use super::{Problem, Scope};
+use super::problem::meant;
+use super::{Problem, Problems, Scope};
 
 /// How much work one text may be: a loop over a book is fine, a loop without end is not.
 const FUEL: u64 = 5_000_000;
 /// Longest rendered text, in bytes.
 const LARGEST: usize = 16 << 20;
 
-/// The texts of one template, and the parts in `prompts/` that they may include.
+/// The texts of one template, and the parts in `prompts/` that they may use.
 #[derive(Debug)]
 pub(super) struct Prompts {
     environment: Environment<'static>,
+    parts: Vec<(String, String)>,
+}
+
+/// Where something is wrong in a text, and what.
+pub(super) struct Wrong {
+    /// Line of the file.
+    pub line: usize,
+    /// What.
+    pub text: String,
 }
 
 impl Prompts {
-    /// No texts yet; shared parts come from `prompts/*.j2` beside the template file.
-    pub(super) fn new(folder: &Path, problems: &mut Vec<Problem>) -> Self {
+    /// No texts yet; shared parts and macros come from `prompts/*.j2` beside the template file.
+    pub(super) fn new(folder: &Path, problems: &mut Problems) -> Self {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_fuel(Some(FUEL));
         // A prompt is no HTML.
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        let parts = std::fs::read_dir(folder.join("prompts"))
+        let mut parts = Vec::new();
+        let files = std::fs::read_dir(folder.join("prompts"))
             .into_iter()
             .flatten()
             .flatten();
-        for part in parts
+        for part in files
             .map(|part| part.path())
             .filter(|path| path.extension().is_some_and(|end| end == "j2"))
         {
-            let Some(name) = part.file_name().and_then(|name| name.to_str()) else {
+            let Some(name) = part.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
                 continue;
             };
             match std::fs::read_to_string(&part) {
                 Ok(text) => {
-                    if let Err(error) = environment.add_template_owned(name.to_owned(), text) {
+                    if let Err(error) = environment.add_template_owned(name.clone(), text.clone()) {
                         problems.push(Problem::line(&part, error.line().unwrap_or(1), None, words(&error)));
                     }
+                    parts.push((name, text));
                 }
                 Err(error) => problems.push(Problem::file(&part, format!("cannot be read: {error}"))),
             }
         }
-        Self { environment }
+        parts.sort();
+        Self { environment, parts }
     }
 
-    /// Adds a text, and lists the variables it reads.
-    ///
-    /// # Errors
-    /// Its syntax is wrong: the line of the file and what is wrong.
-    pub(super) fn add(&mut self, source: &Source, is_expression: bool) -> Result<Vec<String>, (usize, String)> {
-        let wrong = |error: minijinja::Error| {
-            let line = source.line + error.line().unwrap_or(1).saturating_sub(1);
-            (line, words(&error))
-        };
-        let globals: Vec<String> = self.environment.globals().map(|(name, _)| name.to_owned()).collect();
-        let read = if is_expression {
+    /// The texts of all shared parts, by name.
+    pub(super) fn parts(&self) -> &[(String, String)] {
+        &self.parts
+    }
+
+    /// Adds a text, and lists the variables it reads, those of the parts it uses included. What is wrong with it is
+    /// told.
+    pub(super) fn add(&mut self, source: &Source, problems: &mut Problems) -> BTreeSet<String> {
+        let compiled = if source.is_expression {
             self.environment
                 .compile_expression(&source.text)
-                .map_err(wrong)?
-                .undeclared_variables(true)
+                .map(|expression| expression.undeclared_variables(true))
         } else {
             self.environment
                 .add_template_owned(source.name.clone(), source.text.clone())
-                .map_err(wrong)?;
-            self.environment
-                .get_template(&source.name)
-                .map_err(wrong)?
-                .undeclared_variables(true)
+                .and_then(|()| self.environment.get_template(&source.name))
+                .map(|template| template.undeclared_variables(true))
         };
-        let mut read: Vec<String> = read.into_iter().filter(|name| !globals.contains(name)).collect();
-        read.sort();
-        Ok(read)
+        let read = match compiled {
+            Ok(read) => read,
+            Err(error) => {
+                let (line, offset) = match error.range() {
+                    Some(range) => source.place_at(range.start),
+                    None => (error.line().unwrap_or(1).saturating_sub(1), 0),
+                };
+                let text = source.text.lines().nth(line).unwrap_or_default();
+                let hint = syntax_hint(&error);
+                problems.add_inside(
+                    source.line + line,
+                    text,
+                    offset,
+                    format!("{}: {}", source.name, words(&error)),
+                    hint,
+                );
+                return BTreeSet::new();
+            }
+        };
+        self.check_names(source, problems);
+        let mut read: BTreeSet<String> = read.into_iter().collect();
+        let mut seen = BTreeSet::new();
+        self.read_by_parts(&source.text, &mut seen, &mut read);
+        let globals: Vec<&str> = self.environment.globals().map(|(name, _)| name).collect();
+        read.retain(|name| !globals.contains(&name.as_str()));
+        read
+    }
+
+    /// Variables that included parts read: they see what the text sees. Macros see their arguments alone.
+    fn read_by_parts(&self, text: &str, seen: &mut BTreeSet<String>, read: &mut BTreeSet<String>) {
+        for name in included(text, "include") {
+            let Some((_, part)) = self.parts.iter().find(|(other, _)| *other == name) else {
+                continue;
+            };
+            if seen.insert(name.clone())
+                && let Ok(template) = self.environment.get_template(&name)
+            {
+                read.extend(template.undeclared_variables(true));
+                self.read_by_parts(part, seen, read);
+            }
+        }
+    }
+
+    /// Parts and filters that do not exist are known before a run.
+    fn check_names(&self, source: &Source, problems: &mut Problems) {
+        let mut wrong = |name: &str, what: String, hint: Option<String>| {
+            let (line, offset) = source.place_of(name);
+            let text = source.text.lines().nth(line).unwrap_or_default();
+            problems.add_inside(
+                source.line + line,
+                text,
+                offset,
+                format!("{}: {what}", source.name),
+                hint,
+            );
+        };
+        for word in ["include", "import", "from"] {
+            for name in included(&source.text, word) {
+                if !self.parts.iter().any(|(part, _)| *part == name) {
+                    let hint = meant(&name, self.parts.iter().map(|(part, _)| part.as_str()));
+                    let hint = hint.or_else(|| Some("shared parts are files prompts/*.j2 beside the template".into()));
+                    wrong(&name, format!("there is no shared part {name:?}"), hint);
+                }
+            }
+        }
+        for name in filters(source) {
+            let tried = self.environment.compile_expression_owned(format!("'' | {name}"));
+            let unknown = tried.and_then(|expression| expression.eval(())).err();
+            if unknown.is_some_and(|error| error.kind() == ErrorKind::UnknownFilter) {
+                wrong(
+                    &name,
+                    format!("there is no filter {name:?}"),
+                    meant(&name, FILTERS.iter().copied()),
+                );
+            }
+        }
     }
 
     /// Renders a text that was added.
-    pub(super) fn render(&self, source: &Source, scope: &Scope) -> Result<String, (usize, String)> {
+    pub(super) fn render(&self, source: &Source, scope: &Scope) -> Result<String, Wrong> {
         let rendered = self
             .environment
             .get_template(&source.name)
             .and_then(|template| template.render(scope.values()));
         match rendered {
-            Ok(text) if text.len() > LARGEST => {
-                Err((source.line, format!("the rendered text is longer than {LARGEST} bytes")))
-            }
+            Ok(text) if text.len() > LARGEST => Err(Wrong {
+                line: source.line,
+                text: format!("the rendered text is longer than {LARGEST} bytes"),
+            }),
             Ok(text) => Ok(text),
-            Err(error) => Err((source.line + error.line().unwrap_or(1).saturating_sub(1), words(&error))),
+            Err(error) => Err(Wrong {
+                line: source.line + error.line().unwrap_or(1).saturating_sub(1),
+                text: words(&error),
+            }),
         }
     }
 
     /// The value of an expression that was added.
-    pub(super) fn evaluate(&self, source: &Source, scope: &Scope) -> Result<minijinja::Value, (usize, String)> {
-        let wrong = |error: minijinja::Error| (source.line, words(&error));
+    pub(super) fn evaluate(&self, source: &Source, scope: &Scope) -> Result<minijinja::Value, Wrong> {
+        let wrong = |text: String| Wrong {
+            line: source.line,
+            text,
+        };
         let value = self
             .environment
             .compile_expression(&source.text)
             .and_then(|expression| expression.eval(scope.values()));
-        match value.map_err(wrong)? {
-            value if value.is_undefined() => Err((source.line, format!("{} is undefined", source.text))),
+        match value.map_err(|error| wrong(words(&error)))? {
+            value if value.is_undefined() => Err(wrong(format!("{} is undefined", source.text))),
             value => Ok(value),
         }
     }
 
     /// The value of an expression as JSON.
-    pub(super) fn value(&self, source: &Source, scope: &Scope) -> Result<Value, (usize, String)> {
+    pub(super) fn value(&self, source: &Source, scope: &Scope) -> Result<Value, Wrong> {
         let value = self.evaluate(source, scope)?;
-        serde_json::to_value(&value).map_err(|error| (source.line, error.to_string()))
+        serde_json::to_value(&value).map_err(|error| Wrong {
+            line: source.line,
+            text: error.to_string(),
+        })
     }
+}
+
+/// Filters that a mistyped one is compared with.
+const FILTERS: &[&str] = &[
+    "abs",
+    "batch",
+    "bool",
+    "capitalize",
+    "chain",
+    "count",
+    "default",
+    "dictsort",
+    "escape",
+    "first",
+    "float",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "lines",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "split",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "unique",
+    "upper",
+    "zip",
+];
+
+/// Names of the parts that a text uses with a word such as `include`.
+fn included(text: &str, word: &str) -> Vec<String> {
+    let pattern = format!(r#"\{{%[-+]?\s*{word}\s+['"]([^'"]+)['"]"#);
+    let Ok(pattern) = Regex::new(&pattern) else {
+        return Vec::new();
+    };
+    pattern.captures_iter(text).map(|found| found[1].to_owned()).collect()
+}
+
+/// Names of the filters that a text uses.
+fn filters(source: &Source) -> BTreeSet<String> {
+    let mut code = String::new();
+    if source.is_expression {
+        code.push_str(&source.text);
+    } else if let Ok(blocks) = Regex::new(r"(?s)\{[{%](.*?)[%}]\}") {
+        for block in blocks.captures_iter(&source.text) {
+            code.push_str(&block[1]);
+            code.push('\n');
+        }
+    }
+    // What stands in quotes is text.
+    let bare = Regex::new(r#"'[^']*'|"[^"]*""#).map(|quoted| quoted.replace_all(&code, "''").into_owned());
+    let code = bare.unwrap_or(code);
+    match Regex::new(r"\|\s*([A-Za-z_][A-Za-z0-9_]*)") {
+        Ok(pattern) => pattern.captures_iter(&code).map(|found| found[1].to_owned()).collect(),
+        Err(_) => BTreeSet::new(),
+    }
+}
+
+fn syntax_hint(error: &minijinja::Error) -> Option<String> {
+    let detail = error.detail().unwrap_or_default();
+    if detail.contains("unexpected end of") || detail.contains("unexpected end") {
+        return Some("close every {{ with }}, every {% with %}, and every if and for with endif and endfor".into());
+    }
+    None
 }
 
 fn words(error: &minijinja::Error) -> String {

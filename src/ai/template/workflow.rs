@@ -1,27 +1,32 @@
 //! A template, understood: what a run needs, and nothing that could still be wrong.
 
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::file::{TemplateFile, read};
-use super::locate::{Place, line_of};
+use super::fields::Fields;
+use super::graph::ancestors;
 use super::node::{Node, Source};
-use super::prompts::Prompts;
-use super::scope::RESERVED;
-use super::step::object;
-use super::{Parameter, Problem, Scope, Step};
+use super::problem::meant;
+use super::prompts::{Prompts, Wrong};
+use super::step::Read;
+use super::yaml::{Data, Yaml};
+use super::{Parameter, Problem, Problems, Scope, Step};
 use crate::text::closest;
 
 /// A template.
 #[derive(Debug)]
 pub struct Template {
     name: String,
+    version: u64,
     description: Option<String>,
     path: PathBuf,
     parameters: Vec<Parameter>,
     steps: Vec<Step>,
     output: Option<Node>,
+    returns: Option<(Value, jsonschema::Validator)>,
     prompts: Prompts,
 }
 
@@ -29,79 +34,57 @@ impl Template {
     /// Reads a template file and checks everything that can be checked without running it.
     ///
     /// # Errors
-    /// All problems, with file and line.
+    /// All problems, with file, line and column.
     pub fn load(path: &Path) -> Result<Self, Vec<Problem>> {
-        let (source, file) = read::<TemplateFile>(path)?;
-        let at = |place: &[Place<'_>], text: String| Problem::at(path, &source, place, text);
-        let mut problems = Vec::new();
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        let name = file.name.unwrap_or_else(|| stem.to_owned());
-        if name.is_empty() || name.len() > 200 || name.chars().any(|char| char.is_control() || char.is_whitespace()) {
-            problems.push(at(
-                &["name".into()],
-                format!("{name:?} cannot be the name of a template"),
-            ));
+        let mut problems = Problems::of(path);
+        let template = Self::read(path, &mut problems);
+        match template {
+            Some(template) if problems.is_empty() => Ok(template),
+            _ => Err(problems.into_vec()),
         }
-        let mut parameters = Vec::new();
-        for (name, parameter) in file.parameters.0 {
-            let place = ["parameters".into(), Place::Key(&name)];
-            let line = line_of(&source, &place);
-            let letters = |char: char| char.is_alphanumeric() || char == '_';
-            if !name.chars().all(letters) || name.starts_with(|char: char| char.is_ascii_digit()) || name.is_empty() {
-                problems.push(at(
-                    &place,
-                    format!("{name:?} cannot be the name of a parameter: letters, digits and _ only"),
-                ));
-            } else if RESERVED.contains(&name.as_str()) {
-                problems.push(at(
-                    &place,
-                    format!("{name:?} is the name of something else in a template"),
-                ));
-            }
-            match Parameter::new(name.clone(), line, parameter) {
-                Ok(parameter) => parameters.push(parameter),
-                Err(text) => problems.push(at(&place, format!("parameter {name:?}: {text}"))),
-            }
-        }
-        if file.steps.is_empty() {
-            problems.push(at(&["steps".into()], "a template needs at least one step".into()));
-        }
-        let mut steps: Vec<Step> = Vec::new();
-        for (number, step) in file.steps.into_iter().enumerate() {
-            match Step::new(&source, number, step) {
-                Ok(step) if steps.iter().any(|other| other.id == step.id) => {
-                    let place = ["steps".into(), number.into(), "id".into()];
-                    problems.push(at(&place, format!("there are two steps with the id {:?}", step.id)));
-                }
-                Ok(step) => steps.push(step),
-                Err((field, text)) => problems.push(at(&["steps".into(), number.into(), field.into()], text)),
-            }
-        }
-        let output = file
-            .output
-            .map(|output| Node::new("output", line_of(&source, &["output".into()]), output));
-        let mut prompts = Prompts::new(path.parent().unwrap_or(Path::new(".")), &mut problems);
-        if problems.is_empty() {
-            problems = check_texts(path, &mut prompts, &parameters, &steps, output.as_ref());
-        }
-        if problems.is_empty() {
-            Ok(Self {
-                name,
-                description: file.description,
-                path: path.to_owned(),
-                parameters,
-                steps,
-                output,
-                prompts,
-            })
-        } else {
-            Err(problems)
-        }
+    }
+
+    fn read(path: &Path, problems: &mut Problems) -> Option<Self> {
+        let whole = super::read(problems)?;
+        let mut fields = Fields::of("a template", &whole, problems)?;
+        let (name, version) = name_and_version(path, &mut fields, problems);
+        let description = fields.text("description", problems);
+        let parameters = fields
+            .take("parameters")
+            .map(|value| Parameter::read_all(value, problems));
+        let parameters = parameters.unwrap_or_default();
+        let steps = fields
+            .need("steps", problems)
+            .map(|value| read_steps(value, problems))
+            .unwrap_or_default();
+        let output = fields.take("output").map(|output| Node::new("output", output));
+        let returns = fields.take("returns").and_then(|schema| read_returns(schema, problems));
+        fields.finish(problems);
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut template = Self {
+            name,
+            version,
+            description,
+            path: path.to_owned(),
+            parameters,
+            steps,
+            output,
+            returns,
+            prompts: Prompts::new(folder, problems),
+        };
+        template.check_texts(problems);
+        template.sign();
+        Some(template)
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its version; 1 if the file does not say.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// What it does.
@@ -133,6 +116,11 @@ impl Template {
             .map(|one| one.name.as_str())
             .collect();
         json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+    }
+
+    /// The JSON Schema of its output, if the file has one.
+    pub fn returns(&self) -> Option<&Value> {
+        self.returns.as_ref().map(|(schema, _)| schema)
     }
 
     /// Checks parameters and fills in defaults.
@@ -210,24 +198,31 @@ impl Template {
         }
     }
 
-    /// A text, rendered.
-    pub(crate) fn text(&self, source: &Source, scope: &Scope) -> Result<String, String> {
-        self.prompts
-            .render(source, scope)
-            .map_err(|error| self.error(source, error))
-    }
-
-    /// Fields of a request, rendered.
-    pub(crate) fn fields(&self, fields: &[(String, Node)], scope: &Scope) -> Result<Map<String, Value>, String> {
-        let rendered = fields
-            .iter()
-            .map(|(name, node)| Ok((name.clone(), self.value(node, scope)?)));
-        rendered.collect::<Result<_, String>>().map(object)
+    /// The fields of a step, rendered. What is nothing is not there.
+    pub(crate) fn fields(&self, step: &Step, scope: &Scope) -> Result<Map<String, Value>, String> {
+        let mut rendered = Map::new();
+        for (name, node) in &step.fields {
+            let value = match (self.value(node, scope)?, step.is_text(name)) {
+                (Value::Null, _) => continue,
+                (Value::String(text), true) => Value::String(text),
+                // A prompt is a text even where it is one expression.
+                (other, true) => Value::String(other.to_string()),
+                (other, false) => other,
+            };
+            rendered.insert(name.clone(), value);
+        }
+        Ok(rendered)
     }
 
     /// The output, if the file names one.
     pub(crate) fn output(&self, scope: &Scope) -> Result<Option<Value>, String> {
         self.output.as_ref().map(|output| self.value(output, scope)).transpose()
+    }
+
+    /// What does not fit the schema of the output.
+    pub(crate) fn misfits(&self, output: &Value) -> Vec<String> {
+        let validator = self.returns.as_ref().map(|(_, validator)| validator);
+        validator.map_or_else(Vec::new, |validator| crate::ai::schema::misfits(validator, output))
     }
 
     /// What the texts of each step become; for `orchestra templates render`. Steps that need the answer of an earlier
@@ -236,219 +231,297 @@ impl Template {
     /// # Errors
     /// The parameters are wrong.
     pub fn preview(&self, params: Map<String, Value>) -> Result<Vec<(String, String)>, String> {
-        let scope = Scope::new(self.check(params)?);
+        let scope = Scope::new(&self.check(params)?);
         let mut shown = Vec::new();
         for step in &self.steps {
-            for (source, is_expression) in step.sources() {
-                let rendered = if is_expression {
+            for (source, _) in step.sources() {
+                let rendered = if source.is_expression {
                     self.prompts.value(source, &scope).map(|value| value.to_string())
                 } else {
                     self.prompts.render(source, &scope)
                 };
                 shown.push((
                     source.name.clone(),
-                    rendered.unwrap_or_else(|(_, text)| format!("({text})")),
+                    rendered.unwrap_or_else(|wrong| format!("({})", wrong.text)),
                 ));
             }
         }
         Ok(shown)
     }
 
-    fn value(&self, node: &Node, scope: &Scope) -> Result<Value, String> {
+    /// A value with expressions in it, for a run.
+    pub(crate) fn value(&self, node: &Node, scope: &Scope) -> Result<Value, String> {
         Ok(match node {
             Node::Literal(value) => value.clone(),
             Node::Expression(source) => self
                 .prompts
                 .value(source, scope)
                 .map_err(|error| self.error(source, error))?,
-            Node::Text(source) => Value::String(self.text(source, scope)?),
+            Node::Text(source) => Value::String(
+                self.prompts
+                    .render(source, scope)
+                    .map_err(|error| self.error(source, error))?,
+            ),
             Node::List(items) => items
                 .iter()
                 .map(|item| self.value(item, scope))
                 .collect::<Result<_, _>>()?,
-            Node::Object(entries) => Value::Object(self.fields(entries, scope)?),
+            Node::Object(entries) => {
+                let entries = entries
+                    .iter()
+                    .map(|(name, node)| Ok((name.clone(), self.value(node, scope)?)));
+                Value::Object(entries.collect::<Result<_, String>>()?)
+            }
         })
     }
 
-    fn error(&self, source: &Source, (line, text): (usize, String)) -> String {
-        format!("{}:{line}: {}: {text}", self.path.display(), source.name)
+    fn error(&self, source: &Source, wrong: Wrong) -> String {
+        format!(
+            "{}:{}: {}: {}",
+            self.path.display(),
+            wrong.line,
+            source.name,
+            wrong.text
+        )
+    }
+
+    /// Adds all texts, and checks that what they read will be there.
+    fn check_texts(&mut self, problems: &mut Problems) {
+        let parameters: Vec<&str> = self
+            .parameters
+            .iter()
+            .map(|parameter| parameter.name.as_str())
+            .collect();
+        let ids: Vec<&str> = self.steps.iter().map(|step| step.id.as_str()).collect();
+        let prompts = &mut self.prompts;
+        let mut check = |source: &Source, known: &Known<'_>| {
+            for read in prompts.add(source, problems) {
+                let Some((what, hint)) = unknown(&read, known) else {
+                    continue;
+                };
+                let variable = read.split('.').take(2).collect::<Vec<_>>().join(".");
+                let (line, offset) = source.place_of(if source.text.contains(&variable) {
+                    &variable
+                } else {
+                    &read
+                });
+                let text = source.text.lines().nth(line).unwrap_or_default();
+                problems.add_inside(
+                    source.line + line,
+                    text,
+                    offset,
+                    format!("{}: {what}", source.name),
+                    hint,
+                );
+            }
+        };
+        for step in &self.steps {
+            let earlier: Vec<&str> = step.after.iter().map(|number| ids[*number]).collect();
+            for (source, in_loop) in step.sources() {
+                let known = Known {
+                    parameters: &parameters,
+                    earlier: &earlier,
+                    all: &ids,
+                    in_loop,
+                };
+                check(source, &known);
+            }
+        }
+        let known = Known {
+            parameters: &parameters,
+            earlier: &ids,
+            all: &ids,
+            in_loop: false,
+        };
+        let mut sources = Vec::new();
+        self.output.iter().for_each(|output| output.sources(&mut sources));
+        for source in sources {
+            check(source, &known);
+        }
+    }
+
+    /// Lets the digest of a step change with those before it and with the parts it may use.
+    fn sign(&mut self) {
+        let own: Vec<u64> = self.steps.iter().map(|step| step.digest).collect();
+        let parts = self.prompts.parts();
+        for step in &mut self.steps {
+            let mut digest = DefaultHasher::new();
+            step.digest.hash(&mut digest);
+            for before in &step.after {
+                own[*before].hash(&mut digest);
+            }
+            let mut sources = Vec::new();
+            step.fields.iter().for_each(|(_, node)| node.sources(&mut sources));
+            if sources.iter().any(|source| source.text.contains("{%")) {
+                parts.hash(&mut digest);
+            }
+            step.digest = digest.finish();
+        }
     }
 }
 
-/// Adds all texts, and checks that what they read will be there.
-fn check_texts(
-    path: &Path,
-    prompts: &mut Prompts,
-    parameters: &[Parameter],
-    steps: &[Step],
-    output: Option<&Node>,
-) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let parameters: Vec<&str> = parameters.iter().map(|parameter| parameter.name.as_str()).collect();
-    let mut check = |sources: Vec<(&Source, bool)>, earlier: &[&str]| {
-        for (source, is_expression) in sources {
-            let found = match prompts.add(source, is_expression) {
-                Ok(read) => read
+/// Name and version: from the file, or from its name (`summarize@2.yaml`).
+fn name_and_version(path: &Path, fields: &mut Fields<'_>, problems: &mut Problems) -> (String, u64) {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let (stem, in_name) = match stem.rsplit_once('@') {
+        Some((name, version)) => match version.parse::<u64>() {
+            Ok(version) if version > 0 => (name, Some(version)),
+            _ => {
+                let hint = Some("write NAME@2.yaml".to_owned());
+                problems.add_with(fields.at(), format!("{version:?} is no version"), hint);
+                (name, None)
+            }
+        },
+        None => (stem, None),
+    };
+    let name = fields.text("name", problems).unwrap_or_else(|| stem.to_owned());
+    let odd = |char: char| char.is_control() || char.is_whitespace() || char == '@';
+    if name.is_empty() || name.len() > 200 || name.chars().any(odd) {
+        problems.add(
+            fields.place("name"),
+            format!("{name:?} cannot be the name of a template"),
+        );
+    }
+    let version = fields.whole("version", 1, problems);
+    if let (Some(version), Some(in_name)) = (version, in_name)
+        && version != in_name
+    {
+        let text = format!("version is {version}, and the name of the file says {in_name}");
+        problems.add(fields.place("version"), text);
+    }
+    (name, version.or(in_name).unwrap_or(1))
+}
+
+fn read_steps(value: &Yaml, problems: &mut Problems) -> Vec<Step> {
+    let Data::List(items) = &value.data else {
+        problems.add(value.at, format!("steps must be a list, not {}", value.what()));
+        return Vec::new();
+    };
+    if items.is_empty() {
+        problems.add(value.at, "a template needs at least one step");
+    }
+    let mut read: Vec<Read> = Vec::new();
+    let mut lost: BTreeSet<String> = BTreeSet::new();
+    for (number, item) in items.iter().enumerate() {
+        match Step::read(number, item, problems) {
+            Some(found) if read.iter().any(|other| other.step.id == found.step.id) => {
+                problems.add(item.at, format!("there are two steps with the id {:?}", found.step.id));
+            }
+            Some(found) => read.push(found),
+            None => {
+                let entries = item.as_map().unwrap_or_default();
+                let id = entries
                     .iter()
-                    .filter_map(|read| Some((source.line_of(read), unknown(read, &parameters, earlier)?)))
-                    .collect(),
-                Err(error) => vec![error],
-            };
-            let problem = |(line, text)| Problem::line(path, line, None, format!("{}: {text}", source.name));
-            problems.extend(found.into_iter().map(problem));
+                    .find(|(key, _)| key.name == "id")
+                    .and_then(|(_, id)| id.as_str());
+                lost.insert(id.map_or_else(|| format!("step{}", number + 1), str::to_owned));
+            }
+        }
+    }
+    let ids: Vec<String> = read.iter().map(|read| read.step.id.clone()).collect();
+    let mut needs: Vec<Vec<usize>> = Vec::new();
+    for (number, found) in read.iter().enumerate() {
+        needs.push(match &found.needs {
+            None => number.checked_sub(1).into_iter().collect(),
+            Some(names) => {
+                let mut numbers = Vec::new();
+                for (name, at) in names {
+                    match ids.iter().position(|id| id == name) {
+                        Some(other) => numbers.push(other),
+                        // What is wrong with that one is told already.
+                        None if lost.contains(name) => {}
+                        None => {
+                            let hint = meant(name, ids.iter().map(String::as_str));
+                            problems.add_with(*at, format!("there is no step {name:?}"), hint);
+                        }
+                    }
+                }
+                numbers
+            }
+        });
+    }
+    let after = match ancestors(&needs) {
+        Ok(after) => after,
+        Err(circle) => {
+            let names: Vec<&str> = circle
+                .iter()
+                .chain(circle.first())
+                .map(|number| ids[*number].as_str())
+                .collect();
+            let at = read[circle[0]]
+                .needs
+                .as_ref()
+                .and_then(|needs| needs.first())
+                .map(|(_, at)| *at);
+            let text = format!("these steps wait for each other: {}", names.join(" needs "));
+            let hint = Some("take one of the needs out".to_owned());
+            problems.add_with(at.unwrap_or(read[circle[0]].step.at), text, hint);
+            // Everything may be read, so that one mistake is one message.
+            needs.iter().map(|_| (0..read.len()).collect()).collect()
         }
     };
-    let ids: Vec<&str> = steps.iter().map(|step| step.id.as_str()).collect();
-    for (at, step) in steps.iter().enumerate() {
-        check(step.sources(), &ids[..at]);
+    let mut steps: Vec<Step> = read.into_iter().map(|read| read.step).collect();
+    for ((step, needs), after) in steps.iter_mut().zip(needs).zip(after) {
+        step.needs = needs;
+        step.after = after;
     }
-    let mut sources = Vec::new();
-    output.inspect(|output| output.sources(&mut sources));
-    check(sources, &ids);
-    problems
+    steps
 }
 
-/// What is wrong with a variable that a text reads, such as `words` or `steps.answer.text`.
-fn unknown(read: &str, parameters: &[&str], earlier: &[&str]) -> Option<String> {
+fn read_returns(schema: &Yaml, problems: &mut Problems) -> Option<(Value, jsonschema::Validator)> {
+    let value = schema.to_value();
+    match jsonschema::validator_for(&value) {
+        Ok(validator) if value.is_object() => Some((value, validator)),
+        Ok(_) => {
+            problems.add(schema.at, "returns must be a JSON Schema");
+            None
+        }
+        Err(error) => {
+            problems.add(schema.at, format!("returns is no JSON Schema: {error}"));
+            None
+        }
+    }
+}
+
+/// What a text may read.
+struct Known<'a> {
+    parameters: &'a [&'a str],
+    earlier: &'a [&'a str],
+    all: &'a [&'a str],
+    in_loop: bool,
+}
+
+/// What is wrong with a variable that a text reads, such as `words` or `steps.answer.text`, and what to do.
+fn unknown(read: &str, known: &Known<'_>) -> Option<(String, Option<String>)> {
     let mut parts = read.split('.');
     let first = parts.next().unwrap_or_default();
-    let (name, known, what) = match first {
-        "params" => (parts.next()?, parameters, "parameter"),
-        "steps" => (parts.next()?, earlier, "earlier step"),
-        name => (name, parameters, "parameter"),
+    let name = match first {
+        "item" | "index" if known.in_loop => return None,
+        "item" | "index" => {
+            let hint = Some("give the step a foreach".to_owned());
+            return Some((format!("there is no {first} here"), hint));
+        }
+        "steps" => {
+            let name = parts.next()?;
+            if known.earlier.contains(&name) {
+                return None;
+            }
+            if known.all.contains(&name) {
+                let hint = Some("add it to needs".to_owned());
+                return Some((format!("the step {name:?} does not come before this one"), hint));
+            }
+            let hint = meant(name, known.all.iter().copied());
+            return Some((format!("there is no step {name:?}"), hint));
+        }
+        "params" => parts.next()?,
+        name => name,
     };
-    if known.contains(&name) {
+    if known.parameters.contains(&name) {
         return None;
     }
-    let meant = closest(name, known.iter().copied()).map(|close| format!("; did you mean {close:?}?"));
-    Some(format!("there is no {what} {name:?}{}", meant.unwrap_or_default()))
+    let hint = meant(name, known.parameters.iter().copied());
+    Some((format!("there is no parameter {name:?}"), hint))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::StepKind;
-    use super::*;
-
-    /// Writes a file of its own for each text, and reads it as a template.
-    fn load(text: &str) -> Result<Template, String> {
-        let folder = std::env::temp_dir().join(format!("orchestra-{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir(&folder).unwrap();
-        let path = folder.join("t.yaml");
-        std::fs::write(&path, text).unwrap();
-        let template = Template::load(&path).map_err(|problems| {
-            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            lines.join("\n").replace(&format!("{}/", folder.display()), "")
-        });
-        std::fs::remove_dir_all(&folder).unwrap();
-        template
-    }
-
-    const STEP: &str =
-        "steps:\n- id: one\n  type: ollama_generate\n  model: m\n  prompt: |\n    Hello\n    {{ who }}\n";
-
-    #[test]
-    fn problems_are_told_with_their_line() {
-        for (text, problem) in [
-            ("steps: [", "t.yaml:2:1: did not find expected node content"),
-            ("name: x\nstep: []\n", "t.yaml:2:1: unknown field `step`"),
-            ("steps: []\n", "t.yaml:1: a template needs at least one step"),
-            (STEP, "t.yaml:7: steps.one.prompt: there is no parameter \"who\""),
-            (
-                &format!("parameters:\n  whom: {{type: string}}\n{STEP}"),
-                "did you mean \"whom\"?",
-            ),
-            (
-                &STEP.replace("{{ who }}", "{{ who "),
-                "t.yaml:7: steps.one.prompt: syntax error: ",
-            ),
-            (
-                &STEP.replace("who", "steps.one.text"),
-                "there is no earlier step \"one\"",
-            ),
-            (
-                &STEP.replace("ollama_generate", "ollama_genrate"),
-                "t.yaml:3: unknown type of step \"ollama_genrate\"; did you mean ollama_generate?",
-            ),
-            (
-                &STEP.replace("  model: m\n", ""),
-                "a step of type ollama_generate needs model",
-            ),
-            (
-                &STEP.replace("model: m", "model: m\n  text: x"),
-                "t.yaml:5: a step of type ollama_generate has no text",
-            ),
-            (
-                &format!("parameters:\n  who: {{type: sting}}\n{STEP}"),
-                "t.yaml:2: parameter \"who\": unknown type \"sting\"; did you mean string?",
-            ),
-            (
-                &format!("parameters:\n  who:\n    type: integer\n    default: x\n{STEP}"),
-                "t.yaml:2: parameter \"who\": its default does not fit",
-            ),
-            (
-                &format!("parameters:\n  steps: {{}}\n{STEP}"),
-                "t.yaml:2: \"steps\" is the name of something else",
-            ),
-            (
-                &format!("parameters:\n  who: {{}}\n  who: {{}}\n{STEP}"),
-                "\"who\" is there twice",
-            ),
-        ] {
-            let found = load(text).unwrap_err();
-            assert!(found.contains(problem), "{text}\nfound: {found}\nwanted: {problem}");
-        }
-    }
-
-    #[test]
-    fn parameters_are_checked_and_defaults_filled_in() {
-        let text = format!(
-            "parameters:\n  who:\n    type: string\n    max_length: 5\n  times:\n    type: integer\n    default: 2\n{STEP}"
-        );
-        let template = load(&text).unwrap();
-        let check = |params: Value| template.check(params.as_object().unwrap().clone());
-        assert_eq!(check(json!({"who": "a"})).unwrap()["times"], 2);
-        let wrong = |params| check(params).unwrap_err();
-        assert!(wrong(json!({})).ends_with("t.yaml:2: parameter \"who\" is missing"));
-        assert!(wrong(json!({"who": 1})).contains("parameter \"who\": 1 is not of type \"string\""));
-        let all = wrong(json!({"whom": "a", "times": "b"}));
-        assert!(
-            all.contains("did you mean \"who\"?")
-                && all.contains("t.yaml:5: parameter \"times\"")
-                && all.contains("\"who\" is missing"),
-            "{all}"
-        );
-    }
-
-    #[test]
-    fn values_keep_their_types_and_texts_are_texts() {
-        let text = "parameters:\n  n: {type: integer}\nsteps:\n- id: a\n  type: render\n  text: \"{{ n }}\"\noutput: {n: \"{{ n }}\", text: \"n={{ n }}\", list: [\"{{ n + 1 }}\"], step: \"{{ steps.a }}\"}\n";
-        let template = load(text).unwrap();
-        let mut scope = Scope::new(json!({"n": 3}).as_object().unwrap().clone());
-        scope.finish("a", "3".into());
-        let output = template.output(&scope).unwrap().unwrap();
-        assert_eq!(output, json!({"n": 3, "text": "n=3", "list": [4], "step": "3"}));
-    }
-
-    #[test]
-    fn a_text_without_end_is_stopped() {
-        let text = "steps:\n- type: render\n  text: \"{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}\"\n";
-        let template = load(text).unwrap();
-        let StepKind::Render(source) = &template.steps()[0].kind else {
-            panic!("a render step")
-        };
-        let error = template.text(source, &Scope::new(Map::new())).unwrap_err();
-        assert!(error.contains("takes too long"), "{error}");
-    }
-
-    #[test]
-    fn what_is_shipped_is_right() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let options = crate::ai::Options {
-            templates: crate::ai::Folder::Named(root.join("templates")),
-            tasks: crate::ai::Folder::Named(root.join("tasks")),
-            ..crate::ai::Options::default()
-        };
-        let engine = crate::ai::Engine::load(&options).unwrap();
-        assert!(engine.templates().count() >= 4);
-    }
-}
+mod tests;

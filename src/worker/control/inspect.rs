@@ -86,7 +86,8 @@ impl Consumer {
         let builtins = arguments.flag("builtins");
         let wanted = arguments.texts("taskinfoitems").unwrap_or_default();
         let wanted: Vec<&str> = match &wanted[..] {
-            [] => vec!["exchange", "routing_key", "rate_limit"],
+            // What a task is for stands beside it, in Flower too.
+            [] => vec!["exchange", "routing_key", "rate_limit", "description"],
             wanted => wanted.iter().map(String::as_str).collect(),
         };
         self.registry
@@ -139,6 +140,11 @@ impl Consumer {
             "prefetch_count": self.prefetch + self.held_for_eta(),
             "rusage": facts::resource_usage(),
         });
+        for meter in self.registry.meters() {
+            if let Some((name, numbers)) = meter.stats() {
+                stats[name] = numbers;
+            }
+        }
         if let Some(scaler) = &self.autoscaler {
             stats["autoscaler"] = json!({
                 "max": scaler.max,
@@ -279,6 +285,7 @@ fn attribute(entry: &task::Entry, policy: &task::Options, name: &str) -> Option<
     let seconds = |value: Option<std::time::Duration>| value.map(|value| value.as_secs_f64().to_string());
     match name {
         "name" => Some(entry.name.to_string()),
+        "description" => entry.description.as_deref().map(str::to_owned),
         "rate_limit" => policy.rate_limit.map(|limit| limit.to_string()),
         "max_retries" => policy.max_retries.map(|max| max.to_string()),
         "default_retry_delay" => seconds(Some(policy.default_retry_delay)),

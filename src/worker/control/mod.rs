@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use super::consumer::Consumer;
+use super::metrics::Metrics;
 use super::mingle::Neighbour;
 use super::writer::Out;
 use crate::conn::Push;
@@ -64,6 +65,7 @@ pub(crate) async fn listen(
     accept: Accept,
     largest: usize,
     orders: mpsc::Sender<Order>,
+    metrics: Metrics,
 ) {
     while let Some(Push { channel, payload, .. }) = messages.recv().await {
         if payload.len() > largest {
@@ -76,7 +78,11 @@ pub(crate) async fn listen(
         if events.as_deref().is_some_and(|events| channel.starts_with(events)) {
             match Heard::decode(&payload) {
                 // An event is news that the next one replaces: rather lost than in the way of a request.
-                Ok(heard) => drop(orders.try_send(Order::Heard(heard))),
+                Ok(heard) => {
+                    if orders.try_send(Order::Heard(heard)).is_err() {
+                        metrics.event_dropped();
+                    }
+                }
                 Err(error) => debug!("a message on {channel} is no event: {error}"),
             }
             continue;
@@ -106,10 +112,7 @@ impl Consumer {
                 let _ = answer.send(self.revoked.ids().map(str::to_owned).collect());
             }
             Order::Double => self.warn_of_double(),
-            Order::Reconnected => {
-                self.metrics.reconnected();
-                self.worker_event("worker-online");
-            }
+            Order::Reconnected => self.worker_event("worker-online"),
         }
     }
 

@@ -12,6 +12,7 @@ pub(super) fn request_info(active: &Active, hostname: &str, safe: bool) -> Value
     let request = &active.request;
     let headers = &request.message.headers;
     let (args, kwargs) = if safe {
+        // What is secret has been taken out of the headers when the message came.
         let shown = |repr: &Option<String>, raw: &str| -> Value {
             repr.clone()
                 .unwrap_or_else(|| wire::repr_bounded(&serde_json::from_str(raw).unwrap_or_default()))
@@ -22,7 +23,8 @@ pub(super) fn request_info(active: &Active, hostname: &str, safe: bool) -> Value
             shown(&headers.kwargsrepr, request.message.body.kwargs()),
         )
     } else {
-        let arguments = request.message.body.arguments().unwrap_or_default();
+        let mut arguments = request.message.body.arguments().unwrap_or_default();
+        request.entry.hides.hide(&mut arguments);
         (arguments.args.into(), arguments.kwargs.into())
     };
     let running = matches!(active.state, State::Running { .. });

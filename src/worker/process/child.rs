@@ -20,6 +20,7 @@ use crate::client::Client;
 use crate::clock;
 use crate::conn::{self, Link};
 use crate::task::{Context, Failure, Note, Notes, Registry};
+use crate::trace::Trace;
 use crate::worker::request::Outcome;
 use crate::worker::services::{spawn_blocking, spawn_run};
 use crate::worker::start::complete;
@@ -179,7 +180,8 @@ impl Runner {
             }
         };
         let deadline = job.hard.and_then(|hard| clock::instant().checked_add(hard));
-        let details = request.details(self.options.hostname.as_str().into(), deadline);
+        let trace = Trace::of(&request.message.headers.extra);
+        let details = request.details(self.options.hostname.as_str().into(), deadline, trace);
         let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.clone());
         // On a thread of its own, whatever it is: a run that never gives way must not keep this from listening.

@@ -82,6 +82,7 @@ pub(super) enum Ended {
         reason: String,
     },
     Ignore,
+    Park,
     Replace(Box<Signature>),
     Panicked(String),
     SoftLimit,
@@ -112,6 +113,7 @@ impl Ended {
             }
             Outcome::Failed(Failure::Reject { requeue, reason }) => (Self::Reject { requeue, reason }, None),
             Outcome::Failed(Failure::Replace(signature)) => (Self::Replace(signature), None),
+            Outcome::Failed(Failure::Park) => (Self::Park, None),
             Outcome::Panicked(text) => (Self::Panicked(text), None),
             Outcome::SoftLimit | Outcome::HardLimit(_) => (Self::SoftLimit, None),
             // The last three are for the worker to find out.
@@ -138,6 +140,7 @@ impl Ended {
             }),
             Self::Reject { requeue, reason } => Outcome::Failed(Failure::Reject { requeue, reason }),
             Self::Ignore => Outcome::Failed(Failure::Ignore),
+            Self::Park => Outcome::Failed(Failure::Park),
             Self::Replace(signature) => Outcome::Failed(Failure::Replace(signature)),
             Self::Panicked(text) => Outcome::Panicked(text),
             Self::SoftLimit => Outcome::SoftLimit,

@@ -18,7 +18,15 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// A back end. Dropping a future that it returned stops the work behind it.
 pub trait Backend: Send + Sync + 'static {
     /// The installed models, newest first.
-    fn models(&self) -> &[Arc<Model>];
+    fn models(&self) -> Vec<Arc<Model>>;
+
+    /// Makes a model that is not installed an installed one; its size, or nothing where there is none of that name.
+    fn pull(&self, _name: &Name) -> Option<u64> {
+        None
+    }
+
+    /// Vectors of texts, by a loaded model.
+    fn embed(&self, model: Arc<Model>, texts: Vec<String>) -> BoxFuture<Result<Vec<Vec<f32>>, Error>>;
 
     /// Makes a model ready; dropped half-way, the load is thrown away.
     fn load(&self, model: Arc<Model>, settings: Settings) -> BoxFuture<Result<(), Error>>;

@@ -12,9 +12,21 @@ use crate::keep_alive::{KeepAlive, parse_duration};
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Args {
-    /// What answers: scripted behaviours, or a small real model.
+    /// What answers: scripted behaviours, a small real model, or recorded answers.
     #[arg(long, value_enum, default_value_t = BackendKind::Script)]
     pub backend: BackendKind,
+
+    /// Pass requests on to this server, and write its answers to --cassette.
+    #[arg(long, value_name = "URL", requires = "cassette")]
+    pub record: Option<String>,
+
+    /// Folder of recorded answers.
+    #[arg(long, value_name = "DIR", required_if_eq("backend", "cassette"))]
+    pub cassette: Option<PathBuf>,
+
+    /// Play recorded answers so many times as fast; 0 makes no pauses.
+    #[arg(long, value_name = "TIMES", default_value_t = 1.0)]
+    pub speed: f64,
 
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:11434")]
@@ -53,6 +65,26 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub max_queue: usize,
 
+    /// Models in memory at once; 0 is any number [engine: 1].
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub max_loaded: usize,
+
+    /// Memory of the video card in bytes: a load that needs more than four fifths of what is free throws models out.
+    #[arg(long, value_name = "BYTES")]
+    pub vram: Option<u64>,
+
+    /// Size of a model of the script in bytes. Repeatable.
+    #[arg(long = "model-size", value_name = "NAME=BYTES")]
+    pub model_sizes: Vec<String>,
+
+    /// A model that is not installed and can be pulled (script). Repeatable.
+    #[arg(long = "pullable", value_name = "NAME[=BEHAVIOUR]")]
+    pub pullable: Vec<String>,
+
+    /// Time that a pull takes in the script, as a Go duration.
+    #[arg(long, value_name = "DURATION", default_value = "0", value_parser = duration)]
+    pub pull_delay: Duration,
+
     /// How long an unused model stays loaded, as a Go duration; negative is for ever.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = keep_alive, allow_hyphen_values = true)]
     pub keep_alive: KeepAlive,
@@ -70,6 +102,8 @@ pub struct Args {
 pub enum BackendKind {
     Engine,
     Script,
+    /// Answers that were recorded.
+    Cassette,
 }
 
 impl Args {
@@ -78,8 +112,15 @@ impl Args {
         match (self.parallel, self.backend) {
             (Some(slots), _) => Some(slots.into()),
             (None, BackendKind::Engine) => Some(1),
-            (None, BackendKind::Script) => None,
+            (None, BackendKind::Script | BackendKind::Cassette) => None,
         }
+    }
+}
+
+impl Args {
+    /// How many models are in memory at once; `None` for any number.
+    pub fn max_loaded(&self) -> Option<usize> {
+        (self.max_loaded > 0).then_some(self.max_loaded)
     }
 }
 

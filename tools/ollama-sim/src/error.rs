@@ -36,6 +36,19 @@ impl Error {
         Self::new(500, "an error was encountered while running the model: unexpected EOF")
     }
 
+    /// The model has no embeddings; the engine's text.
+    pub fn no_embeddings() -> Self {
+        Self::new(
+            501,
+            "This server does not support embeddings. Start it with `--embeddings`",
+        )
+    }
+
+    /// The engine found no memory: then every model goes.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.text.contains("out of memory")
+    }
+
     /// The load queue is full. Two blanks, as on the wire.
     pub fn busy() -> Self {
         Self::new(503, "server busy, please try again.  maximum pending requests exceeded")

@@ -3,12 +3,15 @@
 mod answer;
 mod api;
 mod backend;
+mod cassette;
 mod cli;
 mod control;
 mod engine;
 mod error;
 mod frames;
 mod keep_alive;
+mod line;
+mod loads;
 mod names;
 mod options;
 mod runners;
@@ -53,8 +56,8 @@ async fn run(args: Args) -> io::Result<()> {
 }
 
 async fn serve(args: Args) -> io::Result<()> {
-    let backend = backend(&args).map_err(io::Error::other)?;
-    let app = App::new(backend, &args);
+    let app = App::new(backend(&args).map_err(io::Error::other)?, &args);
+    let taped = taped(&args, &app).map_err(io::Error::other)?;
     let listener = listen(args.host).await?;
     let address = listener.local_addr()?;
     let control = match args.control {
@@ -72,17 +75,29 @@ async fn serve(args: Args) -> io::Result<()> {
         let _ = stream.set_nodelay(true);
     });
     let expiry = Arc::clone(&app.runners).expire();
-    let stats = Arc::clone(&app.stats);
+    let watched = Arc::clone(&app);
+    let router = taped.unwrap_or_else(|| api::router(app, address));
     tokio::select! {
-        ended = async { axum::serve(listener, api::router(app, address)).await } => ended,
-        ended = control::serve(control, stats) => ended,
+        ended = async { axum::serve(listener, router).await } => ended,
+        ended = control::serve(control, watched) => ended,
         () = expiry => Ok(()),
+    }
+}
+
+/// What answers in place of the API, where answers are recorded or played.
+fn taped(args: &Args, app: &App) -> Result<Option<axum::Router>, String> {
+    match (&args.record, &args.cassette, args.backend) {
+        (Some(server), Some(folder), _) => cassette::recorder(server, folder).map(Some),
+        (None, Some(folder), BackendKind::Cassette) => {
+            cassette::player(folder, args.speed, Arc::clone(&app.stats)).map(Some)
+        }
+        _ => Ok(None),
     }
 }
 
 fn backend(args: &Args) -> Result<Arc<dyn Backend>, String> {
     Ok(match args.backend {
-        BackendKind::Script => Arc::new(script::Script::new(args)?),
+        BackendKind::Script | BackendKind::Cassette => Arc::new(script::Script::new(args)?),
         BackendKind::Engine => Arc::new(engine::Engine::new(args)?),
     })
 }

@@ -1,18 +1,19 @@
-//! The loaded models: the load queue, who uses what, `keep_alive` and expiry.
+//! The loaded models: the load queue, who uses what, what has to go, `keep_alive` and expiry.
 //!
 //! `keep_alive` belongs to the runner, not to the request: the last request that gave one set it for everybody.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::backend::{Backend, Model, Settings};
 use crate::error::Error;
 use crate::keep_alive::KeepAlive;
+use crate::line::{Line, Place};
+use crate::loads::{Load, Loads};
 
 /// What `/api/ps` shows as "for ever": the longest duration that Go can hold.
 const FOREVER: Duration = Duration::from_nanos(i64::MAX as u64);
@@ -23,8 +24,8 @@ pub struct Runners {
     /// Changes whenever the table does.
     changed: watch::Sender<()>,
     /// Loads are done one at a time, in order.
-    turn: tokio::sync::Mutex<()>,
-    queued: AtomicUsize,
+    line: Line,
+    pub loads: Loads,
     limits: Limits,
 }
 
@@ -33,6 +34,12 @@ pub struct Limits {
     /// Requests that may wait for a load, besides the one being loaded for.
     pub max_queue: usize,
     pub keep_alive: KeepAlive,
+    /// Models in memory at once; `None` for any number.
+    pub max_loaded: Option<usize>,
+    /// Memory of the video card in bytes; `None` where it is not looked at.
+    pub vram: Option<u64>,
+    /// Requests that a runner works on at once; `None` for any number.
+    pub slots: Option<usize>,
 }
 
 struct Runner {
@@ -41,6 +48,7 @@ struct Runner {
     keep_alive: KeepAlive,
     running: usize,
     idle_since: Instant,
+    slots: Option<Arc<Semaphore>>,
 }
 
 /// One line of `/api/ps`.
@@ -64,14 +72,14 @@ impl Runners {
             backend,
             table: Mutex::default(),
             changed: watch::Sender::new(()),
-            turn: tokio::sync::Mutex::default(),
-            queued: AtomicUsize::new(0),
+            line: Line::new(limits.max_queue),
+            loads: Loads::default(),
             limits,
         })
     }
 
-    /// Uses a model, after loading it where needed. Dropping the future gives up the place in the queue,
-    /// and throws away a load in progress.
+    /// Uses a model, after loading it where needed. Dropping the future gives up the wait, though the place in the queue
+    /// only when its turn comes, and throws away a load in progress.
     pub async fn acquire(
         self: &Arc<Self>,
         model: &Arc<Model>,
@@ -81,19 +89,35 @@ impl Runners {
         if let Found::Leased(lease) = self.find(model, settings, keep_alive) {
             return Ok(lease);
         }
-        let _place = self.enqueue()?;
-        let _turn = self.turn.lock().await;
+        let place = self.line.join().ok_or_else(Error::busy)?;
+        place.turn().await;
+        self.load(&place, model, settings, keep_alive).await
+    }
+
+    /// The one at the head of the queue loads; whatever it waits for, all behind it wait as well.
+    async fn load(
+        self: &Arc<Self>,
+        _place: &Place<'_>,
+        model: &Arc<Model>,
+        settings: Settings,
+        keep_alive: Option<KeepAlive>,
+    ) -> Result<Lease, Error> {
         let mut changes = self.changed.subscribe();
         loop {
             match self.find(model, settings, keep_alive) {
                 Found::Leased(lease) => return Ok(lease),
-                Found::NotLoaded => break,
+                Found::NotLoaded if self.make_room(model) => break,
                 // The sender is in `self`: it cannot be gone.
-                Found::MustDrain => drop(changes.changed().await),
+                Found::NotLoaded | Found::MustDrain => drop(changes.changed().await),
             }
         }
-        self.backend.load(Arc::clone(model), settings).await?;
-        Ok(self.insert(model, settings, keep_alive))
+        let load = self.loads.begin(&model.name.to_string());
+        let loaded = self.backend.load(Arc::clone(model), settings).await;
+        if loaded.as_ref().is_err_and(Error::is_out_of_memory) {
+            self.expire_all();
+        }
+        loaded?;
+        Ok(self.insert(model, settings, keep_alive, load))
     }
 
     fn find(self: &Arc<Self>, model: &Arc<Model>, settings: Settings, keep_alive: Option<KeepAlive>) -> Found {
@@ -104,47 +128,104 @@ impl Runners {
         if runner.settings == settings && self.backend.is_alive(model) {
             runner.running += 1;
             runner.keep_alive = keep_alive.unwrap_or(runner.keep_alive);
-            return Found::Leased(self.lease(model));
+            let slots = runner.slots.clone();
+            return Found::Leased(self.lease(model, slots));
         }
         if runner.running > 0 {
             return Found::MustDrain;
         }
         table.remove(&model.name.key());
         self.backend.unload(model);
+        self.loads.reload();
         Found::NotLoaded
     }
 
-    fn insert(self: &Arc<Self>, model: &Arc<Model>, settings: Settings, keep_alive: Option<KeepAlive>) -> Lease {
+    /// Throws a model out, if one has to go for this one. Whether there is room now; if not, the victim drains first,
+    /// and may be revived meanwhile by a request that brings a `keep_alive`.
+    fn make_room(&self, model: &Model) -> bool {
+        let mut table = self.table();
+        loop {
+            let taken: u64 = table.values().map(|runner| runner.model.size).sum();
+            let full = self.limits.max_loaded.is_some_and(|most| table.len() >= most);
+            // More than four fifths of what is free is too much.
+            let tight = self
+                .limits
+                .vram
+                .is_some_and(|vram| model.size * 5 > vram.saturating_sub(taken) * 4);
+            if table.is_empty() || !(full || tight) {
+                return true;
+            }
+            // An idle one with the shortest keep_alive; if none is idle, any with the shortest. Ties by path.
+            let victim = table
+                .iter()
+                .min_by(|(a_key, a), (b_key, b)| {
+                    (a.running > 0, a.keep_alive, *a_key).cmp(&(b.running > 0, b.keep_alive, *b_key))
+                })
+                .map(|(key, _)| key.clone());
+            let Some(runner) = victim.as_ref().and_then(|key| table.get_mut(key)) else {
+                return true;
+            };
+            if runner.running > 0 {
+                runner.keep_alive = KeepAlive::ZERO;
+                return false;
+            }
+            self.backend.unload(&runner.model);
+            self.loads.evict();
+            if let Some(key) = victim {
+                table.remove(&key);
+            }
+        }
+    }
+
+    fn insert(
+        self: &Arc<Self>,
+        model: &Arc<Model>,
+        settings: Settings,
+        keep_alive: Option<KeepAlive>,
+        load: Load<'_>,
+    ) -> Lease {
+        // Models that only embed have one slot, whatever the settings say.
+        let only_embeds = model.can("embedding") && !model.can("completion");
+        let slots = if only_embeds { Some(1) } else { self.limits.slots };
+        let slots = slots.map(|slots| Arc::new(Semaphore::new(slots)));
         let runner = Runner {
             model: Arc::clone(model),
             settings,
             keep_alive: keep_alive.unwrap_or(self.limits.keep_alive),
             running: 1,
             idle_since: Instant::now(),
+            slots: slots.clone(),
         };
         self.table().insert(model.name.key(), runner);
-        self.lease(model)
+        load.done();
+        self.lease(model, slots)
     }
 
-    fn lease(self: &Arc<Self>, model: &Model) -> Lease {
+    fn lease(self: &Arc<Self>, model: &Model, slots: Option<Arc<Semaphore>>) -> Lease {
         Lease {
             runners: Arc::clone(self),
             key: model.name.key(),
+            slots,
         }
     }
 
-    fn enqueue(&self) -> Result<Place<'_>, Error> {
-        let place = Place(&self.queued);
-        // One more than the limit: the one being loaded for has left the queue.
-        if self.queued.fetch_add(1, Ordering::Relaxed) > self.limits.max_queue {
-            return Err(Error::busy());
-        }
-        Ok(place)
+    /// Requests that wait for a load now, and the most there were.
+    pub fn queued(&self) -> (usize, usize) {
+        self.line.length()
     }
 
     /// Unloads a model as soon as nobody uses it. Does not wait.
     pub fn unload(&self, model: &Model) {
         if let Some(runner) = self.table().get_mut(&model.name.key()) {
+            runner.keep_alive = KeepAlive::ZERO;
+        }
+        self.sweep();
+        self.changed.send_replace(());
+    }
+
+    /// After a load that found no memory, every model goes as soon as it is idle.
+    fn expire_all(&self) {
+        for runner in self.table().values_mut() {
             runner.keep_alive = KeepAlive::ZERO;
         }
         self.sweep();
@@ -229,20 +310,21 @@ impl Runner {
 pub struct Lease {
     runners: Arc<Runners>,
     key: String,
+    slots: Option<Arc<Semaphore>>,
+}
+
+impl Lease {
+    /// Waits for a slot of the runner: first come, first served, without a limit on who waits. Gives nothing where there
+    /// is no limit.
+    pub async fn slot(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        // The semaphore is never closed.
+        self.slots.clone()?.acquire_owned().await.ok()
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.runners.release(&self.key);
-    }
-}
-
-/// A place in the load queue.
-struct Place<'a>(&'a AtomicUsize);
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -264,11 +346,18 @@ mod tests {
 
     /// The scripted back end, whose loads are done at once, and two of its models.
     fn runners(max_queue: usize) -> (Arc<Runners>, [Arc<Model>; 2]) {
+        limited(max_queue, None, None)
+    }
+
+    fn limited(max_queue: usize, max_loaded: Option<usize>, vram: Option<u64>) -> (Arc<Runners>, [Arc<Model>; 2]) {
         let script = Arc::new(Script::new(&Args::parse_from(["ollama-sim"])).expect("a script"));
         let models = [0, 1].map(|at| Arc::clone(&script.models()[at]));
         let limits = Limits {
             max_queue,
             keep_alive: KeepAlive::For(Duration::from_secs(300)),
+            max_loaded,
+            vram,
+            slots: Some(1),
         };
         (Runners::new(script, limits), models)
     }
@@ -338,5 +427,60 @@ mod tests {
         drop(lease(&runners, &model, None));
         drop(waiting);
         drop(lease(&runners, &other, None));
+    }
+
+    #[test]
+    fn one_who_left_the_queue_counts_until_its_turn() {
+        let (runners, [model, other]) = runners(1);
+        let running = lease(&runners, &model, None);
+        let smaller = Settings {
+            num_ctx: 512,
+            ..SETTINGS
+        };
+        let mut first = Box::pin(runners.acquire(&model, smaller, None));
+        assert!((&mut first).now_or_never().is_none());
+        let mut second = Box::pin(runners.acquire(&other, SETTINGS, None));
+        assert!(
+            (&mut second).now_or_never().is_none(),
+            "the first one blocks those behind it"
+        );
+        drop(second);
+        assert_eq!(runners.queued().0, 2, "its place is not free yet");
+        let refused = runners.acquire(&other, SETTINGS, None).now_or_never();
+        assert_eq!(refused.and_then(Result::err).map(|error| error.status), Some(503));
+        drop(running);
+        assert!(first.now_or_never().is_some_and(|lease| lease.is_ok()));
+        assert_eq!(runners.queued(), (0, 2));
+    }
+
+    #[test]
+    fn the_one_with_the_shortest_keep_alive_goes_and_only_when_it_is_idle() {
+        for (max_loaded, vram) in [(Some(1), None), (None, Some(2_000_000))] {
+            let (runners, [model, other]) = limited(1, max_loaded, vram);
+            let running = lease(&runners, &model, None);
+            let mut load = Box::pin(runners.acquire(&other, SETTINGS, None));
+            assert!((&mut load).now_or_never().is_none());
+            drop(running);
+            assert!(load.now_or_never().is_some_and(|lease| lease.is_ok()));
+            let names: Vec<_> = runners
+                .loaded()
+                .iter()
+                .map(|loaded| loaded.model.name.to_string())
+                .collect();
+            assert_eq!(names, [other.name.to_string()]);
+            assert_eq!(runners.loads.report()["loads"], 2);
+        }
+    }
+
+    #[test]
+    fn slots_belong_to_a_runner() {
+        let (runners, [model, other]) = runners(1);
+        let (first, second) = (lease(&runners, &model, None), lease(&runners, &model, None));
+        let elsewhere = lease(&runners, &other, None);
+        let slot = first.slot().now_or_never().expect("a slot");
+        assert!(second.slot().now_or_never().is_none());
+        assert!(elsewhere.slot().now_or_never().is_some());
+        drop(slot);
+        assert!(second.slot().now_or_never().is_some());
     }
 }

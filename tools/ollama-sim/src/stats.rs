@@ -36,9 +36,31 @@ struct Table {
     completed: u64,
     client_left: u64,
     errors: u64,
+    pulls: u64,
     open: BTreeMap<u64, Open>,
     recent: VecDeque<Value>,
     received: VecDeque<Received>,
+    working: usize,
+    peak_working: usize,
+    peak_working_by_model: BTreeMap<String, usize>,
+    working_by_model: BTreeMap<String, usize>,
+}
+
+/// A request that an engine works on now.
+#[derive(Debug)]
+pub struct Working {
+    stats: Arc<Stats>,
+    model: String,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        let mut table = self.stats.table();
+        table.working = table.working.saturating_sub(1);
+        if let Some(working) = table.working_by_model.get_mut(&self.model) {
+            *working = working.saturating_sub(1);
+        }
+    }
 }
 
 /// A request as it came.
@@ -121,6 +143,27 @@ impl Stats {
         }
     }
 
+    /// Counts a pull that came to its end.
+    pub fn pulled(&self) {
+        self.table().pulls += 1;
+    }
+
+    /// Counts a request that has its slot, until the guard is dropped.
+    pub fn work(self: &Arc<Self>, model: &str) -> Working {
+        let mut table = self.table();
+        table.working += 1;
+        table.peak_working = table.peak_working.max(table.working);
+        let now = table.working_by_model.entry(model.to_owned()).or_default();
+        *now += 1;
+        let now = *now;
+        let peak = table.peak_working_by_model.entry(model.to_owned()).or_default();
+        *peak = now.max(*peak);
+        Working {
+            stats: Arc::clone(self),
+            model: model.to_owned(),
+        }
+    }
+
     /// The answer of `GET /_stats`. Times are Unix seconds; `running` lists the open requests like `recent` the ended ones.
     pub fn report(&self) -> Value {
         let table = self.table();
@@ -136,6 +179,10 @@ impl Stats {
             "client_left_early": table.client_left,
             "completed": table.completed,
             "errors": table.errors,
+            "pulls": table.pulls,
+            "working": table.working,
+            "peak_working": table.peak_working,
+            "peak_working_by_model": table.peak_working_by_model,
             "running": running,
             "recent": table.recent,
         })
@@ -152,6 +199,9 @@ impl Stats {
         let (open, last_id) = (std::mem::take(&mut table.open), table.last_id);
         *table = Table {
             peak_open: open.len(),
+            peak_working: table.working,
+            working: table.working,
+            working_by_model: std::mem::take(&mut table.working_by_model),
             last_id,
             open,
             ..Table::default()

@@ -25,7 +25,7 @@ use crate::stats::{Outcome, Track};
 const BUFFERED: usize = 16;
 
 /// What becomes of a request that was not refused.
-enum Accepted {
+pub(super) enum Accepted {
     /// Answered with one object, without any generation.
     Object(Vec<u8>),
     Work {
@@ -68,7 +68,7 @@ async fn run(app: Arc<App>, kind: Kind, body: &[u8], mut track: Track) -> Respon
 }
 
 /// The order of the steps is the server's: it decides which error a request with several faults gets.
-async fn accept(app: &App, kind: Kind, body: &[u8], track: &Track) -> Result<Accepted, Error> {
+pub(super) async fn accept(app: &App, kind: Kind, body: &[u8], track: &Track) -> Result<Accepted, Error> {
     let mut shape = Shape {
         kind,
         model: String::new(),
@@ -115,21 +115,17 @@ fn work(
     lease: Lease,
     out: Emitter,
 ) -> BoxFuture<Result<End, Error>> {
-    let (backend, slots) = (Arc::clone(&app.backend), app.slots.0.clone());
+    let (backend, stats) = (Arc::clone(&app.backend), Arc::clone(&app.stats));
     Box::pin(async move {
-        let _lease = lease;
-        let _slot = match slots {
-            // The semaphore is never closed.
-            Some(slots) => slots.acquire_owned().await.ok(),
-            None => None,
-        };
+        let _slot = lease.slot().await;
+        let _working = stats.work(&job.model.name.to_string());
         // Found out this late by the server, too.
         job.format = format?;
         backend.answer(job, out).await
     })
 }
 
-fn settings(app: &App, model: &Model, options: &Options, shift: bool) -> Settings {
+pub(super) fn settings(app: &App, model: &Model, options: &Options, shift: bool) -> Settings {
     let num_ctx = options.num_ctx.filter(|given| *given > 0).unwrap_or(app.num_ctx);
     Settings {
         // Four tokens is the least that the server passes on, and the trained window the most.

@@ -2,9 +2,12 @@
 
 mod check;
 mod complete;
+mod embed;
 mod fields;
 mod guard;
 mod models;
+mod openai;
+mod pull;
 mod reply;
 mod request;
 
@@ -17,7 +20,6 @@ use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use tokio::sync::Semaphore;
 
 use crate::backend::{Backend, Model};
 use crate::cli::Args;
@@ -31,30 +33,30 @@ pub struct App {
     backend: Arc<dyn Backend>,
     pub runners: Arc<Runners>,
     pub stats: Arc<Stats>,
-    slots: Slots,
     num_ctx: i64,
+    pull_delay: std::time::Duration,
 }
-
-/// Places of the runners, first come first served, without a limit on who waits.
-struct Slots(Option<Arc<Semaphore>>);
 
 impl App {
     pub fn new(backend: Arc<dyn Backend>, args: &Args) -> Arc<Self> {
         let limits = Limits {
             max_queue: args.max_queue,
             keep_alive: args.keep_alive,
+            max_loaded: args.max_loaded(),
+            vram: args.vram,
+            slots: args.slots(),
         };
         Arc::new(Self {
             runners: Runners::new(Arc::clone(&backend), limits),
             stats: Arc::default(),
-            slots: Slots(args.slots().map(|slots| Arc::new(Semaphore::new(slots)))),
             num_ctx: i64::from(args.num_ctx),
+            pull_delay: args.pull_delay,
             backend,
         })
     }
 
     fn model(&self, name: &Name) -> Option<Arc<Model>> {
-        self.backend.models().iter().find(|model| model.name == *name).cloned()
+        self.backend.models().into_iter().find(|model| model.name == *name)
     }
 }
 
@@ -69,6 +71,11 @@ pub fn router(app: Arc<App>, address: SocketAddr) -> Router {
         .route("/api/ps", get(models::ps))
         .route("/api/generate", post(complete::generate))
         .route("/api/chat", post(complete::chat))
+        .route("/api/embed", post(embed::embed))
+        .route("/api/pull", post(pull::pull))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/embeddings", post(openai::embeddings))
         .with_state(app)
         .fallback(async || plain(StatusCode::NOT_FOUND, "404 page not found"))
         .method_not_allowed_fallback(async || plain(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed"))

@@ -57,8 +57,12 @@ impl Engine {
 }
 
 impl Backend for Engine {
-    fn models(&self) -> &[Arc<Model>] {
-        &self.models
+    fn models(&self) -> Vec<Arc<Model>> {
+        self.models.clone()
+    }
+
+    fn embed(&self, _model: Arc<Model>, _texts: Vec<String>) -> BoxFuture<Result<Vec<Vec<f32>>, Error>> {
+        Box::pin(async { Err(Error::no_embeddings()) })
     }
 
     fn load(&self, _model: Arc<Model>, settings: Settings) -> BoxFuture<Result<(), Error>> {

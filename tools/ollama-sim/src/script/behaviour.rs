@@ -34,12 +34,15 @@ pub enum Behaviour {
     Error503,
     ErrorLoad,
     ErrorMemory,
+    Embed,
+    EmbedShort,
+    EmbedUneven,
 }
 
 use Behaviour::*;
 
 /// Every behaviour under the name of its model.
-pub const ALL: [(&str, Behaviour); 27] = [
+pub const ALL: [(&str, Behaviour); 30] = [
     ("echo", Echo),
     ("lorem", Lorem),
     ("slow", Slow),
@@ -67,6 +70,9 @@ pub const ALL: [(&str, Behaviour); 27] = [
     ("error-503", Error503),
     ("error-load", ErrorLoad),
     ("error-memory", ErrorMemory),
+    ("embed", Embed),
+    ("embed-short", EmbedShort),
+    ("embed-uneven", EmbedUneven),
 ];
 
 impl Behaviour {
@@ -90,6 +96,7 @@ impl Behaviour {
         match self {
             Thinking => &["completion", "thinking"],
             Tools => &["completion", "tools"],
+            Embed | EmbedShort | EmbedUneven => &["embedding"],
             _ => &["completion"],
         }
     }

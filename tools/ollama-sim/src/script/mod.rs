@@ -23,8 +23,10 @@ use crate::names::Name;
 const BEFORE_CUT: Duration = Duration::from_millis(20);
 
 pub struct Script {
-    models: Vec<Arc<Model>>,
+    models: Mutex<Vec<Arc<Model>>>,
     behaviours: HashMap<String, Behaviour>,
+    sizes: HashMap<String, u64>,
+    pullable: Mutex<Vec<Name>>,
     token_delay: Duration,
     load_delay: Duration,
     /// Prompts that were failed once by a behaviour that does so.
@@ -35,30 +37,48 @@ impl Script {
     /// All behaviours under their names, and the models of `--model NAME[=BEHAVIOUR]`.
     pub fn new(args: &Args) -> Result<Self, String> {
         let mut script = Self {
-            models: Vec::new(),
+            models: Mutex::default(),
             behaviours: HashMap::new(),
+            sizes: args
+                .model_sizes
+                .iter()
+                .map(|given| size(given))
+                .collect::<Result<_, _>>()?,
+            pullable: Mutex::default(),
             token_delay: args.token_delay,
             load_delay: args.load_delay,
             failed_once: Arc::default(),
         };
         for (name, behaviour) in ALL {
-            script.offer(name, behaviour)?;
+            let name = script.know(name, behaviour)?;
+            if behaviour != Behaviour::Missing {
+                script.install(name);
+            }
         }
         for given in &args.models {
             let (name, behaviour) = given.split_once('=').unwrap_or((given, "lorem"));
-            let behaviour = Behaviour::parse(behaviour).ok_or_else(|| format!("no behaviour {behaviour:?}"))?;
-            script.offer(name, behaviour)?;
+            let name = script.know(name, parse(behaviour)?)?;
+            script.install(name);
+        }
+        for given in &args.pullable {
+            let (name, behaviour) = given.split_once('=').unwrap_or((given, "lorem"));
+            let name = script.know(name, parse(behaviour)?)?;
+            lock(&script.pullable).push(name);
         }
         Ok(script)
     }
 
-    fn offer(&mut self, name: &str, behaviour: Behaviour) -> Result<(), String> {
+    fn know(&mut self, name: &str, behaviour: Behaviour) -> Result<Name, String> {
         let name = Name::parse(name).ok_or_else(|| format!("invalid model name {name:?}"))?;
         self.behaviours.insert(name.key(), behaviour);
-        if behaviour != Behaviour::Missing {
-            self.models.push(Arc::new(model(name, behaviour)));
-        }
-        Ok(())
+        Ok(name)
+    }
+
+    fn install(&self, name: Name) -> u64 {
+        let behaviour = self.behaviours.get(&name.key()).copied().unwrap_or(Behaviour::Lorem);
+        let size = self.sizes.get(&name.key()).copied().unwrap_or(1_000_000);
+        lock(&self.models).push(Arc::new(model(name, behaviour, size)));
+        size
     }
 
     fn behaviour(&self, model: &Model) -> Behaviour {
@@ -70,8 +90,41 @@ impl Script {
 }
 
 impl Backend for Script {
-    fn models(&self) -> &[Arc<Model>] {
-        &self.models
+    fn models(&self) -> Vec<Arc<Model>> {
+        lock(&self.models).clone()
+    }
+
+    fn pull(&self, name: &Name) -> Option<u64> {
+        if let Some(model) = lock(&self.models).iter().find(|model| model.name == *name) {
+            return Some(model.size);
+        }
+        let found = {
+            let mut pullable = lock(&self.pullable);
+            let at = pullable.iter().position(|known| known == name)?;
+            pullable.swap_remove(at)
+        };
+        Some(self.install(found))
+    }
+
+    fn embed(&self, model: Arc<Model>, texts: Vec<String>) -> BoxFuture<Result<Vec<Vec<f32>>, Error>> {
+        let behaviour = self.behaviour(&model);
+        let delay = self.token_delay;
+        Box::pin(async move {
+            if !model.can("embedding") {
+                return Err(Error::no_embeddings());
+            }
+            let mut vectors = Vec::new();
+            for text in &texts {
+                pause(delay).await;
+                vectors.push(vector(text));
+            }
+            match behaviour {
+                Behaviour::EmbedShort => drop(vectors.pop()),
+                Behaviour::EmbedUneven => vectors.iter_mut().take(1).for_each(|first| first.truncate(3)),
+                _ => {}
+            }
+            Ok(vectors)
+        })
     }
 
     fn load(&self, model: Arc<Model>, _settings: Settings) -> BoxFuture<Result<(), Error>> {
@@ -207,11 +260,44 @@ fn is_first_try(failed_once: &Mutex<HashSet<u64>>, input: &Input) -> bool {
     !is_retry
 }
 
-fn model(name: Name, behaviour: Behaviour) -> Model {
+/// A vector of length one that depends on the text alone.
+fn vector(text: &str) -> Vec<f32> {
+    let value = |at: u64| {
+        let mut hasher = DefaultHasher::new();
+        (at, text).hash(&mut hasher);
+        // Sixteen bits are exact in a float.
+        f32::from((hasher.finish() & 0xffff) as u16) / 65_536.0 - 0.5
+    };
+    let values: Vec<f32> = (0..8).map(value).collect();
+    let length = values
+        .iter()
+        .map(|value| value * value)
+        .sum::<f32>()
+        .sqrt()
+        .max(f32::MIN_POSITIVE);
+    values.iter().map(|value| value / length).collect()
+}
+
+fn parse(behaviour: &str) -> Result<Behaviour, String> {
+    Behaviour::parse(behaviour).ok_or_else(|| format!("no behaviour {behaviour:?}"))
+}
+
+fn size(given: &str) -> Result<(String, u64), String> {
+    let wrong = || format!("--model-size {given:?}: write NAME=BYTES");
+    let (name, bytes) = given.split_once('=').ok_or_else(wrong)?;
+    let name = Name::parse(name).ok_or_else(wrong)?;
+    Ok((name.key(), bytes.parse().map_err(|_| wrong())?))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn model(name: Name, behaviour: Behaviour, size: u64) -> Model {
     Model {
         digest: Model::stand_in_digest(&name, 0),
         name,
-        size: 1_000_000,
+        size,
         family: "script",
         parameter_size: "0",
         quantization: "none",

@@ -1,0 +1,436 @@
+//! What the operator allows templates to do with the host: which folders, which programs, which servers. Nothing, until
+//! it is named in the settings.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What is allowed, and within which bounds.
+#[derive(Clone, Debug, Default)]
+pub struct Permits {
+    /// Folders whose files may be read.
+    pub read: Vec<PathBuf>,
+    /// Folders in which files may be written.
+    pub write: Vec<PathBuf>,
+    /// Programs that may be run, by name or path.
+    pub programs: Vec<String>,
+    /// Servers that may be asked: `api.example.com`, `*.example.com`, `host:port`, `10.0.0.0/8`.
+    pub hosts: Vec<String>,
+    /// Bounds on a program.
+    pub limits: ProgramLimits,
+}
+
+/// Bounds on a program.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramLimits {
+    /// Time it may compute.
+    pub cpu: Duration,
+    /// Memory it may ask for, in bytes.
+    pub memory: u64,
+    /// Largest file it may write, in bytes.
+    pub file: u64,
+    /// What it prints, in bytes.
+    pub output: usize,
+    /// All of its time.
+    pub wall: Duration,
+}
+
+impl Default for ProgramLimits {
+    fn default() -> Self {
+        Self {
+            cpu: Duration::from_secs(60),
+            memory: 1 << 30,
+            file: 256 << 20,
+            output: 1 << 20,
+            wall: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Directories in which programs are looked for, whatever `PATH` says.
+const PROGRAMS: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin"];
+
+impl Permits {
+    /// Opens a file to read it, in an allowed folder or in `own`, a folder of the run's.
+    ///
+    /// # Errors
+    /// A text for people: it is not allowed, or not there.
+    pub(super) fn open(&self, path: &Path, own: Option<&Path>) -> Result<File, String> {
+        let shown = path.display();
+        let place = absolute(path, own, &self.read)?;
+        let real = place.canonicalize().map_err(|error| format!("{shown}: {error}"))?;
+        let roots = self.roots(&self.read, own);
+        let inside = |path: &Path| roots.iter().any(|root| path.starts_with(root));
+        let refused = || {
+            if self.read.is_empty() && own.is_none() {
+                format!("{shown}: reading files is not allowed; the operator names folders in ai_read_paths")
+            } else {
+                format!("{shown}: is in no folder that ai_read_paths allows")
+            }
+        };
+        if !inside(&real) {
+            return Err(refused());
+        }
+        let file = File::open(&real).map_err(|error| format!("{shown}: {error}"))?;
+        // What was opened, not what the path was a moment ago: somebody may have put a link in between.
+        if opened(&file).is_some_and(|opened| !inside(&opened)) {
+            return Err(refused());
+        }
+        let about = file.metadata().map_err(|error| format!("{shown}: {error}"))?;
+        if !about.is_file() {
+            return Err(format!("{shown}: is no file"));
+        }
+        Ok(file)
+    }
+
+    /// Reads a file of at most `most` bytes.
+    ///
+    /// # Errors
+    /// See [`open`](Self::open); or it is larger.
+    pub(super) fn read(&self, path: &Path, own: Option<&Path>, most: u64) -> Result<Vec<u8>, String> {
+        let file = self.open(path, own)?;
+        let mut bytes = Vec::new();
+        file.take(most + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        if bytes.len() as u64 > most {
+            return Err(format!("{}: is larger than {most} bytes", path.display()));
+        }
+        Ok(bytes)
+    }
+
+    /// Writes a file in an allowed folder, whole or not at all; its path.
+    ///
+    /// # Errors
+    /// A text for people: it is not allowed, or cannot be written.
+    pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> Result<PathBuf, String> {
+        let shown = path.display();
+        if self.write.is_empty() {
+            return Err(format!(
+                "{shown}: writing files is not allowed; the operator names folders in ai_write_paths"
+            ));
+        }
+        let place = absolute(path, None, &self.write)?;
+        let name = place
+            .file_name()
+            .ok_or_else(|| format!("{shown}: is no name of a file"))?;
+        let folder = place.parent().unwrap_or(Path::new("/"));
+        let folder = folder.canonicalize().map_err(|error| format!("{shown}: {error}"))?;
+        let roots = self.roots(&self.write, None);
+        let inside = |path: &Path| roots.iter().any(|root| path.starts_with(root));
+        let refused = || format!("{shown}: is in no folder that ai_write_paths allows");
+        if !inside(&folder) {
+            return Err(refused());
+        }
+        let target = folder.join(name);
+        if target.is_symlink() || target.is_dir() {
+            return Err(format!("{shown}: is a link or a folder, and is not replaced"));
+        }
+        let aside = folder.join(format!(".{}.part", uuid::Uuid::new_v4()));
+        let wrong = |error: std::io::Error| format!("{shown}: {error}");
+        let mut file = File::create_new(&aside).map_err(wrong)?;
+        let written = if opened(&file).is_some_and(|opened| !inside(&opened)) {
+            Err(refused())
+        } else {
+            std::io::Write::write_all(&mut file, bytes)
+                .and_then(|()| std::fs::rename(&aside, &target))
+                .map_err(wrong)
+        };
+        if written.is_err() {
+            let _ = std::fs::remove_file(&aside);
+        }
+        written.map(|()| target)
+    }
+
+    /// The path of an allowed program.
+    ///
+    /// # Errors
+    /// A text for people: it is not allowed, or not there.
+    pub(super) fn program(&self, name: &str) -> Result<PathBuf, String> {
+        let base = Path::new(name)
+            .file_name()
+            .and_then(|base| base.to_str())
+            .unwrap_or(name);
+        let allowed = self.programs.iter().find(|allowed| {
+            // A path allows that program; a name allows the one the system has.
+            if allowed.contains('/') {
+                *allowed == name || (!name.contains('/') && allowed.ends_with(&format!("/{name}")))
+            } else {
+                *allowed == base
+            }
+        });
+        let Some(allowed) = allowed else {
+            return Err(format!(
+                "the program {name:?} is not allowed; the operator names programs in ai_programs"
+            ));
+        };
+        if allowed.contains('/') {
+            return Ok(PathBuf::from(allowed));
+        }
+        let found = PROGRAMS
+            .iter()
+            .map(|folder| Path::new(folder).join(base))
+            .find(|path| path.is_file());
+        found.ok_or_else(|| format!("the program {base:?} is not in {}", PROGRAMS.join(", ")))
+    }
+
+    /// Whether a server may be asked by that name and port.
+    ///
+    /// # Errors
+    /// A text for people.
+    pub(super) fn host(&self, host: &str, port: u16) -> Result<(), String> {
+        let host = host.trim_matches(['[', ']']).to_ascii_lowercase();
+        let is_allowed = |allowed: &String| match allowed.parse::<Network>() {
+            Ok(network) => host.parse::<IpAddr>().is_ok_and(|address| network.has(address)),
+            Err(()) => {
+                let (name, wanted) = match allowed.rsplit_once(':') {
+                    Some((name, wanted)) if wanted.parse::<u16>().is_ok() => (name, wanted.parse().ok()),
+                    _ => (allowed.as_str(), None),
+                };
+                let name = name.trim_matches(['[', ']']).to_ascii_lowercase();
+                let named = match name.strip_prefix("*.") {
+                    Some(domain) => host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')),
+                    None => host == name,
+                };
+                named && wanted.is_none_or(|wanted: u16| wanted == port)
+            }
+        };
+        if self.hosts.iter().any(is_allowed) {
+            return Ok(());
+        }
+        Err(format!(
+            "the server {host}:{port} is not allowed; the operator names servers in ai_http_hosts"
+        ))
+    }
+
+    /// Whether an address may be connected to: a public one, or one that the operator named as address or network. A
+    /// name that is allowed must not lead into the network behind the worker.
+    pub(super) fn address(&self, address: IpAddr) -> bool {
+        let named = self.hosts.iter().any(|allowed| match allowed.parse::<Network>() {
+            Ok(network) => network.has(address),
+            Err(()) => {
+                let name = allowed.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+                let name = name.map_or(allowed.as_str(), |(name, _)| name);
+                name.trim_matches(['[', ']']).parse() == Ok(address)
+            }
+        });
+        named || is_public(address)
+    }
+
+    fn roots(&self, allowed: &[PathBuf], own: Option<&Path>) -> Vec<PathBuf> {
+        let allowed = allowed.iter().filter_map(|folder| folder.canonicalize().ok());
+        allowed.chain(own.map(Path::to_owned)).collect()
+    }
+}
+
+/// A relative path is one in the run's own folder, or else in the first allowed one.
+fn absolute(path: &Path, own: Option<&Path>, allowed: &[PathBuf]) -> Result<PathBuf, String> {
+    if path.as_os_str().is_empty() {
+        return Err("a path is empty".into());
+    }
+    if path.is_absolute() {
+        return Ok(path.to_owned());
+    }
+    let places = own.map(Path::to_owned).into_iter().chain(allowed.iter().cloned());
+    let mut places = places.map(|folder| folder.join(path));
+    let first = places.next();
+    let existing = first.clone().into_iter().chain(places).find(|place| place.exists());
+    existing.or(first).ok_or_else(|| {
+        format!(
+            "{}: is not allowed; the operator names folders in ai_read_paths and ai_write_paths",
+            path.display()
+        )
+    })
+}
+
+/// The path of an open file, as the system knows it.
+fn opened(file: &File) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
+}
+
+/// A network such as `10.0.0.0/8`.
+struct Network {
+    address: IpAddr,
+    bits: u32,
+}
+
+impl std::str::FromStr for Network {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (address, bits) = text.split_once('/').ok_or(())?;
+        let address: IpAddr = address.parse().map_err(drop)?;
+        let bits: u32 = bits.parse().map_err(drop)?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        (bits <= most).then_some(Self { address, bits }).ok_or(())
+    }
+}
+
+impl Network {
+    fn has(&self, other: IpAddr) -> bool {
+        let shift = |most: u32| most - self.bits;
+        match (self.address, plain(other)) {
+            (IpAddr::V4(mine), IpAddr::V4(other)) => {
+                let differ = u64::from(mine.to_bits() ^ other.to_bits());
+                differ >> shift(32) == 0
+            }
+            (IpAddr::V6(mine), IpAddr::V6(other)) => {
+                let differ = mine.to_bits() ^ other.to_bits();
+                differ.checked_shr(shift(128)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+/// `::ffff:10.0.0.1` is 10.0.0.1.
+fn plain(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(six) => six.to_ipv4_mapped().map_or(address, IpAddr::V4),
+        IpAddr::V4(_) => address,
+    }
+}
+
+fn is_public(address: IpAddr) -> bool {
+    match plain(address) {
+        IpAddr::V4(four) => {
+            let [a, b, ..] = four.octets();
+            let shared = a == 100 && (64..128).contains(&b);
+            let special = a == 0 || a >= 240 || (a == 192 && b == 0) || (a == 198 && (18..20).contains(&b));
+            !(four.is_private()
+                || four.is_loopback()
+                || four.is_link_local()
+                || four.is_multicast()
+                || four.is_documentation()
+                || shared
+                || special)
+        }
+        IpAddr::V6(six) => {
+            let first = six.segments()[0];
+            // Addresses of today's internet are 2000::/3; what carries another address inside is not followed.
+            (0x2000..0x4000).contains(&first) && first != 0x2002 && !(first == 0x2001 && six.segments()[1] == 0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> PathBuf {
+        let path = std::env::temp_dir().join(format!("orchestra-permits-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir_all(path.join("in/deep")).unwrap();
+        std::fs::create_dir_all(path.join("out")).unwrap();
+        std::fs::write(path.join("in/a.txt"), "a").unwrap();
+        std::fs::write(path.join("out/secret"), "s").unwrap();
+        path.canonicalize().unwrap()
+    }
+
+    #[test]
+    fn only_files_in_allowed_folders_are_read() {
+        let root = folder();
+        let permits = Permits {
+            read: vec![root.join("in")],
+            ..Permits::default()
+        };
+        std::os::unix::fs::symlink(root.join("out/secret"), root.join("in/link")).unwrap();
+        std::os::unix::fs::symlink(root.join("out"), root.join("in/deep/way")).unwrap();
+        assert_eq!(permits.read(&root.join("in/a.txt"), None, 10).unwrap(), b"a");
+        assert_eq!(permits.read(Path::new("a.txt"), None, 10).unwrap(), b"a");
+        assert!(
+            permits
+                .read(&root.join("in/a.txt"), None, 0)
+                .unwrap_err()
+                .contains("larger than 0")
+        );
+        for escape in ["in/../out/secret", "in/link", "in/deep/way/secret", "out/secret"] {
+            let error = permits.read(&root.join(escape), None, 10).unwrap_err();
+            assert!(error.contains("ai_read_paths"), "{escape}: {error}");
+        }
+        assert!(permits.open(&root.join("in"), None).unwrap_err().contains("no file"));
+        assert!(
+            Permits::default()
+                .open(&root.join("in/a.txt"), None)
+                .unwrap_err()
+                .contains("not allowed")
+        );
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn only_files_in_allowed_folders_are_written() {
+        let root = folder();
+        let permits = Permits {
+            write: vec![root.join("in")],
+            ..Permits::default()
+        };
+        std::os::unix::fs::symlink(root.join("out/secret"), root.join("in/link")).unwrap();
+        std::os::unix::fs::symlink(root.join("out"), root.join("in/way")).unwrap();
+        let written = permits.write(Path::new("b.txt"), b"b").unwrap();
+        assert_eq!(std::fs::read(&written).unwrap(), b"b");
+        for escape in ["in/../out/x", "in/way/x", "out/x", "in/link"] {
+            assert!(permits.write(&root.join(escape), b"x").is_err(), "{escape}");
+        }
+        assert_eq!(std::fs::read(root.join("out/secret")).unwrap(), b"s");
+        assert_eq!(std::fs::read_dir(root.join("out")).unwrap().count(), 1);
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn servers_are_allowed_by_name_and_names_do_not_lead_inside() {
+        let permits = Permits {
+            hosts: ["api.example.com", "*.example.org", "127.0.0.1:80", "10.1.0.0/16"]
+                .map(str::to_owned)
+                .into(),
+            ..Permits::default()
+        };
+        for (host, port) in [
+            ("API.example.com", 443),
+            ("a.b.example.org", 1),
+            ("127.0.0.1", 80),
+            ("10.1.2.3", 1),
+        ] {
+            assert_eq!(permits.host(host, port), Ok(()), "{host}");
+        }
+        for (host, port) in [
+            ("example.org", 1),
+            ("evilexample.org", 1),
+            ("127.0.0.1", 81),
+            ("10.2.0.1", 1),
+            ("x", 1),
+        ] {
+            assert!(permits.host(host, port).is_err(), "{host}");
+        }
+        for inside in [
+            "127.0.0.2",
+            "10.2.0.1",
+            "169.254.169.254",
+            "::1",
+            "::ffff:192.168.0.1",
+            "fd00::1",
+            "100.64.0.1",
+            "0.0.0.0",
+        ] {
+            assert!(!permits.address(inside.parse().unwrap()), "{inside}");
+        }
+        for outside in ["93.184.216.34", "2606:2800:220:1::1", "10.1.9.9", "127.0.0.1"] {
+            assert!(permits.address(outside.parse().unwrap()), "{outside}");
+        }
+    }
+
+    #[test]
+    fn programs_are_allowed_by_name() {
+        let permits = Permits {
+            programs: ["env", "/opt/tool"].map(str::to_owned).into(),
+            ..Permits::default()
+        };
+        assert!(permits.program("env").unwrap().ends_with("bin/env"));
+        assert!(permits.program("/usr/bin/env").unwrap().ends_with("bin/env"));
+        assert_eq!(permits.program("tool").unwrap(), Path::new("/opt/tool"));
+        assert!(permits.program("/elsewhere/tool").is_err());
+        assert!(permits.program("sh").unwrap_err().contains("ai_programs"));
+    }
+}

@@ -1,0 +1,82 @@
+//! `orchestra approve`: what templates wait for a person to decide.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::program::{Common, Stopped, usage, world};
+use crate::client::{Call, Error};
+
+/// Decides a step of type `approve`.
+#[derive(Debug, Args)]
+pub(super) struct Approve {
+    /// Id of the task; without it, everything that waits is listed
+    id: Option<String>,
+    /// The step, if the task waits for several decisions
+    #[arg(long, value_name = "STEP")]
+    step: Option<String>,
+    /// Say no
+    #[arg(long)]
+    reject: bool,
+    /// Who decides [default: $USER]
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// Why
+    #[arg(short = 'm', long, value_name = "TEXT")]
+    comment: Option<String>,
+    /// Answers to the form of the step: JSON
+    #[arg(long, value_name = "JSON")]
+    data: Option<String>,
+    /// Queue of the workers that run the template [default: where the routes send it]
+    #[arg(short = 'q', long, value_name = "QUEUE")]
+    queue: Option<String>,
+    /// Seconds to wait for a worker to take it
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    timeout: f64,
+}
+
+impl Approve {
+    pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
+        let client = common.client().await?;
+        let Some(id) = &self.id else {
+            for (id, kept) in client.parked().await.map_err(world)? {
+                for (name, question) in &kept {
+                    let awaited = question.get("name").and_then(Value::as_str).unwrap_or_default();
+                    if !name.starts_with("q:") || kept.contains_key(awaited) {
+                        continue;
+                    }
+                    let text = |name: &str| question.get(name).and_then(Value::as_str).unwrap_or_default();
+                    println!("{id}  {}.{}  {}", text("template"), text("step"), text("message"));
+                }
+            }
+            return Ok(ExitCode::SUCCESS);
+        };
+        let data = match &self.data {
+            None => Value::Null,
+            Some(text) => serde_json::from_str(text).map_err(|error| usage(format!("--data: is no JSON: {error}")))?,
+        };
+        let mut call = Call::new("orchestra.approve")
+            .arg(id)
+            .kwarg("approved", !self.reject)
+            .kwarg("by", self.by.or_else(|| std::env::var("USER").ok()))
+            .kwarg("comment", self.comment)
+            .kwarg("data", data);
+        if let Some(step) = self.step {
+            call = call.kwarg("step", step);
+        }
+        if let Some(queue) = self.queue {
+            call = call.queue(queue);
+        }
+        let timeout = super::program::seconds("timeout", self.timeout)?.max(Duration::from_millis(1));
+        let pending = client.send(call).await.map_err(world)?;
+        match pending.get::<String>(timeout).await {
+            Ok(what) => println!("{id} {what}"),
+            Err(Error::Timeout { .. }) => println!("{id}: no worker has taken the decision yet; it waits in its queue"),
+            Err(Error::Failed { exception, .. }) => return Err(usage(exception.message())),
+            Err(error) => return Err(world(error)),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

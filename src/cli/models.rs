@@ -1,0 +1,207 @@
+//! `orchestra models`: what the model servers have, and telling them to load, unload and fetch.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::program::{Common, Stopped, pretty, usage, world};
+use crate::ai::{Engine, Fleet, canonical};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Models {
+    /// All models, which hosts have them, and where they are in memory
+    List,
+    /// The hosts: calls now, models in memory, whether they answer
+    Ps {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Load a model before it is needed
+    Warm {
+        /// The model
+        model: String,
+        /// On this host only [default: on all that have it]
+        #[arg(long, value_name = "URL")]
+        host: Option<String>,
+        /// How long it stays: a duration such as 1h, or -1 for ever
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+        keep_alive: Option<String>,
+    },
+    /// Throw a model out of memory, as soon as nobody uses it
+    Unload {
+        /// The model
+        model: String,
+        /// On this host only [default: on all]
+        #[arg(long, value_name = "URL")]
+        host: Option<String>,
+    },
+    /// Fetch a model
+    Pull {
+        /// The model
+        model: String,
+        /// On this host [default: the first]
+        #[arg(long, value_name = "URL")]
+        host: Option<String>,
+    },
+    /// Tokens, seconds and calls of a day, by task, template, model and tenant; and of budgets
+    Usage {
+        /// The day, such as 2026-11-25 [default: today]
+        #[arg(long, value_name = "DAY")]
+        day: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Models {
+    pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
+        let options = common.settings()?.shared_ai().map_err(usage)?;
+        let engine = Engine::load(&options).map_err(usage)?;
+        let fleet = engine.fleet();
+        match self {
+            Self::List => list(fleet).await,
+            Self::Ps { json } => ps(fleet, json).await,
+            Self::Warm {
+                model,
+                host,
+                keep_alive,
+            } => warm(fleet, &model, host.as_deref(), keep_alive).await,
+            Self::Unload { model, host } => {
+                each(fleet, &model, host.as_deref(), "unloaded", async |host| {
+                    fleet.unload(host, &model).await
+                })
+                .await
+            }
+            Self::Pull { model, host } => pull(fleet, &model, host.as_deref()).await,
+            Self::Usage { day, json } => used(fleet, day.as_deref(), json).await,
+        }
+    }
+}
+
+async fn list(fleet: &Fleet) -> Result<ExitCode, Stopped> {
+    let (hosts, _) = fleet.seen().await.map_err(world)?;
+    let mut models: std::collections::BTreeMap<&str, Vec<String>> = std::collections::BTreeMap::new();
+    for host in &hosts {
+        for model in &host.models {
+            let warm = if host.loaded.contains(model) {
+                " (in memory)"
+            } else {
+                ""
+            };
+            models.entry(model).or_default().push(format!("{}{warm}", host.url));
+        }
+    }
+    for (model, places) in models {
+        println!("{model:<32} {}", places.join(", "));
+    }
+    for host in hosts.iter().filter(|host| host.models.is_empty()) {
+        eprintln!("orchestra: {}: {}", host.url, host.state);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ps(fleet: &Fleet, json: bool) -> Result<ExitCode, Stopped> {
+    let (hosts, waiting) = fleet.seen().await.map_err(world)?;
+    if json {
+        println!("{}", pretty(&serde_json::json!({"hosts": hosts, "waiting": waiting})));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for host in &hosts {
+        let calls: usize = host.calls.values().sum();
+        println!("{}  {} of {} calls  {}", host.url, calls, host.max_parallel, host.state);
+        for model in &host.loaded {
+            let calls = host.calls.get(model).copied().unwrap_or(0);
+            println!("  {model:<32} {calls} calls");
+        }
+    }
+    println!("{waiting} calls wait");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn warm(fleet: &Fleet, model: &str, host: Option<&str>, keep_alive: Option<String>) -> Result<ExitCode, Stopped> {
+    // A number is seconds; -1 is for ever.
+    let keep = keep_alive.map(|text| {
+        text.parse::<i64>()
+            .map_or_else(|_| text.into(), serde_json::Value::from)
+    });
+    let all = host.is_none();
+    each(fleet, model, host, "loaded", async |host| {
+        if all && !fleet.has(host, model).await? {
+            return Err(crate::ai::ollama::Fault::not_found(host.url(), "it does not have it"));
+        }
+        fleet.warm(host, model, keep.as_ref()).await
+    })
+    .await
+}
+
+/// Does something on hosts; it is enough that it worked on one.
+async fn each(
+    fleet: &Fleet,
+    model: &str,
+    host: Option<&str>,
+    done: &str,
+    what: impl AsyncFn(&crate::ai::Host) -> Result<(), crate::ai::ollama::Fault>,
+) -> Result<ExitCode, Stopped> {
+    let mut failed = Vec::new();
+    let mut worked = 0;
+    for host in fleet.named(host).map_err(usage)? {
+        match what(host).await {
+            Ok(()) => {
+                worked += 1;
+                println!("{} {done} on {}", canonical(model), host.url());
+            }
+            Err(fault) => failed.push(format!("{model}: {fault}")),
+        }
+    }
+    match failed.first() {
+        Some(fault) if worked == 0 => Err(world(fault)),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+async fn pull(fleet: &Fleet, model: &str, host: Option<&str>) -> Result<ExitCode, Stopped> {
+    let hosts = fleet.named(host).map_err(usage)?;
+    let Some(host) = hosts.first() else {
+        return Err(usage("there is no model server"));
+    };
+    let mut last = String::new();
+    let mut tell = |progress: &crate::ai::ollama::Progress| {
+        let percent = (progress.completed * 100).checked_div(progress.total);
+        let line = match percent {
+            Some(percent) => format!("{} {percent} %", progress.status),
+            None => progress.status.clone(),
+        };
+        if line != last {
+            print!("\r\x1b[2K{line}");
+            let _ = std::io::stdout().flush();
+            last = line;
+        }
+    };
+    let pulled = fleet.pull(host, model, &mut tell).await;
+    println!();
+    pulled.map_err(world)?;
+    println!("{} is on {}", canonical(model), host.url());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn used(fleet: &Fleet, day: Option<&str>, json: bool) -> Result<ExitCode, Stopped> {
+    let used = fleet.used(day).await.map_err(world)?;
+    if json {
+        println!("{}", pretty(&serde_json::json!(used)));
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "{:<9} {:<36} {:>8} {:>12} {:>12} {:>10}",
+        "", "", "calls", "tokens in", "tokens out", "seconds"
+    );
+    for line in used {
+        println!(
+            "{:<9} {:<36} {:>8} {:>12} {:>12} {:>10.1}",
+            line.what, line.name, line.calls, line.prompt_tokens, line.completion_tokens, line.seconds
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
