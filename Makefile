@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # rustup puts Cargo there, and only later shells have it on their path.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery differential chaos fuzz sbom celery-suite fmt lint audit clean
+.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery differential chaos sbom celery-suite fmt lint audit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,15 +66,8 @@ chaos: setup ## Faults from SEED for MINUTES at workers, connections and the bro
 	cargo build --locked --workspace --bins --examples
 	CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) cargo test --locked --test it chaos -- --nocapture
 
-fuzz: ## Each fuzz target for MINUTES, with a nightly toolchain and cargo-fuzz
-	for target in envelope body headers event pidbox template ndjson; do \
-		mkdir -p target/fuzz-corpus/$$target; \
-		cargo +nightly fuzz run $$target target/fuzz-corpus/$$target fuzz/corpus/$$target -- \
-			-max_total_time=$$(( $(MINUTES) * 60 )) -timeout=5 -rss_limit_mb=1024 -max_len=65536; \
-	done
-
 sbom: ## What is linked into the programs, as CycloneDX (needs cargo-cyclonedx)
-	cargo cyclonedx --format json --target-in-filename --no-build-deps
+	cargo cyclonedx --format json
 
 celery-suite: setup ## Celery's own integration suite, downloaded, against our worker: N of M
 	cargo build --locked --example conformance_worker

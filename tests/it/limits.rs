@@ -1,8 +1,6 @@
 //! What is too large is refused with a word, and the worker goes on.
 
 use orchestra::client::Call;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
 
 use crate::support::{LONG, Redis, Worker, run_python, until};
 
@@ -106,84 +104,4 @@ async fn a_redis_that_can_lose_messages_is_warned_of() {
     unsafe_.command::<()>(&["ACL", "SETUSER", "default", "-config", "-info"]);
     let worker = Worker::start(&unsafe_, &[]);
     assert!(!worker.log().contains("WARN"), "{}", worker.log());
-}
-
-/// A server that answers by the name of the model, and how often each was asked of.
-async fn misbehaving_server(elsewhere: u16) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut request, mut bytes) = (String::new(), [0; 4096]);
-                while !request.contains("\"model\"") {
-                    let Ok(count @ 1..) = stream.read(&mut bytes).await else {
-                        return;
-                    };
-                    request.push_str(&String::from_utf8_lossy(&bytes[..count]));
-                }
-                let model = request.split("\"model\":\"").nth(1).unwrap().split('"').next().unwrap();
-                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n";
-                let piece = "{\"response\":\"a\",\"done\":false}\n";
-                let answer: Vec<u8> = match model {
-                    "redirect" => format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{elsewhere}/\r\nContent-Length: 0\r\n\r\n").into(),
-                    "html" => "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nhello".into(),
-                    "long-line" => format!("{head}{{\"response\":\"{}", "x".repeat(300_000)).into(),
-                    "many" => format!("{head}{}", piece.repeat(30_000)).into(),
-                    "tools" => format!("{head}{}", "{\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":{}}}]}\n".repeat(4_000)).into(),
-                    "no-json" => format!("{head}{piece}{{nope\n").into(),
-                    "no-utf-8" => [head.as_bytes(), b"{\"response\":\"\xff\"}\n"].concat(),
-                    "no-end" => format!("{head}{piece}").into(),
-                    "error" => format!("{head}{piece}{{\"error\":\"out of luck\"}}\n").into(),
-                    "bad-chunk" => "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".into(),
-                    _ => format!("{head}{piece}").into(),
-                };
-                let _ = stream.write_all(&answer).await;
-                if model == "hang" {
-                    std::future::pending::<()>().await;
-                }
-            });
-        }
-    });
-    url
-}
-
-/// Whatever a model server does, the caller is told what it was, and nobody else is asked.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_model_server_that_misbehaves_is_named() {
-    let redis = Redis::start();
-    let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = misbehaving_server(elsewhere.local_addr().unwrap().port()).await;
-    let settings = [
-        ("ORCHESTRA_AI_STALL_TIMEOUT", "1"),
-        ("ORCHESTRA_AI_FIRST_TOKEN_TIMEOUT", "20"),
-        ("ORCHESTRA_AI_MAX_ANSWER_BYTES", "20000"),
-    ];
-    let worker = Worker::start_with(&redis, &["-c", "20", "--ollama-host", &url], &settings);
-    let client = redis.client().await;
-    let told = [
-        ("redirect", "HTTP 302"),
-        ("html", "HTTP 200: hello"),
-        ("long-line", "longer than 20000 bytes (ai_max_answer_bytes)"),
-        ("many", "longer than 20000 bytes (ai_max_answer_bytes)"),
-        ("tools", "longer than 20000 bytes (ai_max_answer_bytes)"),
-        ("no-json", "the answer is no JSON"),
-        ("no-utf-8", "the answer is no JSON"),
-        ("no-end", "the answer ended before it was done"),
-        ("error", "the model failed: out of luck"),
-        ("bad-chunk", "the connection to the model server broke"),
-        ("hang", "the answer stopped for 1 s"),
-    ];
-    let mut pending = Vec::new();
-    for (model, text) in told {
-        let call = Call::new("orchestra.generate").arg(model).arg("hello");
-        pending.push((model, text, client.send(call).await.unwrap()));
-    }
-    for (model, text, pending) in pending {
-        let error = pending.get::<serde_json::Value>(LONG).await.unwrap_err().to_string();
-        assert!(error.contains(text), "{model}: {error}");
-    }
-    let asked = tokio::time::timeout(std::time::Duration::from_millis(100), elsewhere.accept()).await;
-    assert!(asked.is_err(), "the redirect was followed");
-    assert!(!worker.log().contains("panicked"), "{}", worker.log());
 }

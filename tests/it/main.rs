@@ -29,7 +29,6 @@ mod examples;
 mod execution;
 mod faults;
 mod fleet;
-mod fuzz;
 mod layers;
 mod limits;
 mod loss;
