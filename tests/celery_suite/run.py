@@ -3,13 +3,11 @@
     make celery-suite                                   # everything in expected.txt
     python tests/celery_suite/run.py --select canvas    # those with that in their name
     python tests/celery_suite/run.py --all              # also what is not expected to pass
-    python tests/celery_suite/run.py --mixed            # a Python worker shares the queue
 
 The suite is in Celery's source package, which is downloaded (and checked) at run time: nothing of it is here.
 `expected.txt` names the tests that pass; when one of them does not, this ends with 1. A test that fails is run again,
 twice at most, with a fresh worker and a fresh Redis: the suite marks most of its tests as flaky. What is downloaded and installed
-goes to `target/celery-suite`. With two workers the tests of `inspect` that want the answer of exactly one cannot pass;
-`ONE_WORKER` names them.
+goes to `target/celery-suite`.
 """
 
 import argparse
@@ -35,7 +33,6 @@ FILES = (
     *("test_beat", "test_worker"),
 )
 RERUNS = 2  # The suite's own marks allow up to five.
-ONE_WORKER = "t/integration/test_inspect.py::"
 
 
 def prepare():
@@ -74,8 +71,6 @@ class Run:
     def environment(self, port, name):
         url = f"redis://127.0.0.1:{port}/0"
         worker = f"{self.options.worker} suite -b {url} --result-backend {url} -c 1 -l INFO"
-        if self.options.mixed:
-            worker = f"{HERE / 'mixed.sh'} {self.python} python_worker {worker}"
         return os.environ | {
             "TEST_BROKER": url,
             "TEST_BACKEND": url,
@@ -148,7 +143,6 @@ class Run:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="also the tests that are not expected to pass")
-    parser.add_argument("--mixed", action="store_true", help="with a Python worker on the same queue")
     parser.add_argument("--select", help="only tests with this in their name")
     parser.add_argument("--jobs", type=int, default=6)
     parser.add_argument("--patience", type=int, default=1500, help="seconds for all tests")
@@ -163,8 +157,6 @@ def main():
     expected = [line for line in lines if line and not line.startswith("#")]
     tests = run.collect() if options.all else expected
     tests = [test for test in tests if not options.select or options.select in test]
-    if options.mixed:
-        tests = [test for test in tests if not test.startswith(ONE_WORKER)]
     if not tests:
         raise SystemExit("there are no such tests")
     outcomes = run.all(tests)

@@ -440,11 +440,11 @@ impl StampingVisitor for Surveyor {
     }
 
     fn on_chain_start(&mut self, _: &Signature, _: &Stamps) -> Stamps {
-        Stamps::from([("chain".into(), true.into())])
+        Stamps::from([("chained".into(), true.into())])
     }
 
     fn on_chord_body(&mut self, _: &Signature, _: &Stamps) -> Stamps {
-        Stamps::from([("body".into(), true.into())])
+        Stamps::from([("last".into(), true.into())])
     }
 
     fn on_callback(&mut self, callback: &Signature, _: &Stamps) -> Stamps {
@@ -467,9 +467,9 @@ class Surveyor(StampingVisitor):
         self.groups += 1
         return {'number': self.groups}
     def on_chain_start(self, chain, **stamps):
-        return {'chain': True}
+        return {'chained': True}
     def on_chord_body(self, sig, **stamps):
-        return {'body': True}
+        return {'last': True}
     def on_callback(self, callback, **stamps):
         return {'after': callback.task}
     def on_errback(self, errback, **stamps):
@@ -509,7 +509,7 @@ theirs = app.signature(plain)
 theirs.stamp(Surveyor())
 theirs = json.loads(json.dumps(theirs))
 assert list(stamps(ours)) == list(stamps(theirs)), f'{{list(stamps(ours))}}\\n{{list(stamps(theirs))}}'
-assert len(list(stamps(ours))) == 11 and {{'trouble', 'after', 'own', 'body'}} <= {{name for _, of in stamps(ours) for name in of}}
+assert len(list(stamps(ours))) == 11 and {{'trouble', 'after', 'own', 'last'}} <= {{name for _, of in stamps(ours) for name in of}}
 print('all good')
 "
     );
