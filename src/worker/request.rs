@@ -484,8 +484,6 @@ impl Request {
     /// A run ends where it stands, without having failed (`celery.worker.request.Request.cancel`).
     fn cancel(&self, unacked: Option<Delivery>, store: bool, effects: &mut Vec<Effect>) {
         effects.push(Effect::Cancel(SIGTERM));
-        // Cancelled first: while the message is in `unacked` nobody else can take it.
-        effects.extend(unacked.map(|delivery| Effect::Requeue(delivery, End::Front)));
         if store {
             self.store(
                 Stored::Retry,
@@ -494,6 +492,8 @@ impl Request {
             );
         }
         self.end_stream(Stored::Retry, effects);
+        // Cancelled and written down first: while the message is in `unacked` nobody else can take it.
+        effects.extend(unacked.map(|delivery| Effect::Requeue(delivery, End::Front)));
         effects.push(Effect::Emit(Happening::Cancelled));
     }
 
