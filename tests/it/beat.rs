@@ -445,7 +445,7 @@ async fn a_broken_schedule_is_one_line_that_says_where() {
             asks,
             "name: t\ntemplate: hello\nschedule: 5\n",
             "",
-            "tasks/t.yaml:3: the parameter \"name\" has no value; give it one in params",
+            "tasks/t.yaml:3:1: the parameter \"name\" has no value; give it one in params",
         ),
     ];
     for (template, task, settings, expected) in cases {

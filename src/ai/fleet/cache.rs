@@ -56,12 +56,8 @@ impl Fleet {
         };
         let mut waited = false;
         loop {
-            match link.query::<Option<Vec<u8>>>(redis::cmd("GET").arg(&kept.answer)).await {
-                Ok(Some(known)) => {
-                    if let Ok(answer) = serde_json::from_slice(&known) {
-                        return Flight::Known(Box::new(answer), waited);
-                    }
-                }
+            match kept.answer().await {
+                Ok(Some(answer)) => return Flight::Known(answer, waited),
                 Ok(None) => {}
                 // Without an answer of Redis there is no cache, and a model is asked.
                 Err(_) => return Flight::None,
@@ -73,7 +69,14 @@ impl Fleet {
                 .arg("PX")
                 .arg(milliseconds(HELD));
             match link.query::<Option<String>>(&hold).await {
-                Ok(Some(_)) => return Flight::Ours(kept),
+                // Who asked before may have got its answer between the look and this.
+                Ok(Some(_)) => match kept.answer().await {
+                    Ok(Some(answer)) => {
+                        kept.give_up().await;
+                        return Flight::Known(answer, waited);
+                    }
+                    _ => return Flight::Ours(kept),
+                },
                 Ok(None) => waited = true,
                 Err(_) => return Flight::None,
             }
@@ -95,6 +98,20 @@ impl Fleet {
 }
 
 impl Kept {
+    /// The answer, if it is there.
+    async fn answer(&self) -> Result<Option<Box<Answer>>, crate::conn::Error> {
+        let known: Option<Vec<u8>> = self.link.query(redis::cmd("GET").arg(&self.answer)).await?;
+        Ok(known.and_then(|known| serde_json::from_slice(&known).ok()))
+    }
+
+    /// Another may ask.
+    async fn give_up(&self) {
+        let _ = self
+            .link
+            .query::<redis::Value>(redis::cmd("DEL").arg(&self.flight))
+            .await;
+    }
+
     /// Holds the right while the model is asked. Given up half-way, another may ask at once.
     pub(super) async fn guard<T>(&self, asking: impl Future<Output = T>) -> T {
         let mut asking = std::pin::pin!(asking);
