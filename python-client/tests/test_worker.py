@@ -73,7 +73,12 @@ def test_a_template_is_run_with_its_parameters(client):
     result = client.run("ollama-inference", model="echo", prompt=PROMPT)
     events = list(result.events(timeout=20))
     steps = [(event.kind, event.step, event.status or event.state) for event in events if event.kind != "token"]
-    assert steps == [("step", "answer", "started"), ("step", "answer", "finished"), ("end", None, "SUCCESS")]
+    assert steps == [
+        ("step", "answer", "started"),
+        ("call", "answer", None),
+        ("step", "answer", "finished"),
+        ("end", None, "SUCCESS"),
+    ]
     text = "".join(event.text for event in events if event.kind == "token")
     assert text.split() == PROMPT.split()
     assert text in json.dumps(result.get(timeout=20))
