@@ -64,6 +64,8 @@ pub struct Claims {
     pub dead: Vec<Dead>,
     /// Why nothing can be taken from one of the queues: its key holds something else than a list.
     pub unusable: Option<String>,
+    /// Nothing is left, and [`Broker::wait`] hears of the next message.
+    pub drained: bool,
 }
 
 impl Broker {
@@ -169,6 +171,7 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
     let mut claims = Claims::default();
     claims.messages.reserve(parts.len() / 3);
     let mut parts = parts.into_iter();
+    claims.drained = parts.next() == Some(Value::Int(1));
     while let (Some(number), Some(key), Some(body)) = (parts.next(), parts.next(), parts.next()) {
         let (Value::Int(number), Value::Int(key), Value::BulkString(body)) = (number, key, body) else {
             return Err(unexpected(None));

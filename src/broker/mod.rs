@@ -279,7 +279,8 @@ impl Broker {
         }
         // A claim that finds nothing has read the queues' keys. Asking for all that begins with a queue's name instead
         // would bring news of every result: `celery` is how `celery-task-meta-…` begins.
-        let tracked = self.main.track_reads().await;
+        let quiet = ["unacked", "unacked_index"].map(|key| self.keys.name(key));
+        let tracked = self.main.track_reads(quiet.into()).await;
         self.note_tracking(tracked);
         Ok(())
     }

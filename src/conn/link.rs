@@ -38,8 +38,9 @@ impl Default for LinkOptions {
         Self {
             connect_timeout: Duration::from_secs(1),
             response_timeout: Duration::from_millis(3500),
-            health_check: Duration::from_millis(1500),
-            sign_of_life: Duration::from_secs(2),
+            // Longer than a heartbeat's pause: what heartbeats are sent or heard on is not asked.
+            health_check: Duration::from_millis(2400),
+            sign_of_life: Duration::from_millis(1800),
         }
     }
 }
@@ -156,6 +157,8 @@ struct Setup {
     scripts: Vec<Script>,
     /// How news of keys are asked for.
     tracking: Option<Cmd>,
+    /// Keys whose change is no news.
+    quiet: Vec<String>,
     channels: HashSet<String>,
     patterns: HashSet<String>,
 }
@@ -383,8 +386,9 @@ impl Link {
     }
 
     /// Asks for news of the keys that this connection reads: the next change of one wakes [`woken`](Self::woken), once.
-    /// Whether the server can do that.
-    pub async fn track_reads(&self) -> bool {
+    /// Redis counts all keys of a script that reads one; those of `quiet` are no news. Whether the server can do that.
+    pub async fn track_reads(&self, quiet: Vec<String>) -> bool {
+        self.shared.setup().quiet = quiet;
         self.start_tracking(tracking()).await
     }
 
@@ -573,10 +577,25 @@ impl Shared {
         })
     }
 
+    /// Whether what was changed is of interest. A server that forgot all keys does not say which.
+    fn is_news(&self, changed: &[Value]) -> bool {
+        let Some(Value::Array(keys)) = changed.first() else {
+            return true;
+        };
+        let quiet = &self.setup().quiet;
+        let is_quiet =
+            |key: &Value| matches!(key, Value::BulkString(key) if quiet.iter().any(|quiet| quiet.as_bytes() == key));
+        !keys.iter().all(is_quiet)
+    }
+
     fn on_push(&self, push: PushInfo) {
         self.hear();
         match push.kind {
-            PushKind::Invalidate => self.woken.notify_one(),
+            PushKind::Invalidate => {
+                if self.is_news(&push.data) {
+                    self.woken.notify_one();
+                }
+            }
             PushKind::Message | PushKind::PMessage => {
                 let mut parts = push.data.into_iter().rev();
                 let (Some(payload), Some(channel)) = (parts.next(), parts.next()) else {

@@ -121,14 +121,16 @@ impl Fetcher {
             drop(credit);
             if !empty {
                 vain = 0;
-                continue;
+                if !claims.drained {
+                    continue;
+                }
             }
             let news = tokio::select! {
                 news = self.broker.wait(WAIT) => news,
                 _ = self.stop.changed() => false,
                 _ = self.queues.changed() => false,
             };
-            vain = if news { vain + 1 } else { 0 };
+            vain = if news && empty { vain + 1 } else { 0 };
             // Others were faster some times in a row: many workers share the queue. Not all of them need to run for
             // each message.
             if let Some(often) = vain.checked_sub(VAIN) {

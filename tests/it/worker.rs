@@ -29,6 +29,43 @@ async fn a_task_is_run_and_its_result_comes_back() {
     assert_eq!(redis.length("LLEN", "celery"), 0);
 }
 
+/// What Redis was asked: all commands, or one of them.
+fn asked(redis: &Redis, command: Option<&str>) -> u64 {
+    let (section, name) = match command {
+        None => ("stats", "total_commands_processed:".to_owned()),
+        Some(command) => ("commandstats", format!("cmdstat_{command}:calls=")),
+    };
+    let info: String = redis.command(&["INFO", section]);
+    let number = info.lines().find_map(|line| line.strip_prefix(name.as_str()));
+    let digits = number.and_then(|number| number.split(',').next());
+    digits.map_or(0, |digits| digits.parse().unwrap())
+}
+
+/// Redis is what all workers share: a task costs one look at its queue, and a worker without any says little.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_one_look_and_an_idle_worker_is_quiet() {
+    let redis = Redis::start();
+    let _worker = Worker::start(&redis, &[]);
+    let client = redis.client().await;
+    let call = Call::new("hello.add").arg(1);
+    client.send(call.clone()).await.unwrap().get::<i64>(LONG).await.unwrap();
+    let before = asked(&redis, Some("exists"));
+    for _ in 0..20 {
+        client.send(call.clone()).await.unwrap().get::<i64>(LONG).await.unwrap();
+    }
+    // A claim that took something asks twice whether there is more: before, and for news of what comes next.
+    let looks = asked(&redis, Some("exists")) - before;
+    assert!(looks <= 2 * 20 + 4, "{looks} for 20 tasks");
+
+    drop(client);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = asked(&redis, None);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    // Five heartbeats, four signs of life, a look at the queues; one of the commands is this question.
+    let said = asked(&redis, None) - before - 1;
+    assert!(said <= 12, "{said} commands in 10 s");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_python_exceptions() {
     let redis = Redis::start();

@@ -4,11 +4,11 @@
 -- ARGV  1 tag prefix, chosen by the caller, 2 how many, 3 "1" when a reply to this prefix may have been lost,
 --       4 largest message in bytes, 5 dead-letter list length, 6 bytes after which no further message is
 --       taken, 7 prefix of every key, 8 our name as JSON text, 9.. routing key of each queue key
--- RETURNS a flat list: for a message what follows the prefix in its tag, index of its key, the message; for an element
+-- RETURNS 1 when nothing is left and news of the next message will come, else 0; then a flat list: for a message what follows the prefix in its tag, index of its key, the message; for an element
 --       that is no message 0, index of its key, why; for a key that is no list -1, its index, why.
 -- No cjson here: it would change large numbers and fail on deep nesting after the pop. Taking many at once is no faster:
 -- what costs is that Lua reads each byte of a text that it makes.
-local found, bytes, out = 0, 0, {}
+local found, bytes, out = 0, 0, {0}
 local most = tonumber(ARGV[6])
 local count, again = tonumber(ARGV[2]), ARGV[3] == '1'
 if again then
@@ -27,13 +27,15 @@ if again then
       end
     end
   end
-  if #out > 0 then return out end
+  if #out > 1 then return out end
 end
 -- A look that finds nothing is two commands; whoever asked for news of what he reads hears when there is something.
-if redis.call('EXISTS', unpack(KEYS, 3)) == 0 then return out end
+local lists = redis.call('EXISTS', unpack(KEYS, 3))
+if lists == 0 then return {1} end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 for i = 3, #KEYS do
+  local before = found
   while found < count and bytes < most do
     local message = redis.pcall('RPOP', KEYS[i])
     if type(message) ~= 'string' then
@@ -66,6 +68,11 @@ for i = 3, #KEYS do
       out[#out + 1] = message
     end
   end
-  if found >= count or bytes >= most then break end
+  if found >= count or bytes >= most then return out end
+  if found > before then lists = lists - 1 end
+  -- The others are empty: mostly one priority is all that is used.
+  if lists == 0 then break end
 end
+-- Taking the last one ended the news that the look above had asked for.
+if redis.call('EXISTS', unpack(KEYS, 3)) == 0 then out[1] = 1 end
 return out
