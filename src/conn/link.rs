@@ -591,11 +591,7 @@ impl Shared {
     fn on_push(&self, push: PushInfo) {
         self.hear();
         match push.kind {
-            PushKind::Invalidate => {
-                if self.is_news(&push.data) {
-                    self.woken.notify_one();
-                }
-            }
+            PushKind::Invalidate if self.is_news(&push.data) => self.woken.notify_one(),
             PushKind::Message | PushKind::PMessage => {
                 let mut parts = push.data.into_iter().rev();
                 let (Some(payload), Some(channel)) = (parts.next(), parts.next()) else {
