@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # rustup puts Cargo there, and only later shells have it on their path.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery differential chaos sbom celery-suite fmt lint audit clean
+.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery differential chaos fuzz sbom celery-suite fmt lint audit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,8 +66,11 @@ chaos: setup ## Faults from SEED for MINUTES at workers, connections and the bro
 	cargo build --locked --workspace --bins --examples
 	CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) cargo test --locked --test it chaos -- --nocapture
 
-sbom: ## What is linked into the programs, as CycloneDX (needs cargo-cyclonedx)
-	cargo cyclonedx --format json
+fuzz: ## Each of the seven fuzz targets for MINUTES: with cargo-fuzz where it is there, else with changed seeds alone
+	tools/fuzz.sh $(MINUTES)
+
+sbom: ## What is linked into the programs, as CycloneDX: orchestra.cdx.json
+	tools/sbom.py >orchestra.cdx.json
 
 celery-suite: setup ## Celery's own integration suite, downloaded, against our worker: N of M
 	cargo build --locked --example conformance_worker

@@ -29,6 +29,7 @@ mod examples;
 mod execution;
 mod faults;
 mod fleet;
+mod fuzz;
 mod layers;
 mod limits;
 mod loss;
