@@ -58,6 +58,17 @@ pub enum Write {
     },
 }
 
+impl Write {
+    /// What it holds beside a few words.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Store { record, .. } | Self::Revoke { record, .. } | Self::Group { record, .. } => record.len(),
+            Self::Stream { entries, .. } => entries.iter().map(Bytes::len).sum(),
+            Self::ChordSize { .. } => 0,
+        }
+    }
+}
+
 impl Backend {
     /// Appends the commands of `writes`, in order; neighbouring records become one script call.
     pub fn append(&self, pipe: &mut Pipeline, writes: &[Write]) {

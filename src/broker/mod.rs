@@ -116,6 +116,11 @@ impl Tag {
         Self(format!("{claim:032x}.{number}").into())
     }
 
+    /// One that nothing has.
+    pub(crate) fn fresh() -> Self {
+        Self::from_parts(uuid::Uuid::new_v4().as_u128(), 0)
+    }
+
     /// Whether a message of that tag lies in `unacked`. What was told to everybody does not.
     pub(crate) fn is_held(&self) -> bool {
         !self.0.starts_with(broadcast::TOLD)
@@ -143,6 +148,7 @@ struct Scripts {
     extend: Script,
     recall: Script,
     give_back: Script,
+    hold: Script,
     requeue: Script,
     bury: Script,
     overdue: Script,
@@ -162,6 +168,7 @@ impl Scripts {
             extend: Script::new(include_str!("scripts/extend.lua")),
             recall: Script::new(include_str!("scripts/recall.lua")),
             give_back: Script::new(include_str!("scripts/give_back.lua")),
+            hold: Script::new(include_str!("scripts/hold.lua")),
             requeue: Script::new(include_str!("scripts/requeue.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
             overdue: Script::new(include_str!("scripts/overdue.lua")),
@@ -207,6 +214,7 @@ impl Broker {
                 [
                     &scripts.requeue,
                     &scripts.give_back,
+                    &scripts.hold,
                     &scripts.bury,
                     &scripts.publish,
                     &scripts.publish_once,

@@ -56,6 +56,17 @@ pub enum Write {
         /// The envelope.
         envelope: Bytes,
     },
+    /// A message that is held by us from the start: it is delivered only if we die before we acknowledge it.
+    Hold {
+        /// Its field in `unacked`.
+        tag: Tag,
+        /// Exchange.
+        exchange: String,
+        /// Routing key.
+        routing_key: String,
+        /// The envelope.
+        envelope: Bytes,
+    },
     /// A message of a fanout exchange.
     Broadcast {
         /// Exchange.
@@ -114,6 +125,18 @@ pub enum Write {
         /// Whether it is a pattern of a topic exchange.
         topic: bool,
     },
+}
+
+impl Write {
+    /// What it holds beside a few words.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Requeue { raw, .. } | Self::Dead { raw, .. } => raw.len(),
+            Self::Publish { envelope, .. } | Self::Hold { envelope, .. } => envelope.len(),
+            Self::Broadcast { payload, .. } | Self::Reply { payload, .. } => payload.len(),
+            Self::Ack(_) | Self::Park { .. } | Self::GiveBack { .. } | Self::Declare(_) | Self::Bind { .. } => 0,
+        }
+    }
 }
 
 impl From<Parcel> for Write {
@@ -255,6 +278,30 @@ impl Broker {
                 if known {
                     self.append_expiry(pipe, exchange, routing_key);
                 }
+            }
+            Write::Hold {
+                tag,
+                exchange,
+                routing_key,
+                envelope,
+            } => {
+                let name = |text: &str| serde_json::Value::from(text).to_string();
+                let (exchange, routing_key) = (name(exchange), name(routing_key));
+                let mut call = self.scripts.hold.prepare_invoke();
+                call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
+                call.arg(&*tag.0).arg(
+                    [
+                        b"[",
+                        &envelope[..],
+                        b",",
+                        exchange.as_bytes(),
+                        b",",
+                        routing_key.as_bytes(),
+                        b"]",
+                    ]
+                    .concat(),
+                );
+                pipe.invoke_script(&call);
             }
             Write::Broadcast {
                 exchange,

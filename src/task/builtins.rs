@@ -29,6 +29,7 @@ impl DynTask for Builtin {
         if self.name == UNLOCK {
             (options.max_retries, options.ignore_result) = (None, true);
         }
+        options.acks_late = self.name == COUNT;
         options
     }
 
@@ -39,7 +40,12 @@ impl DynTask for Builtin {
 
 const UNLOCK: &str = "celery.chord_unlock";
 
-const BUILTINS: [(&str, Run); 9] = [
+/// Ours: a member of a chord, acknowledged before it ran, whose worker died when it had ended and was not counted. It
+/// ends as the member did, and is counted as that.
+pub(crate) const COUNT: &str = "orchestra.count";
+
+const BUILTINS: [(&str, Run); 10] = [
+    (COUNT, |arguments, _, _| Box::pin(async { ended(arguments) })),
     ("celery.accumulate", |arguments, _, _| {
         Box::pin(async { accumulate(arguments) })
     }),
@@ -89,6 +95,21 @@ pub(crate) fn register(registry: &mut Registry) -> Result<(), RegisterError> {
         }
     }
     Ok(())
+}
+
+#[derive(Deserialize)]
+struct Ended {
+    succeeded: bool,
+    value: Value,
+}
+
+fn ended(arguments: Arguments) -> Result<Value, Failure> {
+    let Ended { succeeded, value } = arguments.bind("count")?;
+    if succeeded {
+        return Ok(value);
+    }
+    let exception: Exception = serde_json::from_value(value)?;
+    Err(exception.into())
 }
 
 /// Its arguments as a list, or the one at `index`: the body of the chord that a replacing group becomes.

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::message::DecodeError;
-use super::{Signature, json};
+use super::{Signature, json, limits};
 
 /// A decoded body. The three parts are slices of one text, so that a body is held once however large it is.
 #[derive(Debug)]
@@ -97,6 +97,22 @@ impl Body {
             kwargs,
             embed,
         })
+    }
+
+    /// The same, if its arguments are nested no deeper.
+    pub(super) fn at_most(self, depth: usize) -> Result<Self, DecodeError> {
+        // What is deeper than the parser goes is found by whoever parses it: nobody looks twice.
+        let looks = depth < limits::DEEPEST;
+        if looks
+            && [self.args(), self.kwargs()]
+                .into_iter()
+                .any(|text| json::depth(text) > depth)
+        {
+            return Err(DecodeError::Body(format!(
+                "its arguments are nested deeper than {depth} levels (max_depth)"
+            )));
+        }
+        Ok(self)
     }
 
     /// Positional arguments, JSON text of a list.

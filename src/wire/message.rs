@@ -116,7 +116,7 @@ pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> R
         Err(error) => return Err(Undecodable::answered(error, headers)),
     };
     check(&headers, limits)?;
-    match Body::parse(text) {
+    match Body::parse(text).and_then(|body| body.at_most(limits.depth)) {
         Ok(body) => Ok(Message {
             headers,
             properties,

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use super::{Arguments, Message, Parcel, shown_args, shown_kwargs};
+use super::{Arguments, Json, Message, Parcel, Signature, shown_args, shown_kwargs};
 use crate::clock::{self, Timestamp};
 
 /// The envelope that runs `message` again at `eta`.
@@ -55,6 +55,52 @@ pub fn retry_envelope(
     if arguments.is_some() {
         properties.insert("body_encoding".into(), "base64".into());
     }
+    let mut info = object(properties.remove("delivery_info"));
+    info.remove("redelivered");
+    properties.insert("delivery_info".into(), info.into());
+    envelope.insert("properties".into(), properties.into());
+    serde_json::to_vec(&envelope)
+}
+
+/// The message that counts a member of a chord, should its worker die before it has: the same member, with a task that
+/// ends as it ended (`task`, of `args`), and nothing to follow but the `chord`.
+///
+/// # Errors
+/// `raw` is not the envelope that `message` was decoded from.
+pub fn counting_envelope(
+    raw: &[u8],
+    message: &Message,
+    task: &str,
+    args: &[&Json],
+    chord: &Signature,
+) -> Result<Vec<u8>, serde_json::Error> {
+    let mut envelope: Map<String, Value> = super::json::parse(&String::from_utf8_lossy(raw))?;
+    let mut headers = object(Some(serde_json::to_value(&message.headers)?));
+    headers.insert("task".into(), task.into());
+    let past = [
+        "eta",
+        "expires",
+        "timelimit",
+        "compression",
+        "shadow",
+        "argsrepr",
+        "kwargsrepr",
+    ];
+    for past in past.into_iter().chain(["redelivered", "x-orchestra-deliveries"]) {
+        headers.remove(past);
+    }
+    envelope.insert("headers".into(), headers.into());
+    let chord = serde_json::to_string(chord)?;
+    let body = format!(
+        r#"[{}, {{}}, {{"callbacks": null, "errbacks": null, "chain": null, "chord": {chord}}}]"#,
+        Json::list(args.iter().copied()).get()
+    );
+    envelope.insert("body".into(), STANDARD.encode(body).into());
+    envelope.insert("content-type".into(), "application/json".into());
+    envelope.insert("content-encoding".into(), "utf-8".into());
+    let mut properties = object(envelope.remove("properties"));
+    properties.insert("body_encoding".into(), "base64".into());
+    properties.insert("delivery_tag".into(), uuid::Uuid::new_v4().to_string().into());
     let mut info = object(properties.remove("delivery_info"));
     info.remove("redelivered");
     properties.insert("delivery_info".into(), info.into());

@@ -5,10 +5,8 @@ use std::ops::Range;
 
 use base64::Engine as _;
 
+use super::limits::DEEPEST;
 use super::message::DecodeError;
-
-/// As deep as the JSON parser goes.
-const DEPTH: usize = 127;
 
 /// A JSON text that is being written.
 pub(super) struct Transcript {
@@ -72,8 +70,8 @@ impl Transcript {
         if self.separate()? {
             return Err(no_key());
         }
-        if self.open.len() >= DEPTH {
-            return Err(DecodeError::Body(format!("it is nested deeper than {DEPTH} levels")));
+        if self.open.len() >= DEEPEST {
+            return Err(DecodeError::Body(format!("it is nested deeper than {DEEPEST} levels")));
         }
         self.open.push(Level { is_object, count: 0 });
         self.out.push(if is_object { '{' } else { '[' });

@@ -127,6 +127,8 @@ pub(crate) struct Consumer {
     pub held: mpsc::Sender<Vec<Tag>>,
     pub notes: Notes,
     pub members: mpsc::UnboundedSender<Member>,
+    /// Members that ended in this turn.
+    pub(super) ended: Vec<Member>,
     /// The messages of members that are being counted, by how often they are.
     pub joining: Vec<Option<Tag>>,
     pub shutdown: super::Stop,
@@ -492,8 +494,7 @@ impl Consumer {
     fn join(&mut self, member: Member) {
         self.joining
             .push(member.delivery.as_ref().map(|delivery| delivery.tag.clone()));
-        // A service that is gone has ended the worker.
-        let _ = self.members.send(member);
+        self.ended.push(member);
     }
 
     /// Runs an error callback here: `errback(request, exc, traceback, …)`. Nobody waits for it; what goes wrong is
@@ -727,6 +728,15 @@ impl Consumer {
         let headers = &request.message.headers;
         let chord = request.embed.as_ref().and_then(|embed| embed.chord.clone());
         if let (Some(body), Some(group)) = (chord, headers.group.as_deref()) {
+            let mut delivery = done.delivery;
+            if delivery.is_none()
+                && done.in_task
+                && let Some((tag, hold)) = self.scribe.hold_member(request, (&done.state, &done.value), &body)
+            {
+                self.out.push(hold);
+                let (queue, credit) = (Arc::default(), None);
+                delivery = Some(Delivery { tag, queue, credit });
+            }
             self.join(Member {
                 part: Part::new(
                     group,
@@ -738,7 +748,7 @@ impl Consumer {
                 body,
                 parent: request.as_parent(trace),
                 children: done.in_task.then(|| children.to_vec()),
-                delivery: done.delivery,
+                delivery,
             });
         }
     }
@@ -763,6 +773,10 @@ impl Consumer {
                 continue;
             };
             let request = active.request.clone();
+            // What it would say has nowhere to go; the next look at the clock tries again.
+            if self.outbox.is_full() {
+                return;
+            }
             let Some(slot) = self.pool.slot() else { return };
             self.reserved.pop_front();
             let now = clock::instant();
@@ -885,6 +899,11 @@ impl Consumer {
             // The next turn will have about as much to say.
             let room = Vec::with_capacity(self.out.len());
             self.outbox.send(std::mem::replace(&mut self.out, room));
+        }
+        // Behind their results: whoever counts waits until those are there.
+        for member in self.ended.drain(..) {
+            // A service that is gone has ended the worker.
+            let _ = self.members.send(member);
         }
         self.note_numbers();
     }

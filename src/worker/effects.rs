@@ -13,12 +13,16 @@ use super::events::{Events, result_repr};
 use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
+use crate::broker::Tag;
 use crate::canvas::{Priorities, ResultNode};
 use crate::client::SentEvents;
+use crate::task::builtins::COUNT;
 use crate::task::{Hides, Registry};
 use crate::trace::Trace;
 use crate::wire::redact::HIDDEN;
-use crate::wire::{self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, State as Stored};
+use crate::wire::{
+    self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, Signature, State as Stored,
+};
 use crate::{backend, broker, clock};
 
 /// Who sends what follows a task.
@@ -275,6 +279,41 @@ impl Scribe {
             }),
             Err(error) => {
                 error!(task.id = %request.id, "the retry cannot be published: {error}");
+                None
+            }
+        }
+    }
+
+    /// The message that counts a member of a chord if we die before we have. Without it a member that was acknowledged
+    /// before it ran would take the body along, which had not started.
+    pub(super) fn hold_member(
+        &self,
+        request: &Request,
+        (state, value): (&Stored, &Json),
+        body: &Signature,
+    ) -> Option<(Tag, Out)> {
+        let message = &request.message;
+        let succeeded = Json::new(&(*state == Stored::Success)).ok()?;
+        let args = [&succeeded, value];
+        let envelope = wire::counting_envelope(&request.raw, message, COUNT, &args, body)
+            .map_err(|error| error.to_string())
+            .and_then(|envelope| match &self.signer {
+                Some(signer) => signer.sign_envelope(&envelope),
+                None => Ok(envelope),
+            });
+        match envelope {
+            Ok(envelope) => {
+                let tag = Tag::fresh();
+                let hold = broker::Write::Hold {
+                    tag: tag.clone(),
+                    exchange: message.properties.exchange().to_owned(),
+                    routing_key: message.properties.routing_key().unwrap_or("celery").to_owned(),
+                    envelope: envelope.into(),
+                };
+                Some((tag, Out::Broker(hold)))
+            }
+            Err(error) => {
+                error!(task.id = %request.id, "the member of a chord cannot be held until it is counted: {error}");
                 None
             }
         }

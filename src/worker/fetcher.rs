@@ -13,17 +13,18 @@ use super::stop::Phase;
 use super::writer::Outbox;
 use crate::backoff;
 use crate::broker::{Broker, ClaimId};
+use crate::clock;
 
 /// Largest number of messages taken by one script call: bounds how long it occupies Redis.
 const BATCH: usize = 128;
-/// With so many writes waiting no more messages are taken: what cannot be acknowledged should not be claimed.
-const BACKLOG: usize = 20_000;
 /// How long to wait for the news of a message before looking again. The news comes by push; this is the safety net
 /// for a push that was lost.
 const WAIT: Duration = Duration::from_secs(30);
 
 /// So often that is taken for chance; after more there is a pause before the next look.
 const VAIN: u32 = 4;
+/// News with longer pauses between them are no reason for it.
+const SELDOM: Duration = Duration::from_millis(20);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
@@ -60,6 +61,7 @@ impl Fetcher {
         let mut unusable = None;
         // How often in a row there was news, and then nothing to take.
         let mut vain = 0_u32;
+        let mut looked = clock::instant();
         while *self.stop.borrow() == Phase::Run {
             let Some(mut credit) = self.credit().await else { return };
             let (count, bytes) = tokio::select! {
@@ -130,7 +132,10 @@ impl Fetcher {
                 _ = self.stop.changed() => false,
                 _ = self.queues.changed() => false,
             };
-            vain = if news && empty { vain + 1 } else { 0 };
+            // What comes seldom costs nobody much, and whoever is always late would never have anything.
+            let now = clock::instant();
+            let often = now.saturating_duration_since(std::mem::replace(&mut looked, now)) < SELDOM;
+            vain = if news && empty && often { vain + 1 } else { 0 };
             // Others were faster some times in a row: many workers share the queue. Not all of them need to run for
             // each message.
             if let Some(often) = vain.checked_sub(VAIN) {
@@ -145,7 +150,7 @@ impl Fetcher {
 
     /// Waits for a share of the prefetch count; `None` when the worker stops.
     async fn credit(&mut self) -> Option<tokio::sync::OwnedSemaphorePermit> {
-        while self.outbox.backlog() > BACKLOG {
+        while self.outbox.is_full() {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(5)) => {}
                 _ = self.stop.changed() => return None,

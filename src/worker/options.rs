@@ -27,6 +27,8 @@ pub struct Options {
     pub prefetch_multiplier: u32,
     /// Memory that messages held may take, in bytes: with none left no more are taken.
     pub prefetch_bytes: usize,
+    /// Bytes of results and messages that may wait for Redis: beyond them no task is started.
+    pub backlog_bytes: usize,
     /// Queues to consume.
     pub queues: Vec<String>,
     /// Where follow-ups go that name no queue (`task_default_queue`).
@@ -142,6 +144,7 @@ impl Options {
             concurrency: std::thread::available_parallelism().map_or(1, Into::into),
             prefetch_multiplier: 4,
             prefetch_bytes: 1 << 30,
+            backlog_bytes: 256 << 20,
             queues: vec!["celery".into()],
             default_queue: "celery".into(),
             routes: Routes::default(),

@@ -172,6 +172,7 @@ impl Worker {
             backend.clone(),
             hostname.clone(),
             options.event_exchange.clone(),
+            options.backlog_bytes,
             metrics.clone(),
         );
         let writing = spawn(ServiceKind::Writer, writer.run());
@@ -325,6 +326,7 @@ impl Worker {
         let mut consumer = Consumer {
             scribe,
             members,
+            ended: Vec::new(),
             joining: Vec::new(),
             metrics,
             events,

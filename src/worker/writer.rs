@@ -24,6 +24,9 @@ use crate::wire::Events as Envelopes;
 /// Largest number of writes in one flush: bounds how long one pipeline occupies Redis.
 const BATCH: usize = 1024;
 
+/// With so many writes waiting nothing is started: what cannot be acknowledged should not be claimed.
+const WRITES: usize = 20_000;
+
 /// How often others get their turn before acks leave alone.
 const TURNS: usize = 3;
 
@@ -50,17 +53,40 @@ impl Out {
     }
 }
 
+impl Out {
+    /// What it holds beside a few words.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Broker(write) | Self::Later(write) => write.bytes(),
+            Self::Backend(write) => write.bytes(),
+            Self::Event(event) => event.get().len(),
+            Self::Flushed(_) => 0,
+        }
+    }
+}
+
+/// What waits to be sent.
+struct Backlog {
+    writes: AtomicUsize,
+    bytes: AtomicUsize,
+    /// Bytes that may wait.
+    bound: usize,
+}
+
+/// Writes that go together, and their bytes.
+type Handed = (Vec<Out>, usize);
+
 /// Where the consumer loop puts what is to be sent.
 #[derive(Clone)]
 pub(crate) struct Outbox {
-    queue: mpsc::UnboundedSender<Vec<Out>>,
-    backlog: Arc<AtomicUsize>,
+    queue: mpsc::UnboundedSender<Handed>,
+    backlog: Arc<Backlog>,
 }
 
 /// The service that sends.
 pub(crate) struct Writer {
-    queue: mpsc::UnboundedReceiver<Vec<Out>>,
-    backlog: Arc<AtomicUsize>,
+    queue: mpsc::UnboundedReceiver<Handed>,
+    backlog: Arc<Backlog>,
     broker: Broker,
     backend: Option<Backend>,
     hostname: Arc<str>,
@@ -69,19 +95,33 @@ pub(crate) struct Writer {
 }
 
 impl Outbox {
-    /// Hands over writes, in order. The queue is bounded by the fetcher, which takes no more messages while
-    /// [`backlog`](Self::backlog) is high.
+    /// Hands over writes, in order. The queue is bounded by those who make more: while it [`is_full`](Self::is_full)
+    /// no message is taken and no task started.
     pub(crate) fn send(&self, writes: Vec<Out>) {
-        if !writes.is_empty() {
-            self.backlog.fetch_add(writes.len(), Ordering::Relaxed);
-            // A writer that is gone ends the worker; nobody reads the answer then.
-            let _ = self.queue.send(writes);
+        if writes.is_empty() {
+            return;
         }
+        let (bytes, bound) = (writes.iter().map(Out::bytes).sum(), self.backlog.bound);
+        self.backlog.writes.fetch_add(writes.len(), Ordering::Relaxed);
+        let before = self.backlog.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before <= bound && before + bytes > bound {
+            warn!(
+                "{} bytes wait for Redis: no task is started until it has taken them (worker_backlog_bytes)",
+                before + bytes
+            );
+        }
+        // A writer that is gone ends the worker; nobody reads the answer then.
+        let _ = self.queue.send((writes, bytes));
     }
 
     /// Writes that have not been sent yet.
     pub(crate) fn backlog(&self) -> usize {
-        self.backlog.load(Ordering::Relaxed)
+        self.backlog.writes.load(Ordering::Relaxed)
+    }
+
+    /// Whether so much waits that nothing should be started that adds to it.
+    pub(crate) fn is_full(&self) -> bool {
+        self.backlog() > WRITES || self.backlog.bytes.load(Ordering::Relaxed) > self.backlog.bound
     }
 
     /// Waits until everything handed over so far has been sent.
@@ -102,6 +142,7 @@ struct Batch {
     events: Vec<Box<RawValue>>,
     flushed: Vec<oneshot::Sender<()>>,
     size: usize,
+    bytes: usize,
 }
 
 impl Batch {
@@ -109,11 +150,14 @@ impl Batch {
         self.acks.len() == self.size
     }
 
-    fn add(&mut self, writes: Vec<Out>) {
+    fn add(&mut self, (writes, bytes): Handed) {
         self.size += writes.len();
+        self.bytes += bytes;
         for write in writes {
             match write {
-                Out::Broker(write @ broker::Write::Publish { .. }) => self.publishes.push(write),
+                Out::Broker(write @ (broker::Write::Publish { .. } | broker::Write::Hold { .. })) => {
+                    self.publishes.push(write);
+                }
                 Out::Broker(write) | Out::Later(write) => self.acks.push(write),
                 Out::Backend(write @ (backend::Write::ChordSize { .. } | backend::Write::Group { .. })) => {
                     self.groups.push(write);
@@ -132,10 +176,15 @@ impl Writer {
         backend: Option<Backend>,
         hostname: Arc<str>,
         event_exchange: String,
+        bound: usize,
         metrics: Metrics,
     ) -> (Outbox, Self) {
         let (sender, queue) = mpsc::unbounded_channel();
-        let backlog = Arc::new(AtomicUsize::new(0));
+        let backlog = Arc::new(Backlog {
+            writes: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            bound,
+        });
         let outbox = Outbox {
             queue: sender,
             backlog: backlog.clone(),
@@ -154,9 +203,9 @@ impl Writer {
 
     /// Runs until every outbox is gone and everything has been sent.
     pub(crate) async fn run(mut self) {
-        while let Some(writes) = self.queue.recv().await {
+        while let Some(handed) = self.queue.recv().await {
             let mut batch = Batch::default();
-            batch.add(writes);
+            batch.add(handed);
             self.fill(&mut batch);
             // A task that was acknowledged as it started may end before others get their turn: its result goes along, and
             // need not wait until Redis has answered the ack.
@@ -169,8 +218,13 @@ impl Writer {
             }
             let began = clock::instant();
             self.flush(&mut batch).await;
+            self.broker.writer().carried(batch.bytes);
+            if let Some(backend) = &self.backend {
+                backend.link().carried(batch.bytes);
+            }
             self.metrics.flushed(clock::instant().saturating_duration_since(began));
-            self.backlog.fetch_sub(batch.size, Ordering::Relaxed);
+            self.backlog.writes.fetch_sub(batch.size, Ordering::Relaxed);
+            self.backlog.bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
             for done in batch.flushed {
                 let _ = done.send(());
             }
@@ -180,9 +234,9 @@ impl Writer {
     /// Adds what waits.
     fn fill(&mut self, batch: &mut Batch) {
         while batch.size < BATCH
-            && let Ok(writes) = self.queue.try_recv()
+            && let Ok(handed) = self.queue.try_recv()
         {
-            batch.add(writes);
+            batch.add(handed);
         }
     }
 
