@@ -96,6 +96,8 @@ impl Broker {
         pipe.invoke_script(&call);
         let reply = self.main.pipeline_with(&pipe, &id.patience).await?.pop();
         let claims = read(reply, &id.prefix, &keys, queues)?;
+        self.main
+            .carried(claims.messages.iter().map(|message| message.raw.len()).sum());
         if let Some(last) = claims.messages.last() {
             self.rotate(queues, &last.queue);
         }

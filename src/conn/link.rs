@@ -6,7 +6,7 @@
 //! it (`client-output-buffer-limit pubsub`), so that one large message would stop a worker.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -63,6 +63,9 @@ const PUSHED_BYTES: usize = 64 << 20;
 
 /// The longest wait for one answer, however often it was tried.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
+
+/// See [`Link::carried`].
+const BULKY: usize = 16 << 20;
 
 /// Between two looks at a connection.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -137,6 +140,10 @@ struct Shared {
     heard: Mutex<Instant>,
     /// Pipelines that wait for their answer.
     waiting: Waiting,
+    /// Whether its buffers have grown beyond what it mostly needs.
+    bulky: AtomicBool,
+    /// Cleared when the connection is followed by another: its end is no news then.
+    stands: Mutex<Arc<AtomicBool>>,
     setup: Mutex<Setup>,
     woken: Arc<Notify>,
     /// Ends the pause before the next try to connect.
@@ -190,6 +197,8 @@ impl Link {
             current: watch::Sender::new(None),
             heard: Mutex::new(clock::instant()),
             waiting: Waiting::default(),
+            bulky: AtomicBool::new(false),
+            stands: Mutex::default(),
             setup: Mutex::default(),
             woken: Arc::new(Notify::new()),
             hurry: Arc::default(),
@@ -446,6 +455,14 @@ impl Link {
         })
     }
 
+    /// Says that so many bytes went over it at once. The buffers of a connection grow and never shrink: after much it is
+    /// followed by another, soon and without a word, so that one large message does not take its memory for ever.
+    pub fn carried(&self, bytes: usize) {
+        if bytes > BULKY {
+            self.shared.bulky.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// How often a connection that broke was made again: this one's, and that which hears pub/sub.
     pub fn reconnects(&self) -> (u64, u64) {
         let again = |link: &Self| link.shared.again.load(Ordering::Relaxed);
@@ -519,11 +536,14 @@ impl Shared {
 
     async fn open_with(self: &Arc<Self>, client: &Client) -> redis::RedisResult<MultiplexedConnection> {
         let weak = Arc::downgrade(self);
+        let stands = Arc::new(AtomicBool::new(true));
+        let is_last = stands.clone();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.options.connect_timeout))
             .set_response_timeout(Some(self.options.response_timeout))
             .set_push_sender(move |push: PushInfo| -> Result<(), redis::aio::SendError> {
-                if let Some(shared) = weak.upgrade() {
+                let is_news = push.kind != PushKind::Disconnection || is_last.load(Ordering::Relaxed);
+                if let Some(shared) = weak.upgrade().filter(|_| is_news) {
                     shared.on_push(push);
                 }
                 Ok(())
@@ -560,7 +580,24 @@ impl Shared {
         }
         redis::cmd("PING").exec_async(&mut connection).await?;
         self.hear();
+        let mut last = self.stands.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        std::mem::replace(&mut *last, stands).store(false, Ordering::Relaxed);
         Ok(connection)
+    }
+
+    /// Makes a connection that takes the place of the one that stands. What waits for an answer of the old one gets it.
+    async fn follow(self: &Arc<Self>, epoch: u64) {
+        // Should it fail, the old one is as good as it was.
+        let Ok(connection) = self.open().await else { return };
+        self.current.send_if_modified(|current| {
+            let stands = current.as_ref().is_some_and(|(number, _)| *number == epoch);
+            if stands {
+                *current = Some((epoch, connection));
+            }
+            stands
+        });
+        // It has not read the keys that news are wanted of.
+        self.woken.notify_one();
     }
 
     /// Puts a message where it is read, if there is room.
@@ -692,6 +729,10 @@ async fn supervise(shared: Weak<Shared>) {
                 let Some(strong) = weak.upgrade() else { return };
                 if strong.endpoint.turn() != strong.turn.load(Ordering::Relaxed) {
                     strong.broken(epoch, "another broker of the list is used now");
+                    continue;
+                }
+                if !broke && strong.bulky.swap(false, Ordering::Relaxed) {
+                    strong.follow(epoch).await;
                     continue;
                 }
                 // Whoever waits for an answer finds out by itself.

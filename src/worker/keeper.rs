@@ -41,7 +41,7 @@ impl Keeper {
 
     /// How often to look for overdue messages.
     pub(crate) fn sweep_pause(visibility_timeout: Duration) -> Duration {
-        (visibility_timeout / 6).clamp(Duration::from_millis(500), Duration::from_secs(30))
+        (visibility_timeout / 10).clamp(Duration::from_millis(500), Duration::from_secs(30))
     }
 
     /// See [`grace`](Self::grace).

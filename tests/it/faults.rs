@@ -21,6 +21,12 @@ async fn a_message_larger_than_what_a_subscriber_may_get_is_taken() {
     })
     .await;
     let client = redis.client().await;
+    let memory = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", worker.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+    };
+    let before = memory();
     let huge = Call::new("hello.add").arg(1).kwarg("note", "x".repeat(33 << 20));
     let huge = client.send(huge).await.unwrap();
     let good = client.send(Call::new("hello.add").arg(1)).await.unwrap();
@@ -29,6 +35,10 @@ async fn a_message_larger_than_what_a_subscriber_may_get_is_taken() {
     // An argument too many, as Python would say.
     let failure = huge.get::<Value>(patient).await.unwrap_err();
     assert!(failure.to_string().contains("TypeError"), "{failure}");
+    // The connection it came on is followed by another, whose buffers are small.
+    until("its memory is given back", async || memory() < before + 32).await;
+    let good = client.send(Call::new("hello.add").arg(2)).await.unwrap();
+    assert_eq!(good.get::<i64>(patient).await.unwrap(), 2, "{}", worker.log());
     assert!(!worker.log().contains("lost the connection"), "{}", worker.log());
 }
 
@@ -41,10 +51,32 @@ async fn a_half_open_connection_is_found_within_seconds() {
     let client = redis.client().await;
     let before = client.send(Call::new("hello.add").arg(1)).await.unwrap();
     assert_eq!(before.get::<i64>(LONG).await.unwrap(), 1);
-    proxy.silence();
+    // Both with nothing on the way and in the middle of a command: 3.5 s, and a moment to connect.
+    for (n, pause) in [(2, 0), (3, 2500)] {
+        proxy.silence();
+        let began = std::time::Instant::now();
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let after = client.send(Call::new("hello.add").arg(n)).await.unwrap();
+        assert_eq!(after.get::<i64>(LONG).await.unwrap(), n, "{}", worker.log());
+        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    }
+    assert!(worker.log().contains("lost the connection"), "{}", worker.log());
+}
+
+/// A server that is busy for a while, as when it writes a large message to its file, is not taken for dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_hangs_for_three_seconds_keeps_its_connections() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &["-c", "2"]);
+    let client = redis.client().await;
+    let before = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+    assert_eq!(before.get::<i64>(LONG).await.unwrap(), 1);
+    redis.signal(nix::sys::signal::Signal::SIGSTOP);
+    tokio::time::sleep(Duration::from_millis(2900)).await;
+    redis.signal(nix::sys::signal::Signal::SIGCONT);
     let after = client.send(Call::new("hello.add").arg(2)).await.unwrap();
     assert_eq!(after.get::<i64>(LONG).await.unwrap(), 2, "{}", worker.log());
-    assert!(worker.log().contains("lost the connection"), "{}", worker.log());
+    assert!(!worker.log().contains("lost the connection"), "{}", worker.log());
 }
 
 /// A key that is no list is named once, and costs no spinning.

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use orchestra::client::Call;
+use orchestra::canvas::chord;
+use orchestra::client::{Call, Client, Signature};
 
+use crate::proxy::Proxy;
 use crate::support::{Folder, LONG, Process, Redis, Worker, python, until};
 
 const KILLS: u64 = 20;
@@ -196,4 +198,86 @@ async fn a_python_worker_leaves_alone_what_we_keep_fresh() {
     // Three of its visibility time-outs.
     assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", ours.log());
     assert!(!ours.log().contains("given to another worker"), "{}", ours.log());
+}
+
+/// What cut one worker off cut off others as well: when they are back, nobody takes what another is about to renew.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_later_keeps_what_it_held() {
+    let redis = Redis::start();
+    let settings = [
+        ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 3}"),
+        ("ORCHESTRA_TASK_ACKS_LATE", "true"),
+    ];
+    let (late, soon) = (Proxy::start(redis.port).await, Proxy::start(redis.port).await);
+    let start = |proxy: &Proxy, name| {
+        let worker = Worker::spawn_at("hello_task", &proxy.url(), &["-c", "1", "-n", name], &settings);
+        worker.wait_for_log("orchestra-worker: ready");
+        worker
+    };
+    let one = start(&late, "late@here");
+    let client = redis.client().await;
+    let pending = client.send(Call::new("hello.sleep").arg(12)).await.unwrap();
+    one.wait_for_log("hello.sleep");
+    let two = start(&soon, "soon@here");
+    for proxy in [&late, &soon] {
+        proxy.refuse(true);
+        proxy.close();
+    }
+    // Longer than the lease.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    soon.refuse(false);
+    two.wait_for_log("again after");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    late.refuse(false);
+    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", one.log());
+    assert!(!one.log().contains("given to another worker"), "{}", one.log());
+    assert!(!two.log().contains("restored"), "{}", two.log());
+}
+
+/// A member of a chord that was acknowledged before it ran has ended, and its worker dies as it is about to send the body:
+/// the body is sent by another, and no member runs again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_body_of_a_chord_with_early_acks_is_not_lost() {
+    let (redis, results) = (Redis::start(), Redis::start());
+    let proxy = Proxy::start(results.port).await;
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 1}")];
+    let start = |results: &str| {
+        let worker = Worker::spawn("workflow", &redis, &["-c", "2", "--result-backend", results], &settings);
+        worker.wait_for_log("orchestra-worker: ready");
+        worker
+    };
+    for fails in [false, true] {
+        let mut first = start(&proxy.url());
+        let client = Client::connect_to(&redis.url(), Some(&results.url())).await.unwrap();
+        let member = |n: u64| Signature::new("flow.add").arg(n).arg(1);
+        let other = if fails {
+            Signature::new("flow.fail").arg("why")
+        } else {
+            member(2)
+        };
+        // Every answer of the results is late: there is time to die between the count and the body.
+        proxy.delay(Duration::from_millis(300));
+        let applied = client
+            .apply(chord([member(1), other], Signature::new("flow.sum")))
+            .await
+            .unwrap();
+        until("somebody is about to end it", async || {
+            let keys: Vec<String> = results.command(&["KEYS", "celery-taskset-meta-*.c"]);
+            !keys.is_empty()
+        })
+        .await;
+        first.process.kill();
+        proxy.delay(Duration::ZERO);
+        let second = start(&results.url());
+        let ended = applied.get::<u64>(LONG).await;
+        match fails {
+            false => assert_eq!(ended.unwrap(), 5, "{}", second.log()),
+            true => assert!(ended.unwrap_err().to_string().contains("why"), "{}", second.log()),
+        }
+        assert!(second.log().contains("orchestra.count"), "{}", second.log());
+        let again = |name: &str| second.log().contains(&format!("Task {name}["));
+        assert!(!again("flow.add") && !again("flow.fail"), "{}", second.log());
+        until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+        results.command::<()>(&["FLUSHALL"]);
+    }
 }

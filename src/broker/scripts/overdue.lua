@@ -3,7 +3,7 @@
 -- ARGV  1 visibility timeout in seconds, 2 how many
 -- RETURNS a flat list: tag, stored value ("" when there is none)
 local time = redis.call('TIME')
-local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', time[1] - tonumber(ARGV[1]), 'LIMIT', 0, ARGV[2])
+local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', time[1] + time[2] / 1000000 - ARGV[1], 'LIMIT', 0, ARGV[2])
 local out = {}
 for i = 1, #tags do
   out[#out + 1] = tags[i]

@@ -12,7 +12,7 @@ end
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 local score = redis.call('ZSCORE', KEYS[2], ARGV[1])
 local time = redis.call('TIME')
-if score and tonumber(score) > time[1] - tonumber(ARGV[3]) then return 0 end
+if score and tonumber(score) > time[1] + time[2] / 1000000 - ARGV[3] then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 if ARGV[5] ~= '0' then
