@@ -18,6 +18,7 @@ use super::steps::Web;
 use super::task_file::{FileTask, Scheduled};
 use super::tasks::{Approve, Chat, Generate, Resume, ResumeFailed, RunTemplate};
 use super::template::{Problem, Template};
+use super::workspace;
 use crate::task::{Context, Failure, RegisterError, Registry};
 use crate::text::closest;
 
@@ -60,10 +61,11 @@ impl Engine {
     pub fn load(options: &Options) -> Result<Self, LoadError> {
         let general = |text| LoadError(vec![Problem::general(text)]);
         let permits = Arc::new(options.permits.clone());
+        workspace::clean();
         Ok(Self {
             fleet: Fleet::new(options).map_err(general)?,
             web: Web::new(permits.clone()).map_err(general)?,
-            library: Library::open(&options.templates, &options.tasks).map_err(LoadError)?,
+            library: Library::open(&options.templates, &options.tasks, options.texts).map_err(LoadError)?,
             permits,
             recorded: None,
             calls: Calls::default(),

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
-use super::options::Folder;
+use super::options::{Folder, TextLimits};
 use super::task_file::Binding;
 use super::template::{Problem, Template};
 use crate::clock;
@@ -55,7 +55,7 @@ impl Shelf {
         let mut problems = Vec::new();
         let mut shelf = Self::default();
         for path in list(&folders.templates, "template", &mut problems) {
-            let read = Template::load(&path).map(Arc::new);
+            let read = Template::load_within(&path, folders.texts).map(Arc::new);
             let template = read.or_else(|found| {
                 problems.extend(found);
                 old.templates
@@ -100,6 +100,7 @@ impl Shelf {
 struct Folders {
     templates: Folder,
     tasks: Folder,
+    texts: TextLimits,
 }
 
 /// The shelf, and when it was last looked at.
@@ -121,10 +122,11 @@ impl Library {
     ///
     /// # Errors
     /// Everything that is wrong with them.
-    pub(super) fn open(templates: &Folder, tasks: &Folder) -> Result<Self, Vec<Problem>> {
+    pub(super) fn open(templates: &Folder, tasks: &Folder, texts: TextLimits) -> Result<Self, Vec<Problem>> {
         let folders = Folders {
             templates: templates.clone(),
             tasks: tasks.clone(),
+            texts,
         };
         let files = stamp(&folders);
         let (shelf, problems) = Shelf::read(&folders, &Shelf::default());

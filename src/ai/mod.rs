@@ -26,7 +26,7 @@ mod workspace;
 pub use embed::{Embed, Vectors};
 pub use engine::{Engine, LoadError};
 pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Seen, Used, canonical};
-pub use options::{CallLimits, DEFAULT_HOST, Folder, Options};
+pub use options::{CallLimits, DEFAULT_HOST, Folder, Options, TextLimits};
 pub use permits::{Permits, ProgramLimits};
 pub use program::{LIMITED, become_limited};
 pub use recorded::Recorded;

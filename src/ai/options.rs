@@ -40,6 +40,8 @@ pub struct Options {
     pub permits: Permits,
     /// Bounds on one call.
     pub limits: CallLimits,
+    /// Bounds on a text that a template renders.
+    pub texts: TextLimits,
 }
 
 /// A folder of files.
@@ -91,6 +93,24 @@ impl Default for CallLimits {
     }
 }
 
+/// Bounds on a text that a template renders.
+#[derive(Clone, Copy, Debug)]
+pub struct TextLimits {
+    /// How much work it may be: a loop over a book is fine, a loop without end is not.
+    pub steps: u64,
+    /// Its length.
+    pub bytes: usize,
+}
+
+impl Default for TextLimits {
+    fn default() -> Self {
+        Self {
+            steps: 5_000_000,
+            bytes: 16 << 20,
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -107,6 +127,7 @@ impl Default for Options {
             allow_cloud: false,
             permits: Permits::default(),
             limits: CallLimits::default(),
+            texts: TextLimits::default(),
         }
     }
 }

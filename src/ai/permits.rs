@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 /// What is allowed, and within which bounds.
@@ -61,7 +61,6 @@ impl Permits {
     pub(super) fn open(&self, path: &Path, own: Option<&Path>) -> Result<File, String> {
         let shown = path.display();
         let place = absolute(path, own, &self.read)?;
-        let real = place.canonicalize().map_err(|error| format!("{shown}: {error}"))?;
         let roots = self.roots(&self.read, own);
         let inside = |path: &Path| roots.iter().any(|root| path.starts_with(root));
         let refused = || {
@@ -71,9 +70,10 @@ impl Permits {
                 format!("{shown}: is in no folder that ai_read_paths allows")
             }
         };
-        if !inside(&real) {
-            return Err(refused());
-        }
+        let real = real(&place, inside).map_err(|error| match error {
+            Some(error) => format!("{shown}: {error}"),
+            None => refused(),
+        })?;
         let file = File::open(&real).map_err(|error| format!("{shown}: {error}"))?;
         // What was opened, not what the path was a moment ago: somebody may have put a link in between.
         if opened(&file).is_some_and(|opened| !inside(&opened)) {
@@ -118,13 +118,13 @@ impl Permits {
             .file_name()
             .ok_or_else(|| format!("{shown}: is no name of a file"))?;
         let folder = place.parent().unwrap_or(Path::new("/"));
-        let folder = folder.canonicalize().map_err(|error| format!("{shown}: {error}"))?;
         let roots = self.roots(&self.write, None);
         let inside = |path: &Path| roots.iter().any(|root| path.starts_with(root));
         let refused = || format!("{shown}: is in no folder that ai_write_paths allows");
-        if !inside(&folder) {
-            return Err(refused());
-        }
+        let folder = real(folder, inside).map_err(|error| match error {
+            Some(error) => format!("{shown}: {error}"),
+            None => refused(),
+        })?;
         let target = folder.join(name);
         if target.is_symlink() || target.is_dir() {
             return Err(format!("{shown}: is a link or a folder, and is not replaced"));
@@ -231,8 +231,21 @@ fn absolute(path: &Path, own: Option<&Path>, allowed: &[PathBuf]) -> Result<Path
     if path.as_os_str().is_empty() {
         return Err("a path is empty".into());
     }
+    // `..` is taken back by the words alone: on the way through a folder that is not allowed it would tell what is there.
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir if plain.file_name().is_some() => drop(plain.pop()),
+            Component::ParentDir if !plain.has_root() => {
+                return Err(format!("{}: leads out of the folder it begins in", path.display()));
+            }
+            Component::ParentDir | Component::CurDir => {}
+            part => plain.push(part),
+        }
+    }
+    let path = plain.as_path();
     if path.is_absolute() {
-        return Ok(path.to_owned());
+        return Ok(plain);
     }
     let places = own.map(Path::to_owned).into_iter().chain(allowed.iter().cloned());
     let mut places = places.map(|folder| folder.join(path));
@@ -244,6 +257,19 @@ fn absolute(path: &Path, own: Option<&Path>, allowed: &[PathBuf]) -> Result<Path
             path.display()
         )
     })
+}
+
+/// Where a path really leads, if that is inside. For one that leads nowhere the reason is told only if what there is of
+/// it is inside: whoever asks for other folders learns nothing of them.
+fn real(place: &Path, inside: impl Fn(&Path) -> bool) -> Result<PathBuf, Option<std::io::Error>> {
+    match place.canonicalize() {
+        Ok(real) if inside(&real) => Ok(real),
+        Ok(_) => Err(None),
+        Err(error) => {
+            let mut exists = place.ancestors().filter_map(|place| place.canonicalize().ok());
+            Err(exists.next().is_some_and(|place| inside(&place)).then_some(error))
+        }
+    }
 }
 
 /// The path of an open file, as the system knows it.
@@ -351,6 +377,30 @@ mod tests {
             assert!(error.contains("ai_read_paths"), "{escape}: {error}");
         }
         assert!(permits.open(&root.join("in"), None).unwrap_err().contains("no file"));
+        // What is not there is said inside; outside, it is no other answer than for what is there.
+        assert!(
+            permits
+                .read(Path::new("b.txt"), None, 10)
+                .unwrap_err()
+                .contains("No such file")
+        );
+        let asked = |path: &str| {
+            let error = permits.read(&root.join(path), None, 10).unwrap_err();
+            error.replace(&root.join(path).display().to_string(), "")
+        };
+        for missing in [
+            "out/missing",
+            "in/deep/way/missing",
+            "missing/at/all",
+            "in/../out/missing",
+        ] {
+            assert_eq!(asked(missing), asked("out/secret"), "{missing}");
+        }
+        for through in ["out/../in/a.txt", "out/missing/../../in/a.txt"] {
+            assert!(permits.read(&root.join(through), None, 10).is_ok(), "{through}");
+        }
+        let error = permits.read(Path::new("../out/secret"), None, 10).unwrap_err();
+        assert!(error.contains("leads out"), "{error}");
         assert!(
             Permits::default()
                 .open(&root.join("in/a.txt"), None)
@@ -371,9 +421,14 @@ mod tests {
         std::os::unix::fs::symlink(root.join("out"), root.join("in/way")).unwrap();
         let written = permits.write(Path::new("b.txt"), b"b").unwrap();
         assert_eq!(std::fs::read(&written).unwrap(), b"b");
-        for escape in ["in/../out/x", "in/way/x", "out/x", "in/link"] {
+        for escape in ["in/../out/x", "in/way/x", "out/x", "in/link", "missing/x"] {
             assert!(permits.write(&root.join(escape), b"x").is_err(), "{escape}");
         }
+        let refusal = |path: &str| permits.write(&root.join(path), b"x").unwrap_err();
+        for missing in ["missing/x", "out/missing/x", "in/way/missing/x"] {
+            assert!(refusal(missing).contains("ai_write_paths"), "{}", refusal(missing));
+        }
+        assert!(refusal("in/missing/x").contains("No such file"));
         assert_eq!(std::fs::read(root.join("out/secret")).unwrap(), b"s");
         assert_eq!(std::fs::read_dir(root.join("out")).unwrap().count(), 1);
         std::fs::remove_dir_all(root).unwrap();

@@ -10,17 +10,14 @@ use serde_json::Value;
 use super::node::Source;
 use super::problem::meant;
 use super::{Problem, Problems, Scope};
-
-/// How much work one text may be: a loop over a book is fine, a loop without end is not.
-const FUEL: u64 = 5_000_000;
-/// Longest rendered text, in bytes.
-const LARGEST: usize = 16 << 20;
+use crate::ai::options::TextLimits;
 
 /// The texts of one template, and the parts in `prompts/` that they may use.
 #[derive(Debug)]
 pub(super) struct Prompts {
     environment: Environment<'static>,
     parts: Vec<(String, String)>,
+    limits: TextLimits,
 }
 
 /// Where something is wrong in a text, and what.
@@ -33,10 +30,10 @@ pub(super) struct Wrong {
 
 impl Prompts {
     /// No texts yet; shared parts and macros come from `prompts/*.j2` beside the template file.
-    pub(super) fn new(folder: &Path, problems: &mut Problems) -> Self {
+    pub(super) fn new(folder: &Path, limits: TextLimits, problems: &mut Problems) -> Self {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_fuel(Some(FUEL));
+        environment.set_fuel(Some(limits.steps));
         // A prompt is no HTML.
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         let mut parts = Vec::new();
@@ -62,7 +59,11 @@ impl Prompts {
             }
         }
         parts.sort();
-        Self { environment, parts }
+        Self {
+            environment,
+            parts,
+            limits,
+        }
     }
 
     /// The texts of all shared parts, by name.
@@ -163,16 +164,27 @@ impl Prompts {
 
     /// Renders a text that was added.
     pub(super) fn render(&self, source: &Source, scope: &Scope) -> Result<String, Wrong> {
+        let mut text = Bounded {
+            bytes: Vec::new(),
+            most: self.limits.bytes,
+        };
         let rendered = self
             .environment
             .get_template(&source.name)
-            .and_then(|template| template.render(scope.values()));
-        match rendered {
-            Ok(text) if text.len() > LARGEST => Err(Wrong {
+            .and_then(|template| template.render_captured_to(scope.values(), &mut text).map(drop));
+        match rendered.map(|()| String::from_utf8(text.bytes)) {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(error)) => Err(Wrong {
                 line: source.line,
-                text: format!("the rendered text is longer than {LARGEST} bytes"),
+                text: error.to_string(),
             }),
-            Ok(text) => Ok(text),
+            Err(error) if error.kind() == ErrorKind::WriteFailure => Err(Wrong {
+                line: source.line,
+                text: format!(
+                    "the rendered text is longer than {} bytes (ai_max_text_bytes)",
+                    self.limits.bytes
+                ),
+            }),
             Err(error) => Err(Wrong {
                 line: source.line + error.line().unwrap_or(1).saturating_sub(1),
                 text: words(&error),
@@ -203,6 +215,26 @@ impl Prompts {
             line: source.line,
             text: error.to_string(),
         })
+    }
+}
+
+/// A text that grows no further than it may: a loop over large values writes more than the memory holds within few steps.
+struct Bounded {
+    bytes: Vec<u8>,
+    most: usize,
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.most {
+            return Err(std::io::Error::other("the text is too long"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -294,7 +326,9 @@ fn syntax_hint(error: &minijinja::Error) -> Option<String> {
 
 fn words(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail()) {
-        (ErrorKind::OutOfFuel, _) => "it takes too long to render: is there a loop without end?".into(),
+        (ErrorKind::OutOfFuel, _) => {
+            "it takes more steps to render than ai_template_steps allows: is there a loop without end?".into()
+        }
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),
     }

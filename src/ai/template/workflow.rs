@@ -14,6 +14,7 @@ use super::prompts::{Prompts, Wrong};
 use super::step::Read;
 use super::yaml::{Data, Yaml};
 use super::{Parameter, Problem, Problems, Scope, Step};
+use crate::ai::TextLimits;
 use crate::text::closest;
 
 /// A template.
@@ -36,15 +37,23 @@ impl Template {
     /// # Errors
     /// All problems, with file, line and column.
     pub fn load(path: &Path) -> Result<Self, Vec<Problem>> {
+        Self::load_within(path, TextLimits::default())
+    }
+
+    /// The same; its texts are rendered within other bounds than the usual ones.
+    ///
+    /// # Errors
+    /// See [`load`](Self::load).
+    pub fn load_within(path: &Path, limits: TextLimits) -> Result<Self, Vec<Problem>> {
         let mut problems = Problems::of(path);
-        let template = Self::read(path, &mut problems);
+        let template = Self::read(path, limits, &mut problems);
         match template {
             Some(template) if problems.is_empty() => Ok(template),
             _ => Err(problems.into_vec()),
         }
     }
 
-    fn read(path: &Path, problems: &mut Problems) -> Option<Self> {
+    fn read(path: &Path, limits: TextLimits, problems: &mut Problems) -> Option<Self> {
         let whole = super::read(problems)?;
         let mut fields = Fields::of("a template", &whole, problems)?;
         let (name, version) = name_and_version(path, &mut fields, problems);
@@ -70,7 +79,7 @@ impl Template {
             steps,
             output,
             returns,
-            prompts: Prompts::new(folder, problems),
+            prompts: Prompts::new(folder, limits, problems),
         };
         template.check_texts(problems);
         template.sign();
