@@ -54,9 +54,13 @@ impl Notify {
 
     /// Says that the worker is ready, gives signs of life as long as its loop goes round, and says when it stops.
     pub(super) async fn run(self, watch: Watch, stop: Stop) {
+        self.follow(|| watch.health(), stop.asked()).await;
+    }
+
+    async fn follow(self, health: impl Fn() -> Result<(), String>, asked_to_stop: impl Future<Output = ()>) {
         self.tell("READY=1\nSTATUS=takes tasks");
         let stopping = async {
-            stop.asked().await;
+            asked_to_stop.await;
             self.tell("STOPPING=1\nSTATUS=lets running tasks end");
             std::future::pending().await
         };
@@ -68,12 +72,60 @@ impl Notify {
             let mut pause = tokio::time::interval(pause);
             loop {
                 pause.tick().await;
-                match watch.health() {
+                match health() {
                     Ok(()) => self.tell("WATCHDOG=1"),
                     Err(why) => warn!("systemd is not told that the worker lives: {why}"),
                 }
             }
         };
         let ((), ()) = tokio::join!(stopping, living);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// systemd kills what is not heard of: a worker whose loop hangs must fall silent, though everything else goes on.
+    #[tokio::test]
+    async fn the_watchdog_is_not_fed_while_the_loop_hangs() {
+        let path = std::env::temp_dir().join(format!("orchestra-notify-{}", uuid::Uuid::new_v4()));
+        let systemd = UnixDatagram::bind(&path).unwrap();
+        systemd.set_nonblocking(true).unwrap();
+        let notify = Notify {
+            to: SocketAddr::from_pathname(&path).unwrap(),
+            socket: UnixDatagram::unbound().unwrap(),
+            watchdog: Some(Duration::from_millis(20)),
+        };
+        let told = || {
+            let (mut bytes, mut fed) = ([0; 64], 0);
+            while let Ok(count) = systemd.recv(&mut bytes) {
+                fed += usize::from(&bytes[..count] == b"WATCHDOG=1");
+            }
+            fed
+        };
+        let hangs = Cell::new(false);
+        let health = || match hangs.get() {
+            true => Err("it hangs".to_owned()),
+            false => Ok(()),
+        };
+        let test = async {
+            let pause = || tokio::time::sleep(Duration::from_millis(300));
+            pause().await;
+            assert!(told() > 3);
+            hangs.set(true);
+            pause().await;
+            assert_eq!(told(), 0);
+            hangs.set(false);
+            pause().await;
+            assert!(told() > 3);
+        };
+        tokio::select! {
+            () = notify.follow(health, std::future::pending()) => unreachable!("it goes on as long as the worker"),
+            () = test => {}
+        }
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -77,6 +77,24 @@ pub(super) fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<()
     check_schedule(path, text, line_of)
 }
 
+/// How a variable ends that names a file in which its value stands: secrets are mounted as files.
+const IN_FILE: &str = "_FILE";
+
+/// The value that stands in the file, if the variable is one that names a file: `ORCHESTRA_BROKER_URL_FILE`.
+fn secret_file(variable: &str, path: &str) -> Result<Option<String>, String> {
+    let name = variable
+        .strip_prefix("ORCHESTRA_")
+        .and_then(|name| name.strip_suffix(IN_FILE));
+    let is_setting = |name: &str| SETTINGS.iter().any(|setting| setting.name == name);
+    if !name.is_some_and(|name| is_setting(&name.to_ascii_lowercase())) {
+        return Ok(None);
+    }
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned())),
+        Err(error) => Err(format!("environment variable {variable}: cannot read {path}: {error}")),
+    }
+}
+
 /// Reads the environment. A variable that is no setting is no error: Kubernetes makes `ORCHESTRA_PORT` and others for a
 /// service of that name. One that is nearly a setting is worth a warning.
 pub(super) fn read_environment(
@@ -104,6 +122,10 @@ pub(super) fn read_environment(
         );
     }
     for (variable, text) in variables {
+        let (variable, text) = match secret_file(&variable, &text)? {
+            Some(secret) => (variable.trim_end_matches(IN_FILE).to_owned(), secret),
+            None => (variable, text),
+        };
         let name = match variable.as_str() {
             "CELERY_BROKER_URL" | "CELERY_BROKER_READ_URL" => "broker_url".to_owned(),
             "CELERY_RESULT_BACKEND" => "result_backend".to_owned(),

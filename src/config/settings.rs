@@ -139,6 +139,10 @@ impl Settings {
             redis: None,
             allow_cloud: given.ai_allow_cloud.unwrap_or(false),
             permits: permits(&given),
+            texts: ai::TextLimits {
+                steps: given.ai_template_steps.unwrap_or(usual.texts.steps),
+                bytes: given.ai_max_text_bytes.unwrap_or(usual.texts.bytes),
+            },
             limits: {
                 let mut limits = ai::CallLimits::default();
                 if let Some(seconds) = given.ai_connect_timeout {
@@ -378,6 +382,12 @@ impl Settings {
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
         options.limits.body = given.max_body_bytes.unwrap_or(options.limits.body);
+        options.limits.name = given.max_name_bytes.unwrap_or(options.limits.name);
+        options.limits.depth = given.max_depth.unwrap_or(options.limits.depth);
+        if !(1..=wire::DEEPEST).contains(&options.limits.depth) {
+            return Err(format!("max_depth: must be 1 to {}", wire::DEEPEST));
+        }
+        options.backlog_bytes = given.worker_backlog_bytes.unwrap_or(options.backlog_bytes);
         options.limits.control = given.max_control_bytes.unwrap_or(options.limits.control);
         options.max_result_bytes = given.max_result_bytes.unwrap_or(options.max_result_bytes);
         options.result_extended = given.result_extended.unwrap_or(false);

@@ -86,6 +86,8 @@ settings! {
     worker_prefetch_multiplier: u32 = "4",
     /// Memory that held messages may take, in bytes; those that wait for their ETA count. With none left no more are taken.
     worker_prefetch_bytes: usize = "1073741824",
+    /// Results and messages that may wait for Redis, in bytes. Beyond them no task is started and no message taken.
+    worker_backlog_bytes: usize = "268435456",
     /// Send task events from the start (`-E`).
     worker_send_task_events: bool = "false",
     /// Tell monitors of every task that is sent, by this worker or the `orchestra` program, and of what follows.
@@ -170,6 +172,10 @@ settings! {
     result_chord_retry_interval: Seconds = "1",
     /// Largest body of a message once it is unpacked, in bytes; a larger one goes to the dead letters.
     max_body_bytes: usize = "67108864",
+    /// Longest id or name of a task in a message, in bytes; one that is longer goes to the dead letters.
+    max_name_bytes: usize = "255",
+    /// Most levels of lists and objects within each other in arguments, 127 at most; what is deeper goes to the dead letters.
+    max_depth: usize = "127",
     /// Largest remote control request, in bytes; a larger one is not read.
     max_control_bytes: usize = "16777216",
     /// Largest result, in bytes of JSON: a task that returns more fails with `ResultTooLarge`.
@@ -234,6 +240,10 @@ settings! {
     ai_call_timeout: Seconds = "none",
     /// Largest answer of a model, in bytes.
     ai_max_answer_bytes: usize = "16777216",
+    /// Steps of work that one text of a template may take to render: a loop without end ends there.
+    ai_template_steps: u64 = "5000000",
+    /// Largest text that a template may render, in bytes.
+    ai_max_text_bytes: usize = "16777216",
     /// Folders whose files templates may read (`read_files`, `git_clone` of a path).
     ai_read_paths: Words = "[]",
     /// Folders in which templates may write files (`store_result`).

@@ -167,3 +167,25 @@ fn the_environment_wins_over_the_file() {
             .starts_with("environment variable ORCHESTRA_WORKER_CONCURRENCY: ")
     );
 }
+
+#[test]
+fn a_secret_may_stand_in_a_file() {
+    let path = std::env::temp_dir().join(format!("orchestra-secret-{}", std::process::id()));
+    std::fs::write(&path, "redis://:secret@h/0\n").unwrap();
+    let read = |name: &str, path: &str| {
+        let mut given = Given::default();
+        let variables = [(name.to_owned(), path.to_owned())];
+        read_environment(&mut given, variables.into_iter()).map(|warnings| (given, warnings))
+    };
+    let (given, warnings) = read("ORCHESTRA_BROKER_URL_FILE", path.to_str().unwrap()).unwrap();
+    assert_eq!(Settings::new(given).unwrap().broker_url, "redis://:secret@h/0");
+    assert!(warnings.is_empty());
+    let missing = read("ORCHESTRA_BROKER_URL_FILE", "/no/such").unwrap_err();
+    assert!(
+        missing.contains("ORCHESTRA_BROKER_URL_FILE: cannot read /no/such"),
+        "{missing}"
+    );
+    // Somebody else's.
+    assert!(read("ORCHESTRA_SERVICE_FILE", "/no/such").is_ok());
+    std::fs::remove_file(path).unwrap();
+}

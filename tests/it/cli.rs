@@ -178,7 +178,8 @@ fn the_page_of_settings_is_complete() {
     let mut page = String::from(
         "# Settings\n\nFrom `orchestra.toml` in the working folder (or `--config FILE`), then the environment, then the command line; later\n\
          wins. In the environment a setting is `ORCHESTRA_` and its name in capitals, with a value as in the file:\n\
-         `ORCHESTRA_WORKER_CONCURRENCY=8`, `ORCHESTRA_BROKER_TRANSPORT_OPTIONS='{visibility_timeout = 600}'`. Names are Celery's where\n\
+         `ORCHESTRA_WORKER_CONCURRENCY=8`, `ORCHESTRA_BROKER_TRANSPORT_OPTIONS='{visibility_timeout = 600}'`. With `_FILE` at its end it names a file in which the value\n\
+         stands, as secrets are mounted: `ORCHESTRA_BROKER_URL_FILE=/run/secrets/broker`. Names are Celery's where\n\
          Celery has the setting. `orchestra config` shows what is in force. This page is made from the program.\n\n\
          | setting | what it does | default |\n| --- | --- | --- |\n",
     );

@@ -1,8 +1,10 @@
 //! What is too large is refused with a word, and the worker goes on.
 
 use orchestra::client::Call;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
-use crate::support::{LONG, Redis, Worker, run_python, until};
+use crate::support::{Folder, LONG, Redis, Worker, run_python, until};
 
 /// The caller is told that its result was too large, in chains as well; what fits is stored.
 #[tokio::test(flavor = "multi_thread")]
@@ -89,6 +91,112 @@ async fn control_requests_beyond_max_control_bytes_are_not_read() {
     assert_eq!(workers.len(), 1, "{}", worker.log());
 }
 
+/// Ids and names that are too long, and arguments that are too deep, are dead letters, and their senders are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_and_depths_beyond_the_settings_are_refused() {
+    let redis = Redis::start();
+    let settings = [("ORCHESTRA_MAX_NAME_BYTES", "20"), ("ORCHESTRA_MAX_DEPTH", "5")];
+    let worker = Worker::start_with(&redis, &[], &settings);
+    let program = r#"
+import json, sys
+from celery import Celery
+import redis
+app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+server = redis.Redis.from_url(sys.argv[1])
+def send(id, argument):
+    server.lpush('celery', json.dumps({
+        'body': json.dumps([[argument], {}, {}]), 'content-type': 'application/json',
+        'headers': {'id': id, 'task': 'celery.accumulate'}, 'properties': {}}))
+nested = lambda levels: [] if levels == 1 else [nested(levels - 1)]
+send('x' * 21, 1)
+send('deep', nested(5))
+error = raised(app.AsyncResult('deep'))
+assert type(error).__name__ == 'DecodeError' and 'max_depth' in str(error), error
+send('y' * 20, nested(4))
+assert app.AsyncResult('y' * 20).get(timeout=20) == [nested(4)]
+"#;
+    run_python(program, &redis.url());
+    assert_eq!(redis.length("LLEN", "celery.dead"), 2);
+    let refused = "the task id or name is larger than the limit of 20 bytes";
+    assert!(worker.log().contains(refused), "{}", worker.log());
+    let mut worker = Worker::spawn("hello_task", &redis, &[], &[("ORCHESTRA_MAX_DEPTH", "128")]);
+    assert_ne!(worker.process.wait(), Some(0));
+    assert!(worker.log().contains("max_depth: must be 1 to 127"), "{}", worker.log());
+}
+
+/// Texts of templates: loops that never end, and texts that grow, end with a word that names the setting.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_of_templates_are_bounded_in_work_and_length() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let step = |text: &str| {
+        format!(
+            "parameters:\n  n: {{type: integer}}\nsteps:\n- {{id: a, type: format_output, format: text, value: {text:?}}}\n"
+        )
+    };
+    folder.write("works.yaml", &step("{% for i in range(n) %}{% endfor %}done"));
+    folder.write("grows.yaml", &step("{% for i in range(n) %}xxxxxxxxxx{% endfor %}"));
+    let folder = folder.path().to_str().unwrap();
+    let settings = [
+        ("ORCHESTRA_AI_TEMPLATE_STEPS", "2000"),
+        ("ORCHESTRA_AI_MAX_TEXT_BYTES", "100"),
+    ];
+    let _worker = Worker::start_with(&redis, &["--templates", folder], &settings);
+    let client = redis.client().await;
+    for (name, n, told) in [
+        ("works", 100, None),
+        ("works", 100_000, Some("ai_template_steps")),
+        ("grows", 10, None),
+        ("grows", 11, Some("longer than 100 bytes (ai_max_text_bytes)")),
+    ] {
+        let call = Call::new("orchestra.run").arg(name).arg(serde_json::json!({"n": n}));
+        let ended = client.send(call).await.unwrap().get::<String>(LONG).await;
+        match told {
+            None => assert!(ended.is_ok(), "{name} {n}: {ended:?}"),
+            Some(told) => assert!(
+                ended.as_ref().is_err_and(|error| error.to_string().contains(told)),
+                "{ended:?}"
+            ),
+        }
+    }
+}
+
+/// Results wait for a Redis that is away, but not without bound: then no task is started, and all goes on when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_redis_is_bounded_in_bytes() {
+    let mut redis = Redis::start();
+    let settings = [("ORCHESTRA_WORKER_BACKLOG_BYTES", "100000")];
+    let worker = Worker::start_with(&redis, &["-c", "1", "--prefetch-multiplier", "20"], &settings);
+    let client = redis.client().await;
+    let first = client.send(Call::new("hello.nap").arg(2000).arg(1)).await.unwrap();
+    let large = || Call::new("celery.accumulate").arg("x".repeat(60_000));
+    let mut pending = Vec::new();
+    for _ in 0..10 {
+        pending.push(client.send(large()).await.unwrap());
+    }
+    until("all are held", async || redis.length("HLEN", "unacked") >= 10).await;
+    redis.stop();
+    worker.wait_for_log("worker_backlog_bytes");
+    // Long enough to start the others, if that were allowed.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let succeeded = worker
+        .log()
+        .lines()
+        .filter(|line| line.contains("accumulate") && line.contains("succeeded"))
+        .count();
+    assert_eq!(succeeded, 2, "{}", worker.log());
+    redis.start_again();
+    assert_eq!(first.get::<u64>(LONG).await.unwrap(), 1, "{}", worker.log());
+    for pending in pending {
+        assert_eq!(pending.get::<Vec<String>>(LONG).await.unwrap()[0].len(), 60_000);
+    }
+    assert_eq!(
+        worker.log().matches("worker_backlog_bytes").count(),
+        1,
+        "{}",
+        worker.log()
+    );
+}
+
 /// Redis is asked what it does with what it confirmed, and what can lose messages is said once, at the start.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_can_lose_messages_is_warned_of() {
@@ -104,4 +212,84 @@ async fn a_redis_that_can_lose_messages_is_warned_of() {
     unsafe_.command::<()>(&["ACL", "SETUSER", "default", "-config", "-info"]);
     let worker = Worker::start(&unsafe_, &[]);
     assert!(!worker.log().contains("WARN"), "{}", worker.log());
+}
+
+/// A server that answers by the name of the model, and how often each was asked of.
+async fn misbehaving_server(elsewhere: u16) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut request, mut bytes) = (String::new(), [0; 4096]);
+                while !request.contains("\"model\"") {
+                    let Ok(count @ 1..) = stream.read(&mut bytes).await else {
+                        return;
+                    };
+                    request.push_str(&String::from_utf8_lossy(&bytes[..count]));
+                }
+                let model = request.split("\"model\":\"").nth(1).unwrap().split('"').next().unwrap();
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n";
+                let piece = "{\"response\":\"a\",\"done\":false}\n";
+                let answer: Vec<u8> = match model {
+                    "redirect" => format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{elsewhere}/\r\nContent-Length: 0\r\n\r\n").into(),
+                    "html" => "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nhello".into(),
+                    "long-line" => format!("{head}{{\"response\":\"{}", "x".repeat(300_000)).into(),
+                    "many" => format!("{head}{}", piece.repeat(30_000)).into(),
+                    "tools" => format!("{head}{}", "{\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":{}}}]}\n".repeat(4_000)).into(),
+                    "no-json" => format!("{head}{piece}{{nope\n").into(),
+                    "no-utf-8" => [head.as_bytes(), b"{\"response\":\"\xff\"}\n"].concat(),
+                    "no-end" => format!("{head}{piece}").into(),
+                    "error" => format!("{head}{piece}{{\"error\":\"out of luck\"}}\n").into(),
+                    "bad-chunk" => "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".into(),
+                    _ => format!("{head}{piece}").into(),
+                };
+                let _ = stream.write_all(&answer).await;
+                if model == "hang" {
+                    std::future::pending::<()>().await;
+                }
+            });
+        }
+    });
+    url
+}
+
+/// Whatever a model server does, the caller is told what it was, and nobody else is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_server_that_misbehaves_is_named() {
+    let redis = Redis::start();
+    let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = misbehaving_server(elsewhere.local_addr().unwrap().port()).await;
+    let settings = [
+        ("ORCHESTRA_AI_STALL_TIMEOUT", "1"),
+        ("ORCHESTRA_AI_FIRST_TOKEN_TIMEOUT", "20"),
+        ("ORCHESTRA_AI_MAX_ANSWER_BYTES", "20000"),
+    ];
+    let worker = Worker::start_with(&redis, &["-c", "20", "--ollama-host", &url], &settings);
+    let client = redis.client().await;
+    let told = [
+        ("redirect", "HTTP 302"),
+        ("html", "HTTP 200: hello"),
+        ("long-line", "longer than 20000 bytes (ai_max_answer_bytes)"),
+        ("many", "longer than 20000 bytes (ai_max_answer_bytes)"),
+        ("tools", "longer than 20000 bytes (ai_max_answer_bytes)"),
+        ("no-json", "the answer is no JSON"),
+        ("no-utf-8", "the answer is no JSON"),
+        ("no-end", "the answer ended before it was done"),
+        ("error", "the model failed: out of luck"),
+        ("bad-chunk", "the connection to the model server broke"),
+        ("hang", "the answer stopped for 1 s"),
+    ];
+    let mut pending = Vec::new();
+    for (model, text) in told {
+        let call = Call::new("orchestra.generate").arg(model).arg("hello");
+        pending.push((model, text, client.send(call).await.unwrap()));
+    }
+    for (model, text, pending) in pending {
+        let error = pending.get::<serde_json::Value>(LONG).await.unwrap_err().to_string();
+        assert!(error.contains(text), "{model}: {error}");
+    }
+    let asked = tokio::time::timeout(std::time::Duration::from_millis(100), elsewhere.accept()).await;
+    assert!(asked.is_err(), "the redirect was followed");
+    assert!(!worker.log().contains("panicked"), "{}", worker.log());
 }

@@ -136,17 +136,7 @@ async fn a_unix_socket() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acl_user_with_no_more_than_the_documented_rights() {
     let redis = Redis::start();
-    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/redis.md")).unwrap();
-    let rules = page
-        .lines()
-        .find_map(|line| line.strip_prefix("ACL SETUSER worker "))
-        .expect("the page has the rules");
-    let words: Vec<&str> = ["ACL", "SETUSER", "worker"]
-        .into_iter()
-        .chain(rules.split_whitespace())
-        .collect();
-    redis.command::<()>(&words);
-    let url = format!("redis://worker:PASSWORD@127.0.0.1:{}/0", redis.port);
+    let url = documented_user(&redis, "worker");
     let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 1}")];
     let mut first = Worker::spawn_at("hello_task", &url, &["-c", "1", "-E"], &settings);
     first.wait_for_log("ready");
@@ -171,18 +161,72 @@ app.connection_for_write().default_channel.client.lpush('celery', 'garbage')
     first.process.kill();
     let second = Worker::spawn_at("hello_task", &url, &["-c", "1"], &settings);
     assert_eq!(held.get::<String>(LONG).await.unwrap(), "rested", "{}", second.log());
-    let denied: Vec<redis::Value> = redis.command(&["ACL", "LOG"]);
-    // Saying its name is not needed, and Redis before 7.2 does not know the rule. Nor is asking what can be lost.
-    let denied: Vec<String> = denied.iter().map(|entry| format!("{entry:?}")).collect();
-    let denied: Vec<&String> = denied
-        .iter()
-        .filter(|entry| {
-            !["client|setinfo", "config|get", "\"info\""]
-                .iter()
-                .any(|spared| entry.contains(spared))
-        })
+    assert_eq!(denied(&redis), Vec::<String>::new());
+}
+
+/// The same for whoever looks after dead letters.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acl_user_for_dead_letters() {
+    let redis = Redis::start();
+    let mut worker = Worker::start(&redis, &[]);
+    let client = redis.client().await;
+    redis.command::<i64>(&["LPUSH", "celery", "garbage"]);
+    // Pickled, so that nobody runs it.
+    let envelope = r#"{"body": "gAIu", "content-type": "application/x-python-serialize", "headers": {"id": "1", "task": "hello.add"}, "properties": {"body_encoding": "base64"}}"#;
+    redis.command::<i64>(&["LPUSH", "celery", envelope]);
+    until("they are dead letters", async || {
+        redis.length("LLEN", "celery.dead") == 2
+    })
+    .await;
+    assert_eq!(worker.stop(), Some(0));
+    drop(client);
+    let url = documented_user(&redis, "undertaker");
+    let dead = |words: &[&str]| {
+        let words = [&["--broker", &url, "dead"], words].concat();
+        let out = Command::new(crate::support::program("orchestra"))
+            .args(words)
+            .env_clear()
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    assert!(dead(&["list"]).contains("hello.add"));
+    assert!(dead(&["show", "1"]).contains("pickle"), "{}", dead(&["show", "1"]));
+    assert_eq!(dead(&["requeue", "1", "-y"]), "requeued 1 to celery\n");
+    assert_eq!(dead(&["drop", "--all", "-y"]), "dropped 1\n");
+    assert_eq!(
+        (redis.length("LLEN", "celery"), redis.length("LLEN", "celery.dead")),
+        (1, 0)
+    );
+    assert_eq!(denied(&redis), Vec::<String>::new());
+}
+
+/// Makes the user of that name as docs/redis.md says; its URL.
+fn documented_user(redis: &Redis, name: &str) -> String {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/redis.md")).unwrap();
+    let start = format!("ACL SETUSER {name} ");
+    let rules = page
+        .lines()
+        .find_map(|line| line.strip_prefix(&start))
+        .expect("the page has the rules");
+    let words: Vec<&str> = ["ACL", "SETUSER", name]
+        .into_iter()
+        .chain(rules.split_whitespace())
         .collect();
-    assert!(denied.is_empty(), "{denied:?}");
+    redis.command::<()>(&words);
+    format!("redis://{name}:PASSWORD@127.0.0.1:{}/0", redis.port)
+}
+
+/// What was tried and refused. Saying its name is not needed, and Redis before 7.2 does not know the rule. Nor is asking what
+/// can be lost.
+fn denied(redis: &Redis) -> Vec<String> {
+    let denied: Vec<redis::Value> = redis.command(&["ACL", "LOG"]);
+    let spared = ["client|setinfo", "config|get", "\"info\""];
+    let entries = denied.iter().map(|entry| format!("{entry:?}"));
+    entries
+        .filter(|entry| !spared.iter().any(|spared| entry.contains(spared)))
+        .collect()
 }
 
 #[test]
