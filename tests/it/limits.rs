@@ -183,7 +183,8 @@ async fn what_waits_for_redis_is_bounded_in_bytes() {
         .lines()
         .filter(|line| line.contains("accumulate") && line.contains("succeeded"))
         .count();
-    assert_eq!(succeeded, 2, "{}", worker.log());
+    // The one that was begun when the second result filled it may end.
+    assert!((2..=3).contains(&succeeded), "{succeeded}: {}", worker.log());
     redis.start_again();
     assert_eq!(first.get::<u64>(LONG).await.unwrap(), 1, "{}", worker.log());
     for pending in pending {

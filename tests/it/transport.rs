@@ -194,7 +194,7 @@ async fn an_acl_user_for_dead_letters() {
     assert!(dead(&["list"]).contains("hello.add"));
     assert!(dead(&["show", "1"]).contains("pickle"), "{}", dead(&["show", "1"]));
     assert_eq!(dead(&["requeue", "1", "-y"]), "requeued 1 to celery\n");
-    assert_eq!(dead(&["drop", "--all", "-y"]), "dropped 1\n");
+    assert_eq!(dead(&["drop", "--all", "-y"]), "dropped 1 of celery\n");
     assert_eq!(
         (redis.length("LLEN", "celery"), redis.length("LLEN", "celery.dead")),
         (1, 0)

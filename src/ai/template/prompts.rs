@@ -327,7 +327,7 @@ fn syntax_hint(error: &minijinja::Error) -> Option<String> {
 fn words(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail()) {
         (ErrorKind::OutOfFuel, _) => {
-            "it takes more steps to render than ai_template_steps allows: is there a loop without end?".into()
+            "it takes too long to render (ai_template_steps): is there a loop without end?".into()
         }
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),
