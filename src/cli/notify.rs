@@ -94,9 +94,11 @@ mod tests {
         let path = std::env::temp_dir().join(format!("orchestra-notify-{}", uuid::Uuid::new_v4()));
         let systemd = UnixDatagram::bind(&path).unwrap();
         systemd.set_nonblocking(true).unwrap();
+        let socket = UnixDatagram::unbound().unwrap();
+        socket.set_nonblocking(true).unwrap();
         let notify = Notify {
             to: SocketAddr::from_pathname(&path).unwrap(),
-            socket: UnixDatagram::unbound().unwrap(),
+            socket,
             watchdog: Some(Duration::from_millis(20)),
         };
         let told = || {
