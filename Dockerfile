@@ -14,8 +14,8 @@ COPY . .
 # again. The programs are copied out because a cache is gone when the step ends.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin orchestra-worker --bin orchestra \
-    && install -D -t /out target/release/orchestra-worker target/release/orchestra
+    cargo build --profile dist --locked --bin orchestra-worker --bin orchestra \
+    && install -D -t /out target/dist/orchestra-worker target/dist/orchestra
 
 FROM debian:${DEBIAN}-slim
 LABEL org.opencontainers.image.title="orchestra" \

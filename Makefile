@@ -41,7 +41,7 @@ ROWS ?=
 ROUNDS ?= 5
 
 bench: setup ## Our worker and Celery's side by side (ROWS: a part of a row's name, ROUNDS): docs/measurements.md
-	cargo build --locked --release --example conformance_worker --example flood --example slow_http
+	cargo build --locked --profile dist --example conformance_worker --example flood --example slow_http
 	.venv/bin/python tools/bench/run.py --rows '$(ROWS)' --rounds $(ROUNDS)
 
 test-ollama: setup ## The contract with Ollama, against the server at OLLAMA_HOST

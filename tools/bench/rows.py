@@ -13,7 +13,7 @@ from celery import chain, chord
 
 from stage import HERE, QUIET, ROOT, Stage, cpu, free_port, memory, tree, wait_until
 
-SLOW_HTTP = ROOT / "target/release/examples/slow_http"
+SLOW_HTTP = ROOT / "target/dist/examples/slow_http"
 
 #: Concurrency of the drains: a place is a thousandth of a thread here, a process there.
 PLACES = {"orchestra": 64, "celery": 2}
@@ -193,7 +193,7 @@ def producers(kind, count=2000):
         began = time.perf_counter()
         client.call_many("bench.add", ((n, 2) for n in range(count)))
         python = count / (time.perf_counter() - began)
-        flood = ROOT / "target/release/examples/flood"
+        flood = ROOT / "target/dist/examples/flood"
         words = [flood, stage.url, "bench.add", "100000"]
         rust = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-3])
         return {"Python, messages/s": python, "Rust, messages/s": rust}

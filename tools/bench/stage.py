@@ -15,7 +15,7 @@ from celery import Celery
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-OURS = Path(os.environ.get("BENCH_WORKER", ROOT / "target/release/examples/conformance_worker"))
+OURS = Path(os.environ.get("BENCH_WORKER", ROOT / "target/dist/examples/conformance_worker"))
 QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 

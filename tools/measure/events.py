@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What events cost: the same tasks with task events off and on, in turns, and the ratio of what the worker needed.
 
-    .venv/bin/python tools/measure/events.py target/release/examples/conformance_worker --number 20000 --rounds 5
+    .venv/bin/python tools/measure/events.py target/dist/examples/conformance_worker --number 20000 --rounds 5
 
 Starts a Redis of its own. Messages wait in the queue before the worker starts; the time is from the first result to the
 last, and the CPU time is the worker's, as the system counts it, from its start to its end. A monitor listens, as Flower does.

@@ -44,7 +44,7 @@ def main() -> None:
             "@app.task(name='hello.add')\ndef add(x, y=0):\n    return x + y\n"
         )
         commands = {
-            "orchestra": [ROOT / "target/release/examples/hello_task", "-b", url, "-q", "-c", "2"],
+            "orchestra": [ROOT / "target/dist/examples/hello_task", "-b", url, "-q", "-c", "2"],
             "celery": [Path(sys.executable).with_name("celery"), "-A", "tasks", "worker", "-c", "2", "-l", "ERROR"],
         }
         figures: dict = {name: [] for name in commands}
