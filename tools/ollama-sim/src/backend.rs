@@ -25,6 +25,14 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// Removes an installed model; whether there was one.
+    fn delete(&self, _name: &Name) -> bool {
+        false
+    }
+
+    /// Gives a model one more name.
+    fn copy(&self, _model: &Model, _name: Name) {}
+
     /// Vectors of texts, by a loaded model.
     fn embed(&self, model: Arc<Model>, texts: Vec<String>) -> BoxFuture<Result<Vec<Vec<f32>>, Error>>;
 
@@ -49,7 +57,7 @@ pub const CHATML: &str = "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_
                           <|im_start|>user\n{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n";
 
 /// One installed model, as `/api/tags` and `/api/show` tell of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     pub name: Name,
     /// Bytes of the weights.
@@ -63,6 +71,8 @@ pub struct Model {
     /// The window it was trained with, in tokens.
     pub context_length: u32,
     pub capabilities: &'static [&'static str],
+    /// A stub: it runs in the cloud.
+    pub remote: bool,
     pub modified_at: jiff::Timestamp,
 }
 
@@ -124,6 +134,8 @@ pub struct Job {
     pub logprobs: Option<u64>,
     /// Whether the answer ends with the `context` array.
     pub wants_context: bool,
+    /// The sizes of the pictures, in bytes.
+    pub images: Vec<usize>,
 }
 
 #[derive(Debug, Clone)]

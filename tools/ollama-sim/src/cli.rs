@@ -36,6 +36,10 @@ pub struct Args {
     #[arg(long, value_name = "HOST:PORT")]
     pub control: Option<SocketAddr>,
 
+    /// Address of a second listener, with models whose answers are broken below HTTP (script); none unless given.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub wire: Option<SocketAddr>,
+
     /// Model name to offer. Engine: the name of its one model [smollm2:135m]. Script: one more model, as NAME or
     /// NAME=BEHAVIOUR (`lorem` unless given). Repeatable with the script.
     #[arg(long = "model", value_name = "NAME")]

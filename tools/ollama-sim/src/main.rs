@@ -17,6 +17,7 @@ mod options;
 mod runners;
 mod script;
 mod stats;
+mod wire;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -64,6 +65,10 @@ async fn serve(args: Args) -> io::Result<()> {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
+    let wire = match args.wire {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     if let Some(control) = &control {
         eprintln!("ollama-sim control on http://{}", control.local_addr()?);
     }
@@ -80,6 +85,7 @@ async fn serve(args: Args) -> io::Result<()> {
     tokio::select! {
         ended = async { axum::serve(listener, router).await } => ended,
         ended = control::serve(control, watched) => ended,
+        ended = wire::serve(wire, address) => ended,
         () = expiry => Ok(()),
     }
 }

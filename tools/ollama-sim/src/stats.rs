@@ -37,6 +37,7 @@ struct Table {
     client_left: u64,
     errors: u64,
     pulls: u64,
+    to_the_cloud: u64,
     open: BTreeMap<u64, Open>,
     recent: VecDeque<Value>,
     received: VecDeque<Received>,
@@ -143,6 +144,11 @@ impl Stats {
         }
     }
 
+    /// Counts a request for a model that runs in the cloud.
+    pub fn to_the_cloud(&self) {
+        self.table().to_the_cloud += 1;
+    }
+
     /// Counts a pull that came to its end.
     pub fn pulled(&self) {
         self.table().pulls += 1;
@@ -180,6 +186,7 @@ impl Stats {
             "completed": table.completed,
             "errors": table.errors,
             "pulls": table.pulls,
+            "to_the_cloud": table.to_the_cloud,
             "working": table.working,
             "peak_working": table.peak_working,
             "peak_working_by_model": table.peak_working_by_model,

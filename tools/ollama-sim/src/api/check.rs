@@ -23,9 +23,15 @@ impl App {
         }
         let name = Name::parse(written).ok_or_else(|| Error::bad_request("invalid model name"))?;
         if name.is_cloud() {
+            self.stats.to_the_cloud();
             return Err(Error::new(403, "ollama cloud is disabled: remote model is unavailable"));
         }
-        self.model(&name).ok_or_else(|| not_found(written))
+        let model = self.model(&name).ok_or_else(|| not_found(written))?;
+        if model.remote {
+            self.stats.to_the_cloud();
+            return Err(Error::new(403, "ollama cloud is disabled: remote model is unavailable"));
+        }
+        Ok(model)
     }
 }
 
@@ -74,7 +80,7 @@ pub fn after_load(request: &Request, model: &Model) -> Result<(), Error> {
     if request.template.matches("{{").count() != request.template.matches("}}").count() {
         return Err(Error::new(500, "template: :1: unclosed action"));
     }
-    if request.has_images && !model.can("vision") {
+    if !request.images.is_empty() && !model.can("vision") {
         return Err(Error::bad_request(
             r#"{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.","type":"invalid_request_error"}}"#,
         ));

@@ -149,6 +149,7 @@ fn job(request: &Request, model: Arc<Model>, options: Options, settings: Setting
         has_template: !request.template.is_empty(),
         logprobs: request.logprobs.then_some(request.top_logprobs.unsigned_abs()),
         wants_context: request.kind == Kind::Generate && !raw,
+        images: request.images.clone(),
     }
 }
 

@@ -19,7 +19,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 
 use crate::backend::{Backend, Model};
 use crate::cli::Args;
@@ -72,6 +72,8 @@ pub fn router(app: Arc<App>, address: SocketAddr) -> Router {
         .route("/api/generate", post(complete::generate))
         .route("/api/chat", post(complete::chat))
         .route("/api/embed", post(embed::embed))
+        .route("/api/copy", post(models::copy))
+        .route("/api/delete", delete(models::delete))
         .route("/api/pull", post(pull::pull))
         .route("/v1/models", get(openai::models))
         .route("/v1/chat/completions", post(openai::chat))

@@ -50,8 +50,44 @@ fn ok(value: &Value) -> Response {
     reply::json(StatusCode::OK, json_bytes(value))
 }
 
+/// `DELETE /api/delete`: an empty 200.
+pub async fn delete(State(app): State<Arc<App>>, body: Bytes) -> Response {
+    match find(&app, &body) {
+        Ok(model) => {
+            app.runners.unload(&model);
+            app.backend.delete(&model.name);
+            StatusCode::OK.into_response()
+        }
+        Err(error) => reply::refusal(&error),
+    }
+}
+
+/// `POST /api/copy`: an empty 200.
+pub async fn copy(State(app): State<Arc<App>>, body: Bytes) -> Response {
+    match copied(&app, &body) {
+        Ok((model, name)) => {
+            app.backend.copy(&model, name);
+            StatusCode::OK.into_response()
+        }
+        Err(error) => reply::refusal(&error),
+    }
+}
+
+fn copied(app: &App, body: &[u8]) -> Result<(Arc<Model>, Name), Error> {
+    let body = fields::parse(body)?;
+    let fields = Fields::new(&body, "CopyRequest")?;
+    let (source, destination) = (fields.string("source")?, fields.string("destination")?);
+    let name = |what: &str, text: &str| {
+        Name::parse(text).ok_or_else(|| Error::bad_request(format!("{what} {text:?} is invalid")))
+    };
+    let (from, to) = (name("source", source)?, name("destination", destination)?);
+    let model = app.model(&from);
+    let model = model.ok_or_else(|| Error::new(404, format!("model {source:?} not found")))?;
+    Ok((model, to))
+}
+
 fn tag(model: &Model) -> Value {
-    json!({
+    let mut tag = json!({
         "name": model.name.to_string(),
         "model": model.name.to_string(),
         "modified_at": model.modified_at.to_string(),
@@ -59,7 +95,12 @@ fn tag(model: &Model) -> Value {
         "digest": model.digest,
         "details": model.details(),
         "capabilities": model.capabilities,
-    })
+    });
+    if model.remote {
+        tag["remote_model"] = model.name.to_string().into();
+        tag["remote_host"] = "https://ollama.com:443".into();
+    }
+    tag
 }
 
 fn loaded(runner: &Loaded) -> Value {

@@ -28,7 +28,8 @@ pub struct Request {
     pub render_only: bool,
     pub suffix: String,
     pub template: String,
-    pub has_images: bool,
+    /// The sizes of the pictures, in bytes.
+    pub images: Vec<usize>,
 }
 
 impl Request {
@@ -47,7 +48,7 @@ impl Request {
             .map(KeepAlive::parse)
             .transpose()
             .map_err(Error::bad_request)?;
-        let (input, has_images) = match kind {
+        let (input, images) = match kind {
             Kind::Generate => prompt(&fields)?,
             Kind::Chat => conversation(&fields)?,
         };
@@ -74,7 +75,7 @@ impl Request {
             render_only: fields.boolean("_debug_render_only")?.unwrap_or(false),
             suffix: generate("suffix")?.to_owned(),
             template: generate("template")?.to_owned(),
-            has_images,
+            images,
         })
     }
 
@@ -103,7 +104,7 @@ impl Request {
     }
 }
 
-fn prompt(fields: &Fields<'_>) -> Result<(Input, bool), Error> {
+fn prompt(fields: &Fields<'_>) -> Result<(Input, Vec<usize>), Error> {
     let context = fields.array("context", "int")?;
     let token = |value: &Value| value.as_u64().ok_or_else(|| fields.wrong("context", value, "int"));
     let system = fields.value("system").map(|_| fields.string("system")).transpose()?;
@@ -113,26 +114,27 @@ fn prompt(fields: &Fields<'_>) -> Result<(Input, bool), Error> {
         raw: fields.boolean("raw")?.unwrap_or(false),
         context: context.iter().map(token).collect::<Result<_, _>>()?,
     };
-    Ok((input, has_images(fields, "GenerateRequest.")?))
+    Ok((input, images(fields, "GenerateRequest.")?))
 }
 
-fn conversation(fields: &Fields<'_>) -> Result<(Input, bool), Error> {
+fn conversation(fields: &Fields<'_>) -> Result<(Input, Vec<usize>), Error> {
     let mut messages = Vec::new();
-    let mut images = false;
+    let mut pictures = Vec::new();
     for value in fields.array("messages", "api.Message")? {
         // The server decodes a message through an alias of its type, and its error texts show it.
         let message = Fields::new(value, "Alias")?;
-        images |= has_images(&message, "ChatRequest.messages.")?;
+        pictures.extend(images(&message, "ChatRequest.messages.")?);
         messages.push(Message {
             role: message.string("role")?.to_lowercase(),
             content: message.string("content")?.to_owned(),
         });
     }
     let tools = fields.array("tools", "api.Tool")?.to_vec();
-    Ok((Input::Chat { messages, tools }, images))
+    Ok((Input::Chat { messages, tools }, pictures))
 }
 
-fn has_images(fields: &Fields<'_>, path: &str) -> Result<bool, Error> {
+fn images(fields: &Fields<'_>, path: &str) -> Result<Vec<usize>, Error> {
+    let mut sizes = Vec::new();
     let images = fields.array("images", "api.ImageData")?;
     for (at, image) in images.iter().enumerate() {
         let text = image
@@ -144,8 +146,13 @@ fn has_images(fields: &Fields<'_>, path: &str) -> Result<bool, Error> {
                  illegal base64 data at input byte {byte}"
             ))
         })?;
+        let symbols = text
+            .bytes()
+            .filter(|byte| !matches!(byte, b'\r' | b'\n' | b'='))
+            .count();
+        sizes.push(symbols * 3 / 4);
     }
-    Ok(!images.is_empty())
+    Ok(sizes)
 }
 
 fn think(fields: &Fields<'_>) -> Result<Option<bool>, Error> {

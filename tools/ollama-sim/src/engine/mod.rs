@@ -226,6 +226,7 @@ fn smollm2(name: Name, size: u64, modified_at: jiff::Timestamp) -> Model {
         license: "Apache-2.0",
         context_length: 8192,
         capabilities: &["completion"],
+        remote: false,
         modified_at,
     }
 }

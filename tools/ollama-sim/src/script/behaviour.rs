@@ -34,6 +34,8 @@ pub enum Behaviour {
     Error503,
     ErrorLoad,
     ErrorMemory,
+    Vision,
+    Remote,
     Embed,
     EmbedShort,
     EmbedUneven,
@@ -42,7 +44,7 @@ pub enum Behaviour {
 use Behaviour::*;
 
 /// Every behaviour under the name of its model.
-pub const ALL: [(&str, Behaviour); 30] = [
+pub const ALL: [(&str, Behaviour); 32] = [
     ("echo", Echo),
     ("lorem", Lorem),
     ("slow", Slow),
@@ -70,6 +72,8 @@ pub const ALL: [(&str, Behaviour); 30] = [
     ("error-503", Error503),
     ("error-load", ErrorLoad),
     ("error-memory", ErrorMemory),
+    ("vision", Vision),
+    ("remote", Remote),
     ("embed", Embed),
     ("embed-short", EmbedShort),
     ("embed-uneven", EmbedUneven),
@@ -96,6 +100,7 @@ impl Behaviour {
         match self {
             Thinking => &["completion", "thinking"],
             Tools => &["completion", "tools"],
+            Vision => &["completion", "vision"],
             Embed | EmbedShort | EmbedUneven => &["embedding"],
             _ => &["completion"],
         }

@@ -24,7 +24,7 @@ const BEFORE_CUT: Duration = Duration::from_millis(20);
 
 pub struct Script {
     models: Mutex<Vec<Arc<Model>>>,
-    behaviours: HashMap<String, Behaviour>,
+    behaviours: Mutex<HashMap<String, Behaviour>>,
     sizes: HashMap<String, u64>,
     pullable: Mutex<Vec<Name>>,
     token_delay: Duration,
@@ -36,9 +36,9 @@ pub struct Script {
 impl Script {
     /// All behaviours under their names, and the models of `--model NAME[=BEHAVIOUR]`.
     pub fn new(args: &Args) -> Result<Self, String> {
-        let mut script = Self {
+        let script = Self {
             models: Mutex::default(),
-            behaviours: HashMap::new(),
+            behaviours: Mutex::default(),
             sizes: args
                 .model_sizes
                 .iter()
@@ -60,6 +60,10 @@ impl Script {
             let name = script.know(name, parse(behaviour)?)?;
             script.install(name);
         }
+        for name in crate::wire::NAMES.iter().filter(|_| args.wire.is_some()) {
+            let name = script.know(name, Behaviour::Lorem)?;
+            script.install(name);
+        }
         for given in &args.pullable {
             let (name, behaviour) = given.split_once('=').unwrap_or((given, "lorem"));
             let name = script.know(name, parse(behaviour)?)?;
@@ -68,24 +72,26 @@ impl Script {
         Ok(script)
     }
 
-    fn know(&mut self, name: &str, behaviour: Behaviour) -> Result<Name, String> {
+    fn know(&self, name: &str, behaviour: Behaviour) -> Result<Name, String> {
         let name = Name::parse(name).ok_or_else(|| format!("invalid model name {name:?}"))?;
-        self.behaviours.insert(name.key(), behaviour);
+        lock(&self.behaviours).insert(name.key(), behaviour);
         Ok(name)
     }
 
     fn install(&self, name: Name) -> u64 {
-        let behaviour = self.behaviours.get(&name.key()).copied().unwrap_or(Behaviour::Lorem);
+        let behaviour = self.behaviour_of(&name);
         let size = self.sizes.get(&name.key()).copied().unwrap_or(1_000_000);
         lock(&self.models).push(Arc::new(model(name, behaviour, size)));
         size
     }
 
     fn behaviour(&self, model: &Model) -> Behaviour {
-        self.behaviours
-            .get(&model.name.key())
-            .copied()
-            .unwrap_or(Behaviour::Lorem)
+        self.behaviour_of(&model.name)
+    }
+
+    fn behaviour_of(&self, name: &Name) -> Behaviour {
+        let known = lock(&self.behaviours).get(&name.key()).copied();
+        known.unwrap_or(Behaviour::Lorem)
     }
 }
 
@@ -104,6 +110,20 @@ impl Backend for Script {
             pullable.swap_remove(at)
         };
         Some(self.install(found))
+    }
+
+    fn delete(&self, name: &Name) -> bool {
+        let mut models = lock(&self.models);
+        let before = models.len();
+        models.retain(|model| model.name != *name);
+        models.len() < before
+    }
+
+    fn copy(&self, model: &Model, name: Name) {
+        lock(&self.behaviours).insert(name.key(), self.behaviour(model));
+        let mut models = lock(&self.models);
+        models.retain(|known| known.name != name);
+        models.push(Arc::new(Model { name, ..model.clone() }));
     }
 
     fn embed(&self, model: Arc<Model>, texts: Vec<String>) -> BoxFuture<Result<Vec<Vec<f32>>, Error>> {
@@ -304,6 +324,7 @@ fn model(name: Name, behaviour: Behaviour, size: u64) -> Model {
         license: "",
         context_length: 8192,
         capabilities: behaviour.capabilities(),
+        remote: behaviour == Behaviour::Remote,
         modified_at: jiff::Timestamp::UNIX_EPOCH,
     }
 }

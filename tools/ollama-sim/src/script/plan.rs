@@ -44,6 +44,7 @@ impl Plan {
             Behaviour::BadJson => (texts(words("{\"answer\": not quite JSON".to_owned())), Ending::Done),
             Behaviour::Thinking => (thinking(job), Ending::Done),
             Behaviour::Tools => (tools(job), Ending::Done),
+            Behaviour::Vision => (natural(job, words(seen(job))), Ending::Done),
             Behaviour::Hang => (Box::new(std::iter::empty()), Ending::Silence),
             Behaviour::Stall => (three(), Ending::Silence),
             Behaviour::NoDone => (three(), Ending::Unfinished),
@@ -109,6 +110,12 @@ fn document(format: &Format) -> String {
         _ => json!({ "answer": "lorem ipsum" }),
     };
     Value::to_string(&document)
+}
+
+/// How many pictures there are and how large, and the text.
+fn seen(job: &Job) -> String {
+    let sizes: Vec<String> = job.images.iter().map(usize::to_string).collect();
+    format!("{} pictures ({} bytes): {}", sizes.len(), sizes.join(", "), spoken(job))
 }
 
 /// The text that was last said to the model.
