@@ -24,6 +24,10 @@ from .tokens import Event
 #: Seconds between two rounds: short after something happened, longer the longer nothing does.
 SHORTEST, LONGEST = 0.01, 0.1
 
+#: Longest wait of a round for entries of streams. Who begins to read while a round waits has to wait for its end, and a
+#: first token is to be seen within 50 ms.
+LONGEST_READ = 0.03
+
 #: Records fetched at once: bounds how long the others of a Redis wait for us.
 MGET_LIMIT = 1000
 
@@ -116,7 +120,7 @@ class Watcher:
         for wait in waits:
             if wait.stream is not None:
                 after[wait.stream] = min(after.get(wait.stream, wait.after), wait.after, key=_place)
-        streams = read(self._backend, after, None if results else interval) if after else {}
+        streams = read(self._backend, after, None if results else min(interval, LONGEST_READ)) if after else {}
         answers: list[tuple[_Wait, Answer | Exception]] = []
         for wait in waits:
             entries = streams.get(wait.stream, []) if wait.stream is not None else []
