@@ -56,6 +56,8 @@ pub(super) async fn ask(
     let mut repairs = 0;
     let mut spent = None;
     let mut last: Option<String> = None;
+    // The question as it was, once there is an answer to repair.
+    let mut asked: Option<Map<String, Value>> = None;
     loop {
         let mut answer = one(engine, &question, show, context).await?;
         if let Some(spent) = spent {
@@ -83,15 +85,20 @@ pub(super) async fn ask(
             return Err(invalid_output(text));
         }
         repairs += 1;
+        engine.calls().repair(&question.model);
         let attempt = context.retries();
         context.stream(
             &json!({"type": "repair", "step": show.step, "repair": repairs, "wrong": wrong, "attempt": attempt}),
         );
-        tell(&mut question, &answer.text, &wrong);
-        if last.as_deref() == Some(&answer.text) {
-            loosen(&mut question.fields);
+        if last.as_deref() == Some(&wrong)
+            && let Some(asked) = &asked
+        {
+            anew(&mut question.fields, asked);
+        } else {
+            asked.get_or_insert_with(|| question.fields.clone());
+            tell(&mut question, &answer.text, &wrong);
         }
-        last = Some(answer.text);
+        last = Some(wrong);
     }
 }
 
@@ -160,8 +167,15 @@ fn check(shape: &Shape, answer: &mut Answer) -> Result<(), Unfit> {
     }
 }
 
-/// A model that says the same wrong thing again is given more freedom: the same question at temperature 0 has the same
-/// answer for ever.
+/// A model whose answer is wrong in the same way again copies what it was shown: it is asked as at first, and given more
+/// freedom, since the same question at temperature 0 has the same answer for ever.
+fn anew(fields: &mut Map<String, Value>, asked: &Map<String, Value>) {
+    let options = fields.remove("options");
+    fields.clone_from(asked);
+    fields.extend(options.map(|options| ("options".to_owned(), options)));
+    loosen(fields);
+}
+
 fn loosen(fields: &mut Map<String, Value>) {
     if let Value::Object(options) = fields.entry("options").or_insert_with(|| json!({})) {
         let now = options.get("temperature").and_then(Value::as_f64).unwrap_or(0.0);
@@ -183,6 +197,32 @@ fn tell(question: &mut Question, answer: &str, wrong: &str) {
             if let Some(Value::String(prompt)) = question.fields.get_mut("prompt") {
                 *prompt = format!("{prompt}\n\nYour last answer was:\n{answer}\n\n{order}\n");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_again_is_asked_anew_with_more_freedom() {
+        let fields = json!({"prompt": "one", "options": {"seed": 1}})
+            .as_object()
+            .cloned()
+            .unwrap_or_default();
+        let asked = fields.clone();
+        let mut question = Question::new(Kind::Generate, "m".into(), fields);
+        tell(&mut question, "{}", "does not fit");
+        let prompt = |question: &Question| question.fields["prompt"].as_str().unwrap_or_default().to_owned();
+        assert!(prompt(&question).contains("Your answer does not fit"));
+        for temperature in [0.5, 1.0, 1.0] {
+            anew(&mut question.fields, &asked);
+            assert_eq!(prompt(&question), "one");
+            assert_eq!(
+                question.fields["options"],
+                json!({"seed": 1, "temperature": temperature})
+            );
         }
     }
 }

@@ -71,6 +71,9 @@ pub(super) struct Calls {
     tokens: Family<OfTokens, Counter>,
     first: Times,
     long: Times,
+    loads: Times,
+    waits: Times,
+    repairs: Family<Running, Counter>,
     running: Family<Running, Gauge>,
     totals: Arc<Mutex<BTreeMap<String, Totals>>>,
 }
@@ -93,6 +96,9 @@ impl Default for Calls {
             tokens: Family::default(),
             first: Times::new_with_constructor(seconds),
             long: Times::new_with_constructor(seconds),
+            loads: Times::new_with_constructor(seconds),
+            waits: Times::new_with_constructor(seconds),
+            repairs: Family::default(),
             running: Family::default(),
             totals: Arc::default(),
         }
@@ -126,6 +132,13 @@ impl Calls {
             span: span(request, context),
             ended: false,
         }
+    }
+
+    /// An answer did not fit its format, and is asked for again.
+    pub(super) fn repair(&self, model: &str) {
+        let known = self.totals().contains_key(model);
+        let model = if known { model } else { OTHER }.to_owned();
+        self.repairs.get_or_create(&Running { model }).inc();
     }
 
     fn totals(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Totals>> {
@@ -173,6 +186,10 @@ impl Call<'_> {
         };
         let first = answer.timing.first_token_s;
         self.calls.first.get_or_create(&of_model).observe(first);
+        self.calls.waits.get_or_create(&of_model).observe(answer.route.waited_s);
+        if answer.route.why.starts_with("load") {
+            self.calls.loads.get_or_create(&of_model).observe(answer.timing.load_s);
+        }
         let (prompt, completion) = (answer.usage.prompt_tokens, answer.usage.completion_tokens);
         for (kind, count) in [("prompt", prompt), ("completion", completion)] {
             let labels = OfTokens {
@@ -250,6 +267,21 @@ impl Meter for Calls {
             self.first.clone(),
         );
         registry.register("model_call_seconds", "How long calls of models took", self.long.clone());
+        registry.register(
+            "model_wait_seconds",
+            "How long calls of models waited for a place on a host",
+            self.waits.clone(),
+        );
+        registry.register(
+            "model_load_seconds",
+            "Loads that calls of models had to wait for, and how long they took",
+            self.loads.clone(),
+        );
+        registry.register(
+            "model_repairs",
+            "Answers that did not fit their format and were asked for again",
+            self.repairs.clone(),
+        );
         registry.register("model_calls_running", "Calls of models that run", self.running.clone());
     }
 

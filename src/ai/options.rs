@@ -76,6 +76,8 @@ pub struct CallLimits {
     pub stall: Duration,
     /// For the whole call, without the wait for a place; `None` leaves that to the task's time limit.
     pub whole: Option<Duration>,
+    /// Most tokens of an answer whose call sets no end (O-022); 0 sets none.
+    pub tokens: u64,
     /// Largest answer, in bytes.
     pub answer_bytes: usize,
 }
@@ -88,6 +90,7 @@ impl Default for CallLimits {
             first_token: Duration::from_secs(600),
             stall: Duration::from_secs(120),
             whole: None,
+            tokens: 32_768,
             answer_bytes: 16 << 20,
         }
     }

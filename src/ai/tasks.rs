@@ -25,41 +25,44 @@ pub(super) const POLICY: Options = Options {
     ..Options::DEFAULT
 };
 
+/// A field that may be given. Boxed, since there are many and few are: ten thousand calls hold them all.
+type Given = Option<Box<Value>>;
+
 /// `orchestra.generate`: a prompt, and what a model makes of it (`POST /api/generate`).
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Generate {
     model: String,
     prompt: String,
     #[serde(default)]
-    system: Value,
+    system: Given,
     #[serde(default)]
-    format: Value,
+    format: Given,
     #[serde(default)]
-    options: Value,
+    options: Given,
     #[serde(default)]
-    keep_alive: Value,
+    keep_alive: Given,
     #[serde(default)]
-    think: Value,
+    think: Given,
     #[serde(default)]
-    images: Value,
+    images: Given,
     #[serde(default)]
-    raw: Value,
+    raw: Given,
     #[serde(default)]
-    template: Value,
+    template: Given,
     #[serde(default)]
-    suffix: Value,
+    suffix: Given,
     #[serde(default)]
-    context: Value,
+    context: Given,
     #[serde(default)]
-    truncate: Value,
+    truncate: Given,
     #[serde(default)]
-    shift: Value,
+    shift: Given,
     #[serde(default)]
-    logprobs: Value,
+    logprobs: Given,
     #[serde(default)]
-    top_logprobs: Value,
+    top_logprobs: Given,
     #[serde(default, skip_serializing)]
-    cache: Value,
+    cache: Given,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -70,25 +73,25 @@ pub struct Chat {
     model: String,
     messages: Value,
     #[serde(default)]
-    tools: Value,
+    tools: Given,
     #[serde(default)]
-    format: Value,
+    format: Given,
     #[serde(default)]
-    options: Value,
+    options: Given,
     #[serde(default)]
-    keep_alive: Value,
+    keep_alive: Given,
     #[serde(default)]
-    think: Value,
+    think: Given,
     #[serde(default)]
-    truncate: Value,
+    truncate: Given,
     #[serde(default)]
-    shift: Value,
+    shift: Given,
     #[serde(default)]
-    logprobs: Value,
+    logprobs: Given,
     #[serde(default)]
-    top_logprobs: Value,
+    top_logprobs: Given,
     #[serde(default, skip_serializing)]
-    cache: Value,
+    cache: Given,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -108,9 +111,11 @@ fn yes() -> bool {
 /// The fields of a request: those of the task, but for the model, which goes apart.
 fn fields(task: &impl Serialize) -> Result<Map<String, Value>, Failure> {
     match serde_json::to_value(task)? {
-        Value::Object(mut fields) => {
-            fields.remove("model");
-            Ok(fields)
+        Value::Object(fields) => {
+            let given = fields
+                .into_iter()
+                .filter(|(name, value)| name != "model" && !value.is_null());
+            Ok(given.collect())
         }
         _ => Ok(Map::new()),
     }
@@ -129,7 +134,7 @@ impl Task for Generate {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: cache_time(&self.cache).map_err(Failure::value_error)?,
+            cache: cache_time(self.cache.as_deref().unwrap_or(&Value::Null)).map_err(Failure::value_error)?,
         };
         let question = Question::new(Kind::Generate, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await
@@ -149,7 +154,7 @@ impl Task for Chat {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: cache_time(&self.cache).map_err(Failure::value_error)?,
+            cache: cache_time(self.cache.as_deref().unwrap_or(&Value::Null)).map_err(Failure::value_error)?,
         };
         let question = Question::new(Kind::Chat, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await

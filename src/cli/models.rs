@@ -45,6 +45,24 @@ pub(super) enum Models {
         #[arg(long, value_name = "URL")]
         host: Option<String>,
     },
+    /// Give a model one more name
+    Copy {
+        /// The model
+        model: String,
+        /// The other name
+        name: String,
+        /// On this host only [default: on all that have it]
+        #[arg(long, value_name = "URL")]
+        host: Option<String>,
+    },
+    /// Remove a model from a host's disk
+    Delete {
+        /// The model
+        model: String,
+        /// On this host
+        #[arg(long, value_name = "URL")]
+        host: String,
+    },
     /// Tokens, seconds and calls of a day, by task, template, model and tenant; and of budgets
     Usage {
         /// The day, such as 2026-11-25 [default: today]
@@ -76,9 +94,35 @@ impl Models {
                 .await
             }
             Self::Pull { model, host } => pull(fleet, &model, host.as_deref()).await,
+            Self::Copy { model, name, host } => {
+                let done = format!("copied to {}", canonical(&name));
+                each(fleet, &model, host.as_deref(), &done, async |host| {
+                    fleet.copy(host, &model, &name).await
+                })
+                .await
+            }
+            Self::Delete { model, host } => {
+                each(fleet, &model, Some(&host), "deleted", async |host| {
+                    fleet.delete(host, &model).await
+                })
+                .await
+            }
             Self::Usage { day, json } => used(fleet, day.as_deref(), json).await,
         }
     }
+}
+
+/// Loads models on all hosts that have them: before a batch.
+pub(super) async fn warm_all(common: &Common, models: &[String]) -> Result<(), Stopped> {
+    if models.is_empty() {
+        return Ok(());
+    }
+    let options = common.settings()?.shared_ai().map_err(usage)?;
+    let engine = Engine::load(&options).map_err(usage)?;
+    for model in models {
+        warm(engine.fleet(), model, None, None).await?;
+    }
+    Ok(())
 }
 
 async fn list(fleet: &Fleet) -> Result<ExitCode, Stopped> {

@@ -158,6 +158,9 @@ impl Settings {
                 if let Some(seconds) = given.ai_stall_timeout {
                     limits.stall = seconds.0;
                 }
+                if let Some(tokens) = given.ai_max_tokens {
+                    limits.tokens = tokens;
+                }
                 if let Some(bytes) = given.ai_max_answer_bytes {
                     limits.answer_bytes = bytes;
                 }

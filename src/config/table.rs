@@ -212,7 +212,7 @@ settings! {
     ai_templates: PathBuf = "templates",
     /// Folder of task files.
     ai_tasks: PathBuf = "tasks",
-    /// Model servers: URLs, or tables with `url`, `kind` (`ollama`, `openai`), `weight` (1), `max_parallel` (4), `max_loaded` (3), `models`, `api_key_env`, `api_key_file`, `headers`; see docs/fleet.md. Also `OLLAMA_HOST`.
+    /// Model servers: URLs, or tables with `url`, `kind` (`ollama`, `openai`), `weight` (1), `max_parallel` (4), `max_loaded` (3), `vram` (bytes), `models`, `api_key_env`, `api_key_file`, `headers`; see docs/fleet.md. Also `OLLAMA_HOST`.
     ai_hosts: Hosts = "[\"http://127.0.0.1:11434\"]",
     /// How models are loaded, the same for all calls, by model: `num_ctx`, `options`, `keep_alive`, `shift`; and `max_parallel`, its calls at once on all hosts together.
     ai_models: BTreeMap<String, Profile> = "{}",
@@ -238,6 +238,8 @@ settings! {
     ai_stall_timeout: Seconds = "120",
     /// Seconds a whole call may take once it has a place.
     ai_call_timeout: Seconds = "none",
+    /// Most tokens of an answer whose call sets no end (`num_predict`, `max_tokens`); `0` sets none.
+    ai_max_tokens: u64 = "32768",
     /// Largest answer of a model, in bytes.
     ai_max_answer_bytes: usize = "16777216",
     /// Steps of work that one text of a template may take to render: a loop without end ends there.

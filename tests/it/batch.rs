@@ -179,3 +179,35 @@ assert [row.attempt for row in retried if row.error] == [1]
     let (_, out, _) = run(&redis, &folder, &["failed", "out.jsonl"]);
     assert!(out.ends_with("1 of 51 rows failed\n"), "{out}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_is_loaded_before_the_first_row() {
+    let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());
+    let templates = concat!(env!("CARGO_MANIFEST_DIR"), "/templates");
+    let _worker = Worker::start(&redis, &["--templates", templates, "--ollama-host", &sim.url]);
+    folder.write("rows.jsonl", "{\"text\": \"a text\", \"model\": \"echo\"}\n");
+    let command = [
+        "run",
+        "rows.jsonl",
+        "--template",
+        "summarize",
+        "--warm",
+        "echo",
+        "--ollama-host",
+        &sim.url,
+    ];
+    let (code, out, err) = run(&redis, &folder, &command);
+    assert!(code == Some(0) && out.contains("echo:latest loaded on"), "{out}{err}");
+    let bodies: Vec<Value> = sim
+        .requests()
+        .await
+        .iter()
+        .map(|request| serde_json::from_str(request["body"].as_str().unwrap()).unwrap())
+        .collect();
+    assert_eq!(
+        (bodies.len(), bodies[0].get("prompt"), bodies[1]["prompt"].is_string()),
+        (2, None, true),
+        "{bodies:?}"
+    );
+    assert_eq!(sim.stats().await["loads"], 1);
+}

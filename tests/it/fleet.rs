@@ -123,7 +123,7 @@ async fn round_robin(hosts: &[Sim], calls: &[usize]) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eight_workers_keep_the_limits_of_three_hosts_and_load_less_than_half_of_round_robin() {
+async fn eight_workers_keep_the_limits_of_three_hosts_and_load_a_fifth_as_often_as_round_robin() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let calls = workload(120);
     let blind = hosts();
@@ -167,8 +167,7 @@ async fn eight_workers_keep_the_limits_of_three_hosts_and_load_less_than_half_of
     }
     let loads = sum(&hosts, "loads").await;
     println!("{loads} loads in {time:?}; round robin {blind_loads} in {blind_time:?}; answers by host {by_host:?}");
-    // A fifth is what is aimed at; 2.7 to 4.9 times fewer were measured, by how busy the machine is (docs/fleet.md).
-    assert!(loads * 2 <= blind_loads, "{loads} loads against {blind_loads}");
+    assert!(loads * 5 <= blind_loads, "{loads} loads against {blind_loads}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -315,6 +314,50 @@ async fn the_same_call_is_asked_once_and_remembered() {
         first[0]["text"].as_str().unwrap(),
         "who streams gets the text as well"
     );
+}
+
+/// Whoever waits for the answer of another's call hears its tokens while they come; when who asks is lost, another asks, and
+/// readers are told that it begins again.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_the_same_answer_hears_it_come() {
+    let (redis, host) = (
+        Redis::start(),
+        Sim::start_with(&["--model=m=echo", "--token-delay=150ms"]),
+    );
+    let settings = format!("ai_hosts = '{}'\n", host.url);
+    let [(mut first, _a), (_second, _b)] = ["one", "two"].map(|queue| worker(&redis, &settings, &["-Q", queue]));
+    let client = redis.client().await;
+    let words = (0..40).map(|at| at.to_string()).collect::<Vec<_>>().join(" ");
+    let call = |queue: &str| generate("m", &words).kwarg("cache", 60).queue(queue);
+    let asks = client.send(call("one")).await.unwrap();
+    until("the model speaks", async || host.stats().await["working"] == 1).await;
+    let waits = client.send(call("two")).await.unwrap();
+    let heard = async || -> Vec<Value> {
+        let entries = waits.stream("0").await.unwrap();
+        entries
+            .iter()
+            .map(|entry| serde_json::from_str(entry.entry.get()).unwrap())
+            .collect()
+    };
+    let tokens = |entries: &[Value]| entries.iter().filter(|entry| entry["type"] == "token").count();
+    until("who waits hears tokens", async || tokens(&heard().await) >= 5).await;
+    assert_eq!(host.stats().await["working"], 1, "and the model still speaks");
+    assert_eq!(waits.state().await.unwrap().as_str(), "STARTED");
+    first.process.kill();
+    let answer: Value = waits.get(LONG).await.unwrap();
+    assert_eq!(answer["text"].as_str().unwrap(), words);
+    let entries = heard().await;
+    let restart = entries
+        .iter()
+        .rposition(|entry| entry["type"] == "restart")
+        .expect("readers are told");
+    let after: String = entries[restart..]
+        .iter()
+        .filter_map(|entry| entry["text"].as_str())
+        .collect();
+    assert_eq!(after, words);
+    assert_eq!(host.stats().await["requests"], 2, "one of them was lost");
+    drop(asks);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -552,6 +595,13 @@ async fn models_can_be_seen_and_told() {
     assert!(good && !models(&["ps"]).1.contains("lorem"), "{text}");
     let (good, text) = models(&["pull", "new"]);
     assert!(good && text.contains("new:latest is on"), "{text}");
+    let (good, text) = models(&["copy", "lorem", "same"]);
+    assert!(good && text.contains("lorem:latest copied to same:latest on"), "{text}");
+    let (good, text) = models(&["delete", "same", "--host", &host.url]);
+    assert!(good && text.contains("same:latest deleted on"), "O-090: {text}");
+    assert!(!models(&["list"]).1.contains("same:latest"));
+    let (good, text) = models(&["delete", "same", "--host", &host.url]);
+    assert!(!good && text.contains("model 'same:latest' not found"), "{text}");
     let (good, text) = models(&["pull", "nobody"]);
     assert!(!good && text.contains("file does not exist"), "{text}");
     let (good, text) = models(&["warm", "lorem", "--host", "http://elsewhere:1"]);
@@ -652,7 +702,12 @@ async fn requests_carry_what_they_must_and_nothing_else() {
         (&json!(true), &json!(false), &json!("a secret prompt"))
     );
     let body = body.as_object().unwrap();
-    assert_eq!(body.len(), 4, "{body:?}");
+    assert_eq!(
+        body["options"],
+        json!({"num_predict": 32_768}),
+        "O-022: an answer has an end"
+    );
+    assert_eq!(body.len(), 5, "{body:?}");
     assert!(!worker.log().contains("secret prompt"), "{}", worker.log());
 }
 

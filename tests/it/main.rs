@@ -34,6 +34,7 @@ mod layers;
 mod limits;
 mod loss;
 mod messages;
+mod misbehaviour;
 mod monitor;
 mod processes;
 mod proxy;

@@ -319,17 +319,29 @@ pub struct Sim {
     pub process: Process,
     pub url: String,
     control: String,
+    arguments: Vec<String>,
 }
 
 impl Sim {
+    /// Starts it again at the same address, after it ended.
+    pub fn restart(&mut self) {
+        let address = self.url.trim_start_matches("http://").to_owned();
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        *self = Self::start_at(&address, &arguments);
+    }
+
     pub fn start() -> Self {
         Self::start_with(&[])
     }
 
     pub fn start_with(arguments: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", arguments)
+    }
+
+    fn start_at(address: &str, arguments: &[&str]) -> Self {
         let control = format!("127.0.0.1:{}", free_port());
         let mut child = Command::new(program("ollama-sim"))
-            .args(["--host", "127.0.0.1:0", "--control", &control])
+            .args(["--host", address, "--control", &control])
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
@@ -343,6 +355,7 @@ impl Sim {
             process: Process { child },
             url,
             control: format!("http://{control}"),
+            arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
         }
     }
 

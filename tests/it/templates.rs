@@ -408,6 +408,137 @@ async fn server() -> (u16, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
     (port, heard)
 }
 
+/// Tools over HTTP: arguments as query or as JSON, and a server that nobody allowed is the model's problem, not the run's.
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_are_requests_to_allowed_servers() {
+    let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());
+    let (port, heard) = server().await;
+    let step = |method: &str, port: u16| {
+        format!(
+            "steps:\n- {{id: a, type: ollama_chat, model: tools, messages: [{{role: user, content: warm?}}], tools: [{{name: \
+             weather, description: tells, http: {{url: \"http://127.0.0.1:{port}/json\", method: {method}, headers: \
+             {{x-key: secret}}}}, parameters: {{type: object, required: [city], properties: {{city: {{const: \"Köln\"}}}}}}}}]}}\n"
+        )
+    };
+    folder.write("get.yaml", &step("GET", port));
+    folder.write("post.yaml", &step("POST", port));
+    folder.write("elsewhere.yaml", &step("GET", port + 1));
+    let allowed = format!("127.0.0.1:{port}");
+    let _worker = start(&redis, &sim, &folder, &[], &[("ORCHESTRA_AI_HTTP_HOSTS", &allowed)]);
+    let client = redis.client().await;
+    for template in ["get", "post"] {
+        let answer: Value = client
+            .send(run(template, json!({})))
+            .await
+            .unwrap()
+            .get(LONG)
+            .await
+            .unwrap();
+        assert_eq!(
+            answer["tools_used"],
+            json!([{"name": "weather", "arguments": {"city": "Köln"}, "result": "{\"temperature\":21}"}]),
+            "{answer}"
+        );
+        assert!(answer["text"].as_str().unwrap().contains("21"), "{answer}");
+    }
+    let asked = heard.lock().unwrap().clone();
+    assert!(
+        asked[0].starts_with("GET /json?city=K%C3%B6ln ") && asked[0].contains("x-key: secret"),
+        "{asked:?}"
+    );
+    assert!(
+        asked[1].starts_with("POST /json ") && asked[1].ends_with("{\"city\":\"Köln\"}"),
+        "{asked:?}"
+    );
+    let answer: Value = client
+        .send(run("elsewhere", json!({})))
+        .await
+        .unwrap()
+        .get(LONG)
+        .await
+        .unwrap();
+    let told = answer["tools_used"][0]["result"].as_str().unwrap();
+    assert!(told.contains("is not allowed"), "{answer}");
+}
+
+/// The cache of a step: the same question of another run is not asked again, and another one is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_with_a_cache_asks_once() {
+    let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());
+    folder.write(
+        "kept.yaml",
+        "parameters:\n  text: {type: string}\nsteps:\n\
+         - {id: a, type: ollama_generate, model: echo, prompt: \"{{ text }}\", cache: 60}\n\
+         - {id: b, type: ollama_generate, model: echo, prompt: \"{{ text }}\"}\n\
+         output: \"{{ steps.a.route.why }} {{ steps.a.text }}\"\n",
+    );
+    let _worker = start(&redis, &sim, &folder, &[], &[]);
+    let client = redis.client().await;
+    let ask = async |text: &str| -> String {
+        let pending = client.send(run("kept", json!({"text": text}))).await.unwrap();
+        pending.get(LONG).await.unwrap()
+    };
+    assert_eq!(ask("one").await, "load one");
+    assert_eq!(ask("one").await, "cache one");
+    assert_eq!(ask("two").await, "warm two");
+    assert_eq!(sim.stats().await["requests"], 5, "step b has no cache");
+}
+
+/// How far a run is: for `AsyncResult` with all of it, and for Flower.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_is_seen_by_async_result_and_by_flower() {
+    let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());
+    let step = |id: &str| {
+        format!("- {{id: {id}, type: ollama_generate, model: slow, prompt: x, options: {{num_predict: 15}}}}\n")
+    };
+    folder.write(
+        "three.yaml",
+        &["steps:\n".to_owned(), step("one"), step("two"), step("three")].concat(),
+    );
+    let _worker = start(&redis, &sim, &folder, &["-E"], &[]);
+    let port = crate::support::free_port();
+    let flower = Command::new(crate::support::python())
+        .args([
+            "-m",
+            "celery",
+            "-b",
+            &redis.url(),
+            "--result-backend",
+            &redis.url(),
+            "flower",
+            "--address=127.0.0.1",
+        ])
+        .arg(format!("--port={port}"))
+        .env("FLOWER_UNAUTHENTICATED_API", "true")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let _flower = crate::support::Process::from(flower);
+    let api = format!("http://127.0.0.1:{port}/api");
+    until("Flower is there", async || {
+        crate::support::get(&format!("{api}/workers")).await.is_ok()
+    })
+    .await;
+    let program = "
+import json, sys, time, urllib.request
+from celery import Celery
+app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+result = app.send_task('orchestra.run', ('three', {}))
+until('a step is done', lambda: result.state == 'PROGRESS' and result.info['done'] >= 1)
+assert result.info['total'] == 3 and result.info['step'] in ('one', 'two', 'three'), result.info
+with urllib.request.urlopen(f'API/task/result/{result.id}') as answer:
+    shown = json.load(answer)
+assert shown['state'] == 'PROGRESS', shown
+assert result.get(timeout=30)['done_reason'] == 'length'
+print('seen')
+"
+    .replace("API", &api);
+    let url = redis.url();
+    let ran = tokio::task::spawn_blocking(move || run_python(&program, &url));
+    assert_eq!(ran.await.unwrap(), "seen\n");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_are_asked_only_where_the_operator_allows() {
     let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());

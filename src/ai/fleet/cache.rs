@@ -1,5 +1,5 @@
 //! The exact cache: the same call gets the same answer, and of calls that are the same at the same time one asks a model
-//! while the others wait for its answer, whichever workers they run in.
+//! while the others hear what it hears, whichever workers they run in.
 
 use std::time::Duration;
 
@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::super::ollama::{Answer, Request};
 use super::Fleet;
-use super::calls::hash;
+use super::calls::{Hear, Heard, hash};
 use super::catalog::canonical;
+use super::flight::{Listener, Said};
 use crate::conn::Link;
 
 /// A call that asks says so again within this time; if not, another asks.
@@ -20,8 +21,8 @@ const LARGEST: usize = 1 << 20;
 
 /// What a call finds that may be answered from the cache.
 pub(super) enum Flight {
-    /// The answer; whether it was waited for.
-    Known(Box<Answer>, bool),
+    /// The answer, which has been heard; `cache`, or `joined` where it was waited for.
+    Known(Box<Answer>, &'static str),
     /// Nobody has asked this yet: we do.
     Ours(Kept),
     /// There is no cache.
@@ -33,13 +34,14 @@ pub(super) struct Kept {
     link: Link,
     answer: String,
     flight: String,
+    said: String,
     token: String,
     time: Duration,
 }
 
 impl Fleet {
     /// Looks for the answer, or waits for the one who asks already.
-    pub(super) async fn flight(&self, request: &Request, time: Duration) -> Flight {
+    pub(super) async fn flight(&self, request: &Request, time: Duration, hear: Hear<'_>) -> Flight {
         let Some(link) = self.link().await else {
             return Flight::None;
         };
@@ -51,13 +53,15 @@ impl Fleet {
             link: link.clone(),
             answer: format!("{prefix}orchestra:cache:{key}"),
             flight: format!("{prefix}orchestra:flight:{key}"),
+            said: format!("{prefix}orchestra:said:{key}"),
             token: uuid::Uuid::new_v4().simple().to_string(),
             time,
         };
         let mut waited = false;
+        let mut listener = Listener::new(&kept.said);
         loop {
             match kept.answer().await {
-                Ok(Some(answer)) => return Flight::Known(answer, waited),
+                Ok(Some(answer)) => return known(answer, waited, &listener, hear),
                 Ok(None) => {}
                 // Without an answer of Redis there is no cache, and a model is asked.
                 Err(_) => return Flight::None,
@@ -73,14 +77,21 @@ impl Fleet {
                 Ok(Some(_)) => match kept.answer().await {
                     Ok(Some(answer)) => {
                         kept.give_up().await;
-                        return Flight::Known(answer, waited);
+                        return known(answer, waited, &listener, hear);
                     }
-                    _ => return Flight::Ours(kept),
+                    _ => {
+                        // Who asked gave no answer: what was heard of it is no part of ours.
+                        if listener.has_heard() {
+                            hear(Heard::Again);
+                        }
+                        return Flight::Ours(kept);
+                    }
                 },
                 Ok(None) => waited = true,
                 Err(_) => return Flight::None,
             }
             tokio::time::sleep(LOOK).await;
+            listener.listen(link, hear).await;
         }
     }
 
@@ -112,19 +123,25 @@ impl Kept {
             .await;
     }
 
-    /// Holds the right while the model is asked. Given up half-way, another may ask at once.
-    pub(super) async fn guard<T>(&self, asking: impl Future<Output = T>) -> T {
-        let mut asking = std::pin::pin!(asking);
-        loop {
-            tokio::select! {
-                done = &mut asking => return done,
-                () = tokio::time::sleep(HELD / 3) => {
-                    let mut hold = redis::cmd("SET");
-                    hold.arg(&self.flight).arg(&self.token).arg("PX").arg(milliseconds(HELD));
-                    // If it is lost, another asks as well.
-                    let _ = self.link.query::<redis::Value>(&hold).await;
+    /// Holds the right while the model is asked, and tells the others what it says.
+    pub(super) async fn guard<T>(&self, asking: impl Future<Output = T>, mut said: Said) -> T {
+        let beside = async {
+            said.begin(&self.link, &self.said).await;
+            loop {
+                tokio::select! {
+                    () = said.tell(&self.link, &self.said) => {}
+                    () = tokio::time::sleep(HELD / 3) => {
+                        let mut hold = redis::cmd("SET");
+                        hold.arg(&self.flight).arg(&self.token).arg("PX").arg(milliseconds(HELD));
+                        // If it is lost, another asks as well.
+                        let _ = self.link.query::<redis::Value>(&hold).await;
+                    }
                 }
             }
+        };
+        tokio::select! {
+            done = asking => done,
+            () = beside => std::future::pending().await,
         }
     }
 
@@ -139,9 +156,15 @@ impl Kept {
             set.arg(&self.answer).arg(bytes).arg("PX").arg(milliseconds(self.time));
             pipe.add_command(set);
         }
-        pipe.del(&self.flight);
+        pipe.del(&self.flight).del(&self.said);
         let _ = self.link.pipeline(&pipe).await;
     }
+}
+
+/// A known answer, as if it came now: what was not heard of it yet is.
+fn known(answer: Box<Answer>, waited: bool, listener: &Listener, hear: Hear<'_>) -> Flight {
+    listener.hear_rest(&answer, hear);
+    Flight::Known(answer, if waited { "joined" } else { "cache" })
 }
 
 /// What is cut off, empty or of another form than was asked for is not given again.

@@ -13,6 +13,7 @@ use super::accounts::Caller;
 use super::breaker::Told;
 use super::cache::Flight;
 use super::catalog::canonical;
+use super::flight::pieces;
 use super::keeper::Place;
 use super::routing::{Nowhere, Why};
 use crate::clock::{self, Instant};
@@ -78,24 +79,51 @@ impl Fleet {
         }
         let mut route = self.route(&request);
         route.downgraded_from = downgraded.map(|_| asked);
-        let kept = match caller.cache {
-            None => None,
-            Some(time) => match self.flight(&request, time).await {
-                Flight::Known(answer, joined) => return Ok(again(*answer, joined, route, hear)),
-                Flight::Ours(kept) => Some(kept),
-                Flight::None => None,
-            },
-        };
-        let answer = match kept {
+        let answer = match caller.cache {
             None => self.ask_hosts(&request, caller, route, hear).await?,
-            Some(kept) => {
-                let asked = kept.guard(self.ask_hosts(&request, caller, route, hear)).await;
-                kept.land(&request, asked.as_ref().ok()).await;
-                asked?
+            // What is not every call's way is boxed, here and below: all of a future is held for as long as its call runs,
+            // and there may be ten thousand.
+            Some(time) => {
+                let asked = Box::pin(self.ask_once(&request, time, caller, route, hear)).await?;
+                if matches!(&*asked.route.why, "cache" | "joined") {
+                    return Ok(asked);
+                }
+                asked
             }
         };
         self.account(caller, &model, answer.usage, answer.timing.total_s).await;
         Ok(answer)
+    }
+
+    /// Asks, unless the answer is known or another asks the same.
+    async fn ask_once(
+        &self,
+        request: &Request,
+        time: Duration,
+        caller: &Caller<'_>,
+        route: Route,
+        hear: Hear<'_>,
+    ) -> Result<Answer, Trouble> {
+        let kept = match self.flight(request, time, hear).await {
+            Flight::Known(mut answer, why) => {
+                answer.route = Route {
+                    why: why.into(),
+                    ..route
+                };
+                return Ok(*answer);
+            }
+            Flight::Ours(kept) => kept,
+            Flight::None => return self.ask_hosts(request, caller, route, hear).await,
+        };
+        let (mut pieces, said) = pieces();
+        let mut both = |heard| {
+            pieces.pass_on(&heard);
+            hear(heard);
+        };
+        let asking = self.ask_hosts(request, caller, route, &mut both);
+        let asked = kept.guard(asking, said).await;
+        kept.land(request, asked.as_ref().ok()).await;
+        asked
     }
 
     async fn ask_hosts(
@@ -114,13 +142,23 @@ impl Fleet {
                 hear(Heard::Again);
             }
             let server = &self.keeper().hosts[place.host].server;
+            let fitting = match Box::pin(self.within_abilities(&place, request)).await {
+                Ok(fitting) => fitting,
+                Err(trouble) => {
+                    place.end();
+                    return Err(trouble);
+                }
+            };
+            way.route.left_out = fitting.as_ref().map(|_| "think".to_owned());
+            let request = fitting.as_ref().unwrap_or(request);
             let began = clock::instant();
             let first = self.prepare(&place, &way.model, hear).await;
             let mut on_piece = |piece| {
                 said_something = true;
                 hear(Heard::Piece(piece));
             };
-            let asking = self.keeper().ollama.ask(server, request, first, &mut on_piece);
+            // Boxed, since each that it is handed to would hold it once more.
+            let asking = Box::pin(self.keeper().ollama.ask(server, request, first, &mut on_piece));
             match self.within_whole(&server.url, asking).await {
                 Ok(mut answer) => {
                     way.answered(self, place, began, answer.timing.load_s);
@@ -160,7 +198,7 @@ impl Fleet {
                 let started = clock::instant();
                 let first = self.prepare(&place, &way.model, hear).await;
                 let limit = first + EACH * u32::try_from(batch.len()).unwrap_or(1);
-                let asking = self.keeper().ollama.embed(server, &embedding, batch, limit);
+                let asking = Box::pin(self.keeper().ollama.embed(server, &embedding, batch, limit));
                 match self.within_whole(&server.url, asking).await {
                     Ok(mut embedded) => {
                         way.answered(self, place, started, embedded.load_s);
@@ -194,7 +232,7 @@ impl Fleet {
     async fn next_place(&self, way: &mut Way, caller: &Caller<'_>, hear: Hear<'_>) -> Result<Place, Trouble> {
         let mut pulled = false;
         loop {
-            let waiting = self.keeper().place(&way.key, caller.priority, &way.not);
+            let waiting = self.keeper().place(&way.key, caller, &way.not);
             let nowhere = match tokio::time::timeout(self.options().queue, waiting).await {
                 Ok(Ok(place)) => {
                     way.route.waited_s += place.waited.as_secs_f64();
@@ -205,7 +243,7 @@ impl Fleet {
             };
             match nowhere {
                 Nowhere::Lacking if !pulled && self.may_pull(&way.key) => {
-                    self.pull_somewhere(&way.model, hear).await?;
+                    Box::pin(self.pull_somewhere(&way.model, hear)).await?;
                     pulled = true;
                 }
                 Nowhere::Gone => return Err(Trouble::Fault(way.last.take().unwrap_or_else(|| self.gone()))),
@@ -225,10 +263,12 @@ impl Fleet {
         match &place.why {
             Why::Warm => return limits.first_token,
             Why::Load => {}
-            // The host would choose by itself which one goes, and perhaps one that is needed.
-            Why::Instead(victim) => {
-                if let Err(fault) = self.keeper().ollama.unload(&host.server, victim).await {
-                    tracing::debug!("{victim} cannot be unloaded: {fault}");
+            // The host would choose by itself which ones go, and perhaps one that is needed.
+            Why::Instead(victims) => {
+                for victim in victims {
+                    if let Err(fault) = Box::pin(self.keeper().ollama.unload(&host.server, victim)).await {
+                        tracing::debug!("{victim} cannot be unloaded: {fault}");
+                    }
                 }
             }
         }
@@ -340,7 +380,7 @@ impl Way {
         self.route.why = match &place.why {
             Why::Warm => "warm".into(),
             Why::Load => "load".into(),
-            Why::Instead(victim) => format!("load instead of {victim}"),
+            Why::Instead(victims) => format!("load instead of {}", victims.join(", ")),
         };
         fleet.keeper().tell(url, &self.key, Told::Answered);
         fleet
@@ -381,21 +421,6 @@ impl Way {
         }
         Ok(())
     }
-}
-
-/// A known answer, as if it came now.
-fn again(mut answer: Answer, joined: bool, route: Route, hear: Hear<'_>) -> Answer {
-    if let Some(thinking) = &answer.thinking {
-        hear(Heard::Piece(Piece::Thinking(thinking.clone())));
-    }
-    if !answer.text.is_empty() {
-        hear(Heard::Piece(Piece::Text(answer.text.clone())));
-    }
-    answer.route = Route {
-        why: if joined { "joined" } else { "cache" }.into(),
-        ..route
-    };
-    answer
 }
 
 /// SHA-256 of some JSON, in hex.

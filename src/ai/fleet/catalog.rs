@@ -16,6 +16,12 @@ pub struct Catalog {
     pub models: BTreeMap<String, String>,
     /// Those in its memory; the one that stays longest comes first.
     pub loaded: Vec<String>,
+    /// Bytes of the weights on its disk.
+    #[serde(default)]
+    pub on_disk: BTreeMap<String, u64>,
+    /// Bytes of video memory that models took, when they were last seen there.
+    #[serde(default)]
+    pub in_memory: BTreeMap<String, u64>,
     /// Why it could not be asked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub trouble: Option<String>,
@@ -32,15 +38,36 @@ impl Catalog {
         let local = models
             .into_iter()
             .filter(|model| allow_cloud || model.remote_host.as_deref().is_none_or(str::is_empty));
+        let local: Vec<_> = local.map(|model| (canonical(&model.name), model)).collect();
+        let in_memory = loaded.iter().filter(|model| model.size_vram > 0);
         Ok(Self {
-            at: 0,
+            on_disk: local.iter().map(|(name, model)| (name.clone(), model.size)).collect(),
             models: local
-                .map(|model| (canonical(&model.name), model.digest.unwrap_or_default()))
+                .into_iter()
+                .map(|(name, model)| (name, model.digest.unwrap_or_default()))
                 .collect(),
-            loaded: loaded.into_iter().map(|model| canonical(&model.name)).collect(),
-            trouble: None,
-            gone: false,
+            in_memory: in_memory
+                .map(|model| (canonical(&model.name), model.size_vram))
+                .collect(),
+            loaded: loaded.iter().map(|model| canonical(&model.name)).collect(),
+            ..Self::default()
         })
+    }
+
+    /// What is known of models that are not in memory now stays known.
+    pub(super) fn remember(&mut self, before: &Self) {
+        for (model, bytes) in &before.in_memory {
+            if self.models.contains_key(model) {
+                self.in_memory.entry(model.clone()).or_insert(*bytes);
+            }
+        }
+    }
+
+    /// What models take of the video memory: as it was seen, or else what they have on disk.
+    pub(super) fn sizes(&self) -> BTreeMap<String, u64> {
+        let mut sizes = self.on_disk.clone();
+        sizes.extend(self.in_memory.clone());
+        sizes
     }
 }
 

@@ -27,6 +27,9 @@ pub struct HostOptions {
     /// Models in memory at once (`OLLAMA_MAX_LOADED_MODELS`).
     #[serde(default = "HostOptions::default_loaded")]
     pub max_loaded: usize,
+    /// Its video memory in bytes; where it is given, no load is asked for that would throw out a model in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vram: Option<u64>,
     /// The models it is used for, with `*`; all that it has, if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
@@ -53,6 +56,7 @@ impl From<&str> for HostOptions {
             weight: one(),
             max_parallel: Self::default_parallel(),
             max_loaded: Self::default_loaded(),
+            vram: None,
             models: Vec::new(),
             api_key_env: None,
             api_key_file: None,

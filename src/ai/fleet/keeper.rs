@@ -1,23 +1,25 @@
-//! The keeper of a process: it holds the calls that wait, asks for places for all of them at once, keeps those that are
-//! held, gives back what was let go, and looks at the hosts from time to time.
+//! The keeper of a process: it holds the calls that wait, asks for places for all of them at once ([`settle`]), keeps those
+//! that are held, gives back what was let go, and looks at the hosts from time to time ([`scout`]).
 //!
 //! Two loops per process, however many calls there are. They end with the fleet.
+
+mod scout;
+mod settle;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::sync::{Notify, oneshot};
 
-use super::super::ollama::{Class, Ollama};
+use super::super::ollama::Ollama;
+use super::accounts::Caller;
 use super::breaker::Told;
-use super::catalog::Catalog;
 use super::host::Host;
-use super::ledger::{Book, Catalogs, Entry, Ledger, Take, place};
-use super::routing::{self, Nowhere, Placed, Waiting, Why};
-use super::view::{Rules, view};
+use super::ledger::{Book, Catalogs, Entry, Ledger};
+use super::routing::{Nowhere, Waiting, Why};
+use super::view::Rules;
 use crate::clock::{self, Instant};
 
 /// Calls of one worker that others hear of; the rest has its turn later.
@@ -26,14 +28,8 @@ const SHOWN: usize = 64;
 const RENEW: Duration = Duration::from_secs(5);
 /// Between two looks while calls wait: some rules depend on time alone.
 const LOOK: Duration = Duration::from_millis(200);
-/// A host's words are this old at most, while it is used.
-const FRESH: u64 = 3_000;
-/// How long the first calls wait until the hosts have said what they have.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// A slot is free only when the engine has finished its batch after a call was given up (O-058).
 const AFTERMATH: u64 = 300;
-/// Longest pause after Redis gave no answer.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// What the loops and the calls share.
 #[derive(Debug)]
@@ -127,15 +123,21 @@ impl Keeper {
     }
 
     /// Waits for a place. Dropping the future gives up the wait.
-    pub(super) async fn place(self: &Arc<Self>, model: &str, priority: u8, not: &[String]) -> Result<Place, Nowhere> {
+    pub(super) async fn place(
+        self: &Arc<Self>,
+        model: &str,
+        caller: &Caller<'_>,
+        not: &[String],
+    ) -> Result<Place, Nowhere> {
         self.start();
         let (answer, given) = oneshot::channel();
         let call = Waiting {
             id: uuid::Uuid::new_v4().simple().to_string(),
             model: model.to_owned(),
-            priority,
+            priority: caller.priority,
             since: 0,
             not: not.to_vec(),
+            tenant: caller.tenant.map(str::to_owned),
         };
         let came = clock::instant();
         self.state().waiting.push(Waiter { call, came, answer });
@@ -191,35 +193,10 @@ impl Keeper {
         self.state().catalogs.clone()
     }
 
-    /// Waits until it is known what the hosts have, or that they do not say.
-    pub(super) async fn know(self: &Arc<Self>) {
-        self.start();
-        let is_known = || {
-            let catalogs = self.catalogs();
-            self.hosts.iter().all(|host| catalogs.contains_key(host.url()))
-        };
-        if is_known() {
-            return;
-        }
-        self.flush().await;
-        if !is_known() {
-            // One after the other: both take the lock.
-            let book = self.state().book.clone();
-            let catalogs = self.catalogs();
-            if tokio::time::timeout(FIRST_LOOK, self.scout(&book, &catalogs))
-                .await
-                .is_err()
-            {
-                self.give_up_on(&catalogs);
-            }
-            self.flush().await;
-        }
-    }
-
     fn start(self: &Arc<Self>) {
         if !self.started.swap(true, Ordering::AcqRel) {
-            tokio::spawn(settle(Arc::downgrade(self), self.wake.clone()));
-            tokio::spawn(scout(Arc::downgrade(self)));
+            tokio::spawn(settle::settle(Arc::downgrade(self), self.wake.clone()));
+            tokio::spawn(scout::scout(Arc::downgrade(self)));
         }
     }
 
@@ -285,131 +262,6 @@ impl Keeper {
         (state.book.clone(), state.catalogs.clone())
     }
 
-    /// Writes what is new, and gives places to those who wait. Whether all went well.
-    async fn settle(self: &Arc<Self>) -> bool {
-        loop {
-            let entry = self.entry();
-            let waits = !entry.waiting.is_empty();
-            let had_shown = std::mem::replace(&mut self.state().shown, waits);
-            if entry.is_empty() && !had_shown {
-                return true;
-            }
-            let book = match self.ledger.write(&entry).await {
-                Ok(book) => book,
-                Err(error) => {
-                    tracing::debug!("the ledger of the fleet: {error}");
-                    self.put_back(entry);
-                    return false;
-                }
-            };
-            let (book, catalogs) = self.read(book);
-            if !waits {
-                return true;
-            }
-            if self.hosts.iter().any(|host| !catalogs.contains_key(host.url())) {
-                // The first calls of all: what the hosts have is asked before one is chosen.
-                if tokio::time::timeout(FIRST_LOOK, self.scout(&book, &catalogs))
-                    .await
-                    .is_err()
-                {
-                    self.give_up_on(&catalogs);
-                }
-                continue;
-            }
-            // Those that came since have no time yet.
-            if entry.waiting.iter().any(|call| call.since == 0) {
-                continue;
-            }
-            match self.give(&entry.waiting, &book, &catalogs).await {
-                Some(0) => return true,
-                Some(_) => {}
-                None => return false,
-            }
-        }
-    }
-
-    /// Gives places; how many calls had their answer, or nothing when Redis gave none.
-    async fn give(self: &Arc<Self>, own: &[Waiting], book: &Book, catalogs: &Catalogs) -> Option<usize> {
-        let view = view(&self.hosts, &self.rules, book, catalogs);
-        let mut answered = 0;
-        for call in own {
-            if let Some(nowhere) = routing::nowhere(&view, call) {
-                self.answer(&call.id, Err(nowhere));
-                answered += 1;
-            }
-        }
-        let is_own = |placed: &Placed| own.iter().any(|call| call.id == view.waiting[placed.call].id);
-        let placed: Vec<Placed> = routing::assign(view.clone()).into_iter().filter(is_own).collect();
-        if placed.is_empty() {
-            return Some(answered);
-        }
-        let takes: Vec<Take> = placed.iter().map(|placed| self.take(&view, placed)).collect();
-        let had = match self.ledger.take(&takes).await {
-            Ok(had) => had,
-            Err(error) => {
-                tracing::debug!("the ledger of the fleet: {error}");
-                return None;
-            }
-        };
-        for ((placed, take), had) in placed.into_iter().zip(takes).zip(had) {
-            if !had {
-                continue;
-            }
-            answered += 1;
-            let id = &view.waiting[placed.call].id;
-            self.state().held.insert(take.place.clone());
-            let place = Place {
-                keeper: Arc::downgrade(self),
-                name: take.place,
-                host: placed.host,
-                why: placed.why,
-                waited: Duration::ZERO,
-                over: true,
-            };
-            self.answer(id, Ok(place));
-        }
-        Some(answered)
-    }
-
-    fn take(&self, view: &routing::View, placed: &Placed) -> Take {
-        let call = &view.waiting[placed.call];
-        let host = &view.hosts[placed.host];
-        Take {
-            place: place(&call.id, &host.url, &call.model),
-            host: host.url.clone(),
-            model: call.model.clone(),
-            host_limit: if host.health == routing::Health::Trial {
-                1
-            } else {
-                host.max_parallel
-            },
-            model_limit: view.limits.get(&call.model).copied().unwrap_or(0),
-            cold: placed.why != Why::Warm,
-            instead: match &placed.why {
-                Why::Instead(victim) => Some(victim.clone()),
-                _ => None,
-            },
-        }
-    }
-
-    fn answer(&self, id: &str, answer: Result<Place, Nowhere>) {
-        let waiter = {
-            let mut state = self.state();
-            let at = state.waiting.iter().position(|waiter| waiter.call.id == id);
-            at.map(|at| state.waiting.swap_remove(at))
-        };
-        // Whoever gave up meanwhile: the place goes back as it is dropped.
-        let Some(waiter) = waiter else { return };
-        let answer = answer.map(|mut place| {
-            place.waited = clock::instant().saturating_duration_since(waiter.came);
-            place.over = false;
-            place
-        });
-        if let Err(Ok(mut place)) = waiter.answer.send(answer) {
-            place.over = true;
-        }
-    }
-
     /// After Redis gave no answer: what was to be written is written later.
     fn put_back(&self, entry: Entry) {
         let mut state = self.state();
@@ -418,48 +270,6 @@ impl Keeper {
         state.todo.cooled.extend(entry.cooled);
         state.todo.catalogs.extend(entry.catalogs);
         state.renewed = None;
-    }
-
-    /// Asks the hosts whose words are old, unless another worker does.
-    pub(super) async fn scout(&self, book: &Book, catalogs: &Catalogs) {
-        let old = |host: &&Host| {
-            let known = catalogs.get(host.url());
-            known.is_none_or(|catalog| book.now.saturating_sub(catalog.at) >= FRESH)
-        };
-        let asked = self.hosts.iter().filter(old).map(async |host| {
-            let is_new = !catalogs.contains_key(host.url());
-            if !is_new
-                && !self
-                    .ledger
-                    .claim(&format!("asked:{}", host.url()), FRESH * 9 / 10)
-                    .await
-            {
-                return;
-            }
-            self.look_at(host, catalogs).await;
-        });
-        join_all(asked).await;
-        self.wake.notify_one();
-    }
-
-    /// Asks one host, and notes what it said.
-    pub(super) async fn look_at(&self, host: &Host, catalogs: &Catalogs) {
-        // Before it is asked: what happens meanwhile is newer than its answer.
-        let at = self.now();
-        let catalog = match Catalog::ask(&self.ollama, &host.server, self.allow_cloud).await {
-            Ok(catalog) => catalog,
-            Err(fault) => {
-                let known = catalogs.get(host.url()).cloned().unwrap_or_default();
-                Catalog {
-                    loaded: Vec::new(),
-                    gone: fault.class == Class::Unreachable,
-                    trouble: Some(fault.text),
-                    ..known
-                }
-            }
-        };
-        let catalog = Catalog { at, ..catalog };
-        self.state().todo.catalogs.push((host.url().to_owned(), catalog));
     }
 
     /// The ledger's time; 0 before it was read once.
@@ -475,21 +285,6 @@ impl Keeper {
         match self.ledger.write(&entry).await {
             Ok(book) => drop(self.read(book)),
             Err(_) => self.put_back(entry),
-        }
-    }
-
-    /// Calls do not wait for hosts that say nothing for the moment.
-    fn give_up_on(&self, catalogs: &Catalogs) {
-        let mut state = self.state();
-        for host in &self.hosts {
-            let asked = state.todo.catalogs.iter().any(|(url, _)| url == host.url());
-            if !asked && !catalogs.contains_key(host.url()) {
-                let silent = Catalog {
-                    trouble: Some("it did not say yet what it has".into()),
-                    ..Catalog::default()
-                };
-                state.todo.catalogs.push((host.url().to_owned(), silent));
-            }
         }
     }
 
@@ -510,36 +305,4 @@ impl Keeper {
 
 fn elapsed(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_millis()).unwrap_or(0)
-}
-
-/// Gives places, for as long as there is a fleet.
-async fn settle(keeper: Weak<Keeper>, wake: Arc<Notify>) {
-    loop {
-        let Some(one) = keeper.upgrade() else { return };
-        let pause = if one.settle().await { one.pause() } else { PAUSE };
-        tokio::select! {
-            () = wake.notified() => {}
-            () = one.ledger.news(), if one.is_used() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
-}
-
-/// Looks at the hosts while they are used.
-async fn scout(keeper: Weak<Keeper>) {
-    loop {
-        tokio::time::sleep(Duration::from_millis(FRESH / 3)).await;
-        let Some(one) = keeper.upgrade() else { return };
-        if one.is_used() {
-            let (book, catalogs) = {
-                let state = one.state();
-                (state.book.clone(), state.catalogs.clone())
-            };
-            let book = Book {
-                now: one.now(),
-                ..(*book).clone()
-            };
-            one.scout(&book, &catalogs).await;
-        }
-    }
 }

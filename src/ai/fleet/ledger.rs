@@ -89,6 +89,8 @@ pub(super) struct Book {
     pub catalogs: Option<HashMap<String, Catalog>>,
     /// Grows with every change of the catalogs.
     pub version: u64,
+    /// How many loads were ordered, by host: what was chosen is had only where none was ordered since.
+    pub turns: BTreeMap<String, u64>,
 }
 
 /// A place that is wanted.
@@ -106,8 +108,10 @@ pub(super) struct Take {
     pub model_limit: usize,
     /// Whether the model has to be loaded.
     pub cold: bool,
-    /// The model that goes.
-    pub instead: Option<String>,
+    /// The models that go.
+    pub instead: Vec<String>,
+    /// How many loads had been ordered on the host when it was chosen.
+    pub turn: u64,
 }
 
 /// The name of a place.
@@ -140,9 +144,9 @@ impl Ledger {
     }
 
     /// Takes places, those that can still be had; in the same order.
-    pub(super) async fn take(&self, takes: &[Take]) -> Result<Vec<bool>, Error> {
+    pub(super) async fn take(&self, worker: &str, takes: &[Take]) -> Result<Vec<bool>, Error> {
         match self {
-            Self::Shared(shared) => shared.take(takes).await,
+            Self::Shared(shared) => shared.take(worker, takes).await,
             Self::Local(local) => Ok(lock(local).take(takes, milliseconds())),
         }
     }
@@ -238,6 +242,8 @@ impl Local {
             loads: self.loads.clone(),
             catalogs: (self.version != entry.seen).then(|| self.catalogs.clone()),
             version: self.version,
+            // Nobody else chooses between a look and a take.
+            turns: BTreeMap::new(),
         }
     }
 
@@ -256,7 +262,7 @@ impl Local {
         if take.cold {
             self.memory.insert(key(&take.model), Memory::Loading(now));
         }
-        if let Some(victim) = &take.instead {
+        for victim in &take.instead {
             self.memory.insert(key(victim), Memory::Gone(now));
         }
         true

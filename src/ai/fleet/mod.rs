@@ -3,11 +3,13 @@
 //! A call waits until [`routing`] gives it a place on a host, asks that host, and goes to another one when it fails.
 //! What all workers must agree on is in the [`ledger`].
 
+mod abilities;
 mod accounts;
 mod breaker;
 mod cache;
 mod calls;
 mod catalog;
+mod flight;
 mod host;
 mod keeper;
 mod ledger;
@@ -53,6 +55,7 @@ struct Inner {
     keeper: Arc<Keeper>,
     options: Options,
     profiles: BTreeMap<String, Profile>,
+    abilities: abilities::Abilities,
 }
 
 impl Fleet {
@@ -101,6 +104,7 @@ impl Fleet {
                 keeper: Keeper::new(hosts, rules, ledger, ollama, options.allow_cloud),
                 options: options.clone(),
                 profiles,
+                abilities: abilities::Abilities::default(),
             }),
         })
     }
@@ -127,6 +131,10 @@ impl Fleet {
 
     fn keeper(&self) -> &Arc<Keeper> {
         &self.inner.keeper
+    }
+
+    fn abilities(&self) -> &abilities::Abilities {
+        &self.inner.abilities
     }
 
     fn options(&self) -> &Options {

@@ -43,6 +43,10 @@ pub struct Host {
     pub max_parallel: usize,
     /// Models in memory at once.
     pub max_loaded: usize,
+    /// Video memory in bytes, where the settings say it.
+    pub vram: Option<u64>,
+    /// What models take of it, as far as that is known.
+    pub sizes: BTreeMap<String, u64>,
     /// Calls now, by model.
     pub busy: BTreeMap<String, usize>,
     /// Models in memory, or being loaded; the one used last comes first.
@@ -57,6 +61,8 @@ pub struct Host {
     pub gone: bool,
     /// Models that fail there, though the host is well.
     pub sick: BTreeMap<String, Health>,
+    /// Models whose last answer there was none.
+    pub shaky: BTreeSet<String>,
 }
 
 /// What a breaker says of a host.
@@ -83,6 +89,9 @@ pub struct Waiting {
     pub since: u64,
     /// Hosts that failed it already.
     pub not: Vec<String>,
+    /// For whom it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
 }
 
 /// A place for a call.
@@ -103,8 +112,8 @@ pub enum Why {
     Warm,
     /// No host with room has it in memory, and this one has memory to spare.
     Load,
-    /// As `Load`, in the place of a model that nobody waits for, or whose time is over.
-    Instead(String),
+    /// As `Load`, in the place of models that nobody waits for, or whose time is over.
+    Instead(Vec<String>),
 }
 
 impl Host {
@@ -141,6 +150,31 @@ impl Host {
         self.serves.as_ref().is_none_or(|serves| serves.contains(model))
     }
 
+    fn size(&self, model: &str) -> u64 {
+        self.sizes.get(model).copied().unwrap_or(0)
+    }
+
+    /// Whether a model has room in memory when these are gone. Ollama throws models out for one that needs more than four
+    /// fifths of what is free.
+    fn has_space(&self, model: &str, gone: &[String]) -> bool {
+        let stays = || {
+            let stays = self.warm.iter().filter(|warm| *warm != model && !gone.contains(warm));
+            stays.map(|warm| self.size(warm))
+        };
+        let has_place = stays().count() < self.max_loaded;
+        let fits = self.vram.is_none_or(|vram| {
+            let free = vram.saturating_sub(stays().sum());
+            stays().count() == 0 || self.size(model).saturating_mul(5) <= free.saturating_mul(4)
+        });
+        has_place && fits
+    }
+
+    /// Whether a model is larger than all of the video memory: a part of it would run on the processor.
+    fn is_too_small_for(&self, model: &str) -> bool {
+        self.vram
+            .is_some_and(|vram| self.size(model).saturating_mul(5) > vram.saturating_mul(4))
+    }
+
     /// How full it is, with one call more.
     fn fullness(&self) -> f64 {
         let used: usize = self.busy.values().sum();
@@ -155,8 +189,9 @@ fn ratio(part: usize, whole: usize) -> f64 {
 
 /// Places for as many of those who wait as can have one now, in the order in which they are served.
 pub fn assign(mut view: View) -> Vec<Placed> {
+    let ranks = ranks(&view.waiting);
     let mut order: Vec<usize> = (0..view.waiting.len()).collect();
-    order.sort_by_key(|at| view.waiting[*at].rank());
+    order.sort_by_key(|at| (ranks[*at], &view.waiting[*at].id));
     let mut round = Round {
         demand: BTreeMap::new(),
         used: BTreeMap::new(),
@@ -200,12 +235,48 @@ pub fn assign(mut view: View) -> Vec<Placed> {
     placed
 }
 
-impl Waiting {
-    /// Smaller is served first.
-    fn rank(&self) -> (u64, &str) {
-        let head_start = STEP_OF_PRIORITY * u64::from(self.priority.min(9));
-        ((self.since + 9 * STEP_OF_PRIORITY).saturating_sub(head_start), &self.id)
+/// One worker's part of what was given. A load that another worker's call is to order may not be ordered yet: of those who
+/// count on it, the first that comes orders it.
+pub fn own(view: &View, placed: Vec<Placed>, is_own: impl Fn(&Placed) -> bool) -> Vec<Placed> {
+    let mut awaited: BTreeMap<(usize, &str), Why> = BTreeMap::new();
+    let mut own = Vec::new();
+    for mut one in placed {
+        let load = (one.host, view.waiting[one.call].model.as_str());
+        if is_own(&one) {
+            if one.why == Why::Warm
+                && let Some(why) = awaited.remove(&load)
+            {
+                one.why = why;
+            }
+            own.push(one);
+        } else if one.why != Why::Warm {
+            awaited.insert(load, one.why);
+        }
     }
+    own
+}
+
+/// Who is served first: the smaller. Each further call of a tenant comes after as much waiting as a step of priority is worth,
+/// so that the many calls of one do not keep the few of another waiting.
+fn ranks(waiting: &[Waiting]) -> Vec<u64> {
+    let mut order: Vec<usize> = (0..waiting.len()).collect();
+    let rank = |call: &Waiting| {
+        let head_start = STEP_OF_PRIORITY * u64::from(call.priority.min(9));
+        (call.since + 9 * STEP_OF_PRIORITY).saturating_sub(head_start)
+    };
+    order.sort_by_key(|at| (rank(&waiting[*at]), &waiting[*at].id));
+    let mut before: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut ranks = vec![0; waiting.len()];
+    for at in order {
+        let call = &waiting[at];
+        let turn = call.tenant.as_deref().map_or(0, |tenant| {
+            let turn = before.entry(tenant).or_default();
+            *turn += 1;
+            *turn - 1
+        });
+        ranks[at] = rank(call) + STEP_OF_PRIORITY * turn;
+    }
+    ranks
 }
 
 /// What changes while places are given.
@@ -251,6 +322,9 @@ impl Round {
             let Some((class, why)) = self.cold(view, at, host, model, waited) else {
                 continue;
             };
+            // A host where the model failed the last time, or that it is too large for, comes after all others.
+            let last_choice = host.shaky.contains(model) || host.is_too_small_for(model);
+            let class = class + 3 * u8::from(last_choice);
             #[expect(clippy::cast_precision_loss, reason = "milliseconds of a load")]
             let cost = (
                 class,
@@ -284,22 +358,24 @@ impl Round {
         if host.is_broken_for(model) || self.kept[at].is_some() {
             return None;
         }
-        if host.warm.len() < host.max_loaded {
+        if host.has_space(model, &[]) {
             return (host.room(model) > 0).then_some((0, Some(Why::Load)));
         }
         let waits = |warm: &str| {
             let here = warm != model && !host.is_broken_for(warm);
             here && self.demand.get(warm).is_some_and(|calls| *calls > 0)
         };
-        // The one that was used longest ago goes.
-        let idle = |patient: bool| {
-            let mut idle = host.warm.iter().rev();
-            idle.find(|warm| !host.is_busy_with(warm) && (patient || !waits(warm)))
-                .cloned()
-        };
         let its_turn = waited >= view.switch_after;
-        if let Some(victim) = idle(its_turn) {
-            return (host.room(model) > 0).then_some((1, Some(Why::Instead(victim))));
+        // Those that were used longest ago go, as many as have to.
+        let mut victims = Vec::new();
+        for warm in host.warm.iter().rev() {
+            if host.is_busy_with(warm) || (!its_turn && waits(warm)) {
+                continue;
+            }
+            victims.push(warm.clone());
+            if host.has_space(model, &victims) {
+                return (host.room(model) > 0).then_some((1, Some(Why::Instead(victims))));
+            }
         }
         let wanted = host.warm.iter().any(|warm| waits(warm));
         (its_turn || !wanted).then_some((2, None))
@@ -313,8 +389,8 @@ impl Round {
         if let Some(demand) = self.demand.get_mut(model) {
             *demand = demand.saturating_sub(1);
         }
-        if let Why::Instead(victim) = &why {
-            host.warm.retain(|warm| warm != victim);
+        if let Why::Instead(victims) = &why {
+            host.warm.retain(|warm| !victims.contains(warm));
         }
         if why != Why::Warm {
             host.loading += 1;

@@ -6,6 +6,8 @@ fn host(url: &str, warm: &[&str], busy: &[(&str, usize)]) -> Host {
         weight: 1.0,
         max_parallel: 2,
         max_loaded: 1,
+        vram: None,
+        sizes: BTreeMap::new(),
         busy: busy.iter().map(|(model, calls)| ((*model).into(), *calls)).collect(),
         warm: warm.iter().map(|model| (*model).into()).collect(),
         loading: 0,
@@ -13,6 +15,7 @@ fn host(url: &str, warm: &[&str], busy: &[(&str, usize)]) -> Host {
         health: Health::Well,
         gone: false,
         sick: BTreeMap::new(),
+        shaky: BTreeSet::new(),
     }
 }
 
@@ -23,6 +26,7 @@ fn call(id: &str, model: &str, since: u64) -> Waiting {
         priority: 0,
         since,
         not: Vec::new(),
+        tenant: None,
     }
 }
 
@@ -44,7 +48,7 @@ fn places(view: &View) -> Vec<String> {
         match &placed.why {
             Why::Warm => format!("{call}@{host}"),
             Why::Load => format!("{call}@{host} load"),
-            Why::Instead(victim) => format!("{call}@{host} for {victim}"),
+            Why::Instead(victims) => format!("{call}@{host} for {}", victims.join(" and ")),
         }
     };
     assign(view.clone()).iter().map(shown).collect()
@@ -106,6 +110,59 @@ fn memory_to_spare_is_used_before_a_model_goes() {
     );
 }
 
+/// A card of 100: what fits beside the others is loaded there, as many go as have to, and none that is in use.
+#[test]
+fn bytes_of_video_memory_are_kept() {
+    let mut one = host("a", &["x", "y", "z"], &[]);
+    one.max_loaded = 9;
+    one.vram = Some(100);
+    one.sizes = [("x", 20), ("y", 20), ("z", 20), ("small", 30), ("m", 50), ("huge", 500)]
+        .map(|(model, size)| (model.to_owned(), size))
+        .into();
+    let placed = |one: &Host, model: &str| places(&view(vec![one.clone()], vec![call("1", model, 99_999)]));
+    assert_eq!(placed(&one, "small"), ["1@a load"], "30 of 40");
+    assert_eq!(
+        placed(&one, "m"),
+        ["1@a for z and y"],
+        "50 needs 63: two go, those used longest ago"
+    );
+    one.busy.insert("z".into(), 1);
+    assert_eq!(placed(&one, "m"), ["1@a for y and x"]);
+    one.busy.insert("y".into(), 1);
+    assert!(placed(&one, "m").is_empty(), "what is in use stays");
+    one.busy.clear();
+    assert_eq!(
+        placed(&one, "huge"),
+        ["1@a for z and y and x"],
+        "alone, and partly on the processor"
+    );
+    let mut large = host("b", &["w"], &[]);
+    large.vram = Some(1_000);
+    large.sizes = one.sizes.clone();
+    let both = view(vec![one, large], vec![call("1", "huge", 99_999)]);
+    assert_eq!(places(&both), ["1@b for w"], "where it fits");
+}
+
+/// Two workers choose from the same picture; the call that counts on a load which another worker's call is to order may be
+/// the first to ask, and then orders it.
+#[test]
+fn whoever_comes_first_orders_the_load() {
+    let fleet = view(
+        vec![host("a", &["x"], &[])],
+        vec![call("theirs", "m", 1), call("ours", "m", 2), call("ours too", "m", 3)],
+    );
+    let mut fleet = fleet;
+    fleet.hosts[0].max_parallel = 3;
+    let given = assign(fleet.clone());
+    let why = |placed: &[Placed]| placed.iter().map(|one| one.why.clone()).collect::<Vec<_>>();
+    let load = Why::Instead(vec!["x".into()]);
+    assert_eq!(why(&given), [load.clone(), Why::Warm, Why::Warm]);
+    let ours = own(&fleet, given, |placed| {
+        fleet.waiting[placed.call].id.starts_with("ours")
+    });
+    assert_eq!(why(&ours), [load, Why::Warm]);
+}
+
 #[test]
 fn one_load_serves_all_that_wait_for_it() {
     let hosts = vec![host("a", &[], &[]), host("b", &[], &[])];
@@ -138,6 +195,26 @@ fn priority_overtakes_and_age_catches_up() {
 }
 
 #[test]
+fn the_many_calls_of_a_tenant_do_not_keep_the_few_of_another_waiting() {
+    let mut one = host("a", &["m"], &[]);
+    one.max_parallel = 3;
+    let of = |id: &str, tenant: &str, since| Waiting {
+        tenant: Some(tenant.into()),
+        ..call(id, "m", since)
+    };
+    let mut waiting: Vec<Waiting> = (0..40)
+        .map(|at| of(&format!("big{at:02}"), "big", 80_000 + at))
+        .collect();
+    waiting.push(of("small", "small", 95_000));
+    assert_eq!(
+        places(&view(vec![one.clone()], waiting.clone())),
+        ["big00@a", "big01@a", "small@a"]
+    );
+    waiting.iter_mut().for_each(|call| call.tenant = None);
+    assert_eq!(places(&view(vec![one], waiting)), ["big00@a", "big01@a", "big02@a"]);
+}
+
+#[test]
 fn broken_hosts_get_nothing_and_a_trial_gets_one() {
     let mut hosts = vec![host("a", &["m"], &[]), host("b", &[], &[])];
     hosts[0].health = Health::Broken;
@@ -153,6 +230,17 @@ fn broken_hosts_get_nothing_and_a_trial_gets_one() {
     hosts[0].health = Health::Trial;
     hosts[1].health = Health::Broken;
     assert_eq!(places(&view(hosts, waiting)), ["1@a"]);
+}
+
+#[test]
+fn a_model_is_not_loaded_where_it_failed_if_another_host_can() {
+    let mut hosts = vec![host("a", &[], &[]), host("b", &["x"], &[])];
+    let one = || vec![call("1", "m", 99_999)];
+    assert_eq!(places(&view(hosts.clone(), one())), ["1@a load"]);
+    hosts[0].shaky.insert("m".into());
+    assert_eq!(places(&view(hosts.clone(), one())), ["1@b for x"]);
+    hosts[1].health = Health::Broken;
+    assert_eq!(places(&view(hosts, one())), ["1@a load"], "better than nowhere");
 }
 
 #[test]

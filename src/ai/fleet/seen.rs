@@ -124,6 +124,22 @@ impl Fleet {
         self.ollama().unload(&host.server, model).await
     }
 
+    /// Removes a model from a host's disk.
+    ///
+    /// # Errors
+    /// It did not.
+    pub async fn delete(&self, host: &Host, model: &str) -> Result<(), Fault> {
+        self.ollama().delete(&host.server, model).await
+    }
+
+    /// Gives a model of a host one more name.
+    ///
+    /// # Errors
+    /// It did not.
+    pub async fn copy(&self, host: &Host, model: &str, name: &str) -> Result<(), Fault> {
+        self.ollama().copy(&host.server, model, name).await
+    }
+
     /// Lets a host fetch a model.
     ///
     /// # Errors

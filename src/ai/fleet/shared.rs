@@ -1,4 +1,4 @@
-//! The ledger in Redis: two scripts, six keys, one channel.
+//! The ledger in Redis: two scripts, seven keys, one channel.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,8 +15,9 @@ use crate::conn::{Endpoint, Error, Link, LinkOptions, Push};
 /// Writes an entry and reads the whole.
 ///
 /// KEYS: places (sorted by their end), waiting (hash by worker), breakers (hash by host), memory (hash by host and
-/// model), loads (hash by model), catalogs (hash by host, and their version). ARGV: the entry as JSON, the channel.
-/// Gives the time, the calls by host and model, the hashes, and the catalogs if they changed.
+/// model), loads (hash by model), catalogs (hash by host, and their version), turns (hash by host: how many loads were
+/// ordered there). ARGV: the entry as JSON, the channel. Gives the time, the calls by host and model, the hashes, and the
+/// catalogs if they changed.
 const WRITE: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -57,31 +58,50 @@ end
 for of, count in pairs(busy) do counts[#counts + 1] = of; counts[#counts + 1] = tostring(count) end
 local catalogs = {}
 if version ~= e.seen then catalogs = redis.call('HGETALL', KEYS[6]) end
-return {now, counts, waiting, redis.call('HGETALL', KEYS[3]), redis.call('HGETALL', KEYS[4]), redis.call('HGETALL', KEYS[5]), version, catalogs}
+return {now, counts, waiting, redis.call('HGETALL', KEYS[3]), redis.call('HGETALL', KEYS[4]), redis.call('HGETALL', KEYS[5]), version, catalogs, redis.call('HGETALL', KEYS[7])}
 ";
 
-/// Takes places within the limits. KEYS: places, memory. ARGV: what is wanted as JSON. Gives a one for each that was had.
+/// Takes places within the limits, on hosts whose memory is still what the choice was made for: a load that another worker
+/// ordered meanwhile, or a call for the model that would go, refuses the place. KEYS: places, memory, turns. ARGV: what is
+/// wanted as JSON, the channel. Gives a one for each that was had.
 const TAKE: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local e = cjson.decode(ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local hosts, models, had = {}, {}, {}
-for _, p in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  local host, model = string.match(p, '^[^\t]*\t([^\t]*)\t(.*)$')
+local hosts, models, both, had = {}, {}, {}, {}
+local function count(host, model)
   hosts[host] = (hosts[host] or 0) + 1
   models[model] = (models[model] or 0) + 1
+  both[host .. '\t' .. model] = (both[host .. '\t' .. model] or 0) + 1
 end
+for _, p in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  local host, model = string.match(p, '^[^\t]*\t([^\t]*)\t(.*)$')
+  count(host, model)
+end
+local ordered, refused, news = {}, {}, false
 for i, t in ipairs(e.takes) do
   local on, of = hosts[t.host] or 0, models[t.model] or 0
-  if on < t.host_limit and (t.model_limit == 0 or of < t.model_limit) then
-    hosts[t.host], models[t.model] = on + 1, of + 1
+  local turn = tonumber(redis.call('HGET', KEYS[3], t.host) or 0) - (ordered[t.host] or 0)
+  local as_seen = turn == t.turn and not refused[t.host]
+  for _, victim in ipairs(t.instead) do as_seen = as_seen and not both[t.host .. '\t' .. victim] end
+  if as_seen and on < t.host_limit and (t.model_limit == 0 or of < t.model_limit) then
+    count(t.host, t.model)
     redis.call('ZADD', KEYS[1], now + e.lease, t.place)
-    if t.cold then redis.call('HSET', KEYS[2], t.host .. '\t' .. t.model, 'l' .. string.format('%d', now)) end
-    if t.instead ~= cjson.null then redis.call('HSET', KEYS[2], t.host .. '\t' .. t.instead, 'g' .. string.format('%d', now)) end
+    if t.cold then
+      redis.call('HSET', KEYS[2], t.host .. '\t' .. t.model, 'l' .. string.format('%d', now))
+      redis.call('HINCRBY', KEYS[3], t.host, 1)
+      ordered[t.host] = (ordered[t.host] or 0) + 1
+      news = true
+    end
+    for _, victim in ipairs(t.instead) do redis.call('HSET', KEYS[2], t.host .. '\t' .. victim, 'g' .. string.format('%d', now)) end
     had[i] = 1
-  else had[i] = 0 end
+  else
+    had[i] = 0
+    refused[t.host] = refused[t.host] or t.cold
+  end
 end
+if news then redis.call('PUBLISH', ARGV[2], e.worker) end
 return had
 ";
 
@@ -172,16 +192,19 @@ impl Shared {
             "catalogs": entry.catalogs.iter().map(|(host, one)| (host, text(&json!(one)))).collect::<Vec<_>>(),
             "seen": entry.seen,
         });
-        let keys = ["places", "waiting", "breakers", "memory", "loads", "catalogs"];
+        let keys = ["places", "waiting", "breakers", "memory", "loads", "catalogs", "turns"];
         let answer = self
             .run(|open| &open.write, &keys, &[argument.to_string(), self.key("news")])
             .await?;
         Ok(read(answer, entry.seen))
     }
 
-    pub(super) async fn take(&self, takes: &[Take]) -> Result<Vec<bool>, Error> {
-        let argument = json!({"lease": LEASE, "takes": takes}).to_string();
-        let had = self.run(|open| &open.take, &["places", "memory"], &[argument]).await?;
+    pub(super) async fn take(&self, worker: &str, takes: &[Take]) -> Result<Vec<bool>, Error> {
+        let argument = json!({"lease": LEASE, "worker": worker, "takes": takes}).to_string();
+        let arguments = [argument, self.key("news")];
+        let had = self
+            .run(|open| &open.take, &["places", "memory", "turns"], &arguments)
+            .await?;
         Ok(list(had).iter().map(|one| *one == Value::Int(1)).collect())
     }
 
@@ -258,6 +281,9 @@ fn read(answer: Value, seen: u64) -> Book {
             Some((host, catalog))
         })
         .collect();
+    let turns = pairs(next())
+        .filter_map(|(host, turn)| Some((host, turn.parse().ok()?)))
+        .collect();
     Book {
         now,
         busy,
@@ -267,6 +293,7 @@ fn read(answer: Value, seen: u64) -> Book {
         loads,
         catalogs: (version != seen).then_some(catalogs),
         version,
+        turns,
     }
 }
 

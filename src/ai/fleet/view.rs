@@ -56,11 +56,22 @@ fn one(host: &Host, book: &Book, catalog: Option<&Catalog>) -> routing::Host {
         }
         None => None,
     };
+    let failed = || {
+        book.breakers.iter().filter_map(|(of, breaker)| {
+            let model = of.strip_prefix(url)?.strip_prefix('\t')?;
+            Some((model.to_owned(), *breaker))
+        })
+    };
     routing::Host {
         url: url.to_owned(),
         weight: host.options.weight,
         max_parallel: host.options.max_parallel,
         max_loaded: host.options.max_loaded,
+        vram: host.options.vram,
+        sizes: match host.options.vram {
+            Some(_) => catalog.map_or_else(BTreeMap::new, Catalog::sizes),
+            None => BTreeMap::new(),
+        },
         busy,
         warm,
         loading,
@@ -71,13 +82,12 @@ fn one(host: &Host, book: &Book, catalog: Option<&Catalog>) -> routing::Host {
             _ => book.breakers.get(url).copied().unwrap_or_default().health(book.now),
         },
         gone: catalog.is_some_and(|catalog| catalog.gone),
-        sick: book
-            .breakers
-            .iter()
-            .filter_map(|(of, breaker)| {
-                let model = of.strip_prefix(url)?.strip_prefix('\t')?;
-                Some((model.to_owned(), breaker.health(book.now)))
-            })
+        shaky: failed()
+            .filter(|(_, breaker)| breaker.failures > 0)
+            .map(|(model, _)| model)
+            .collect(),
+        sick: failed()
+            .map(|(model, breaker)| (model, breaker.health(book.now)))
             .collect(),
     }
 }
@@ -131,8 +141,7 @@ mod tests {
                 .map(|name| (name.to_owned(), String::new()))
                 .into(),
             loaded: loaded.iter().map(|model| (*model).to_owned()).collect(),
-            trouble: None,
-            gone: false,
+            ..Catalog::default()
         };
         let book = Book {
             now: 20_000,

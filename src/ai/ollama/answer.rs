@@ -64,6 +64,9 @@ pub struct Route {
     /// What was asked; only where `ai_record_prompts` says so.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub prompt: Option<Value>,
+    /// A field that was not sent, because the model cannot do what it asks for: `think`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub left_out: Option<String>,
     /// The model that was asked for, where another answered because a budget was used up.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub downgraded_from: Option<String>,

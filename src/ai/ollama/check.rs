@@ -193,16 +193,17 @@ fn check_options(options: &Value) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a text can be base64; line ends may be anywhere in it.
+fn is_base64(text: &str) -> bool {
+    let is_symbol = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'\r' | b'\n');
+    let symbols = text.trim_end().trim_end_matches('=');
+    !symbols.is_empty() && symbols.as_bytes().iter().all(is_symbol)
+}
+
 fn images(images: Option<&Value>, name: &str) -> Result<(), String> {
     match images {
         None | Some(Value::Null) => Ok(()),
-        Some(Value::Array(list))
-            if list
-                .iter()
-                .all(|image| image.as_str().is_some_and(|text| !text.starts_with("data:"))) =>
-        {
-            Ok(())
-        }
+        Some(Value::Array(list)) if list.iter().all(|image| image.as_str().is_some_and(is_base64)) => Ok(()),
         Some(_) => Err(format!(
             "{name}: must be a list of base64 texts, without a data: prefix"
         )),
@@ -285,6 +286,8 @@ mod tests {
         assert!(generate_error(json!({"raw": true, "system": "x"})).contains("raw"));
         assert!(generate_error(json!({"think": "very"})).starts_with("think"));
         assert!(generate_error(json!({"images": ["data:image/png;base64,AA"]})).contains("data:"));
+        assert!(generate_error(json!({"images": ["no base64!"]})).starts_with("images"));
+        assert!(generate_error(json!({"images": "QUJD"})).starts_with("images"));
     }
 
     #[test]

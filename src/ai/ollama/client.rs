@@ -62,7 +62,8 @@ impl Ollama {
         let began = clock::instant();
         let (body, reader) = match server.speaks {
             Speaks::Ollama => {
-                let body = self.http.open(server, request.kind().path(), request.body(), first);
+                let asked = request.with_end(self.limits.tokens);
+                let body = self.http.open(server, request.kind().path(), &asked, first);
                 (body.await?, Reader::Ollama)
             }
             Speaks::Openai => {

@@ -88,9 +88,14 @@ impl Fault {
             {
                 Class::Refused
             }
-            500 if ["out of memory", "failed to allocate", "unable to allocate"]
-                .iter()
-                .any(|sign| text.contains(sign)) =>
+            500 if [
+                "out of memory",
+                "failed to allocate",
+                "unable to allocate",
+                "requires more system memory",
+            ]
+            .iter()
+            .any(|sign| text.contains(sign)) =>
             {
                 Class::Memory
             }
@@ -207,6 +212,8 @@ mod tests {
     #[test]
     fn o_051_a_model_that_does_not_fit_is_a_class_of_its_own() {
         let text = r#"{"error":"llama-server process has terminated: cudaMalloc failed: out of memory"}"#;
+        assert_eq!(class(500, text), Class::Memory);
+        let text = r#"{"error":"model requires more system memory (21.5 GiB) than is available (3.1 GiB)"}"#;
         assert_eq!(class(500, text), Class::Memory);
     }
 

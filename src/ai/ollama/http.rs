@@ -77,6 +77,19 @@ impl Http {
         self.whole(server, request, limit, largest).await
     }
 
+    /// The answer to the order to remove what a body names.
+    pub(super) async fn delete(
+        &self,
+        server: &Server,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+        largest: usize,
+    ) -> Result<(u16, Vec<u8>), Fault> {
+        let request = self.request(server, Method::DELETE, path).json(body);
+        self.whole(server, request, limit, largest).await
+    }
+
     async fn whole(
         &self,
         server: &Server,

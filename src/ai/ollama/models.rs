@@ -156,6 +156,56 @@ impl Ollama {
         self.load(server, &body, self.limits.first_token).await
     }
 
+    /// Removes a model from a server's disk (`DELETE /api/delete`, O-090).
+    ///
+    /// # Errors
+    /// It did not.
+    pub async fn delete(&self, server: &Server, model: &str) -> Result<(), Fault> {
+        let body = json!({"model": model});
+        let limit = self.limits.first_token;
+        Self::changes(server)?;
+        let answer = self.http.delete(server, "api/delete", &body, limit, LINE).await?;
+        Self::changed(server, &answer)
+    }
+
+    /// Gives a model of a server one more name (`POST /api/copy`, O-090).
+    ///
+    /// # Errors
+    /// It did not.
+    pub async fn copy(&self, server: &Server, model: &str, name: &str) -> Result<(), Fault> {
+        let body = json!({"source": model, "destination": name});
+        let limit = self.limits.first_token;
+        Self::changes(server)?;
+        let answer = self.http.post(server, "api/copy", &body, limit, LINE).await?;
+        Self::changed(server, &answer)
+    }
+
+    /// Whether a server lets anyone change its models.
+    fn changes(server: &Server) -> Result<(), Fault> {
+        if server.speaks == Speaks::Openai {
+            let text = "an OpenAI-compatible server lets nobody change its models";
+            return Err(Fault::new(Class::Refused, &server.url, text));
+        }
+        Ok(())
+    }
+
+    /// The answer to a change is a status alone: its body is empty.
+    fn changed(server: &Server, (status, body): &(u16, Vec<u8>)) -> Result<(), Fault> {
+        match status {
+            200 => Ok(()),
+            status => Err(Fault::from_status(&server.url, *status, body)),
+        }
+    }
+
+    /// What a model can do (`POST /api/show`), such as `vision`; `None` where the server does not say, as older ones and
+    /// gateways do not (O-080).
+    pub(crate) async fn capabilities(&self, server: &Server, model: &str) -> Option<Vec<String>> {
+        let said = self.show(server, model).await.ok()?;
+        let list = said.get("capabilities")?.as_array()?;
+        let names = list.iter().filter_map(|name| name.as_str().map(str::to_owned));
+        Some(names.collect())
+    }
+
     /// What a server says of a model (`POST /api/show`), such as its capabilities and its window.
     ///
     /// # Errors

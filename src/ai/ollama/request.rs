@@ -1,5 +1,6 @@
 //! What is asked of a model.
 
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Map, Value};
 
 use super::check;
@@ -73,6 +74,21 @@ impl Request {
         &mut self.body
     }
 
+    /// The JSON to send, with an end for an answer that has none (O-022); 0 sets none.
+    pub(super) fn with_end(&self, tokens: u64) -> WithEnd<'_> {
+        WithEnd {
+            body: &self.body,
+            tokens,
+        }
+    }
+
+    /// The same without a field.
+    pub(crate) fn without(&self, field: &str) -> Self {
+        let mut other = self.clone();
+        other.body.shift_remove(field);
+        other
+    }
+
     /// The same of another model.
     pub(crate) fn set_model(&mut self, model: &str) {
         model.clone_into(&mut self.model);
@@ -82,5 +98,58 @@ impl Request {
     /// What the answer must look like, if that was asked for.
     pub fn format(&self) -> Option<&Value> {
         self.body.get("format")
+    }
+}
+
+/// A request whose answer has an end. Written out as it is sent: a request may hold pictures, and is not copied for this.
+#[derive(Debug)]
+pub(super) struct WithEnd<'a> {
+    body: &'a Map<String, Value>,
+    tokens: u64,
+}
+
+impl Serialize for WithEnd<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let options = self.body.get("options").and_then(Value::as_object);
+        let given = options.and_then(|options| options.get("num_predict"));
+        // -1 is without end; -2 is as far as the window goes, which is an end.
+        let has_end = given.and_then(Value::as_i64).is_some_and(|given| given != -1);
+        if has_end || self.tokens == 0 {
+            return self.body.serialize(serializer);
+        }
+        let mut options = options.cloned().unwrap_or_default();
+        options.insert("num_predict".into(), self.tokens.into());
+        let mut map = serializer.serialize_map(None)?;
+        for (name, value) in self.body.iter().filter(|(name, _)| *name != "options") {
+            map.serialize_entry(name, value)?;
+        }
+        map.serialize_entry("options", &options)?;
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn o_022_every_answer_has_an_end() {
+        let sent = |options: Value, tokens: u64| {
+            let fields = json!({"prompt": "x", "options": options}).as_object().cloned().unwrap();
+            let request = Request::new(Kind::Generate, "m".into(), fields, false).unwrap();
+            let sent = serde_json::to_value(request.with_end(tokens)).unwrap();
+            assert_eq!((&sent["model"], &sent["stream"]), (&json!("m"), &json!(true)));
+            sent["options"].clone()
+        };
+        assert_eq!(sent(Value::Null, 100), json!({"num_predict": 100}));
+        assert_eq!(
+            sent(json!({"seed": 1, "num_predict": -1}), 100),
+            json!({"seed": 1, "num_predict": 100})
+        );
+        assert_eq!(sent(json!({"num_predict": 500}), 100), json!({"num_predict": 500}));
+        assert_eq!(sent(json!({"num_predict": -2}), 100), json!({"num_predict": -2}));
+        assert_eq!(sent(Value::Null, 0), Value::Null);
     }
 }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::journal::{Journal, Line};
 use super::rows::rows;
+use crate::cli::models;
 use crate::cli::program::{Common, Stopped, usage, world};
 use crate::cli::send::pairs;
 use crate::client::{Call, Error};
@@ -49,6 +50,9 @@ pub(in crate::cli) struct Run {
     /// 0 to 9; what a number means is the workers' setting
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9))]
     priority: Option<u8>,
+    /// A model that is loaded, on all hosts that have it, before the first row is sent; may be given several times
+    #[arg(long, value_name = "MODEL")]
+    warm: Vec<String>,
     /// No progress bar
     #[arg(short, long)]
     quiet: bool,
@@ -112,6 +116,9 @@ impl Run {
         for row in rows(&self.rows, &self.json_columns).map_err(usage)? {
             self.check(total, &row.map_err(usage)?, &last, &fixed)?;
             total += 1;
+        }
+        if total > last.values().filter(|line| self.keeps(line)).count() as u64 {
+            models::warm_all(common, &self.warm).await?;
         }
         let client = common.client().await?;
         let bar = self.bar(total);
