@@ -1,6 +1,7 @@
 //! Log output: text for people, JSON for machines. Every line that belongs to a task names it, also what the task itself
 //! logs; what is secret by its name is not written.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::IsTerminal;
@@ -163,6 +164,24 @@ fn as_json(mut out: Writer<'_>, level: Level, fields: Fields) -> fmt::Result {
     writeln!(out, "{line}")
 }
 
+/// A text as a terminal may have it: names of tasks and queues come from outside, and must not clear the screen or look like
+/// lines of the log. What has several lines has the others indented.
+fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for char in text.chars() {
+        match char {
+            '\n' => out.push_str("\n  "),
+            '\t' => out.push(char),
+            char if char.is_control() => out.extend(char.escape_default()),
+            char => out.push(char),
+        }
+    }
+    out.into()
+}
+
 /// What a line of the worker says of a task is in its words already; the fields that search needs are for machines, but
 /// the attempt is shown, and the name of a task that logs by itself.
 fn as_text(mut out: Writer<'_>, level: Level, fields: &Fields) -> fmt::Result {
@@ -176,16 +195,30 @@ fn as_text(mut out: Writer<'_>, level: Level, fields: &Fields) -> fmt::Result {
     write!(out, "{} {color}{level:>5}{end} ", clock::iso(clock::now()))?;
     let text = |name: &str| fields.others.get(name).and_then(Value::as_str).unwrap_or_default();
     if fields.is_inside {
-        write!(out, "{}[{}]: ", text(NAME), text(ID))?;
+        write!(out, "{}[{}]: ", harmless(text(NAME)), harmless(text(ID)))?;
     }
-    out.write_str(&fields.message)?;
+    out.write_str(&harmless(&fields.message))?;
     for (name, value) in &fields.others {
         match (name.as_str(), value) {
             (ATTEMPT, _) => write!(out, " attempt={value}")?,
             (name, _) if name.contains('.') || matches!(name, "trace_id" | "span_id") => {}
-            (name, Value::String(text)) => write!(out, " {name}={text}")?,
+            (name, Value::String(text)) => write!(out, " {name}={}", harmless(text))?,
             (name, value) => write!(out, " {name}={value}")?,
         }
     }
     writeln!(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn what_comes_from_outside_cannot_forge_a_line_or_move_the_cursor() {
+        assert_eq!(harmless("plain\ttext"), "plain\ttext");
+        assert_eq!(
+            harmless("q\u{1b}[2J\0\r\n2026 INFO"),
+            "q\\u{1b}[2J\\u{0}\\r\n  2026 INFO"
+        );
+    }
 }
