@@ -35,16 +35,11 @@ pub(super) fn press(input: &Event, model: &mut Model) -> Wish {
         (Popup::None, KeyCode::PageUp) => model.select(-10),
         (Popup::None, KeyCode::Char('s')) => model.sort = model.sort.next(),
         (Popup::None, KeyCode::Char('?' | 'h')) => model.popup = Popup::Help,
-        (Popup::None, KeyCode::Enter) => {
-            if let Some(task) = model.selected() {
-                model.popup = Popup::Task(task);
-            }
-        }
-        (Popup::None, KeyCode::Char('r')) => {
-            if let Some(task) = model.selected() {
-                model.popup = Popup::Revoke(task);
-            }
-        }
+        (Popup::None, KeyCode::Enter | KeyCode::Char('r')) => match model.selected() {
+            Some(task) if key.code == KeyCode::Enter => model.popup = Popup::Task(task),
+            Some(task) => model.popup = Popup::Revoke(task),
+            None => model.note("no task is chosen: ↑ and ↓ choose one".to_owned()),
+        },
         (Popup::None, KeyCode::Char('e')) => {
             model.note("workers are asked to send task events".to_owned());
             return Wish::Tell("enable_events", json!({}));

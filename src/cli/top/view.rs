@@ -72,14 +72,21 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     frame.render_widget(Line::from(spans), area);
 }
 
-fn heading(titles: &[&str]) -> Row<'static> {
-    Row::new(
-        titles
-            .iter()
-            .map(|title| Cell::from((*title).to_owned()))
-            .collect::<Vec<_>>(),
-    )
-    .style(Style::new().reversed())
+/// A column: its title, its width, and how many columns of the terminal there must be for it to be shown.
+struct Column(&'static str, Constraint, u16);
+
+/// A table of what there is room for: rather fewer columns than names that nobody can read.
+fn table(area: Rect, columns: &[Column], rows: impl IntoIterator<Item = (Vec<String>, Style)>) -> Table<'static> {
+    let shown: Vec<bool> = columns.iter().map(|Column(_, _, least)| area.width >= *least).collect();
+    let cells = |cells: Vec<String>| {
+        let cells = cells.into_iter().zip(&shown).filter(|(_, shown)| **shown);
+        Row::new(cells.map(|(cell, _)| Cell::from(cell)).collect::<Vec<_>>())
+    };
+    let titles = columns.iter().map(|Column(title, _, _)| (*title).to_owned()).collect();
+    let widths = columns.iter().zip(&shown).filter(|(_, shown)| **shown);
+    let widths: Vec<Constraint> = widths.map(|(Column(_, width, _), _)| *width).collect();
+    let rows: Vec<Row<'static>> = rows.into_iter().map(|(row, style)| cells(row).style(style)).collect();
+    Table::new(rows, widths).header(cells(titles).style(Style::new().reversed()))
 }
 
 fn draw_workers(frame: &mut Frame<'_>, area: Rect, model: &Model) {
@@ -87,7 +94,7 @@ fn draw_workers(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         let load = worker.load.map_or_else(|| "-".to_owned(), |load| format!("{load:.2}"));
         #[expect(clippy::cast_precision_loss, reason = "an age for people")]
         let up = age(worker.uptime as f64);
-        let row = Row::new([
+        let row = vec![
             clean(name),
             format!("{}/{}", worker.running, worker.places),
             worker.done.to_string(),
@@ -95,21 +102,20 @@ fn draw_workers(frame: &mut Frame<'_>, area: Rect, model: &Model) {
             load,
             up,
             clean(&worker.software),
-        ]);
-        if worker.silent { row.red() } else { row }
+        ];
+        let style = Style::new();
+        (row, if worker.silent { style.red() } else { style })
     });
-    let widths = [
-        Constraint::Fill(3),
-        Constraint::Length(9),
-        Constraint::Length(9),
-        Constraint::Length(7),
-        Constraint::Length(6),
-        Constraint::Length(8),
-        Constraint::Fill(2),
+    let columns = [
+        Column("WORKER", Constraint::Fill(3), 0),
+        Column("RUN/MAX", Constraint::Length(9), 0),
+        Column("DONE", Constraint::Length(9), 30),
+        Column("/S", Constraint::Length(7), 50),
+        Column("LOAD", Constraint::Length(6), 60),
+        Column("UP", Constraint::Length(8), 70),
+        Column("SOFTWARE", Constraint::Fill(1), 100),
     ];
-    let table =
-        Table::new(rows, widths).header(heading(&["WORKER", "RUN/MAX", "DONE", "/S", "LOAD", "UP", "SOFTWARE"]));
-    frame.render_widget(table, area);
+    frame.render_widget(table(area, &columns, rows), area);
     if model.workers.is_empty() && area.height > 1 {
         let text = if model.rounds > 0 {
             "no worker answers"
@@ -133,64 +139,65 @@ fn draw_queues(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     queues.sort_by_key(|(name, queue)| (std::cmp::Reverse(queue.waiting), (*name).clone()));
     let rows = queues
         .into_iter()
-        .map(|(name, queue)| Row::new([clean(name), queue.waiting.to_string(), queue.consumers.to_string()]));
-    let widths = [Constraint::Fill(1), Constraint::Length(8), Constraint::Length(7)];
-    frame.render_widget(
-        Table::new(rows, widths).header(heading(&["QUEUE", "WAITING", "WORKERS"])),
-        area,
-    );
+        .map(|(name, queue)| vec![clean(name), queue.waiting.to_string(), queue.consumers.to_string()])
+        .map(|row| (row, Style::new()));
+    let columns = [
+        Column("QUEUE", Constraint::Fill(1), 0),
+        Column("WAITING", Constraint::Length(8), 0),
+        Column("WORKERS", Constraint::Length(7), 28),
+    ];
+    frame.render_widget(table(area, &columns, rows), area);
 }
 
 fn draw_models(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let rows = model.models.iter().map(|(name, usage)| {
-        Row::new([
+        let row = vec![
             clean(name),
             usage.running.to_string(),
             format!("{:.1}", usage.tokens_per_second),
             format!("{}/{}", usage.succeeded, usage.failed),
             short(usage.read),
             short(usage.written),
-        ])
+        ];
+        (row, Style::new())
     });
-    let widths = [
-        Constraint::Fill(1),
-        Constraint::Length(4),
-        Constraint::Length(7),
-        Constraint::Length(8),
-        Constraint::Length(6),
-        Constraint::Length(6),
+    let columns = [
+        Column("MODEL", Constraint::Fill(1), 0),
+        Column("RUN", Constraint::Length(4), 24),
+        Column("TOKEN/S", Constraint::Length(7), 0),
+        Column("OK/BAD", Constraint::Length(8), 32),
+        Column("IN", Constraint::Length(6), 46),
+        Column("OUT", Constraint::Length(6), 46),
     ];
-    let table = Table::new(rows, widths).header(heading(&["MODEL", "RUN", "TOKEN/S", "OK/BAD", "IN", "OUT"]));
-    frame.render_widget(table, area);
+    frame.render_widget(table(area, &columns, rows), area);
 }
 
 fn draw_tasks(frame: &mut Frame<'_>, area: Rect, model: &mut Model) {
-    let rows: Vec<Row<'_>> = model
+    let rows: Vec<_> = model
         .tasks()
         .into_iter()
         .map(|task| {
             let long = model.age(task).map_or_else(|| "-".to_owned(), age);
             let arguments = format!("{} {}", task.args, task.kwargs);
-            Row::new([
+            let row = vec![
                 long,
                 clean(&task.name),
                 clean(&task.id),
                 clean(&task.worker),
                 clean(&arguments),
-            ])
+            ];
+            (row, Style::new())
         })
         .collect();
     let empty = rows.is_empty();
-    let widths = [
-        Constraint::Length(7),
-        Constraint::Fill(3),
-        Constraint::Length(if area.width >= 120 { 36 } else { 9 }),
-        Constraint::Fill(2),
-        Constraint::Fill(3),
+    let columns = [
+        Column("AGE", Constraint::Length(7), 0),
+        Column("TASK", Constraint::Fill(3), 0),
+        Column("ID", Constraint::Length(if area.width >= 120 { 36 } else { 9 }), 44),
+        Column("WORKER", Constraint::Fill(2), 36),
+        Column("ARGUMENTS", Constraint::Fill(3), 60),
     ];
-    let table = Table::new(rows, widths)
-        .header(heading(&["AGE", "TASK", "ID", "WORKER", "ARGUMENTS"]))
-        .row_highlight_style(Style::new().bold().on_blue());
+    let table = table(area, &columns, rows).row_highlight_style(Style::new().bold().on_blue());
     frame.render_stateful_widget(table, area, &mut model.table);
     if empty && area.height > 1 {
         frame.render_widget(
