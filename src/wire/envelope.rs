@@ -238,8 +238,46 @@ pub(crate) fn wrap<H: Serialize, B: Serialize + ?Sized>(
     routing_key: &str,
     persistent: bool,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    serde_json::to_vec(&Outgoing {
-        body: Outgoing::<H>::encode(body)?,
+    serde_json::to_vec(&plain(
+        headers,
+        Outgoing::<H>::encode(body)?,
+        exchange,
+        routing_key,
+        persistent,
+    ))
+}
+
+/// The same for a body that is JSON already, mostly a long one: its base64 needs no look whether it is to be escaped.
+///
+/// # Errors
+/// `headers` cannot be serialized.
+pub(crate) fn wrap_text<H: Serialize>(
+    headers: H,
+    body: &[u8],
+    exchange: &str,
+    routing_key: &str,
+) -> Result<Vec<u8>, serde_json::Error> {
+    use base64::Engine as _;
+    let empty = serde_json::to_string(&plain(headers, String::new(), exchange, routing_key, false))?;
+    let body = super::json::restored(body);
+    let mut payload = String::with_capacity(empty.len() + body.len().div_ceil(3) * 4);
+    // The body comes first.
+    let (before, after) = empty.split_at(r#"{"body":""#.len());
+    payload.push_str(before);
+    base64::engine::general_purpose::STANDARD.encode_string(body, &mut payload);
+    payload.push_str(after);
+    Ok(payload.into_bytes())
+}
+
+fn plain<'a, H: Serialize>(
+    headers: H,
+    body: String,
+    exchange: &'a str,
+    routing_key: &'a str,
+    persistent: bool,
+) -> Outgoing<'a, H> {
+    Outgoing {
+        body,
         content_encoding: "utf-8",
         content_type: "application/json",
         headers,
@@ -254,7 +292,7 @@ pub(crate) fn wrap<H: Serialize, B: Serialize + ?Sized>(
             delivery_tag: uuid::Uuid::new_v4().to_string(),
             extra: Map::new(),
         },
-    })
+    }
 }
 
 #[cfg(test)]

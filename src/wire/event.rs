@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::envelope::wrap;
+use super::envelope::{wrap, wrap_text};
 use super::{Accept, Headers, pidbox};
 use crate::clock;
 
 /// The fields of one event, by type. Names and order are Celery's (protocol 6.3, 6.4).
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-pub enum EventKind {
+pub enum EventKind<'a> {
     /// `worker-online`, `worker-heartbeat`, `worker-offline`.
     Worker {
         /// Seconds between heartbeats.
@@ -39,85 +38,85 @@ pub enum EventKind {
     /// `worker-elect`: a vote in an election.
     Elect {
         /// The election.
-        id: String,
+        id: &'a str,
         /// What the winner does.
-        topic: String,
+        topic: &'a str,
         /// With what.
-        action: Value,
+        action: &'a Value,
         /// Version of the votes.
         cver: u32,
     },
     /// `worker-elect-ack`: a vote was seen.
     ElectAck {
         /// The election.
-        id: String,
+        id: &'a str,
     },
     /// `task-sent`, by whoever sends a task.
     Sent {
         /// Task id.
-        uuid: String,
+        uuid: &'a str,
         /// First task of the workflow.
-        root_id: Option<String>,
+        root_id: Option<&'a str>,
         /// The task that sent it.
-        parent_id: Option<String>,
+        parent_id: Option<&'a str>,
         /// Name.
-        name: String,
+        name: &'a str,
         /// `argsrepr`.
-        args: Option<String>,
+        args: Option<&'a str>,
         /// `kwargsrepr`.
-        kwargs: Option<String>,
+        kwargs: Option<&'a str>,
         /// Retries so far.
         retries: u32,
         /// ISO time.
-        eta: Option<String>,
+        eta: Option<&'a str>,
         /// ISO time.
-        expires: Option<String>,
+        expires: Option<&'a str>,
         /// Queue.
-        queue: String,
+        queue: &'a str,
         /// Exchange.
-        exchange: String,
+        exchange: &'a str,
         /// Routing key.
-        routing_key: String,
+        routing_key: &'a str,
     },
     /// `task-received`.
     Received {
         /// Task id.
-        uuid: String,
+        uuid: &'a str,
         /// Shown name.
-        name: String,
+        name: &'a str,
         /// `argsrepr`.
-        args: Option<String>,
+        args: Option<&'a str>,
         /// `kwargsrepr`.
-        kwargs: Option<String>,
+        kwargs: Option<&'a str>,
         /// First task of the workflow.
-        root_id: Option<String>,
+        root_id: Option<&'a str>,
         /// The task that sent it.
-        parent_id: Option<String>,
+        parent_id: Option<&'a str>,
         /// Retries so far.
         retries: u32,
         /// ISO time.
-        eta: Option<String>,
+        eta: Option<&'a str>,
         /// ISO time.
-        expires: Option<String>,
+        expires: Option<&'a str>,
     },
     /// `task-started`.
     Started {
         /// Task id.
-        uuid: String,
+        uuid: &'a str,
     },
     /// `task-succeeded`.
     Succeeded {
         /// Task id.
-        uuid: String,
+        uuid: &'a str,
         /// Repr of the result.
-        result: String,
+        result: Cow<'a, str>,
         /// Seconds.
         runtime: f64,
     },
     /// `task-failed` and `task-retried`.
     Failed {
         /// Task id.
-        uuid: String,
+        uuid: &'a str,
         /// Repr of the exception.
         exception: String,
         /// Text; absent for an unregistered task.
@@ -127,14 +126,14 @@ pub enum EventKind {
     /// `task-rejected`.
     Rejected {
         /// Task id.
-        uuid: String,
+        uuid: &'a str,
         /// Whether it went back to the queue.
         requeue: bool,
     },
     /// An event of a task's own.
     Own {
         /// Task id.
-        uuid: String,
+        uuid: &'a str,
         /// What it says.
         #[serde(flatten)]
         fields: Map<String, Value>,
@@ -142,12 +141,12 @@ pub enum EventKind {
     /// `task-cancelled`.
     Cancelled {
         /// Task id.
-        uuid: String,
+        uuid: &'a str,
     },
     /// `task-revoked`.
     Revoked {
         /// Task id.
-        uuid: String,
+        uuid: &'a str,
         /// It was running.
         terminated: bool,
         /// Signal number asked for.
@@ -159,9 +158,9 @@ pub enum EventKind {
 
 /// One event, with what every event has (P-162).
 #[derive(Clone, Debug, Serialize)]
-pub struct Event {
+pub struct Event<'a> {
     /// The sender's node name.
-    pub hostname: std::sync::Arc<str>,
+    pub hostname: &'a str,
     /// Hours west of UTC.
     pub utcoffset: f64,
     /// Process id.
@@ -170,39 +169,39 @@ pub struct Event {
     pub clock: u64,
     /// The specific fields.
     #[serde(flatten)]
-    pub kind: EventKind,
+    pub kind: EventKind<'a>,
     /// Seconds since the epoch.
     pub timestamp: f64,
     /// `task-received`, …
     #[serde(rename = "type")]
-    pub name: Cow<'static, str>,
+    pub name: &'a str,
 }
 
-impl Event {
+impl<'a> Event<'a> {
     /// The `task-sent` of a message, by its sender (`gen<pid>@<host>`).
-    pub fn sent(headers: &Headers, exchange: &str, routing_key: &str, sender: &str, clock: u64) -> Self {
+    pub fn sent(headers: &'a Headers, exchange: &'a str, routing_key: &'a str, sender: &'a str, clock: u64) -> Self {
         Self {
-            hostname: sender.into(),
+            hostname: sender,
             utcoffset: clock::utc_offset_hours_west(),
             pid: std::process::id(),
             clock,
             kind: EventKind::Sent {
-                uuid: headers.id.clone(),
-                root_id: headers.root_id.clone(),
-                parent_id: headers.parent_id.clone(),
-                name: headers.task.clone(),
-                args: headers.argsrepr.clone(),
-                kwargs: headers.kwargsrepr.clone(),
+                uuid: &headers.id,
+                root_id: headers.root_id.as_deref(),
+                parent_id: headers.parent_id.as_deref(),
+                name: &headers.task,
+                args: headers.argsrepr.as_deref(),
+                kwargs: headers.kwargsrepr.as_deref(),
                 retries: headers.retries,
-                eta: headers.eta.clone(),
-                expires: headers.expires.clone(),
+                eta: headers.eta.as_deref(),
+                expires: headers.expires.as_deref(),
                 // On Redis a message to the default exchange is addressed by its queue.
-                queue: routing_key.to_owned(),
-                exchange: exchange.to_owned(),
-                routing_key: routing_key.to_owned(),
+                queue: routing_key,
+                exchange,
+                routing_key,
             },
             timestamp: clock::epoch_seconds(clock::now()),
-            name: "task-sent".into(),
+            name: "task-sent",
         }
     }
 }
@@ -240,11 +239,11 @@ impl Events {
     ///
     /// # Errors
     /// Never in practice: events hold numbers and text only.
-    pub fn one(event: &Event, exchange: &str) -> Result<(String, Vec<u8>), serde_json::Error> {
+    pub fn one(event: &Event<'_>, exchange: &str) -> Result<(String, Vec<u8>), serde_json::Error> {
         let routing_key = event.name.replace('-', ".");
         let payload = wrap(
             Sender {
-                hostname: &event.hostname,
+                hostname: event.hostname,
             },
             event,
             exchange,
@@ -254,20 +253,37 @@ impl Events {
         Ok((routing_key, payload))
     }
 
-    /// The envelope of several task events, an array on the routing key `task.multi` (P-161). Events come already
-    /// serialized, because they are made one by one and sent together.
+    /// One of several events, as text.
     ///
     /// # Errors
     /// Never in practice.
-    pub fn tasks(
-        events: &[Box<RawValue>],
-        hostname: &str,
-        exchange: &str,
-    ) -> Result<(String, Vec<u8>), serde_json::Error> {
+    pub fn text(event: &Event<'_>) -> Result<Vec<u8>, serde_json::Error> {
+        let mut text = Vec::with_capacity(512);
+        serde_json::to_writer(&mut text, event)?;
+        Ok(text)
+    }
+
+    /// The envelope of several task events, an array on the routing key `task.multi` (P-161). Events come as
+    /// [`text`](Self::text), because they are made one by one and sent together.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn tasks(events: &[Vec<u8>], hostname: &str, exchange: &str) -> Result<(String, Vec<u8>), serde_json::Error> {
         let routing_key = "task.multi".to_owned();
-        let payload = wrap(Sender { hostname }, events, exchange, &routing_key, false)?;
+        let payload = wrap_text(Sender { hostname }, &array(events), exchange, &routing_key)?;
         Ok((routing_key, payload))
     }
+}
+
+/// A JSON array of texts that are JSON.
+fn array(items: &[Vec<u8>]) -> Vec<u8> {
+    let mut array = Vec::with_capacity(items.iter().map(|item| item.len() + 1).sum::<usize>() + 1);
+    for item in items {
+        array.push(if array.is_empty() { b'[' } else { b',' });
+        array.extend_from_slice(item);
+    }
+    array.push(b']');
+    array
 }
 
 #[derive(Serialize)]
@@ -338,13 +354,13 @@ mod tests {
     #[test]
     fn p_199_an_event_is_heard_as_it_was_said() {
         let event = Event {
-            hostname: "w1@h".into(),
+            hostname: "w1@h",
             utcoffset: 0.0,
             pid: 7,
             clock: 12,
-            kind: EventKind::ElectAck { id: "e".into() },
+            kind: EventKind::ElectAck { id: "e" },
             timestamp: 1.5,
-            name: "worker-elect-ack".into(),
+            name: "worker-elect-ack",
         };
         let (routing_key, payload) = Events::one(&event, "celeryev").unwrap();
         assert_eq!(routing_key, "worker.elect.ack");
@@ -354,6 +370,9 @@ mod tests {
             ("worker-elect-ack", "w1@h", Some(7), Some(12))
         );
         assert_eq!(heard.fields["id"], "e");
+        let texts = [Events::text(&event).unwrap(), Events::text(&event).unwrap()];
+        let (_, payload) = Events::tasks(&texts, "w1@h", "celeryev").unwrap();
+        assert_eq!(Heard::decode_all(&payload).unwrap(), [heard.clone(), heard]);
         for bad in [
             &b""[..],
             b"{}",

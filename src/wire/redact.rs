@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 pub const HIDDEN: &str = "********";
 
 /// Values under these names are secrets, also where another word stands before: `db_password`, `X-Api-Key`.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "password",
     "passwd",
     "passphrase",
@@ -25,8 +25,9 @@ const NAMES: [&str; 14] = [
     "private_key",
     "authorization",
     "auth",
-    "credentials",
+    "credential",
     "cookie",
+    "jwt",
 ];
 
 /// A text this long that may be JSON with secrets in it is looked into; a longer one is hidden as a whole.
@@ -89,10 +90,16 @@ fn plain(name: &str) -> String {
         .collect()
 }
 
-/// Whether what has this name is a secret.
+/// Whether what has this name is a secret: also a second one (`password2`), and several (`cookies`); but `tokens` are mostly
+/// counted.
 pub fn is_secret(name: &str) -> bool {
     let name = plain(name);
-    secrets().names.iter().any(|secret| name.ends_with(secret))
+    let name = name.trim_end_matches(|char: char| char.is_ascii_digit());
+    let one = name.strip_suffix('s').filter(|one| !one.ends_with("token"));
+    let names = &secrets().names;
+    names
+        .iter()
+        .any(|secret| name.ends_with(secret) || one.is_some_and(|one| one.ends_with(secret)))
 }
 
 /// Whether a secret may stand in this text: a quick look that may be wrong about a text without one.
@@ -191,6 +198,9 @@ mod tests {
             "accessToken",
             "Authorization",
             "client.secret",
+            "password2",
+            "cookies",
+            "AWS_Credentials_1",
         ] {
             assert!(is_secret(name), "{name}");
         }

@@ -453,7 +453,7 @@ impl Consumer {
                 }
             }
             Note::Event(id, kind, fields) => {
-                self.out.extend(self.events.own(&id, kind, fields).map(Out::Broker));
+                self.out.extend(self.events.own(&id, &kind, fields).map(Out::Broker));
             }
             Note::Stream(id, entry) => {
                 let entry = Bytes::from(String::from(Box::<str>::from(entry)));

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 use tracing::debug;
 
@@ -11,7 +10,7 @@ use super::facts;
 use super::request::{Happening, Request};
 use crate::broker;
 use crate::clock;
-use crate::wire::redact::{hide, may_hold_secret};
+use crate::wire::redact::{hide, hide_members, hide_passwords, may_hold_secret};
 use crate::wire::{self, Event, EventKind, Events as Envelopes, Lamport};
 
 /// `sw_ident`: what Flower shows as the worker's software.
@@ -79,12 +78,7 @@ impl Events {
     }
 
     /// A task event, serialized; `None` when nobody wants it.
-    pub(crate) fn task(
-        &mut self,
-        happening: &Happening,
-        request: &Request,
-        result: Option<String>,
-    ) -> Option<Box<RawValue>> {
+    pub(crate) fn task(&mut self, happening: &Happening, request: &Request, result: Option<String>) -> Option<Vec<u8>> {
         if !self.tasks || !request.policy.send_events {
             return None;
         }
@@ -94,16 +88,16 @@ impl Events {
 
     /// The `task-failed` of a message that never became a request. For a task that is not registered Celery sends no
     /// traceback.
-    pub(crate) fn refused(&mut self, id: &str, exception: &wire::Exception) -> Option<Box<RawValue>> {
+    pub(crate) fn refused(&mut self, id: &str, exception: &wire::Exception) -> Option<Vec<u8>> {
         if !self.tasks {
             return None;
         }
         self.encode(
             "task-failed",
             EventKind::Failed {
-                uuid: id.to_owned(),
-                exception: exception.repr(),
-                traceback: (exception.name != "NotRegistered").then(|| exception.traceback_text()),
+                uuid: id,
+                exception: shown(exception.repr()),
+                traceback: (exception.name != "NotRegistered").then(|| shown(exception.traceback_text())),
             },
         )
     }
@@ -130,44 +124,44 @@ impl Events {
     }
 
     /// An event of an election.
-    pub(crate) fn election(&mut self, name: &'static str, kind: EventKind) -> Option<broker::Write> {
+    pub(crate) fn election(&self, name: &str, kind: EventKind<'_>) -> Option<broker::Write> {
         let event = self.event(name, kind);
         self.broadcast(&event)
     }
 
-    fn broadcast(&self, event: &Event) -> Option<broker::Write> {
+    fn broadcast(&self, event: &Event<'_>) -> Option<broker::Write> {
         broadcast(event, &self.exchange)
     }
 
     /// An event of a task's own. What every event has is not for it to say.
-    pub(crate) fn own(&mut self, uuid: &str, name: String, mut fields: Map<String, Value>) -> Option<broker::Write> {
+    pub(crate) fn own(&self, uuid: &str, name: &str, mut fields: Map<String, Value>) -> Option<broker::Write> {
         fields.retain(|field, _| !COMMON.contains(&field.as_str()));
-        let uuid = uuid.to_owned();
+        hide_members(&mut fields);
         let event = self.event(name, EventKind::Own { uuid, fields });
         self.broadcast(&event)
     }
 
-    fn encode(&mut self, name: &'static str, kind: EventKind) -> Option<Box<RawValue>> {
+    fn encode(&self, name: &str, kind: EventKind<'_>) -> Option<Vec<u8>> {
         let event = self.event(name, kind);
-        to_raw_value(&event)
+        Envelopes::text(&event)
             .inspect_err(|error| debug!(%error, "an event cannot be encoded"))
             .ok()
     }
 
-    fn event(&mut self, name: impl Into<Cow<'static, str>>, kind: EventKind) -> Event {
+    fn event<'a>(&'a self, name: &'a str, kind: EventKind<'a>) -> Event<'a> {
         Event {
-            hostname: self.hostname.clone(),
+            hostname: &self.hostname,
             utcoffset: self.utc_offset,
             pid: std::process::id(),
-            clock: self.tick(),
+            clock: self.clock.tick(),
             kind,
             timestamp: clock::epoch_seconds(clock::now()),
-            name: name.into(),
+            name,
         }
     }
 }
 
-fn broadcast(event: &Event, exchange: &str) -> Option<broker::Write> {
+fn broadcast(event: &Event<'_>, exchange: &str) -> Option<broker::Write> {
     let (routing_key, payload) = Envelopes::one(event, exchange).ok()?;
     Some(broker::Write::Broadcast {
         exchange: exchange.to_owned(),
@@ -176,22 +170,26 @@ fn broadcast(event: &Event, exchange: &str) -> Option<broker::Write> {
     })
 }
 
-fn describe(happening: &Happening, request: &Request, result: Option<String>) -> (&'static str, EventKind) {
+fn describe<'a>(
+    happening: &'a Happening,
+    request: &'a Request,
+    result: Option<String>,
+) -> (&'static str, EventKind<'a>) {
     let headers = &request.message.headers;
-    let uuid = headers.id.clone();
+    let uuid = &*headers.id;
     match happening {
         Happening::Received => (
             "task-received",
             EventKind::Received {
                 uuid,
-                name: headers.shown_name().to_owned(),
-                args: headers.argsrepr.clone(),
-                kwargs: headers.kwargsrepr.clone(),
-                root_id: headers.root_id.clone(),
-                parent_id: headers.parent_id.clone(),
+                name: headers.shown_name(),
+                args: headers.argsrepr.as_deref(),
+                kwargs: headers.kwargsrepr.as_deref(),
+                root_id: headers.root_id.as_deref(),
+                parent_id: headers.parent_id.as_deref(),
                 retries: headers.retries,
-                eta: headers.eta.clone(),
-                expires: headers.expires.clone(),
+                eta: headers.eta.as_deref(),
+                expires: headers.expires.as_deref(),
             },
         ),
         Happening::Started => ("task-started", EventKind::Started { uuid }),
@@ -199,7 +197,7 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
             "task-succeeded",
             EventKind::Succeeded {
                 uuid,
-                result: result.unwrap_or_else(|| "None".to_owned()),
+                result: result.map_or(Cow::Borrowed("None"), Cow::Owned),
                 runtime: runtime.as_secs_f64(),
             },
         ),
@@ -209,7 +207,7 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
                 uuid,
                 result: known
                     .as_ref()
-                    .map_or_else(|| "None".to_owned(), |known| result_repr(known.get())),
+                    .map_or(Cow::Borrowed("None"), |known| Cow::Owned(result_repr(known.get()))),
                 runtime: 0.0,
             },
         ),
@@ -239,12 +237,17 @@ fn describe(happening: &Happening, request: &Request, result: Option<String>) ->
     }
 }
 
-fn failed(uuid: String, exception: &wire::Exception) -> EventKind {
+fn failed<'a>(uuid: &'a str, exception: &wire::Exception) -> EventKind<'a> {
     EventKind::Failed {
         uuid,
-        exception: exception.repr(),
-        traceback: Some(exception.traceback_text()),
+        exception: shown(exception.repr()),
+        traceback: Some(shown(exception.traceback_text())),
     }
+}
+
+/// A text that a task has written: it may name the server that it could not reach, with its password.
+fn shown(text: String) -> String {
+    hide_passwords(&text).unwrap_or(text)
 }
 
 /// The result as Python would show it. A large one is not parsed only to be cut.

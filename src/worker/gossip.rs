@@ -200,8 +200,8 @@ impl Consumer {
     }
 
     /// We were asked to vote.
-    pub(super) fn hold_election(&mut self, id: String, topic: String, action: Value) {
-        let Some(election) = self.gossip.election(&id, clock::instant()) else {
+    pub(super) fn hold_election(&mut self, id: &str, topic: &str, action: &Value) {
+        let Some(election) = self.gossip.election(id, clock::instant()) else {
             warn!("too many elections at once; {id:?} is not held");
             return;
         };
@@ -234,7 +234,7 @@ impl Consumer {
 
     fn acknowledge(&mut self, id: &str, votes: usize) {
         for _ in 0..votes {
-            let seen = EventKind::ElectAck { id: id.to_owned() };
+            let seen = EventKind::ElectAck { id };
             self.out
                 .extend(self.events.election("worker-elect-ack", seen).map(Out::Broker));
         }

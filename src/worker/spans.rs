@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::request::{Effect, Happening, Request};
 use crate::trace::{Kind, Span, Trace, is_on};
+use crate::wire::redact::hide_passwords;
 use crate::wire::{Exception, repr};
 
 /// Begins the span of a run, if spans are made; and the trace that the run is part of.
@@ -70,13 +71,16 @@ pub(super) fn end(span: &Span, request: &Request, effects: &[Effect]) {
             let exception = shown(exception, request);
             span.fail(
                 &class(&exception),
-                &exception.message(),
-                Some(&exception.traceback_text()),
+                &without_passwords(exception.message()),
+                Some(&without_passwords(exception.traceback_text())),
             );
             Some("FAILURE")
         }
         Effect::Emit(Happening::Retried(exception)) => {
-            span.set("celery.retry.reason", shown(exception, request).message());
+            span.set(
+                "celery.retry.reason",
+                without_passwords(shown(exception, request).message()),
+            );
             Some("RETRY")
         }
         Effect::Emit(Happening::Revoked { signum, .. }) => {
@@ -99,6 +103,10 @@ fn shown(exception: &Exception, request: &Request) -> Exception {
     } else {
         exception.clone()
     }
+}
+
+fn without_passwords(text: String) -> String {
+    hide_passwords(&text).unwrap_or(text)
 }
 
 /// As Python names it: its own classes without their module.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use redis::Pipeline;
-use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
@@ -37,8 +36,8 @@ pub(crate) enum Out {
     /// A message that must not be there before the results are.
     Later(broker::Write),
     Backend(backend::Write),
-    /// A task event; all of a flush go in one message.
-    Event(Box<RawValue>),
+    /// A task event, as text; all of a flush go in one message.
+    Event(Vec<u8>),
     /// Answered when everything before it has been sent.
     Flushed(oneshot::Sender<()>),
 }
@@ -139,7 +138,7 @@ struct Batch {
     publishes: Vec<broker::Write>,
     results: Vec<backend::Write>,
     acks: Vec<broker::Write>,
-    events: Vec<Box<RawValue>>,
+    events: Vec<Vec<u8>>,
     flushed: Vec<oneshot::Sender<()>>,
     size: usize,
     bytes: usize,

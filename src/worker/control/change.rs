@@ -62,9 +62,8 @@ impl Consumer {
     }
 
     fn election(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
-        let (id, topic) = (arguments.text("id")?.to_owned(), arguments.text("topic")?.to_owned());
-        let action = arguments.get("action").cloned().unwrap_or_default();
-        self.hold_election(id, topic, action);
+        let (id, topic) = (arguments.text("id")?, arguments.text("topic")?);
+        self.hold_election(id, topic, arguments.get("action").unwrap_or(&Value::Null));
         Ok(Some(Value::Null))
     }
 
@@ -86,7 +85,13 @@ impl Consumer {
         }
         self.rate_limits.reset(&name);
         self.wake_limited(&name);
-        if limit.is_none() {
+        // As Python asks: `"0"` is something, though it is no limit either.
+        let is_nothing = match arguments.get("rate_limit") {
+            Some(Value::String(text)) => text.is_empty(),
+            Some(Value::Number(number)) => number.as_f64() == Some(0.0),
+            _ => true,
+        };
+        if is_nothing {
             info!("Rate limits disabled for tasks of type {name}");
             return ok("rate limit disabled successfully");
         }
