@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{debug, error};
 
+use super::metrics::Metrics;
 use super::request::Delivery;
 use super::room::{Room, Share};
 use super::stop::Phase;
@@ -51,6 +52,7 @@ pub(crate) struct Fetcher {
     pub queues: watch::Receiver<Vec<Arc<str>>>,
     pub stop: watch::Receiver<Phase>,
     pub outbox: Outbox,
+    pub metrics: Metrics,
     /// What one claim brought goes over at once.
     pub to: mpsc::Sender<Vec<Fetched>>,
 }
@@ -76,8 +78,12 @@ impl Fetcher {
             let claim = ClaimId::new();
             // Never inside a select: a claim that is given up half-way has taken messages that nobody knows of.
             let claims = loop {
+                let asked = clock::instant();
                 match self.broker.claim(&claim, &queues, credit.num_permits(), bytes).await {
-                    Ok(claims) => break claims,
+                    Ok(claims) => {
+                        self.metrics.claimed(clock::instant().saturating_duration_since(asked));
+                        break claims;
+                    }
                     Err(error) => {
                         debug!(%error, "claim failed");
                         if !error.is_transient() {

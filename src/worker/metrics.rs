@@ -56,6 +56,7 @@ struct Counts {
     runtime: Family<OfTask, Histogram, fn() -> Histogram>,
     waited: Family<OfTask, Histogram, fn() -> Histogram>,
     refused: Counter,
+    claims: Histogram,
     flushes: Histogram,
     writes: Family<OfServer, Histogram, fn() -> Histogram>,
     writes_refused: Counter,
@@ -110,6 +111,12 @@ impl Metrics {
         );
         let refused = Counter::default();
         registry.register("messages_refused", "Messages that cannot be run here", refused.clone());
+        let claims = moments();
+        registry.register(
+            "redis_claim_seconds",
+            "How long the broker took to say what is in the queues, whether there was something or not",
+            claims.clone(),
+        );
         let flushes = seconds();
         registry.register(
             "flush_seconds",
@@ -166,6 +173,7 @@ impl Metrics {
             runtime,
             waited,
             refused,
+            claims,
             flushes,
             writes,
             writes_refused,
@@ -233,6 +241,11 @@ impl Metrics {
 
     pub(crate) fn refused(&self) {
         self.0.refused.inc();
+    }
+
+    /// The broker has answered to a claim.
+    pub(crate) fn claimed(&self, long: Duration) {
+        self.0.claims.observe(long.as_secs_f64());
     }
 
     pub(crate) fn flushed(&self, long: Duration) {

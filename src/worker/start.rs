@@ -238,6 +238,7 @@ impl Worker {
         let (lost_to, lost) = mpsc::unbounded_channel();
         let lease = options.broker_options.visibility_timeout;
         spawn(
+            metrics: metrics.clone(),
             ServiceKind::Keeper,
             Keeper {
                 broker: broker.clone(),
