@@ -4,6 +4,9 @@
 //! ```sh
 //! cargo run --release --example conformance_worker -- suite --broker redis://127.0.0.1:6379/0 -c 1
 //! ```
+//!
+//! `flower` runs its tasks in a pool of processes, as `celery worker` does, unless `-P` says otherwise: the probe asks
+//! what comes of a restart of the pool, and a pool of threads has nothing that could be restarted.
 
 #![allow(clippy::disallowed_names, reason = "names of parameters are those of the suite")]
 
@@ -32,7 +35,13 @@ fn main() -> ExitCode {
     let register: fn(&mut Functions<'_>) -> Result<(), RegisterError> = match profile.as_str() {
         "suite" => suite::register,
         "faults" => faults::register,
-        "flower" => flower::register,
+        "flower" => {
+            let names_pool = |word: &String| word.starts_with("-P") || word.starts_with("--pool");
+            if !words.iter().any(names_pool) {
+                words.extend(["--pool", "prefork"].map(str::to_owned));
+            }
+            flower::register
+        }
         "bench" => bench::register,
         "differential" => differential::register,
         "monitor" => monitor::register,

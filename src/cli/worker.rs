@@ -199,6 +199,7 @@ fn run_child(
     let (mut registry, engine) = registry(&settings, register)?;
     engine.register(&mut registry).map_err(usage)?;
     let options = options(&arguments, &settings).map_err(usage)?;
+    let traces = super::otel::start("orchestra-worker", &options.hostname).map_err(usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -206,6 +207,7 @@ fn run_child(
         .map_err(|error| world(format!("cannot start threads: {error}")))?;
     let served = runtime.block_on(child.serve(options, registry));
     runtime.shutdown_background();
+    drop(traces);
     served.map(|()| ExitCode::SUCCESS).map_err(world)
 }
 

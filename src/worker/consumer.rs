@@ -154,6 +154,7 @@ impl Consumer {
         let mut look = every(LOOK);
         let mut clocks = Clocks::new(clock::now(), clock::instant());
         let mut ends = Vec::with_capacity(TURN);
+        self.children.fill();
         self.worker_event("worker-online");
         self.send();
         loop {
@@ -184,6 +185,9 @@ impl Consumer {
                         self.on_clock_set();
                     }
                     self.look_at_connection();
+                    if self.phase == Phase::Run {
+                        self.children.fill();
+                    }
                 }
                 Ok(()) = inputs.stop.changed() => {
                     let phase = *inputs.stop.borrow_and_update();
@@ -227,6 +231,7 @@ impl Consumer {
             // A disk that hangs must not keep the worker from ending.
             let _ = tokio::time::timeout(patience, saving).await;
         }
+        self.children.end().await;
         if self.phase == Phase::Cold {
             Exit::Cold
         } else {

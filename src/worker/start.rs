@@ -101,6 +101,13 @@ impl Worker {
                 task.name
             )));
         }
+        if options.processes && options.program.is_none() {
+            return Err(Error::Option(
+                "a pool of processes needs to know how this program is started as one \
+                 (cli::worker_main does, or worker::Options::program)"
+                    .into(),
+            ));
+        }
         let registry = complete(registry, &options)?;
         let state = options.state_db.as_deref().map(StateDb::open).transpose();
         let state = state.map_err(Error::Option)?;
@@ -231,6 +238,7 @@ impl Worker {
             queues: queues_seen,
             stop: stop.phases(),
             outbox: outbox.clone(),
+            metrics: metrics.clone(),
             to: fetched_to,
         };
 
@@ -238,7 +246,6 @@ impl Worker {
         let (lost_to, lost) = mpsc::unbounded_channel();
         let lease = options.broker_options.visibility_timeout;
         spawn(
-            metrics: metrics.clone(),
             ServiceKind::Keeper,
             Keeper {
                 broker: broker.clone(),

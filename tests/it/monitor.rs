@@ -8,12 +8,14 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::post;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Attribute;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use orchestra::client::{Call, Signature};
 use prost::Message as _;
 use serde_json::{Value, json};
+use tonic::transport::server::TcpIncoming;
 
 use crate::support::{Folder, LONG, Process, Redis, Sim, Worker, get, program, run_python, until};
 
@@ -156,10 +158,33 @@ async fn what_a_task_logs_names_it() {
     }
 }
 
-/// What collects spans, as the collector of OpenTelemetry does.
+/// What collects spans, as the collector of OpenTelemetry does: over HTTP, or over gRPC.
 struct Collector {
     url: String,
     spans: Arc<Mutex<Vec<Span>>>,
+}
+
+/// What of it speaks gRPC.
+struct Grpc(Arc<Mutex<Vec<Span>>>);
+
+#[tonic::async_trait]
+impl TraceService for Grpc {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        assert_eq!(request.metadata().get("x-key").unwrap(), "hunter2");
+        note(&self.0, request.into_inner());
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+fn note(spans: &Mutex<Vec<Span>>, request: ExportTraceServiceRequest) {
+    for resource in request.resource_spans {
+        for scope in resource.scope_spans {
+            spans.lock().unwrap().extend(scope.spans);
+        }
+    }
 }
 
 impl Collector {
@@ -171,6 +196,15 @@ impl Collector {
             .route("/v1/traces", post(collect))
             .with_state(spans.clone());
         tokio::spawn(async { axum::serve(listener, router).await });
+        Self { url, spans }
+    }
+
+    async fn start_grpc() -> Self {
+        let spans: Arc<Mutex<Vec<Span>>> = Arc::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(Grpc(spans.clone())));
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
         Self { url, spans }
     }
 
@@ -198,12 +232,7 @@ async fn collect(
     body: Bytes,
 ) -> ([(axum::http::HeaderName, &'static str); 1], Vec<u8>) {
     assert_eq!(headers[CONTENT_TYPE], "application/x-protobuf");
-    let request = ExportTraceServiceRequest::decode(body).unwrap();
-    for resource in request.resource_spans {
-        for scope in resource.scope_spans {
-            spans.lock().unwrap().extend(scope.spans);
-        }
-    }
+    note(&spans, ExportTraceServiceRequest::decode(body).unwrap());
     ([(CONTENT_TYPE, "application/x-protobuf")], Vec::new())
 }
 
@@ -300,6 +329,51 @@ app.send_task('watch.vault', ('bad hunter2',), headers=headers).get(timeout=20, 
     }
 }
 
+/// The same over gRPC, from a pool of processes: a child's spans are under the run, and go out before it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_goes_through_child_processes_and_grpc() {
+    let (redis, sim, collector) = (Redis::start(), Sim::start(), Collector::start_grpc().await);
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=hunter2"),
+        // Nothing goes out before the end.
+        ("OTEL_BSP_SCHEDULE_DELAY", "600000"),
+    ];
+    let mut worker = start(
+        &redis,
+        &["-P", "prefork", "-c", "1", "--ollama-host", &sim.url],
+        &environment,
+    );
+    let client = redis.client().await;
+    let header = format!("00-{TRACE}-{PARENT}-01");
+    let ask = Call::new("orchestra.generate").arg("echo").arg("one two");
+    client
+        .send(ask.header("traceparent", &header))
+        .await
+        .unwrap()
+        .get::<Value>(LONG)
+        .await
+        .unwrap();
+    let relay = Call::new("watch.relay")
+        .arg("watch.fail")
+        .header("traceparent", &header);
+    client.send(relay).await.unwrap().get::<String>(LONG).await.unwrap();
+    until("all is done", async || redis.length("HLEN", "unacked") == 0).await;
+    assert_eq!(worker.stop(), Some(0));
+    let run = collector.span("run/orchestra.generate").await;
+    assert_eq!(
+        (hex(&run.trace_id), hex(&run.parent_span_id)),
+        (TRACE.into(), PARENT.into())
+    );
+    let call = collector.span("text_completion echo").await;
+    assert_eq!((call.parent_span_id, call.trace_id), (run.span_id, run.trace_id));
+    let relay = collector.span("run/watch.relay").await;
+    let sent = collector.span("apply_async/watch.fail").await;
+    assert_eq!(sent.parent_span_id, relay.span_id);
+    assert!(!worker.log().contains("hunter2"), "{}", worker.log());
+}
+
 /// Nobody records spans, and the context still reaches what a task sends and what follows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trace_is_passed_on_without_export() {
@@ -382,6 +456,7 @@ print(json.dumps(found))
         Some(0.0)
     );
     assert!(number("orchestra_redis_write_seconds_count", json!({"server": "broker"})) > Some(0.0));
+    assert!(number("orchestra_redis_claim_seconds_count", json!({})) > Some(0.0));
     for connection in ["claims", "news", "writes"] {
         assert_eq!(
             number("orchestra_reconnects_total", json!({"connection": connection})),

@@ -26,12 +26,17 @@ async fn pool(client: &Client) -> Value {
     }
 }
 
-/// The processes of a worker, without its own.
+/// The child processes of a worker.
 async fn children(client: &Client, worker: &Worker) -> Vec<u64> {
     let pids = pool(client).await["processes"].take();
-    let pids = pids.as_array().unwrap().iter().map(|pid| pid.as_u64().unwrap());
-    pids.filter(|pid| i32::try_from(*pid).unwrap() != worker.process.id())
-        .collect()
+    let pids: Vec<u64> = pids
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_u64)
+        .collect();
+    assert!(!pids.contains(&u64::try_from(worker.process.id()).unwrap()));
+    pids
 }
 
 async fn runs(pending: &Pending) {
@@ -195,6 +200,7 @@ assert app.send_task('process.decide', ['replace']).get(timeout=20) > 0
 assert repr(raised(app.send_task('process.decide', ['what']))) == \"ValueError('what')\"
 assert 'on purpose' in repr(raised(app.send_task('process.end', ['panic'])))
 assert app.send_task('process.soft', soft_time_limit=0.3).get(timeout=20) == 'in time'
+assert app.send_task('process.soft', soft_time_limit=0.3, time_limit=0.3).get(timeout=20) == 'in time'
 assert repr(raised(app.send_task('process.spin', soft_time_limit=0.3))) == 'SoftTimeLimitExceeded()'
 print('heard')
 ";
@@ -267,8 +273,41 @@ async fn a_process_is_heard_used_again_and_replaced() {
 async fn a_pool_of_processes_runs_everything_and_replaces_them_by_count() {
     let redis = Redis::start();
     let client = redis.client().await;
-    let mut worker = start(&redis, &["-c", "1", "-P", "prefork", "--max-tasks-per-child", "2"], &[]);
+    let settings = [("ORCHESTRA_WORKER_POOL_RESTARTS", "true")];
+    let arguments = ["-c", "1", "-P", "prefork", "--max-tasks-per-child", "2"];
+    let mut worker = start(&redis, &arguments, &settings);
     assert_eq!(pool(&client).await["max-tasks-per-child"], 2);
+    // They are there before a task is, also in place of those that end.
+    let first = children(&client, &worker).await;
+    assert_eq!(first.len(), 1);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(first[0]).unwrap()),
+        Signal::SIGKILL,
+    )
+    .unwrap();
+    let replaced = async |old: &[u64], size: usize| {
+        let mut now = Vec::new();
+        until("they are replaced", async || {
+            now = children(&client, &worker).await;
+            now.len() == size && !now.iter().any(|pid| old.contains(pid))
+        })
+        .await;
+        now
+    };
+    let second = replaced(&first, 1).await;
+    let control = async |method: &str| {
+        client
+            .inspect(method, &json!({}), None, Duration::from_secs(2))
+            .await
+            .unwrap()
+    };
+    control("pool_grow").await;
+    assert_eq!(children(&client, &worker).await.len(), 2);
+    control("pool_restart").await;
+    let third = replaced(&second, 2).await;
+    control("pool_shrink").await;
+    until("one is left", async || children(&client, &worker).await.len() == 1).await;
+    assert!(third.contains(&children(&client, &worker).await[0]));
     let mut pids = Vec::new();
     for _ in 0..4 {
         let pending = client.send(Call::new("process.nap").arg(0)).await.unwrap();

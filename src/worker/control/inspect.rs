@@ -156,23 +156,26 @@ impl Consumer {
         stats
     }
 
-    /// As the thread pool of Celery shows itself, and what its process pool adds that has a meaning here. Tasks run in
-    /// this process, and in its children where they ask for it.
+    /// As the pool of Celery shows itself that it is like: that of processes (`-P prefork`), or that of threads, with
+    /// the children besides that tasks have asked for. What its process pool counts of its pipes is not here.
     fn pool_stats(&self) -> Value {
         let seconds = |limit: Option<std::time::Duration>| limit.map_or(json!(0), |limit| json!(limit.as_secs_f64()));
-        // One for each place, as a pool of processes lists them: monitors count them.
-        let mut processes = self.children.pids();
-        processes.resize(processes.len().max(self.pool.size()), std::process::id());
         let max_tasks = self.children.max_tasks();
-        json!({
+        let mut stats = json!({
             "implementation": "orchestra.worker.pool:Pool",
             "max-concurrency": self.pool.size(),
-            "threads": self.pool.size(),
-            "processes": processes,
             "max-tasks-per-child": max_tasks.map_or_else(|| json!("N/A"), Into::into),
             "put-guarded-by-semaphore": true,
             "timeouts": [seconds(self.options.soft_time_limit), seconds(self.options.time_limit)],
-        })
+        });
+        let children = self.children.pids();
+        if !self.children.are_the_pool() {
+            stats["threads"] = self.pool.size().into();
+        }
+        if self.children.are_the_pool() || !children.is_empty() {
+            stats["processes"] = children.into();
+        }
+        stats
     }
 
     fn held_for_eta(&self) -> usize {

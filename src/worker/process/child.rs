@@ -105,6 +105,7 @@ fn keep_name() {
 struct Job {
     raw: Bytes,
     hard: Option<Duration>,
+    trace: Option<Trace>,
 }
 
 /// The context of the run there is.
@@ -114,10 +115,11 @@ type Current = Arc<Mutex<Option<Context>>>;
 async fn listen(mut down: SplitStream<Frames>, current: Current, jobs: mpsc::Sender<Job>) {
     while let Some(Ok(frame)) = down.next().await {
         match decode(&frame) {
-            Ok(Down::Run { hard }) => {
+            Ok(Down::Run { hard, trace }) => {
                 let Some(Ok(raw)) = down.next().await else { break };
                 let raw = raw.freeze();
-                if jobs.send(Job { raw, hard }).await.is_err() {
+                let trace = trace.as_ref().and_then(Trace::of);
+                if jobs.send(Job { raw, hard, trace }).await.is_err() {
                     break;
                 }
             }
@@ -131,6 +133,12 @@ async fn listen(mut down: SplitStream<Frames>, current: Current, jobs: mpsc::Sen
             }
             Err(_) => break,
         }
+    }
+    let runs = current.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+    if !runs {
+        // The program ends by itself, and takes leave of whoever it tells of its work. Not if it waits for Redis.
+        drop(jobs);
+        tokio::time::sleep(PATIENCE).await;
     }
     std::process::exit(0);
 }
@@ -180,8 +188,7 @@ impl Runner {
             }
         };
         let deadline = job.hard.and_then(|hard| clock::instant().checked_add(hard));
-        let trace = Trace::of(&request.message.headers.extra);
-        let details = request.details(self.options.hostname.as_str().into(), deadline, trace);
+        let details = request.details(self.options.hostname.as_str().into(), deadline, job.trace);
         let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.clone());
         // On a thread of its own, whatever it is: a run that never gives way must not keep this from listening.

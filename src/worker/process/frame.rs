@@ -33,6 +33,8 @@ pub(super) enum Down {
     Run {
         /// What is left of its life.
         hard: Option<Duration>,
+        /// Where the run stands in a trace, as headers of a message tell it.
+        trace: Option<Map<String, Value>>,
     },
     /// The run has reached its soft time limit.
     SoftLimit,

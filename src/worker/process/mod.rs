@@ -2,7 +2,8 @@
 //!
 //! A child is this program once more, started by the worker with a socket for its standard input. It gets a message
 //! at a time, runs it, and says what the run says; the worker alone talks to the broker about the message, so that
-//! nothing is lost with a child. There is none before a task wants one, and one that is idle is used again.
+//! nothing is lost with a child. There is none before a task wants one, and one that is idle is used again; a pool of
+//! processes (`-P prefork`) has one ready for each place.
 
 mod child;
 mod frame;

@@ -20,6 +20,7 @@ use super::frame::{Down, End, Frames, Up, decode, encode, frames};
 use super::{CHILD_OF, Program};
 use crate::canvas::ResultNode;
 use crate::task::{Context, Note};
+use crate::trace::Trace;
 use crate::wire::State;
 use crate::worker::Options;
 use crate::worker::request::{Outcome, Request, SIGTERM};
@@ -30,10 +31,19 @@ const BIRTH: Duration = Duration::from_secs(300);
 /// How long a child may take to end by a signal, or when its socket is closed, before it is killed.
 const DEATH: Duration = Duration::from_secs(10);
 
+/// How long a child may take to end a run at its soft time limit, where the hard one is the same.
+const OBEDIENCE: Duration = Duration::from_secs(1);
+/// How long those that are idle may take when the worker ends.
+const GOODBYE: Duration = Duration::from_secs(2);
+
 /// The children of a worker.
 pub(crate) struct Children {
     shared: Arc<Shared>,
     program: Option<Program>,
+    /// All tasks run in children: as many as there are places are kept ready.
+    ready: bool,
+    /// None could be started when that was last tried.
+    failing: bool,
 }
 
 struct Shared {
@@ -52,6 +62,8 @@ impl Children {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             program: options.program.clone(),
+            ready: options.processes,
+            failing: false,
             shared: Arc::new(Shared {
                 idle: Mutex::default(),
                 pids: Mutex::default(),
@@ -79,6 +91,39 @@ impl Children {
         Running::start(self.program.as_ref(), &self.shared)
     }
 
+    /// In a pool of processes a child for each place, also in place of those that have ended.
+    pub(crate) fn fill(&mut self) {
+        if !self.ready {
+            return;
+        }
+        lock(&self.shared.idle).retain_mut(|child| {
+            let lives = matches!(child.process.try_wait(), Ok(None));
+            if !lives {
+                warn!("child process {} ended while it was idle", child.pid);
+            }
+            lives
+        });
+        while lock(&self.shared.pids).len() < self.shared.size.load(Ordering::Relaxed) {
+            match Running::start(self.program.as_ref(), &self.shared) {
+                // Those that have run something come first.
+                Ok(child) => lock(&self.shared.idle).insert(0, child),
+                Err(error) => {
+                    // It is tried again and again; once is enough to be told.
+                    if !std::mem::replace(&mut self.failing, true) {
+                        error!("child processes cannot be started: {error}");
+                    }
+                    return;
+                }
+            }
+        }
+        self.failing = false;
+    }
+
+    /// Whether all tasks run in children.
+    pub(crate) fn are_the_pool(&self) -> bool {
+        self.ready
+    }
+
     /// A child that was taken in vain.
     pub(crate) fn give_back(child: Running) {
         let shared = child.shared.clone();
@@ -86,7 +131,7 @@ impl Children {
     }
 
     /// As many places to run as there are now; idle children beyond them end.
-    pub(crate) fn resize(&self, size: usize) {
+    pub(crate) fn resize(&mut self, size: usize) {
         self.shared.size.store(size, Ordering::Relaxed);
         let beyond = {
             let mut idle = lock(&self.shared.idle);
@@ -94,6 +139,7 @@ impl Children {
             idle.drain(..beyond).collect::<Vec<_>>()
         };
         beyond.into_iter().for_each(Running::retire);
+        self.fill();
     }
 
     /// Replaces all: those that are idle now, the others when they have done their task.
@@ -101,6 +147,14 @@ impl Children {
         self.shared.generation.fetch_add(1, Ordering::Relaxed);
         let idle = std::mem::take(&mut *lock(&self.shared.idle));
         idle.into_iter().for_each(Running::retire);
+    }
+
+    /// The worker ends, and those that are idle with it, in peace.
+    pub(crate) async fn end(&self) {
+        self.shared.size.store(0, Ordering::Relaxed);
+        let idle = std::mem::take(&mut *lock(&self.shared.idle));
+        let leaving = idle.into_iter().map(Running::leave);
+        let _ = tokio::time::timeout(GOODBYE, futures_util::future::join_all(leaving)).await;
     }
 
     /// The ids of those that live.
@@ -231,7 +285,8 @@ impl Running {
     /// Gives it the task and listens to it.
     async fn converse(&mut self, request: &Request, context: &Context) -> Said {
         let (hard, soft) = request.limits();
-        let Ok(run) = encode(&Down::Run { hard }) else {
+        let trace = context.details().trace.as_ref().map(Trace::headers);
+        let Ok(run) = encode(&Down::Run { hard, trace }) else {
             return Said::NotBegun;
         };
         let beginning = async {
@@ -247,7 +302,14 @@ impl Running {
             },
             () = context.cancelled() => return Said::Cancelled,
         }
-        let (mut soft, mut hard) = (std::pin::pin!(after(soft)), std::pin::pin!(after(hard)));
+        // Where both are one, the soft one comes first, as it does in this process: it takes a moment to be obeyed.
+        let grace = if soft == hard { OBEDIENCE } else { Duration::ZERO };
+        let hard = async {
+            let limit = after(hard).await;
+            tokio::time::sleep(grace).await;
+            limit
+        };
+        let (mut soft, mut hard) = (std::pin::pin!(after(soft)), std::pin::pin!(hard));
         let mut told = false;
         loop {
             let frame = tokio::select! {
@@ -306,14 +368,17 @@ impl Running {
         }
     }
 
-    /// Ends it in peace: it exits when its socket is closed.
-    fn retire(mut self) {
-        spawn_run(async move {
-            // Written out: the codec takes frames of several types.
-            let _ = SinkExt::<Bytes>::close(&mut self.socket).await;
-            // What does not end is killed when this is dropped.
-            let _ = tokio::time::timeout(DEATH, self.process.wait()).await;
-        });
+    /// Ends it in peace, beside everything else.
+    fn retire(self) {
+        spawn_run(self.leave());
+    }
+
+    /// Ends it in peace: it exits when its socket is closed, and has told what it had to tell.
+    async fn leave(mut self) {
+        // Written out: the codec takes frames of several types.
+        let _ = SinkExt::<Bytes>::close(&mut self.socket).await;
+        // What does not end is killed when this is dropped.
+        let _ = tokio::time::timeout(DEATH, self.process.wait()).await;
     }
 
     /// Ends it, and what it has started, by that signal; by SIGKILL when that is not enough.
