@@ -84,6 +84,7 @@ exact = [
     ('revoke', {}), ('terminate', {}), ('terminate', {'signal': 'KILL'}), ('rate_limit', {}), ('time_limit', {}),
     ('add_consumer', {}), ('cancel_consumer', {}), ('revoke_by_stamped_headers', {}), ('election', {}),
     ('rate_limit', {'task_name': 'nope', 'rate_limit': '1/s'}), ('rate_limit', {'task_name': 'hello.add', 'rate_limit': 'x'}),
+    ('rate_limit', {'task_name': 'hello.add', 'rate_limit': '0'}), ('rate_limit', {'task_name': 'hello.add', 'rate_limit': 0}),
     ('rate_limit', {'task_name': 'hello.add', 'rate_limit': '5/m'}), ('rate_limit', {'task_name': 'hello.add', 'rate_limit': None}),
     ('time_limit', {'task_name': 'nope', 'soft': 1.0, 'hard': 2.0}), ('time_limit', {'task_name': 'hello.add', 'soft': 1.5, 'hard': 2}),
     ('time_limit', {'task_name': 'hello.add'}),
@@ -151,6 +152,156 @@ print('all good')
 "#;
     assert_eq!(run_python(&program, &redis.url()), "all good\n");
 }
+
+/// The same lives of tasks in a Python worker and in ours, both with pools of processes: what is told of them, of the
+/// workers, and of the pools.
+#[test]
+fn events_pools_and_settings_look_as_those_of_a_python_worker() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    folder.write("app.py", TOLD);
+    let log = std::fs::File::create(folder.path().join("python.log")).unwrap();
+    let mut python = Process::from(
+        Command::new(python())
+            .args(["-m", "celery", "-A", "app", "-b", &redis.url()])
+            .args([
+                "--result-backend",
+                &redis.url(),
+                "worker",
+                "-E",
+                "-n",
+                "py@ref",
+                "-Q",
+                "py",
+                "-c",
+                "1",
+            ])
+            .current_dir(folder.path())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap(),
+    );
+    let environment = [
+        ("ORCHESTRA_TASK_TRACK_STARTED", "true"),
+        ("ORCHESTRA_TASK_SEND_SENT_EVENT", "true"),
+    ];
+    let arguments = ["-E", "-n", "rs@ours", "-Q", "rs", "-c", "1"];
+    let mut worker = Worker::spawn_words(
+        "conformance_worker",
+        &["flower", "--quiet"],
+        &redis,
+        &arguments,
+        &environment,
+    );
+    let program = HEAD.to_owned()
+        + r#"
+told = []
+ready = threading.Event()
+def listen():
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={'*': told.append})
+        ready.set()
+        receiver.capture(limit=None, timeout=None, wakeup=False)
+threading.Thread(target=listen, daemon=True).start()
+ready.wait()
+until('both answer', lambda: len(app.control.ping(timeout=0.3)) == 2)
+until('both are heard', lambda: {PY, RS} <= {event['hostname'] for event in told})
+def shape(value):
+    if isinstance(value, dict):
+        return {name: shape(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shape(item) for item in value[:1]]
+    return type(value).__name__
+# What differs between two runs of the same: only of which type it is matters.
+VARIES = {'uuid', 'root_id', 'timestamp', 'clock', 'pid', 'hostname', 'runtime', 'traceback', 'local_received', 'eta', 'expires',
+          'queue', 'routing_key', 'freq', 'active', 'processed', 'loadavg', 'sw_ident', 'sw_ver', 'utcoffset'}
+def seen(event):
+    return {name: shape(value) if name in VARIES else value for name, value in event.items()}
+def life(node, queue, name, args, what, last, **options):
+    result = app.send_task(name, args, queue=queue, **options)
+    what(node, result)
+    mine = lambda: [event for event in told if event.get('uuid') == result.id and event['type'] != 'task-sent']
+    until(f'{last} of {name} in {node}', lambda: any(event['type'] == last for event in mine()))
+    return [seen(event) for event in mine()]
+def nothing(node, result): pass
+def started(node, result):
+    until('it runs', lambda: any(event.get('uuid') == result.id and event['type'] == 'task-started' for event in told))
+def terminated(node, result):
+    started(node, result)
+    app.control.revoke(result.id, terminate=True, destination=[node])
+def revoked(node, result):
+    until('it waits', lambda: any(event.get('uuid') == result.id for event in told))
+    app.control.revoke(result.id, destination=[node])
+lives = {
+    'success': ('probe.add', (2, 3), nothing, 'task-succeeded', {}),
+    'by another name': ('probe.add', (2, 3), nothing, 'task-succeeded', {'shadow': 'shown', 'countdown': 0.1}),
+    'failure': ('probe.fail', ('what',), nothing, 'task-failed', {}),
+    'wrong arguments': ('probe.fail', (1, 2, 3), nothing, 'task-failed', {}),
+    'retry': ('probe.retry', (1,), nothing, 'task-succeeded', {}),
+    'reject': ('probe.reject', (), nothing, 'task-rejected', {}),
+    'expired': ('probe.add', (2, 3), nothing, 'task-revoked', {'expires': -1}),
+    'unknown': ('probe.nosuch', (), nothing, 'task-failed', {}),
+    'terminated': ('probe.sleep', (600,), terminated, 'task-revoked', {}),
+    'soft limit': ('probe.sleep', (600,), nothing, 'task-failed', {'soft_time_limit': 1}),
+    'waits and is revoked': ('probe.add', (2, 3), revoked, 'task-revoked', {'countdown': 1.5}),
+}
+problems = []
+for name, (task, args, what, last, options) in lives.items():
+    theirs, ours = (life(node, queue, task, args, what, last, **options) for node, queue in ((PY, 'py'), (RS, 'rs')))
+    if theirs != ours:
+        problems.append(f'{name}:\n  {theirs}\n  {ours}')
+# The retries, told by who sends them: a process of each worker.
+sent = [event for event in told if event['type'] == 'task-sent']
+if (len({event['hostname'] for event in sent}), len({json.dumps(shape(event), sort_keys=True) for event in sent})) != (2, 1):
+    problems.append(f'task-sent: {sent}')
+# The pools, as far as there is something to show: ours has no pipes, and so no numbers of them.
+pools = {node: stats['pool'] for node, stats in ask('stats').items()}
+pools[PY].pop('writes')
+if shape(pools[PY]) != shape(pools[RS]) or len(pools[RS]['processes']) != 1:
+    problems.append(f'pools: {pools}')
+# Settings that both have are of one type, or not set; a time is a number of seconds here, as a user writes it.
+settings = {node: shape(found) for node, found in ask('conf', {'with_defaults': True}).items()}
+for name in settings[PY].keys() & settings[RS].keys():
+    kinds = {str(settings[node][name]) for node in (PY, RS)}
+    if len(kinds) > 1 and 'NoneType' not in kinds and kinds != {'int', 'float'} and name != 'result_expires':
+        problems.append(f'conf: {name}: {kinds}')
+# Both go; what each says of itself while it lives and at the end has one form.
+app.control.shutdown(destination=[PY, RS])
+gone = lambda: {event['hostname'] for event in told if event['type'] == 'worker-offline'}
+until('both say goodbye', lambda: gone() >= {PY, RS})
+for kind in ('worker-heartbeat', 'worker-offline'):
+    forms = [seen(next(event for event in told if (event['type'], event['hostname']) == (kind, node))) for node in (PY, RS)]
+    if forms[0] != forms[1]:
+        problems.append(f'{kind}: {forms}')
+if problems:
+    raise SystemExit('\n'.join(problems))
+print('all good')
+"#;
+    assert_eq!(run_python(&program, &redis.url()), "all good\n");
+    assert_eq!((python.wait(), worker.process.wait()), (Some(0), Some(0)));
+}
+
+/// The tasks of the profile `flower` of our example, in Python.
+const TOLD: &str = "
+import time
+from celery import Celery
+from celery.exceptions import Reject
+app = Celery('app')
+app.conf.update(task_track_started=True, task_send_sent_event=True)
+@app.task(name='probe.add')
+def add(x, y): return x + y
+@app.task(name='probe.fail')
+def fail(message='probe failure'): raise ValueError(message)
+@app.task(name='probe.sleep')
+def sleep(seconds): time.sleep(seconds)
+@app.task(name='probe.retry', bind=True, max_retries=5)
+def retry(self, times=2):
+    if self.request.retries < times:
+        raise self.retry(exc=KeyError('not yet'), countdown=1)
+    return self.request.retries
+@app.task(name='probe.reject', acks_late=True)
+def reject(): raise Reject('not wanted', requeue=False)
+";
 
 #[test]
 fn commands_do_what_they_say() {
