@@ -5,6 +5,7 @@ use std::time::Duration;
 use orchestra::client::Signature;
 use orchestra::task::{Context, Exception, Failure, Options, Redact, RegisterError, Task};
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::functions::Functions;
 
@@ -41,6 +42,16 @@ impl Task for Login {
                 });
             }
             "sleep" => tokio::time::sleep(Duration::from_secs(600)).await,
+            "tell" => {
+                let told = json!({"whom": self.user, "password": self.password, "deep": {"cookies": [self.password]}});
+                context.send_event("task-told", &told).await?;
+            }
+            "away" => {
+                return Err(Failure::value_error(format!(
+                    "no answer from redis://u:{}@h/0",
+                    self.password
+                )));
+            }
             _ => {}
         }
         Ok(self.password.len() + self.card.len() + context.retries() as usize)

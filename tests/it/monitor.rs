@@ -76,6 +76,9 @@ shown += [(record.get('args'), record.get('kwargs')) for record in records]
 shown += [str(record['result']) for record in records[4:]]
 assert 'is not shown' in str(records[5]['result']) and len(str(records[6]['result'])) < 400, records
 assert "Can't retry" in str(records[4]['result']), records[4]
+# What a task tells monitors itself, and what it could not reach.
+for result in [send('watch.login', 'bob', S, mode='tell'), send('watch.login', 'bob', S, mode='away')]:
+    result.get(timeout=20, propagate=False)
 waiting = [send('watch.login', 'bob', S, mode='sleep') for _ in range(3)]
 later = app.send_task('watch.login', ('bob', S), {'card': CARD, 'headers': {'X-Api-Key': S}}, countdown=600)
 ask = lambda method, arguments={}: app.control.broadcast(method, arguments=arguments, destination=['w@h'], reply=True, timeout=10)[0]['w@h']
@@ -86,7 +89,8 @@ for method, arguments in [('active', {}), ('active', {'safe': True}), ('reserved
 ask('revoke', {'task_id': [result.id for result in waiting] + [later.id], 'terminate': True})
 until('all is told', lambda: sum(event['type'] == 'task-revoked' for event in events) >= 3)
 kinds = {event['type'] for event in events}
-assert {'task-sent', 'task-received', 'task-succeeded', 'task-failed', 'task-retried'} <= kinds, kinds
+assert {'task-sent', 'task-received', 'task-succeeded', 'task-failed', 'task-retried', 'task-told'} <= kinds, kinds
+assert any('no answer from redis://u:********@h/0' in event.get('exception', '') for event in events), events
 text = json.dumps([shown, events], default=str)
 assert 'bob' in text and "'bob', '********', '********'" in text, text
 print(text)
