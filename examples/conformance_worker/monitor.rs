@@ -43,7 +43,7 @@ impl Task for Login {
             }
             "sleep" => tokio::time::sleep(Duration::from_secs(600)).await,
             "tell" => {
-                let told = json!({"whom": self.user, "password": self.password, "deep": {"cookies": [self.password]}});
+                let told = json!({"whom": self.user, "password": self.password, "deep": {"api_keys": [self.password]}});
                 context.send_event("task-told", &told).await?;
             }
             "away" => {

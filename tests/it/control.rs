@@ -213,7 +213,7 @@ def shape(value):
         return [shape(item) for item in value[:1]]
     return type(value).__name__
 # What differs between two runs of the same: only of which type it is matters.
-VARIES = {'uuid', 'root_id', 'timestamp', 'clock', 'pid', 'hostname', 'runtime', 'traceback', 'local_received', 'eta', 'expires',
+VARIES = {'uuid', 'root_id', 'parent_id', 'timestamp', 'clock', 'pid', 'hostname', 'runtime', 'traceback', 'local_received', 'eta', 'expires',
           'queue', 'routing_key', 'freq', 'active', 'processed', 'loadavg', 'sw_ident', 'sw_ver', 'utcoffset'}
 def seen(event):
     return {name: shape(value) if name in VARIES else value for name, value in event.items()}

@@ -28,6 +28,12 @@ pub(super) struct Worker {
     pub software: String,
     pub uptime: u64,
     pub silent: bool,
+    /// It has told more than that it is there.
+    pub answered: bool,
+    /// Its queues.
+    queues: Vec<String>,
+    /// What it has used models for.
+    models: BTreeMap<String, Usage>,
     heard: Option<Instant>,
     freq: f64,
 }
@@ -203,19 +209,34 @@ impl Model {
                 worker.rate = 0.0;
             }
             worker.done = done;
+            worker.answered = true;
+            worker.models.clear();
             worker.places = number("/pool/max-concurrency");
             worker.uptime = number("/uptime");
             worker.heard = Some(now);
             for (model, numbers) in stats.get("models").and_then(Value::as_object).into_iter().flatten() {
-                let usage = models.entry(model.clone()).or_default();
                 let number = |name: &str| numbers.get(name).and_then(Value::as_u64).unwrap_or(0);
-                usage.running += number("running");
-                usage.succeeded += number("succeeded");
-                usage.failed += number("failed");
-                usage.read += number("prompt_tokens");
-                usage.written += number("completion_tokens");
-                usage.pieces += number("pieces");
+                let usage = Usage {
+                    running: number("running"),
+                    succeeded: number("succeeded"),
+                    failed: number("failed"),
+                    read: number("prompt_tokens"),
+                    written: number("completion_tokens"),
+                    pieces: number("pieces"),
+                    tokens_per_second: 0.0,
+                };
+                worker.models.insert(model.clone(), usage);
             }
+        }
+        // Who was too slow to answer this time is shown as it was the last time.
+        for (model, used) in self.workers.values().flat_map(|worker| &worker.models) {
+            let usage = models.entry(model.clone()).or_default();
+            usage.running += used.running;
+            usage.succeeded += used.succeeded;
+            usage.failed += used.failed;
+            usage.read += used.read;
+            usage.written += used.written;
+            usage.pieces += used.pieces;
         }
         for (name, usage) in &mut models {
             let before = self.models.get(name).map_or(usage.pieces, |before| before.pieces);
@@ -231,19 +252,28 @@ impl Model {
         });
         self.last_round = Some(now);
         self.read_tasks(round);
-        self.queues.clear();
+        for (worker, queues) in &round.queues {
+            if let Some(worker) = self.workers.get_mut(worker) {
+                let names = queues.as_array().into_iter().flatten();
+                let names = names.filter_map(|queue| queue.get("name")?.as_str());
+                worker.queues = names.map(str::to_owned).collect();
+            }
+        }
+        let before = std::mem::take(&mut self.queues);
+        for name in self.workers.values().flat_map(|worker| &worker.queues) {
+            let queue = self.queues.entry(name.clone()).or_default();
+            queue.consumers += 1;
+            queue.waiting = before.get(name).map_or(0, |before| before.waiting);
+        }
         for (name, waiting) in &round.lengths {
             self.queues.entry(name.clone()).or_default().waiting = *waiting;
-        }
-        for queue in round.queues.values().filter_map(Value::as_array).flatten() {
-            let name = queue.get("name").and_then(Value::as_str).unwrap_or_default();
-            self.queues.entry(name.to_owned()).or_default().consumers += 1;
         }
     }
 
     fn read_tasks(&mut self, round: &Round) {
         let chosen = self.selected().map(|task| task.id);
-        self.tasks.clear();
+        self.tasks
+            .retain(|task| self.workers.contains_key(&task.worker) && !round.active.contains_key(&task.worker));
         for (worker, tasks) in &round.active {
             let tasks = tasks.as_array().map(Vec::as_slice).unwrap_or_default();
             if let Some(known) = self.workers.get_mut(worker) {

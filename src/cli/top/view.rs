@@ -94,13 +94,15 @@ fn draw_workers(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         let load = worker.load.map_or_else(|| "-".to_owned(), |load| format!("{load:.2}"));
         #[expect(clippy::cast_precision_loss, reason = "an age for people")]
         let up = age(worker.uptime as f64);
+        // Only its heartbeats are known until it has answered.
+        let known = |text: String| if worker.answered { text } else { "-".to_owned() };
         let row = vec![
             clean(name),
-            format!("{}/{}", worker.running, worker.places),
-            worker.done.to_string(),
-            format!("{:.1}", worker.rate),
+            known(format!("{}/{}", worker.running, worker.places)),
+            known(worker.done.to_string()),
+            known(format!("{:.1}", worker.rate)),
             load,
-            up,
+            known(up),
             clean(&worker.software),
         ];
         let style = Style::new();
@@ -200,8 +202,9 @@ fn draw_tasks(frame: &mut Frame<'_>, area: Rect, model: &mut Model) {
     let table = table(area, &columns, rows).row_highlight_style(Style::new().bold().on_blue());
     frame.render_stateful_widget(table, area, &mut model.table);
     if empty && area.height > 1 {
+        let asked = model.workers.values().all(|worker| worker.answered) && model.rounds > 0;
         frame.render_widget(
-            Line::from("nothing runs").dim(),
+            Line::from(if asked { "nothing runs" } else { "asking …" }).dim(),
             Rect {
                 y: area.y + 1,
                 height: 1,
