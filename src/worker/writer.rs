@@ -58,7 +58,7 @@ impl Out {
         match self {
             Self::Broker(write) | Self::Later(write) => write.bytes(),
             Self::Backend(write) => write.bytes(),
-            Self::Event(event) => event.get().len(),
+            Self::Event(event) => event.len(),
             Self::Flushed(_) => 0,
         }
     }
