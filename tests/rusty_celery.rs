@@ -1,5 +1,5 @@
-//! The feature `rusty-celery`: tasks of that crate in our worker, its producer before our worker, our client before its
-//! worker. Run by `make rusty-celery`; a program of its own, so that the other tests do not build that crate.
+//! The feature `rusty-celery`: tasks of that crate in our worker, its producer before our worker, our
+//! client and Celery's before its worker. Run by `make rusty-celery`; a program of its own, so that the other tests do not build that crate.
 
 #![allow(
     clippy::unwrap_used,
@@ -63,19 +63,25 @@ async fn its_producer_reaches_our_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn our_client_reaches_its_worker() {
+async fn our_client_and_celerys_reach_its_worker() {
     let (redis, folder) = (Redis::start(), Folder::new());
     let theirs = Command::new(program("rusty_celery"))
         .args(["theirs", &redis.url()])
         .spawn()
         .unwrap();
     let _theirs = support::Process::from(theirs);
-    let path = folder.path().join("note");
-    let call = Call::new("note").arg(path.display().to_string()).arg("from orchestra");
+    let (rust, python) = (folder.path().join("rust"), folder.path().join("python"));
+    let call = Call::new("note").arg(rust.display().to_string()).arg("from orchestra");
     redis.client().await.send(call).await.unwrap();
-    until("it has run there", async || path.exists()).await;
-    until("it is written", async || {
-        std::fs::read_to_string(&path).unwrap() == "from orchestra"
-    })
-    .await;
+    let program = format!(
+        "import sys\nfrom celery import Celery\n\
+         Celery(broker=sys.argv[1]).send_task('note', ({python:?},), {{'text': 'from Celery'}})\n"
+    );
+    run_python(&program, &redis.url());
+    for (path, text) in [(&rust, "from orchestra"), (&python, "from Celery")] {
+        until("it has run there, and is written", async || {
+            std::fs::read_to_string(path).is_ok_and(|written| written == text)
+        })
+        .await;
+    }
 }
