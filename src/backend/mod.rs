@@ -86,6 +86,7 @@ struct Scripts {
     keep: Script,
     park: Script,
     resume: Script,
+    tell: Script,
 }
 
 /// A script that reads states of records.
@@ -109,6 +110,7 @@ impl Backend {
             keep: Script::new(include_str!("scripts/keep.lua")),
             park: Script::new(include_str!("scripts/park.lua")),
             resume: Script::new(include_str!("scripts/resume.lua")),
+            tell: Script::new(include_str!("scripts/tell.lua")),
         };
         let all = [
             &scripts.store,
@@ -120,6 +122,7 @@ impl Backend {
             &scripts.keep,
             &scripts.park,
             &scripts.resume,
+            &scripts.tell,
         ];
         link.register(all.map(Clone::clone)).await?;
         let prefix = match options.global_keyprefix.as_str() {

@@ -27,6 +27,9 @@ pub enum Write {
         status: State,
         /// The record, JSON.
         record: Bytes,
+        /// The end of a task that a worker has sent: who waits for it may begin to only now. When nobody hears of it the
+        /// answer says so.
+        late: bool,
     },
     /// A task that nobody has started is revoked; what has a result, or runs elsewhere, is left alone (P-100).
     Revoke {
@@ -72,10 +75,15 @@ impl Write {
 impl Backend {
     /// Appends the commands of `writes`, in order; neighbouring records become one script call.
     pub fn append(&self, pipe: &mut Pipeline, writes: &[Write]) {
-        let mut records: Vec<(&str, &State, &Bytes)> = Vec::new();
+        let mut records: Vec<(&str, &State, &Bytes, bool)> = Vec::new();
         for write in writes {
             match write {
-                Write::Store { id, status, record } => records.push((id, status, record)),
+                Write::Store {
+                    id,
+                    status,
+                    record,
+                    late,
+                } => records.push((id, status, record, *late)),
                 Write::Revoke { id, record } => {
                     self.append_records(pipe, &mut records);
                     let mut call = self.scripts.revoke.prepare_invoke();
@@ -102,14 +110,31 @@ impl Backend {
         self.append_records(pipe, &mut records);
     }
 
-    fn append_records(&self, pipe: &mut Pipeline, records: &mut Vec<(&str, &State, &Bytes)>) {
+    /// Tells once more of the results with these keys.
+    pub fn append_again(&self, pipe: &mut Pipeline, keys: &[Vec<u8>]) {
+        for batch in keys.chunks(BATCH) {
+            let mut call = invocation(&self.scripts.tell, batch.len());
+            for key in batch {
+                call.arg(key);
+            }
+            pipe.add_command(call);
+        }
+    }
+
+    fn append_records(&self, pipe: &mut Pipeline, records: &mut Vec<(&str, &State, &Bytes, bool)>) {
         for batch in records.chunks(BATCH) {
             let mut call = invocation(&self.scripts.store, batch.len());
             for (id, ..) in batch {
                 call.arg(self.result_key(id));
             }
-            call.arg(u8::from(self.looks()));
-            for (_, status, record) in batch {
+            match batch.iter().any(|(.., late)| *late) {
+                false => call.arg(u8::from(self.looks())),
+                true => {
+                    let flags = std::iter::once(self.looks()).chain(batch.iter().map(|(.., late)| *late));
+                    call.arg(flags.map(|flag| if flag { '1' } else { '0' }).collect::<String>())
+                }
+            };
+            for (_, status, record, _) in batch {
                 call.arg(self.ttl(status)).arg(&self.written(record)[..]);
             }
             pipe.add_command(call);

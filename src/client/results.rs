@@ -116,6 +116,7 @@ impl Client {
             id: id.into(),
             status: State::Failure,
             record: serde_json::to_vec(&record)?.into(),
+            late: false,
         };
         let mut pipe = redis::Pipeline::new();
         backend.append(&mut pipe, &[write]);

@@ -153,14 +153,19 @@ impl Scribe {
     pub(crate) fn refusal(&self, headers: &Headers, exception: &Exception) -> Option<Out> {
         let record = Record::new(&headers.id, &Stored::Failure, exception, clock::iso(clock::now()))
             .family(headers.group.as_deref(), headers.parent_id.as_deref());
-        self.encode(&headers.id.as_str().into(), Stored::Failure, &record)
+        self.encode(
+            &headers.id.as_str().into(),
+            Stored::Failure,
+            &record,
+            headers.parent_id.is_some(),
+        )
     }
 
     /// REVOKED for a task that nobody has seen yet (P-100).
     pub(crate) fn revoked(&self, id: &str) -> Option<Out> {
         let exception = Exception::celery("TaskRevokedError", "revoked");
         let record = Record::new(id, &Stored::Revoked, &exception, clock::iso(clock::now())).children(None);
-        match self.encode(&id.into(), Stored::Revoked, &record)? {
+        match self.encode(&id.into(), Stored::Revoked, &record, false)? {
             Out::Backend(backend::Write::Store { id, record, .. }) => {
                 Some(Out::Backend(backend::Write::Revoke { id, record }))
             }
@@ -180,7 +185,7 @@ impl Scribe {
         if let Some(headers) = headers {
             record = record.family(headers.group.as_deref(), headers.parent_id.as_deref());
         }
-        self.encode(id, state.clone(), &record)
+        self.encode(id, state.clone(), &record, false)
     }
 
     fn store(&self, state: &Stored, content: Content, request: &Request, children: &[ResultNode]) -> Option<Out> {
@@ -195,6 +200,10 @@ impl Scribe {
         let extended = self.result_extended.then(|| self.extended(request));
         let date = clock::iso(clock::now());
         let (group, parent) = (headers.group.as_deref(), headers.parent_id.as_deref());
+        // Who sends a task listens before; of what follows it a client hears only once it asks. The last of a chain is asked
+        // for, what is in between mostly not.
+        let chain = request.embed.as_ref().and_then(|embed| embed.chain.as_ref());
+        let late = parent.is_some() && chain.is_none_or(Vec::is_empty);
         match content {
             Content::Value(_) if request.policy.ignore_result => None,
             Content::Value(value) => {
@@ -202,7 +211,7 @@ impl Scribe {
                     .children(Some(&children))
                     .family(group, parent)
                     .extended(extended.as_ref());
-                self.encode(&request.id, state.clone(), &record)
+                self.encode(&request.id, state.clone(), &record, late)
             }
             Content::Exception(exception) => {
                 let traceback = (*state != Stored::Revoked).then(|| exception.traceback_text());
@@ -212,19 +221,26 @@ impl Scribe {
                     .children(Some(&children))
                     .family(group, parent)
                     .extended(extended.as_ref());
-                self.encode(&request.id, state.clone(), &record)
+                self.encode(&request.id, state.clone(), &record, late)
             }
             Content::Started(pid) => {
                 let meta = json!({"pid": pid, "hostname": self.hostname});
                 let record = Record::new(&request.id, state, &meta, date)
                     .children(Some(&children))
                     .family(group, parent);
-                self.encode(&request.id, state.clone(), &record)
+                self.encode(&request.id, state.clone(), &record, false)
             }
         }
     }
 
-    pub(super) fn encode<R: Serialize>(&self, id: &Arc<str>, state: Stored, record: &Record<'_, R>) -> Option<Out> {
+    /// A record to be stored; `late` as in [`backend::Write::Store`].
+    pub(super) fn encode<R: Serialize>(
+        &self,
+        id: &Arc<str>,
+        state: Stored,
+        record: &Record<'_, R>,
+        late: bool,
+    ) -> Option<Out> {
         if !self.stores_results {
             return None;
         }
@@ -233,6 +249,7 @@ impl Scribe {
         match serde_json::to_writer(&mut text, record) {
             Ok(()) => Some(Out::Backend(backend::Write::Store {
                 id: id.clone(),
+                late: late && state.is_ready(),
                 status: state,
                 record: text.into(),
             })),

@@ -219,7 +219,7 @@ impl Scribe {
         let record = Record::new(id, &State::Failure, exception, clock::iso(clock::now()))
             .traceback(Some(&*traceback).filter(|text| !text.is_empty()))
             .children(children.as_deref());
-        self.encode(&id.into(), State::Failure, &record)
+        self.encode(&id.into(), State::Failure, &record, true)
     }
 
     /// FAILURE of a step of a chain that never ran. Of the step more is known than of a body: its call.
@@ -232,7 +232,7 @@ impl Scribe {
             .traceback(Some(&*traceback).filter(|text| !text.is_empty()))
             .family(group.as_deref(), parent.as_deref())
             .extended(extended.as_ref());
-        self.encode(&id.into(), State::Failure, &record)
+        self.encode(&id.into(), State::Failure, &record, true)
     }
 
     fn outs(&self, plan: Plan) -> (Vec<Out>, Vec<ResultNode>) {

@@ -43,6 +43,7 @@ mod stop;
 mod strategy;
 mod timers;
 mod tracer;
+mod unheard;
 mod way;
 mod writer;
 

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::metrics::Metrics;
+use super::unheard::Unheard;
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
 use crate::clock;
@@ -91,6 +92,7 @@ pub(crate) struct Writer {
     hostname: Arc<str>,
     event_exchange: String,
     metrics: Metrics,
+    unheard: Unheard,
 }
 
 impl Outbox {
@@ -140,6 +142,8 @@ struct Batch {
     acks: Vec<broker::Write>,
     events: Vec<Vec<u8>>,
     flushed: Vec<oneshot::Sender<()>>,
+    /// Keys of results that are told once more.
+    again: Vec<Vec<u8>>,
     size: usize,
     bytes: usize,
 }
@@ -196,15 +200,22 @@ impl Writer {
             hostname,
             event_exchange,
             metrics,
+            unheard: Unheard::default(),
         };
         (outbox, writer)
     }
 
     /// Runs until every outbox is gone and everything has been sent.
     pub(crate) async fn run(mut self) {
-        while let Some(handed) = self.queue.recv().await {
+        loop {
             let mut batch = Batch::default();
-            batch.add(handed);
+            tokio::select! {
+                handed = self.queue.recv() => match handed {
+                    Some(handed) => batch.add(handed),
+                    None => return,
+                },
+                () = self.unheard.due() => {}
+            }
             self.fill(&mut batch);
             // A task that was acknowledged as it started may end before others get their turn: its result goes along, and
             // need not wait until Redis has answered the ack.
@@ -216,7 +227,9 @@ impl Writer {
                 self.fill(&mut batch);
             }
             let began = clock::instant();
-            self.flush(&mut batch).await;
+            batch.again = self.unheard.take_due(began);
+            let unheard = self.flush(&mut batch).await;
+            self.unheard.add(unheard, clock::instant());
             self.broker.writer().carried(batch.bytes);
             if let Some(backend) = &self.backend {
                 backend.link().carried(batch.bytes);
@@ -239,7 +252,9 @@ impl Writer {
         }
     }
 
-    async fn flush(&self, batch: &mut Batch) {
+    /// Sends a batch; the keys of results that nobody has heard of.
+    async fn flush(&self, batch: &mut Batch) -> Vec<Vec<u8>> {
+        let mut unheard = Vec::new();
         if !batch.events.is_empty() {
             match Envelopes::tasks(&batch.events, &self.hostname, &self.event_exchange) {
                 Ok((routing_key, payload)) => batch.acks.push(broker::Write::Broadcast {
@@ -277,13 +292,21 @@ impl Writer {
                     }
                     let mut backend_pipe = Pipeline::new();
                     backend.append(&mut backend_pipe, &batch.results);
-                    self.insist("backend", backend.link(), &backend_pipe).await;
+                    unheard = self.insist("backend", backend.link(), &backend_pipe).await;
                 }
             }
             _ => {}
         }
         self.broker.append(&mut broker_pipe, &batch.acks);
-        self.insist("broker", self.broker.writer(), &broker_pipe).await;
+        unheard.extend(self.insist("broker", self.broker.writer(), &broker_pipe).await);
+        if let Some(backend) = &self.backend
+            && !batch.again.is_empty()
+        {
+            let mut pipe = Pipeline::new();
+            backend.append_again(&mut pipe, &batch.again);
+            self.insist("backend", backend.link(), &pipe).await;
+        }
+        unheard
     }
 
     /// Compressed results are looked at before they are replaced.
@@ -304,10 +327,12 @@ impl Writer {
         }
     }
 
-    /// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out.
-    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline) {
+    /// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out. The keys of results
+    /// that somebody should have heard of, and nobody has.
+    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline) -> Vec<Vec<u8>> {
+        let mut unheard = Vec::new();
         if pipe.is_empty() {
-            return;
+            return unheard;
         }
         let patience = Patience::default();
         loop {
@@ -324,18 +349,29 @@ impl Writer {
                             }
                             // A script met a compressed result that nobody had looked at.
                             redis::Value::BulkString(word) if word == b"opaque" => self.notice(),
+                            redis::Value::Array(words) if is_unheard(&words) => {
+                                unheard.extend(words.into_iter().skip(1).filter_map(|key| match key {
+                                    redis::Value::BulkString(key) => Some(key),
+                                    _ => None,
+                                }));
+                            }
                             _ => {}
                         }
                     }
-                    return;
+                    return unheard;
                 }
                 Err(error) if error.is_transient() => link.ready().await,
                 Err(error) => {
                     self.metrics.write_refused();
                     error!(%error, "a batch of writes was refused");
-                    return;
+                    return unheard;
                 }
             }
         }
     }
+}
+
+/// Whether it is the answer that names results nobody has heard of (`store.lua`).
+fn is_unheard(words: &[redis::Value]) -> bool {
+    matches!(words.first(), Some(redis::Value::BulkString(word)) if word == b"unheard")
 }

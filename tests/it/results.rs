@@ -194,6 +194,45 @@ assert 'could not be retried' in str(raised(AsyncResult('late', app=app)))
     run_python(&program, &redis.url());
 }
 
+/// Celery's client subscribes and looks on two connections, and a busy Redis may take the look first: what workers send may
+/// be done in between, and `get()` would wait for ever.
+#[test]
+fn a_result_that_nobody_heard_of_is_told_once_more() {
+    let redis = Redis::start();
+    let silent = ["-c", "1", "--without-heartbeat", "--without-gossip", "--without-mingle"];
+    // P-158: the prefix of results, which gets a `_`.
+    let environment = [(
+        "ORCHESTRA_RESULT_BACKEND_TRANSPORT_OPTIONS",
+        "{global_keyprefix = 'mine'}",
+    )];
+    let _worker = Worker::start_program("workflow", &redis, &silent, &environment);
+    let program = [
+        CONFIG,
+        r#"
+from celery import chain
+app.conf.result_backend_transport_options = {'global_keyprefix': 'mine'}
+redis = app.backend.client
+def told(listens, *steps):
+    published = lambda: redis.info('commandstats').get('cmdstat_publish', {}).get('calls', 0)
+    before = published()
+    last = chain(*steps).apply_async(countdown=0.3)
+    pubsub = redis.pubsub()
+    if listens:
+        pubsub.subscribe('mine_celery-task-meta-' + last.id)
+    until('it is done', lambda: redis.exists('mine_celery-task-meta-' + last.id))
+    time.sleep(0.3)
+    return published() - before
+two = s('flow.add', 1, 2), s('flow.add', 3)
+# The one that the client has sent is told once, though nobody listens: who sent it would. So are steps in between.
+assert told(False, s('flow.add', 1, 2).set(immutable=True)) == 1
+assert told(False, *two) == 3 and told(True, *two) == 2
+assert told(False, *two, s('flow.add', 4)) == 4
+"#,
+    ]
+    .concat();
+    run_python(&program, &redis.url());
+}
+
 /// A name of none, and the one that is never written.
 #[test]
 fn serializers_and_compressions_that_are_none_are_refused_by_name() {
