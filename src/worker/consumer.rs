@@ -246,6 +246,11 @@ impl Consumer {
                 error!(queue.name = %queue, "a message in queue {queue:?} was moved to {queue}.dead: {reason}");
                 return;
             }
+            Fetched::Looked(looked) => {
+                // Who asked may have lost patience.
+                let _ = looked.send(());
+                return;
+            }
         };
         match strategy::receive(raw.clone(), &self.registry, &self.options) {
             Ok(request) => {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, error};
 
 use super::metrics::Metrics;
@@ -39,6 +39,8 @@ pub(crate) enum Fetched {
     },
     /// An element that is no message at all; it is in the dead-letter list already.
     Dead { queue: Arc<str>, reason: String },
+    /// What was in the queues when somebody wanted to know has come before this, as far as there is room for it.
+    Looked(oneshot::Sender<()>),
 }
 
 /// The service that fetches.
@@ -53,6 +55,8 @@ pub(crate) struct Fetcher {
     pub stop: watch::Receiver<Phase>,
     pub outbox: Outbox,
     pub metrics: Metrics,
+    /// Who wants to know when the next look is done.
+    pub asked: mpsc::Receiver<oneshot::Sender<()>>,
     /// What one claim brought goes over at once.
     pub to: mpsc::Sender<Vec<Fetched>>,
 }
@@ -64,8 +68,11 @@ impl Fetcher {
         // How often in a row there was news, and then nothing to take.
         let mut vain = 0_u32;
         let mut looked = clock::instant();
+        let mut curious = Vec::new();
         while *self.stop.borrow() == Phase::Run {
-            let Some(mut credit) = self.credit().await else { return };
+            let Some(mut credit) = self.credit(&mut curious).await else {
+                return;
+            };
             let (count, bytes) = tokio::select! {
                 free = self.room.free() => free,
                 _ = self.stop.wait_for(|phase| *phase != Phase::Run) => return,
@@ -76,6 +83,9 @@ impl Fetcher {
             }
             let queues = self.broker.lists(self.queues.borrow_and_update().clone());
             let claim = ClaimId::new();
+            while let Ok(looked) = self.asked.try_recv() {
+                curious.push(looked);
+            }
             // Never inside a select: a claim that is given up half-way has taken messages that nobody knows of.
             let claims = loop {
                 let asked = clock::instant();
@@ -123,7 +133,8 @@ impl Fetcher {
                 },
                 raw: message.raw,
             }));
-            if !empty && self.to.send(fetched).await.is_err() {
+            fetched.extend(curious.drain(..).map(Fetched::Looked));
+            if !fetched.is_empty() && self.to.send(fetched).await.is_err() {
                 return;
             }
             drop(credit);
@@ -137,6 +148,10 @@ impl Fetcher {
                 news = self.broker.wait(WAIT) => news,
                 _ = self.stop.changed() => false,
                 _ = self.queues.changed() => false,
+                Some(looked) = self.asked.recv() => {
+                    curious.push(looked);
+                    false
+                }
             };
             // What comes seldom costs nobody much, and whoever is always late would never have anything.
             let now = clock::instant();
@@ -154,17 +169,25 @@ impl Fetcher {
         }
     }
 
-    /// Waits for a share of the prefetch count; `None` when the worker stops.
-    async fn credit(&mut self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+    /// Waits for a share of the prefetch count; `None` when the worker stops. While there is none nothing is looked for, and
+    /// who is curious need not wait.
+    async fn credit(&mut self, curious: &mut Vec<oneshot::Sender<()>>) -> Option<tokio::sync::OwnedSemaphorePermit> {
         while self.outbox.is_full() {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(5)) => {}
                 _ = self.stop.changed() => return None,
             }
         }
-        tokio::select! {
-            permit = self.credit.clone().acquire_owned() => permit.ok(),
-            _ = self.stop.changed() => None,
+        if let Ok(permit) = self.credit.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        curious.clear();
+        loop {
+            tokio::select! {
+                permit = self.credit.clone().acquire_owned() => return permit.ok(),
+                _ = self.stop.changed() => return None,
+                Some(looked) = self.asked.recv() => drop(looked),
+            }
         }
     }
 }

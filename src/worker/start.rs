@@ -210,6 +210,7 @@ impl Worker {
         let (queues, queues_seen) =
             watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
         let (fetched_to, fetched) = mpsc::channel(FETCHED);
+        let (looks, asked) = mpsc::channel(1);
         let room = Room::new(options.prefetch_bytes);
         let (recall, wanted) = mpsc::unbounded_channel();
         let (recalled_to, recalled) = mpsc::unbounded_channel();
@@ -239,6 +240,7 @@ impl Worker {
             stop: stop.phases(),
             outbox: outbox.clone(),
             metrics: metrics.clone(),
+            asked,
             to: fetched_to,
         };
 
@@ -262,7 +264,7 @@ impl Worker {
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         let (mingled, is_mingled) = oneshot::channel();
-        if options.remote_control && listen(&broker, &options, &orders_to, &metrics).await {
+        if options.remote_control && listen(&broker, &options, &orders_to, looks, &metrics).await {
             let mingle = Mingle {
                 broker: broker.clone(),
                 hostname: options.hostname.clone(),
@@ -396,7 +398,13 @@ impl Worker {
 
 /// Remote control, and gossip beside it on the same connection; whether there is any. Tasks matter more: an ACL may
 /// allow the one and not the other.
-async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>, metrics: &Metrics) -> bool {
+async fn listen(
+    broker: &Broker,
+    options: &Options,
+    orders: &mpsc::Sender<Order>,
+    looks: mpsc::Sender<oneshot::Sender<()>>,
+    metrics: &Metrics,
+) -> bool {
     let (exchange, node) = (&options.control_exchange, &options.hostname);
     let messages = conn::patiently(|| broker.subscribe_control(exchange, node)).await;
     let messages = match messages {
@@ -412,19 +420,16 @@ async fn listen(broker: &Broker, options: &Options, orders: &mpsc::Sender<Order>
     } else {
         None
     };
-    let hostname = options.hostname.clone();
-    spawn(
-        ServiceKind::Control,
-        control::listen(
-            messages,
-            hostname,
-            events,
-            options.accept.clone(),
-            options.limits.control,
-            orders.clone(),
-            metrics.clone(),
-        ),
-    );
+    let ear = control::Ear {
+        hostname: options.hostname.clone(),
+        events,
+        accept: options.accept.clone(),
+        largest: options.limits.control,
+        orders: orders.clone(),
+        looks,
+        metrics: metrics.clone(),
+    };
+    spawn(ServiceKind::Control, ear.listen(messages));
     true
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 use tracing::{info, warn};
 
+use super::commands::find;
 use super::request_info::request_info;
 use super::{Answer, Arguments, ok};
 use crate::clock;
@@ -16,6 +17,11 @@ use crate::worker::request::{Hold, State};
 const SHOWN: usize = 10_000;
 /// Samples of memory that are remembered.
 const SAMPLES: usize = 1000;
+
+/// Whether it shows what was taken from the queues.
+pub(super) fn shows_requests(method: &str) -> bool {
+    find(method).is_some_and(|command| matches!(command.name, "active" | "reserved" | "scheduled" | "query_task"))
+}
 
 impl Consumer {
     /// Answers a question; `None` when the method is none.

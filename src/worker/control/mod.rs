@@ -13,6 +13,7 @@ mod revoke;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -57,45 +58,72 @@ pub(crate) struct Panel {
     bindings: HashMap<Arc<str>, Binding>,
 }
 
-/// Reads the control channel, and the events of workers, until it closes.
-pub(crate) async fn listen(
-    mut messages: mpsc::Receiver<Push>,
-    hostname: String,
-    events: Option<String>,
-    accept: Accept,
-    largest: usize,
-    orders: mpsc::Sender<Order>,
-    metrics: Metrics,
-) {
-    while let Some(Push { channel, payload, .. }) = messages.recv().await {
-        if payload.len() > largest {
-            warn!(
-                "a message of {} bytes on {channel} is not read: it is larger than max_control_bytes ({largest})",
-                payload.len()
-            );
-            continue;
-        }
-        if events.as_deref().is_some_and(|events| channel.starts_with(events)) {
-            match Heard::decode(&payload) {
-                // An event is news that the next one replaces: rather lost than in the way of a request.
-                Ok(heard) => {
-                    if orders.try_send(Order::Heard(heard)).is_err() {
-                        metrics.event_dropped();
-                    }
-                }
-                Err(error) => debug!("a message on {channel} is no event: {error}"),
-            }
-            continue;
-        }
-        let request = match pidbox::decode(&payload, &accept) {
-            Ok(request) => request,
-            Err(error) => {
-                warn!("a message on {channel} is no control request: {error}");
+/// So long an answer waits at most for a look into the queues.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What hears the others.
+pub(crate) struct Ear {
+    pub hostname: String,
+    /// The channels of workers' events begin so, if they are listened to.
+    pub events: Option<String>,
+    pub accept: Accept,
+    /// The largest request that is read.
+    pub largest: usize,
+    pub orders: mpsc::Sender<Order>,
+    /// Asks the fetcher for a look.
+    pub looks: mpsc::Sender<oneshot::Sender<()>>,
+    pub metrics: Metrics,
+}
+
+impl Ear {
+    /// Reads the control channel, and the events of workers, until it closes.
+    pub(crate) async fn listen(self, mut messages: mpsc::Receiver<Push>) {
+        while let Some(Push { channel, payload, .. }) = messages.recv().await {
+            if payload.len() > self.largest {
+                warn!(
+                    "a message of {} bytes on {channel} is not read: it is larger than max_control_bytes ({})",
+                    payload.len(),
+                    self.largest
+                );
                 continue;
             }
-        };
-        if request.is_for(&hostname) && orders.send(Order::Request(request)).await.is_err() {
-            return;
+            if self.events.as_deref().is_some_and(|events| channel.starts_with(events)) {
+                match Heard::decode(&payload) {
+                    // An event is news that the next one replaces: rather lost than in the way of a request.
+                    Ok(heard) => {
+                        if self.orders.try_send(Order::Heard(heard)).is_err() {
+                            self.metrics.event_dropped();
+                        }
+                    }
+                    Err(error) => debug!("a message on {channel} is no event: {error}"),
+                }
+                continue;
+            }
+            let request = match pidbox::decode(&payload, &self.accept) {
+                Ok(request) => request,
+                Err(error) => {
+                    warn!("a message on {channel} is no control request: {error}");
+                    continue;
+                }
+            };
+            if !request.is_for(&self.hostname) {
+                continue;
+            }
+            if inspect::shows_requests(&request.method) {
+                self.look().await;
+            }
+            if self.orders.send(Order::Request(request)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Messages come on another connection than questions about them: who sends a task and asks for it at once would not
+    /// be told of it.
+    async fn look(&self) {
+        let (looked, done) = oneshot::channel();
+        if self.looks.try_send(looked).is_ok() {
+            let _ = tokio::time::timeout(PATIENCE, done).await;
         }
     }
 }
