@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserialize;
 use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -11,6 +10,8 @@ use serde_json::{Map, Value};
 
 use super::hides::wrong_value;
 use super::{Arguments, Failure, Redact};
+use crate::wire::json;
+use crate::wire::{Loose, Pairs};
 
 /// Binds the JSON text of a list and an object to the fields of `T`, without values in between.
 ///
@@ -155,31 +156,12 @@ impl<'de, I: Iterator<Item = (Cow<'de, str>, &'de RawValue)>> MapAccess<'de> for
         let Some((name, value)) = self.current.take() else {
             return Err(de::Error::custom("a value was asked for before its name"));
         };
-        seed.deserialize(&mut serde_json::Deserializer::from_str(value.get()))
-            .map_err(|error| BindError::Value(wrong_value(&name, value.get(), &error.to_string(), self.redact)))
-    }
-}
-
-/// An object's members in order, borrowed.
-struct Pairs<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor<'a>(std::marker::PhantomData<&'a ()>);
-        impl<'de: 'a, 'a> Visitor<'de> for PairsVisitor<'a> {
-            type Value = Pairs<'a>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = Vec::with_capacity(map.size_hint().unwrap_or(0).min(64));
-                while let Some(name) = map.next_key::<String>()? {
-                    pairs.push((Cow::Owned(name), map.next_value::<&'de RawValue>()?));
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(PairsVisitor(std::marker::PhantomData))
+        // A `NaN` is no JSON.
+        let read = match json::may_carry(value.get()) {
+            true => Loose::new(value.get()).and_then(|value| seed.deserialize(value)),
+            false => seed.deserialize(&mut serde_json::Deserializer::from_str(value.get())),
+        };
+        read.map_err(|error| BindError::Value(wrong_value(&name, value.get(), &error.to_string(), self.redact)))
     }
 }
 
@@ -211,6 +193,8 @@ impl de::Error for BindError {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
 
     #[derive(Debug, Deserialize, PartialEq)]

@@ -17,6 +17,7 @@ use crate::canvas::{Parent, ResultNode};
 use crate::client::{Applied, Client};
 use crate::clock::Instant;
 use crate::trace::{Trace, carried};
+use crate::wire::floats::to_raw;
 use crate::wire::{Embed, Exception, Json, Message, Signature, State};
 
 /// The facts of one run.
@@ -158,7 +159,7 @@ impl Context {
     /// # Errors
     /// `meta` cannot be serialized.
     pub async fn update_state(&self, state: &str, meta: &impl Serialize) -> Result<(), Failure> {
-        let meta = serde_json::value::to_raw_value(meta)?;
+        let meta = to_raw(meta)?;
         self.forward(Note::State(self.inner.details.id.clone(), State::parse(state), meta))
             .await;
         Ok(())

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 
 use super::bind::bind;
 use super::current::scope;
 use super::{BoxFuture, Context, DynTask, Failure, Hides, Meter, Options, Task};
+use crate::wire::floats::to_raw;
 use crate::wire::{Arguments, Body, Exception, python_modules};
 
 /// A run that has its arguments: its result is JSON text.
@@ -78,7 +79,7 @@ impl Registry {
                 let env = env.clone();
                 Ok(Box::pin(scope(context.clone(), async move {
                     let output = task.run(env, context).await?;
-                    to_raw_value(&output).map_err(encode_error)
+                    to_raw(&output).map_err(encode_error)
                 })))
             }),
         })
@@ -98,7 +99,7 @@ impl Registry {
                 let arguments: Arguments = body.arguments()?;
                 let run = task.run(arguments, context.clone());
                 Ok(Box::pin(scope(context, async move {
-                    to_raw_value(&run.await?).map_err(encode_error)
+                    to_raw(&run.await?).map_err(encode_error)
                 })))
             }),
         })

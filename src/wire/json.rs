@@ -1,13 +1,16 @@
 //! JSON as Python writes it. Python's encoder emits the bare tokens `NaN`, `Infinity` and `-Infinity`
 //! (protocol section 1.7), which are not JSON; a message that holds one must not be lost for it.
 //!
-//! What is only passed on carries them as numbers that no float can hold, which is JSON; Python's reader takes such a
-//! number for an infinity anyway. Whoever wants the value of one here gets `null`.
+//! Within this process they are carried as numbers that no float can hold, which is JSON; Python's reader takes such a
+//! number for an infinity anyway. A float of Rust gets its value (`loose`) and gives it (`floats`); whoever reads a
+//! [`serde_json::Value`], which has no place for one, gets `null`.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::de::DeserializeOwned;
+
+use super::loose::Loose;
 
 /// Stands for `NaN` within this process.
 const NAN: &str = "1e99998";
@@ -16,18 +19,49 @@ const INFINITY: &str = "1e99999";
 /// Stands for `-Infinity`.
 const NEGATIVE_INFINITY: &str = "-1e99999";
 const TOKENS: [&str; 6] = ["NaN", "Infinity", "-Infinity", NAN, INFINITY, NEGATIVE_INFINITY];
-/// Whether a `NaN` was ever carried: only then is looked for one in what is written.
+/// Whether one was ever carried: only then is looked for them.
 static CARRIES: AtomicBool = AtomicBool::new(false);
 
-/// Parses JSON text; when that fails because of Python's non-finite numbers, reads those as `null`.
+/// Parses JSON text, also with Python's non-finite numbers.
 ///
 /// # Errors
 /// The text is not JSON of the wanted shape.
 pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
-    serde_json::from_str(text).or_else(|error| match finite(text) {
-        Cow::Borrowed(_) => Err(error),
-        Cow::Owned(finite) => serde_json::from_str(&finite),
+    serde_json::from_str(text).or_else(|error| {
+        let carried = carried(text);
+        note_carried(&carried);
+        if !may_carry(&carried) {
+            return Err(error);
+        }
+        // What is neither a float nor only passed on gets `null`.
+        let value = Loose::new(&carried).and_then(T::deserialize);
+        value.or_else(|_| serde_json::from_str(&finite(&carried)))
     })
+}
+
+/// Whether there may be such a number in a text in which they are carried.
+pub(crate) fn may_carry(text: &str) -> bool {
+    CARRIES.load(Ordering::Relaxed) && text.contains("e9999")
+}
+
+/// The text with such numbers as texts that nobody else writes, and what [`repr`](super::repr) makes of those, with Python's
+/// name for each.
+pub(crate) fn named(text: &str) -> (Cow<'_, str>, [(&'static str, &'static str); 3]) {
+    let text = replace(text, |token| match token {
+        NAN => Some(r#""\u0000nan""#),
+        INFINITY => Some(r#""\u0000inf""#),
+        NEGATIVE_INFINITY => Some(r#""\u0000-inf""#),
+        _ => None,
+    });
+    let names = [(r"'\x00nan'", "nan"), (r"'\x00inf'", "inf"), (r"'\x00-inf'", "-inf")];
+    (text, names)
+}
+
+/// Remembers that such numbers are carried, if there is one in the text.
+pub(crate) fn note_carried(text: &str) {
+    if text.contains("e9999") {
+        CARRIES.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The text with non-finite numbers, Python's or carried ones, replaced by `null`; borrowed when there were none.
@@ -37,14 +71,15 @@ pub fn finite(text: &str) -> Cow<'_, str> {
 
 /// The text with Python's non-finite numbers in the form in which they are carried; borrowed when there were none.
 pub fn carried(text: &str) -> Cow<'_, str> {
-    replace(text, |token| match token {
-        "NaN" => {
-            CARRIES.store(true, Ordering::Relaxed);
-            Some(NAN)
-        }
-        "Infinity" => Some(INFINITY),
-        "-Infinity" => Some(NEGATIVE_INFINITY),
-        _ => None,
+    replace(text, |token| {
+        let number = match token {
+            "NaN" => NAN,
+            "Infinity" => INFINITY,
+            "-Infinity" => NEGATIVE_INFINITY,
+            _ => return None,
+        };
+        CARRIES.store(true, Ordering::Relaxed);
+        Some(number)
     })
 }
 
@@ -60,25 +95,33 @@ pub(crate) fn restored(text: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
+/// The value of a number that is carried.
+pub(super) fn carried_float(text: &str) -> Option<f64> {
+    match text {
+        NAN => Some(f64::NAN),
+        INFINITY => Some(f64::INFINITY),
+        NEGATIVE_INFINITY => Some(f64::NEG_INFINITY),
+        _ => None,
+    }
+}
+
 /// A number, also one that is carried.
 pub(super) fn float(text: &str) -> f64 {
-    match text {
-        NAN => f64::NAN,
-        text => text.parse().unwrap_or(f64::NAN),
-    }
+    carried_float(text).unwrap_or_else(|| text.parse().unwrap_or(f64::NAN))
 }
 
 /// A float as JSON text, carried where JSON does not have it.
 pub(super) fn of_float(number: f64) -> String {
-    if number.is_nan() {
-        CARRIES.store(true, Ordering::Relaxed);
-        return NAN.to_owned();
+    if let Some(number) = serde_json::Number::from_f64(number) {
+        return number.to_string();
     }
-    match serde_json::Number::from_f64(number) {
-        Some(number) => number.to_string(),
-        None if number < 0.0 => NEGATIVE_INFINITY.to_owned(),
-        None => INFINITY.to_owned(),
-    }
+    CARRIES.store(true, Ordering::Relaxed);
+    let carried = match number {
+        number if number.is_nan() => NAN,
+        number if number < 0.0 => NEGATIVE_INFINITY,
+        _ => INFINITY,
+    };
+    carried.to_owned()
 }
 
 /// The text with each number that is not finite, or stands for one, replaced by what `with` makes of it, if anything.

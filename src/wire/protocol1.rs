@@ -27,7 +27,7 @@ pub(super) fn is_body(text: &str) -> bool {
 /// The text is not a body of protocol 1.
 pub(super) fn unfold(text: &str, outside: &str) -> Result<(Headers, String), DecodeError> {
     let wrong = |error: serde_json::Error| DecodeError::Body(format!("the body is not one of protocol 1: {error}"));
-    let (text, outside) = (json::finite(text), json::finite(outside));
+    let (text, outside) = (json::carried(text), json::carried(outside));
     let mut fields: BTreeMap<String, &RawValue> = serde_json::from_str(&text).map_err(wrong)?;
     let has_args = fields.contains_key("args");
     let mut take = |name: &str, missing| fields.remove(name).map_or(missing, RawValue::get);
@@ -55,7 +55,7 @@ pub(super) fn unfold(text: &str, outside: &str) -> Result<(Headers, String), Dec
         }
     }
     let fields = serde_json::to_string(&fields).map_err(wrong)?;
-    let mut headers: Headers = serde_json::from_str(&fields).map_err(wrong)?;
+    let mut headers: Headers = json::parse(&fields).map_err(wrong)?;
     if utc == "false" {
         headers.eta = headers.eta.map(with_offset);
         headers.expires = headers.expires.map(with_offset);

@@ -2,10 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
+
+use super::floats::to_raw;
 
 /// The text of one JSON value. Equal texts are equal values; different texts may be equal values too.
 #[derive(Clone, Serialize, Deserialize)]
@@ -18,7 +21,7 @@ impl Json {
     /// # Errors
     /// The value cannot be written as JSON.
     pub fn new(value: &(impl Serialize + ?Sized)) -> Result<Self, serde_json::Error> {
-        to_raw_value(value).map(Self)
+        to_raw(value).map(Self)
     }
 
     /// `null`.
@@ -65,7 +68,7 @@ impl Json {
         serde_json::from_str(self.get()).ok()
     }
 
-    /// The value, typed. Python's non-finite numbers are read as `null`.
+    /// The value, typed. Python's non-finite numbers are floats, and `null` where no float is wanted.
     ///
     /// # Errors
     /// The value is not of that shape.
@@ -89,6 +92,29 @@ impl PartialEq for Json {
 impl fmt::Debug for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.get())
+    }
+}
+
+/// The members of an object, in order.
+pub(crate) struct Pairs<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PairsVisitor<'a>(PhantomData<&'a ()>);
+        impl<'de: 'a, 'a> Visitor<'de> for PairsVisitor<'a> {
+            type Value = Pairs<'a>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::with_capacity(map.size_hint().unwrap_or(0).min(64));
+                while let Some(name) = map.next_key::<String>()? {
+                    pairs.push((Cow::Owned(name), map.next_value::<&'de RawValue>()?));
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(PairsVisitor(PhantomData))
     }
 }
 

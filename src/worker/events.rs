@@ -257,6 +257,17 @@ pub(crate) fn result_repr(text: &str) -> String {
         let cut = (0..=1000).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         return format!("{}...", &text[..cut]);
     }
+    if wire::json::may_carry(text) {
+        let (named, names) = wire::json::named(text);
+        let shown = value_repr(&named);
+        return names
+            .into_iter()
+            .fold(shown, |shown, (mark, name)| shown.replace(mark, name));
+    }
+    value_repr(text)
+}
+
+fn value_repr(text: &str) -> String {
     match serde_json::from_str::<Value>(text) {
         Ok(mut value) => {
             if may_hold_secret(text) {

@@ -15,7 +15,7 @@ pub(super) fn request_info(active: &Active, hostname: &str, safe: bool) -> Value
         // What is secret has been taken out of the headers when the message came.
         let shown = |repr: &Option<String>, raw: &str| -> Value {
             repr.clone()
-                .unwrap_or_else(|| wire::repr_bounded(&serde_json::from_str(raw).unwrap_or_default()))
+                .unwrap_or_else(|| wire::repr_bounded(&wire::json::parse(raw).unwrap_or_default()))
                 .into()
         };
         (

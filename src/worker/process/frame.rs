@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::task::Failure;
-use crate::wire::{Arguments, Exception, Signature};
+use crate::wire::{Arguments, Exception, Signature, json};
 use crate::worker::request::Outcome;
 
 /// Largest frame: a message with what JSON adds to it, or a result.
@@ -129,7 +129,10 @@ impl Ended {
     pub(super) fn outcome(self, traceback: Option<String>) -> Outcome {
         let told = |exception: Exception| Exception { traceback, ..exception };
         match self {
-            Self::Success(value) => Outcome::Success(value),
+            Self::Success(value) => {
+                json::note_carried(value.get());
+                Outcome::Success(value)
+            }
             Self::Fail(exception) => Outcome::Failed(Failure::Fail(told(exception))),
             Self::Retry {
                 after,
