@@ -601,7 +601,10 @@ impl Request {
                 }
                 self.store(Stored::Failure, exception.clone(), effects);
                 self.end_stream(Stored::Failure, effects);
-                effects.extend(unacked.map(|delivery| Effect::Requeue(delivery, End::Back)));
+                if let Some(delivery) = unacked {
+                    effects.push(Effect::Requeue(delivery, End::Back));
+                    effects.push(Effect::Emit(Happening::Rejected { requeue: true }));
+                }
                 effects.push(Effect::Emit(Happening::Failed(exception)));
             }
         }
@@ -637,11 +640,11 @@ impl Request {
     fn fail_in(&self, unacked: Option<Delivery>, exception: Exception, in_task: bool, effects: &mut Vec<Effect>) {
         let dropped = unacked.is_some() && !self.policy.acks_on_failure;
         self.end_failed(unacked, &exception, in_task, effects);
-        effects.push(Effect::Emit(Happening::Failed(exception)));
         if dropped {
             // Celery rejects without requeue, which on Redis is the same removal; the event tells them apart (T20).
             effects.push(Effect::Emit(Happening::Rejected { requeue: false }));
         }
+        effects.push(Effect::Emit(Happening::Failed(exception)));
     }
 
     /// FAILURE is stored, what follows the task fails as well, and the message is done with.
