@@ -261,9 +261,21 @@ impl Join {
             let handle = handle(&record).ok_or_else(|| unreadable(&"the handle of the header cannot be read"))?;
             let until = self.backend.options().chord_join_timeout;
             let until = until.and_then(|timeout| clock::instant().checked_add(timeout));
-            let mut results = Vec::new();
-            for child in handle.children.iter().flatten() {
-                results.push(self.nested(child, until).await.map_err(join_error)?);
+            let children: Vec<&ResultNode> = handle.children.iter().flatten().collect();
+            let mut results = vec![Json::null(); children.len()];
+            // As Celery asks: for those of groups first, and waits for them. A plain member was counted when its result was
+            // stored, so that one without a result has none (`ignore_result`).
+            for (at, child) in children.iter().enumerate() {
+                if child.children.is_some() {
+                    results[at] = self.nested(child, until).await.map_err(join_error)?;
+                }
+            }
+            for (at, child) in children.iter().enumerate() {
+                if child.children.is_none()
+                    && let Some(end) = self.ended(&child.id).await.map_err(join_error)?
+                {
+                    results[at] = end.map_err(join_error)?;
+                }
             }
             return Ok(results);
         }
@@ -295,24 +307,34 @@ impl Join {
             }
             return Ok(Json::list(&results));
         }
+        loop {
+            match self.ended(&node.id).await? {
+                Some(end) => return end,
+                None if until.is_some_and(|until| clock::instant() >= until) => {
+                    return Err(Exception::celery("TimeoutError", "The operation timed out."));
+                }
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// How a task ended, if it has.
+    async fn ended(&self, id: &str) -> Result<Option<Result<Json, Exception>>, Exception> {
         #[derive(Deserialize)]
         struct Stored {
             status: String,
             result: Json,
         }
-        loop {
-            let record = self.insist(|| self.backend.get(&node.id)).await;
-            let record = record.map_err(|error| Exception::runtime_error(error.to_string()))?;
-            let stored: Option<Stored> = record.and_then(|record| serde_json::from_str(&json::carried(&record)).ok());
-            match stored.map(|stored| (State::parse(&stored.status), stored.result)) {
-                Some((State::Success, result)) => return Ok(result),
-                Some((state, result)) if state.is_failed() => return Err(exception(&result)),
-                _ if until.is_some_and(|until| clock::instant() >= until) => {
-                    return Err(Exception::celery("TimeoutError", "The operation timed out."));
-                }
-                _ => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
+        let record = self.insist(|| self.backend.get(id)).await;
+        let record = record.map_err(|error| Exception::runtime_error(error.to_string()))?;
+        let stored: Option<Stored> = record.and_then(|record| serde_json::from_str(&json::carried(&record)).ok());
+        Ok(
+            stored.and_then(|Stored { status, result }| match State::parse(&status) {
+                State::Success => Some(Ok(result)),
+                state if state.is_failed() => Some(Err(exception(&result))),
+                _ => None,
+            }),
+        )
     }
 
     /// Asks until Redis has answered.
