@@ -44,7 +44,8 @@ WHY = {
     "unsteady": "the Python worker says different things when it runs it again",
     "hangs": "the Python worker leaves it pending, three times out of three, and ours does not",
 }
-STATES = re.compile(r'"(PENDING|SUCCESS|FAILURE|RETRY|REVOKED|STARTED)"')
+PENDING = re.compile('"PENDING"')
+WAITS = re.compile('"PENDING", "TimeoutError", "The operation timed out."')
 TIMED = re.compile(r"countdown=|\b(retry|auto)\.")
 CHILDREN = re.compile(r'"children": .*?, "date_done"')
 RAN = re.compile(r'"name": ').search
@@ -256,12 +257,12 @@ def chance_taken_out(told):
 
 
 def hangs(outcome):
-    """Python leaves somebody waiting for ever, and ours does not."""
-    theirs = STATES.findall(json.dumps(outcome["python"]["result"]))
-    return "PENDING" in theirs and any(
-        STATES.findall(json.dumps(outcome[kind]["result"])).count("PENDING") < theirs.count("PENDING")
-        for kind in ("rust", "both")
-    )
+    """Python leaves somebody waiting for ever, and ours does not: by its state, or because `get()` does not return."""
+
+    def left(kind, pattern):
+        return len(pattern.findall(json.dumps(outcome[kind]["result"])))
+
+    return any(left(kind, pattern) < left("python", pattern) for kind in ("rust", "both") for pattern in (PENDING, WAITS))
 
 
 def explain(outcome):
@@ -288,7 +289,7 @@ def less(some, others):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--number", type=int, default=200, help="how many canvases")
+    parser.add_argument("--number", type=int, default=200, help="how many canvases are compared")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", type=int, default=0, help="number of the first canvas")
     parser.add_argument("--batch", type=int, default=100, help="canvases in flight at once")
@@ -311,38 +312,48 @@ def batches(options):
     lines = (HERE / "found.txt").read_text().splitlines()
     found = [line for line in lines if line and not line.startswith("#")]
     yield [f"found.{n}" for n in range(len(found))], found
-    end = options.start + options.number
-    for start in range(options.start, end, options.batch):
-        seeds = [f"{options.seed}.{n}" for n in range(start, min(start + options.batch, end))]
+    yield from more(options, options.start, options.number)
+
+
+def more(options, start, number):
+    """So many random ones."""
+    for first in range(start, start + number, options.batch):
+        seeds = [f"{options.seed}.{n}" for n in range(first, min(first + options.batch, start + number))]
         yield seeds, [canvases.make(seed) for seed in seeds]
 
 
 def compare(trial, options, folder):
     began = time.monotonic()
     counts = dict.fromkeys(("equal", "repeated", "unsteady", "hangs", "different"), 0)
-    suspects, loose = [], []
-    for seeds, specs in batches(options):
-        if options.show:
-            print(*(f"{seed}: {canvases.code(spec, 0)}" for seed, spec in zip(seeds, specs)), sep="\n")
-        told = trial.run(specs, idle=0.7)
-        differing = [(seed, spec) for seed, spec, outcome in zip(seeds, specs, told) if differ(outcome)]
-        counts["equal"] += len(specs) - len(differing)
-        suspects += differing
-        loose += [
-            (seed, spec) for seed, spec, outcome in zip(seeds, specs, told) if not differ(outcome) and strictly(outcome)
-        ]
-        print(f"up to {seeds[-1]}: {counts['equal']} equal, {len(suspects)} to look at again", flush=True)
-    # All together: to run again means to wait longer for what may never come.
-    findings = []
-    for start in range(0, len(suspects), options.batch):
-        some = suspects[start : start + options.batch]
-        for (seed, spec), (verdict, outcome) in zip(some, trial.verdicts([spec for _, spec in some])):
-            counts["repeated" if verdict == "equal" else verdict] += 1
-            if verdict in ("unsteady", "hangs"):
-                print(f"skipped, {WHY[verdict]}: seed {seed}: {canvases.code(spec, 0)}", flush=True)
-            if verdict == "different":
-                findings.append((seed, spec, outcome))
-                print(f"seed {seed} differs", flush=True)
+    loose, findings = [], []
+    work, end = batches(options), options.start + options.number
+    while work:
+        suspects = []
+        for seeds, specs in work:
+            if options.show:
+                print(*(f"{seed}: {canvases.code(spec, 0)}" for seed, spec in zip(seeds, specs)), sep="\n")
+            told = trial.run(specs, idle=0.7)
+            differing = [(seed, spec) for seed, spec, outcome in zip(seeds, specs, told) if differ(outcome)]
+            counts["equal"] += len(specs) - len(differing)
+            suspects += differing
+            loose += [
+                (seed, spec) for seed, spec, outcome in zip(seeds, specs, told) if not differ(outcome) and strictly(outcome)
+            ]
+            print(f"up to {seeds[-1]}: {counts['equal']} equal, {len(suspects)} to look at again", flush=True)
+        # All together: to run again means to wait longer for what may never come.
+        skipped = 0
+        for start in range(0, len(suspects), options.batch):
+            some = suspects[start : start + options.batch]
+            for (seed, spec), (verdict, outcome) in zip(some, trial.verdicts([spec for _, spec in some])):
+                counts["repeated" if verdict == "equal" else verdict] += 1
+                if verdict in ("unsteady", "hangs"):
+                    skipped += not seed.startswith("found")
+                    print(f"skipped, {WHY[verdict]}: seed {seed}: {canvases.code(spec, 0)}", flush=True)
+                if verdict == "different":
+                    findings.append((seed, spec, outcome))
+                    print(f"seed {seed} differs", flush=True)
+        # Others in the place of those that Python itself cannot run: as many are compared as were asked for.
+        work, end = skipped and more(options, end, skipped), end + skipped
     shown = trial.chance([spec for _, spec in loose], options, folder) if loose else set()
     for number, (seed, spec) in enumerate(loose):
         if number not in shown:
