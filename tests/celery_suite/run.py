@@ -136,7 +136,9 @@ class Run:
             if not failed:
                 break
             print(f"celery-suite: once more: {len(failed)}", flush=True)
-            outcomes |= self.some(f"again{attempt}", failed)
+            # Each alone: some look at all subscriptions of the client and at all that waits, whoever left it there.
+            for n, test in enumerate(failed):
+                outcomes |= self.some(f"again{attempt}.{n}", [test])
         return outcomes
 
 
