@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # rustup puts Cargo there, and only later shells have it on their path.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery differential chaos fuzz sbom celery-suite fmt lint audit clean
+.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery valkey differential chaos fuzz sbom celery-suite fmt lint audit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,11 @@ test-ollama: setup ## The contract with Ollama, against the server at OLLAMA_HOS
 rusty-celery: setup ## The feature of that name: tasks of the `celery` crate in our worker. Builds that crate
 	cargo build --locked --features rusty-celery --example rusty_celery
 	cargo test --locked --features rusty-celery --test rusty_celery
+
+valkey: setup ## The tests of transport, worker, canvas and results against Valkey (that of PyPI has no TLS)
+	@tools/setup/valkey.sh
+	cargo build --locked --workspace --bins --examples
+	PATH="$(CURDIR)/target/valkey/bin:$$PATH" cargo test --locked --test it -- transport:: worker:: routing:: queues:: loss:: canvas:: results:: control:: cluster:: --skip tls
 
 N ?= 200
 SEED ?= 1
