@@ -12,6 +12,7 @@
 
 mod bench;
 mod differential;
+mod ends;
 mod faults;
 mod flower;
 mod functions;
@@ -45,9 +46,10 @@ fn main() -> ExitCode {
         "bench" => bench::register,
         "differential" => differential::register,
         "monitor" => monitor::register,
+        "ends" => ends::register,
         _ => {
             eprintln!(
-                "conformance_worker: the first word must be suite, faults, flower, bench, differential or monitor"
+                "conformance_worker: the first word must be suite, faults, flower, bench, differential, monitor or ends"
             );
             return ExitCode::from(2);
         }

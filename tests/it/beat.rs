@@ -95,6 +95,9 @@ async fn p_202_a_beat_sends_and_a_worker_runs() {
         redis.command::<Vec<String>>(&["KEYS", "celery-task-meta-*"]).len() >= 3
     })
     .await;
+    // P-206: with Redis nothing has to be cleaned up.
+    let listed = text(&schedule(&redis, &["list"]));
+    assert!(!listed.is_empty() && !listed.contains("backend_cleanup"), "{listed}");
 }
 
 /// Celery's own beat, until it has sent an entry.

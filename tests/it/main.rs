@@ -24,6 +24,7 @@ mod control;
 mod dead;
 mod dice;
 mod differential;
+mod ends;
 mod errors;
 mod examples;
 mod execution;

@@ -3,9 +3,10 @@
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
+use orchestra::client::{Call, Error};
+use serde_json::{Value, json};
 
-use crate::support::{LONG, Process, Redis, Sim, Worker, python, run_python, until};
+use crate::support::{Folder, LONG, Process, Redis, Sim, Worker, python, run_python, until};
 
 const HEAD: &str = "
 import sys, time, json
@@ -81,16 +82,24 @@ fn celerys_command_line_sees_the_worker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn flower_shows_the_worker_and_its_tasks() {
     let redis = Redis::start();
-    let _worker = Worker::start(&redis, &["-n", "w1@here", "-E"]);
+    let arguments = ["-n", "w1@here", "-E", "-c", "1", "--prefetch-multiplier", "1"];
+    let mut worker = Worker::start(&redis, &arguments);
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap()
         .port();
+    // Flower changes limits only of tasks that its app knows.
+    let folder = Folder::new();
+    let app = "from celery import Celery\napp = Celery()\n@app.task(name='hello.add')\ndef add(x, y=0): pass\n";
+    folder.write("app.py", app);
     let child = Command::new(python())
+        .current_dir(folder.path())
         .args([
             "-m",
             "celery",
+            "-A",
+            "app",
             "-b",
             &redis.url(),
             "flower",
@@ -112,16 +121,16 @@ async fn flower_shows_the_worker_and_its_tasks() {
         get("workers?refresh=true").await["w1@here"]["stats"]["pid"].is_number()
     })
     .await;
-    let worker = &get("workers").await["w1@here"];
+    let shown = &get("workers").await["w1@here"];
     assert!(
-        worker["registered"]
+        shown["registered"]
             .as_array()
             .unwrap()
             .iter()
             .any(|name| name == "hello.add"),
-        "{worker}"
+        "{shown}"
     );
-    assert_eq!(worker["active_queues"][0]["name"], "celery");
+    assert_eq!(shown["active_queues"][0]["name"], "celery");
     let client = redis.client().await;
     let good = client
         .send(orchestra::client::Call::new("hello.add").arg(2).arg(3))
@@ -146,6 +155,50 @@ async fn flower_shows_the_worker_and_its_tasks() {
     let bad = get(&format!("task/info/{}", bad.id())).await;
     assert!(bad["exception"].as_str().unwrap().starts_with("ValueError("), "{bad}");
     assert!(bad["traceback"].as_str().unwrap().contains("ValueError"), "{bad}");
+
+    // P-210: what waits, whatever its priority, behind one that runs.
+    let sleeper = client.send(Call::new("hello.sleep").arg(600)).await.unwrap();
+    until("it runs", async || sleeper.state().await.unwrap().as_str() != "PENDING").await;
+    let waiting = [0, 6, 9].map(|priority| Call::new("hello.add").arg(1).priority(priority));
+    let waiting = client.send_many(&waiting).await.unwrap();
+    until("Flower counts them", async || {
+        let queues = get("queues/length").await;
+        queues["active_queues"][0]["messages"] == 3
+    })
+    .await;
+    // P-208: its buttons.
+    let push = async |path: &str| {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = http.post(api(path)).send().await.unwrap();
+        assert!(answer.status().is_success(), "{path}: {}", answer.text().await.unwrap());
+    };
+    push(&format!("task/revoke/{}?terminate=true", sleeper.id())).await;
+    assert!(matches!(sleeper.get::<Value>(LONG).await, Err(Error::Revoked(_))));
+    for sum in waiting {
+        sum.get::<i64>(LONG).await.unwrap();
+    }
+    push("worker/pool/grow/w1@here?n=3").await;
+    push("worker/pool/shrink/w1@here?n=1").await;
+    push("worker/queue/add-consumer/w1@here?queue=more").await;
+    push("worker/queue/cancel-consumer/w1@here?queue=celery").await;
+    push("task/rate-limit/hello.add?workername=w1@here&ratelimit=50/s").await;
+    push("task/timeout/hello.add?workername=w1@here&soft=10&hard=20").await;
+    let asked = async |method: &str, arguments: Value| {
+        let answers = client.inspect(method, &arguments, None, Duration::from_secs(2)).await;
+        answers.unwrap().remove("w1@here").unwrap()
+    };
+    assert_eq!(asked("stats", json!({})).await["pool"]["max-concurrency"], 3);
+    let queues = asked("active_queues", json!({})).await;
+    assert_eq!(
+        (queues.as_array().unwrap().len(), &queues[0]["name"]),
+        (1, &json!("more"))
+    );
+    let items = json!({"taskinfoitems": ["rate_limit", "time_limit", "soft_time_limit"]});
+    let tasks = asked("registered", items).await;
+    let wanted = "hello.add [rate_limit=50/s time_limit=20 soft_time_limit=10]";
+    assert!(tasks.as_array().unwrap().iter().any(|task| task == wanted), "{tasks}");
+    push("worker/shutdown/w1@here").await;
+    assert_eq!(worker.process.wait(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,13 +46,27 @@ inspect = app.control.inspect(timeout=3)
 assert name == 'ours@here' and inspect.ping()[name] == {'ok': 'pong'}
 assert 'flow.add' in inspect.registered()[name]
 assert inspect.stats()[name]['total']['flow.add'] > 10
-assert [queue['name'] for queue in inspect.active_queues()[name]] == ['celery', 'ours']
+assert [queue['name'] for queue in inspect.active_queues()[name]] == ['celery', 'ours', 'shared']
 assert app.control.rate_limit('flow.add', '1000/s', reply=True, timeout=3) and inspect.conf()[name]
-# Its worker beside ours: members end on both. (Chords are counted in another way before 5.7: each worker's own.)
+# Its worker beside ours: members end on both.
 until('its worker is there', lambda: app.send_task('python.double', (2,), queue='stock').get(timeout=20) == 4)
 double = lambda *args: app.signature('python.double', args, queue='stock')
 assert value(chain(double(1), s('add', 1).set(queue='ours'), double())()) == 6
 assert value(group(double(2), s('add', 1, 1).set(queue='ours'))()) == [4, 2]
+# Chords whose parts both count, and whose body either sends: on one queue, and with a last member of either.
+shared = lambda name, *args: app.signature('flow.' + name, args, queue='shared')
+for _ in range(20):
+    assert value(chord([shared('add', n, 1) for n in range(8)])(shared('sum'))) == 36
+late = lambda queue: app.signature('python.double' if queue == 'stock' else 'flow.add', (2,) if queue == 'stock' else (2, 2), queue=queue, countdown=0.7)
+for queue in 'stock', 'ours':
+    assert value(chord([late(queue), s('add', 1, 1).set(queue='ours'), double(1)])(s('sum').set(queue='ours'))) == 8
+    failed = chord([late(queue), app.signature('flow.fail', ('no',), queue='ours'), double(1)])(s('sum').set(queue='ours'))
+    assert 'no' in str(raised(failed)), repr(raised(failed))
+theirs = int(app.backend.client.get('theirs'))
+ours = app.control.inspect(['ours@here'], timeout=3).stats()['ours@here']['total']['flow.add']
+assert theirs > 20 and ours > 60, (theirs, ours)
+left = [key for key in app.backend.client.scan_iter('celery-taskset-meta-*') if key[-2:] in (b'.j', b'.t', b'.s')]
+assert not left, left
 print('all good')
 "#;
 
@@ -63,6 +77,13 @@ app = Celery(broker=os.environ['URL'], backend=os.environ['URL'])
 @app.task(name='python.double')
 def double(x):
     return 2 * x
+@app.task(name='flow.add')
+def add(x, y):
+    app.backend.client.incr('theirs')
+    return x + y
+@app.task(name='flow.sum')
+def total(numbers):
+    return sum(numbers)
 ";
 
 #[test]
@@ -71,7 +92,7 @@ fn the_oldest_celery_sends_composes_revokes_and_inspects() {
     let _ours = Worker::start_program(
         "workflow",
         &redis,
-        &["-Q", "celery,ours", "-n", "ours@here", "-c", "4"],
+        &["-Q", "celery,ours,shared", "-n", "ours@here", "-c", "4"],
         &[],
     );
     let folder = Folder::new();
@@ -79,7 +100,17 @@ fn the_oldest_celery_sends_composes_revokes_and_inspects() {
     let mut stock = Command::new(oldest_python());
     stock
         .args([
-            "-m", "celery", "-A", "stock", "worker", "-P", "solo", "-Q", "stock", "-l", "ERROR",
+            "-m",
+            "celery",
+            "-A",
+            "stock",
+            "worker",
+            "-P",
+            "solo",
+            "-Q",
+            "stock,shared",
+            "-l",
+            "ERROR",
         ])
         .args(["-n", "stock@here"])
         .current_dir(folder.path())

@@ -92,44 +92,45 @@ for queue in 'first', 'second':
     for priority in 9, 5, 4, 0:
         app.send_task('hello.add', (1,), task_id=f'{queue}-{priority}', queue=queue, priority=priority)
 ";
-    run_python(&program, &redis.url());
-    assert_eq!((redis.length("LLEN", "first"), redis.length("LLEN", "first:5")), (2, 2));
-    let options = "{priority_steps = [0, 5], sep = ':', queue_order_strategy = 'priority'}";
-    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", options)];
-    let arguments = [
-        "-Q",
-        "first,second,third",
-        "-X",
-        "third",
-        "-c",
-        "1",
-        "--prefetch-multiplier",
-        "1",
-    ];
-    let worker = Worker::start_with(&redis, &arguments, &settings);
-    until("all are done", async || {
-        worker.log().matches(" succeeded ").count() == 8
-    })
-    .await;
-    let log = worker.log();
-    let mut order: Vec<(usize, &str)> = ["first", "second"]
-        .iter()
-        .flat_map(|queue| [9, 5, 4, 0].map(|priority| format!("{queue}-{priority}")))
-        .map(|id| {
-            (
-                log.find(&format!("hello.add[{id}] received")).unwrap(),
-                id.leak() as &str,
-            )
+    // P-008: by the order of `-Q`, or by name.
+    for (strategy, queues) in [("priority", "second,first,third"), ("sorted", "second,third,first")] {
+        run_python(&program, &redis.url());
+        assert_eq!((redis.length("LLEN", "first"), redis.length("LLEN", "first:5")), (2, 2));
+        let options = format!("{{priority_steps = [0, 5], sep = ':', queue_order_strategy = '{strategy}'}}");
+        let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", options.as_str())];
+        let arguments = ["-Q", queues, "-X", "third", "-c", "1", "--prefetch-multiplier", "1"];
+        let worker = Worker::start_with(&redis, &arguments, &settings);
+        until("all are done", async || {
+            worker.log().matches(" succeeded ").count() == 8
         })
-        .collect();
-    order.sort_unstable();
-    let order: Vec<&str> = order.into_iter().map(|(_, id)| id).collect();
-    assert_eq!(
-        order,
-        [
-            "first-4", "first-0", "second-4", "second-0", "first-9", "first-5", "second-9", "second-5"
-        ]
-    );
+        .await;
+        let log = worker.log();
+        let place = |id: &str| log.find(&format!("hello.add[{id}] received")).unwrap();
+        let (one, two) = match strategy {
+            "sorted" => ("first", "second"),
+            _ => ("second", "first"),
+        };
+        let mut order: Vec<String> = [one, two]
+            .iter()
+            .flat_map(|queue| [9, 5, 4, 0].map(|priority| format!("{queue}-{priority}")))
+            .collect();
+        order.sort_unstable_by_key(|id| place(id));
+        let expected = [
+            (one, 4),
+            (one, 0),
+            (two, 4),
+            (two, 0),
+            (one, 9),
+            (one, 5),
+            (two, 9),
+            (two, 5),
+        ];
+        assert_eq!(
+            order,
+            expected.map(|(queue, priority)| format!("{queue}-{priority}")),
+            "{strategy}"
+        );
+    }
 }
 
 /// A queue with many messages does not keep another one waiting.

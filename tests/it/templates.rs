@@ -299,7 +299,8 @@ async fn a_run_waits_for_a_person_and_holds_nothing() {
     );
     assert_eq!(worker.stop(), Some(0));
     let asked = sim.stats().await["requests"].clone();
-    let _second = start(&redis, &sim, &folder, &["-c", "1"], &[]);
+    // The other one runs everything in processes: there, too, a run waits and goes on.
+    let _second = start(&redis, &sim, &folder, &["-c", "1", "-P", "prefork"], &[]);
     let redis_url = redis.url();
     let approve = |arguments: &[&str]| orchestra(&folder, &[&["-b", &redis_url, "approve"], arguments].concat());
     let list = text(&approve(&[]));
