@@ -177,9 +177,9 @@ fn p_074_to_p_094_every_end_of_a_run_is_that_of_a_python_worker() {
     let mut ours = ours(&redis, &["-E"], &[]);
     let program = [HEAD, ENDS].concat();
     assert_eq!(run_python(&program, &redis.url()), "all good\n");
-    // P-112: Ctrl-C.
+    // P-112: Ctrl-C, with Celery's exit code for it.
     ours.process.signal(Signal::SIGINT);
-    assert_eq!(ours.process.wait(), Some(0));
+    assert_eq!(ours.process.wait(), Some(1));
     // In peace, or its children stay.
     theirs.signal(Signal::SIGTERM);
     theirs.wait();
