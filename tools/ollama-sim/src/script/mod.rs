@@ -120,7 +120,8 @@ impl Backend for Script {
     }
 
     fn copy(&self, model: &Model, name: Name) {
-        lock(&self.behaviours).insert(name.key(), self.behaviour(model));
+        let behaviour = self.behaviour(model);
+        lock(&self.behaviours).insert(name.key(), behaviour);
         let mut models = lock(&self.models);
         models.retain(|known| known.name != name);
         models.push(Arc::new(Model { name, ..model.clone() }));
