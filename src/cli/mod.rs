@@ -32,10 +32,5 @@ mod top;
 mod up;
 pub mod worker;
 
-/// Huge pages, which mimalloc asks for unless told not to, would double what an idle worker holds.
-#[cfg(feature = "mimalloc")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 pub use program::program_main;
 pub use worker::{worker_main, worker_main_from};
