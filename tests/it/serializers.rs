@@ -178,7 +178,7 @@ for name in more:
     assert_eq!((messages.len(), printed.lines().count()), (3 * 6 * 40, 3 * 6 * 40));
     for (message, expected) in messages.iter().rev().zip(printed.lines()) {
         let message = accept.decode(message.as_bytes(), &Limits::default()).unwrap();
-        let read: Value = serde_json::from_str(message.body.args()).unwrap();
+        let read: Value = json::parse(message.body.args()).unwrap();
         let expected: Value = json::parse(expected).unwrap();
         assert_eq!(read, expected);
     }
