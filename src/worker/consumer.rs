@@ -20,7 +20,7 @@ use super::fetcher::Fetched;
 use super::follow::{ErrbackCall, Fallout};
 use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Kept};
 use super::metrics::Metrics;
 use super::parked::{Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
@@ -38,7 +38,7 @@ use super::timers::Timers;
 use super::tracer::Place;
 use super::writer::{Out, Outbox};
 use crate::backend::Part;
-use crate::broker::{self, Tag};
+use crate::broker::{self, GivenUp, Tag};
 use crate::canvas::{Parent, ResultNode};
 use crate::client::Client;
 use crate::clock::{self, Clocks, Instant, Timestamp};
@@ -84,7 +84,7 @@ pub(crate) struct Inputs {
     pub fetched: mpsc::Receiver<Vec<Fetched>>,
     pub ends: mpsc::UnboundedReceiver<Ended>,
     pub orders: mpsc::Receiver<Order>,
-    pub lost: mpsc::UnboundedReceiver<Vec<Tag>>,
+    pub kept: mpsc::UnboundedReceiver<Kept>,
     pub recalled: mpsc::UnboundedReceiver<Recalled>,
     pub notes: mpsc::Receiver<Note>,
     pub joined: mpsc::UnboundedReceiver<Joined>,
@@ -174,7 +174,10 @@ impl Consumer {
                 Some(note) = inputs.notes.recv() => self.on_note(note),
                 Some(joined) = inputs.joined.recv() => self.on_joined(joined),
                 Some(order) = inputs.orders.recv() => self.on_order(order),
-                Some(lost) = inputs.lost.recv() => self.on_lost(&lost),
+                Some(kept) = inputs.kept.recv() => match kept {
+                    Kept::Lost(tags) => self.on_lost(&tags),
+                    Kept::GivenUp(given_up) => self.on_given_up(&given_up),
+                },
                 Some(recalled) = inputs.recalled.recv() => self.on_recalled(recalled),
                 () = sleep_until(due) => self.on_due(),
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
@@ -377,43 +380,8 @@ impl Consumer {
         let queue = delivery.queue.clone();
         self.metrics.refused();
         error!(queue.name = %queue, "a message in queue {queue:?} was refused: {}", refusal.reason);
-        if let Some(Failed {
-            headers,
-            exception,
-            embed,
-        }) = &refusal.failure
-        {
-            if let Some(embed) = embed {
-                let parent = Parent {
-                    id: headers.id.clone(),
-                    root_id: headers.root().to_owned(),
-                    priority: 0,
-                    carried: carried(Trace::of(&headers.extra).as_ref()),
-                };
-                let (chain, errbacks) = (embed.chain.as_deref(), embed.errbacks.as_deref());
-                let fallout = self.scribe.failed(
-                    &parent,
-                    chain.unwrap_or_default(),
-                    errbacks.unwrap_or_default(),
-                    exception,
-                    headers.ignore_result != Some(true),
-                );
-                self.on_fallout(&parent, fallout, false, None);
-                if let (Some(body), Some(group)) = (&embed.chord, &headers.group) {
-                    let value = Json::new(exception).unwrap_or_else(|_| Json::null());
-                    let part = Part::new(group, headers.group_index, &headers.id, "FAILURE", &value);
-                    self.join(Member {
-                        part,
-                        body: body.clone(),
-                        parent,
-                        children: None,
-                        delivery: None,
-                    });
-                }
-            }
-            self.out.extend(self.scribe.refusal(headers, exception));
-            self.out
-                .extend(self.events.refused(&headers.id, exception).map(Out::Event));
+        if let Some(failed) = &refusal.failure {
+            self.fail(failed);
         }
         self.out.push(Out::Broker(if refusal.bury {
             broker::Write::Dead {
@@ -425,6 +393,55 @@ impl Consumer {
         } else {
             broker::Write::Ack(delivery.tag)
         }));
+    }
+
+    /// Whoever waits for the result of a message that nobody gets any more is told, and what was to follow it fails.
+    fn on_given_up(&mut self, given_up: &GivenUp) {
+        error!("a held message went to the dead-letter list: {}", given_up.reason);
+        if let Some(failed) = strategy::given_up(given_up, &self.options) {
+            self.fail(&failed);
+        }
+    }
+
+    /// Writes down the failure of a task that will not run, and of what hangs on it: its chain, its chord, its error
+    /// callbacks.
+    fn fail(&mut self, failed: &Failed) {
+        let Failed {
+            headers,
+            exception,
+            embed,
+        } = failed;
+        if let Some(embed) = embed {
+            let parent = Parent {
+                id: headers.id.clone(),
+                root_id: headers.root().to_owned(),
+                priority: 0,
+                carried: carried(Trace::of(&headers.extra).as_ref()),
+            };
+            let (chain, errbacks) = (embed.chain.as_deref(), embed.errbacks.as_deref());
+            let fallout = self.scribe.failed(
+                &parent,
+                chain.unwrap_or_default(),
+                errbacks.unwrap_or_default(),
+                exception,
+                headers.ignore_result != Some(true),
+            );
+            self.on_fallout(&parent, fallout, false, None);
+            if let (Some(body), Some(group)) = (&embed.chord, &headers.group) {
+                let value = Json::new(exception).unwrap_or_else(|_| Json::null());
+                let part = Part::new(group, headers.group_index, &headers.id, "FAILURE", &value);
+                self.join(Member {
+                    part,
+                    body: body.clone(),
+                    parent,
+                    children: None,
+                    delivery: None,
+                });
+            }
+        }
+        self.out.extend(self.scribe.refusal(headers, exception));
+        self.out
+            .extend(self.events.refused(&headers.id, exception).map(Out::Event));
     }
 
     fn on_ended(&mut self, ended: Ended) {

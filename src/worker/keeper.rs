@@ -1,30 +1,30 @@
 //! Keeps leases: what we hold stays ours however long it takes, and what the dead held comes back.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use super::effects::Scribe;
-use super::writer::Outbox;
 use crate::broker::{Broker, GivenUp, Tag};
 use crate::clock;
-use crate::wire::{self, Exception, Limits};
 
 /// Tags in one script call.
 const BATCH: usize = 1000;
+
+/// What the consumer loop is told of held messages.
+pub(crate) enum Kept {
+    /// Others have them now.
+    Lost(Vec<Tag>),
+    /// It went to the dead-letter list.
+    GivenUp(GivenUp),
+}
 
 /// The service that keeps leases. It is told what is held by the consumer loop, and tells it what was lost.
 pub(crate) struct Keeper {
     pub broker: Broker,
     /// Everything held, each time the leases are due.
     pub held: mpsc::Receiver<Vec<Tag>>,
-    pub lost: mpsc::UnboundedSender<Vec<Tag>>,
-    /// Where the end of what is given up is written down.
-    pub outbox: Outbox,
-    pub scribe: Arc<Scribe>,
-    pub limits: Limits,
+    pub kept: mpsc::UnboundedSender<Kept>,
     /// Pause between two looks for messages whose holder is gone.
     pub sweep: Duration,
     /// How long others may take to renew their leases when the connection is there again: what cut us off probably cut
@@ -93,7 +93,7 @@ impl Keeper {
             );
         }
         if !lost.is_empty() {
-            let _ = self.lost.send(lost);
+            let _ = self.kept.send(Kept::Lost(lost));
         }
     }
 
@@ -103,27 +103,12 @@ impl Keeper {
                 if restored.requeued > 0 {
                     info!("restored {} message(s) whose worker is gone", restored.requeued);
                 }
-                for given_up in &restored.dead {
-                    self.tell(given_up);
+                for given_up in restored.dead {
+                    let _ = self.kept.send(Kept::GivenUp(given_up));
                 }
             }
             Err(error) if error.is_transient() => {}
             Err(error) => warn!(%error, "overdue messages cannot be restored"),
-        }
-    }
-
-    /// Whoever waits for the result of a message that nobody gets any more is told.
-    fn tell(&self, given_up: &GivenUp) {
-        error!("a held message went to the dead-letter list: {}", given_up.reason);
-        let headers = match wire::decode(&given_up.raw, &self.limits) {
-            Ok(message) => Some(message.headers),
-            Err(undecodable) => undecodable.headers.map(|headers| *headers),
-        };
-        if let Some(headers) = headers {
-            // What Celery says when a process is gone in the middle of a task.
-            let exception = Exception::new("billiard.exceptions", "WorkerLostError", given_up.reason.clone());
-            self.outbox
-                .send(self.scribe.refusal(&headers, &exception).into_iter().collect());
         }
     }
 }

@@ -245,17 +245,14 @@ impl Worker {
         };
 
         let (held, held_seen) = mpsc::channel(1);
-        let (lost_to, lost) = mpsc::unbounded_channel();
+        let (kept_to, kept) = mpsc::unbounded_channel();
         let lease = options.broker_options.visibility_timeout;
         spawn(
             ServiceKind::Keeper,
             Keeper {
                 broker: broker.clone(),
                 held: held_seen,
-                lost: lost_to,
-                outbox: outbox.clone(),
-                scribe: scribe.clone(),
-                limits: options.limits,
+                kept: kept_to,
                 sweep: Keeper::sweep_pause(lease),
                 grace: Keeper::grace(lease),
             }
@@ -310,7 +307,7 @@ impl Worker {
             fetched,
             ends,
             orders,
-            lost,
+            kept,
             recalled,
             notes: notes_seen,
             joined,

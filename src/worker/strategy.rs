@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Options;
 use super::request::Request;
-use crate::broker;
+use crate::broker::{self, GivenUp};
 use crate::clock::{self, Timestamp};
 use crate::task::{Registry, not_registered};
 use crate::wire::{self, Embed, Exception, Headers, Message};
@@ -113,6 +113,24 @@ fn time(header: &str, text: Option<&str>) -> Result<Option<Timestamp>, String> {
         Ok(at) => Ok(Some(at)),
         Err(error) => Err(format!("invalid {header} value {text:?}: {error}")),
     }
+}
+
+/// The end of a message that was delivered too often, as Celery says it of a process that is gone in the middle of a task;
+/// `None` when nobody can tell whose message it was.
+pub(crate) fn given_up(given_up: &GivenUp, options: &Options) -> Option<Failed> {
+    let exception = Exception::new("billiard.exceptions", "WorkerLostError", given_up.reason.clone());
+    let (headers, embed) = match options.accept.decode(&given_up.raw, &options.limits) {
+        Ok(message) => {
+            let embed = message.body.embed().ok();
+            (Box::new(message.headers), embed)
+        }
+        Err(undecodable) => (undecodable.headers?, None),
+    };
+    Some(Failed {
+        headers,
+        exception,
+        embed,
+    })
 }
 
 fn invalid(message: Message, reason: String) -> Box<Refusal> {

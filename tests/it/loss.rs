@@ -94,6 +94,11 @@ async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     let redis = Redis::start();
     let client = redis.client().await;
     let pending = client.send(Call::new("hello.die")).await.unwrap();
+    let dies = || Signature::new("hello.die");
+    let sum = client
+        .apply(chord([dies()], Signature::new("hello.add")))
+        .await
+        .unwrap();
     let settings = [
         (
             "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
@@ -107,16 +112,16 @@ async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     for _ in 0..10 {
         let worker = last.insert(Worker::spawn("hello_task", &redis, &[], &settings));
         let end = std::time::Instant::now() + Duration::from_secs(8);
-        while worker.process.is_running() && redis.length("LLEN", "celery.dead") == 0 && std::time::Instant::now() < end
+        while worker.process.is_running() && redis.length("LLEN", "celery.dead") < 2 && std::time::Instant::now() < end
         {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         *ends.entry(worker.process.is_running()).or_default() += 1;
-        if redis.length("LLEN", "celery.dead") == 1 {
+        if redis.length("LLEN", "celery.dead") == 2 {
             break;
         }
     }
-    assert_eq!(redis.length("LLEN", "celery.dead"), 1, "{ends:?}");
+    assert_eq!(redis.length("LLEN", "celery.dead"), 2, "{ends:?}");
     assert_eq!(redis.length("HLEN", "unacked"), 0);
     let dead: Vec<String> = redis.command(&["LRANGE", "celery.dead", "0", "-1"]);
     assert!(dead[0].contains("deliver"), "{}", dead[0]);
@@ -124,6 +129,12 @@ async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     let failure = pending.get::<serde_json::Value>(LONG).await.unwrap_err().to_string();
     assert!(
         failure.contains("WorkerLostError") && failure.contains("delivered 2 times"),
+        "{failure}"
+    );
+    // So is whoever waits for a chord of which it was a part.
+    let failure = sum.get::<serde_json::Value>(LONG).await.unwrap_err().to_string();
+    assert!(
+        failure.contains("ChordError") && failure.contains("delivered 2 times"),
         "{failure}"
     );
 }
