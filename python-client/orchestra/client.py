@@ -39,6 +39,8 @@ class ModelFields(TypedDict, total=False):
     """``False``: no token stream, only the result."""
     cache: Union[bool, float]
     """How many seconds the same call may get the same answer; ``True`` is a day."""
+    routing: str
+    """How its host is chosen: ``"warm-first"``, ``"least-busy"``, ``"latency"``, ``"weighted"``, ``"sticky(header)"``."""
 
 
 class GenerateFields(ModelFields, total=False):
@@ -57,6 +59,7 @@ class EmbedFields(TypedDict, total=False):
     """Fields of ``embed``."""
 
     options: Mapping[str, Any]
+    routing: str
     dimensions: int
     truncate: bool
     """``True`` cuts texts that are too long; otherwise they are an error."""

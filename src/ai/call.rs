@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::Engine;
 use super::fault;
-use super::fleet::{Caller, Heard, Trouble};
+use super::fleet::{Caller, Heard, Strategy, Trouble};
 use super::ollama::{Answer, Kind, Piece, Request};
+use crate::clock;
 use crate::task::{Context, Failure};
 
 /// How a call shows itself while it runs.
@@ -21,6 +22,8 @@ pub(super) struct Show<'a> {
     pub template: Option<&'a str>,
     /// How long the answer may be given to the same call again; `None` asks the model each time.
     pub cache: Option<Duration>,
+    /// How its host is chosen, where the call says so.
+    pub routing: Option<&'a Strategy>,
 }
 
 /// Asks and waits for the whole answer. What is wrong with the request is a `ValueError`.
@@ -43,6 +46,7 @@ pub(super) async fn call(
     };
     let asked = fleet.ask(request, &caller(show, context), &mut hear).await;
     counted.end(&asked);
+    put_off(asked.as_ref().err(), show, context).await;
     let answer = asked.map_err(|trouble| failure(trouble, &model, context))?;
     context.stream(&json!({
         "type": "call", "step": show.step, "attempt": context.retries(), "model": answer.model, "host": answer.host,
@@ -65,6 +69,21 @@ pub(super) fn caller<'a>(show: Show<'a>, context: &'a Context) -> Caller<'a> {
         tenant: tenant.or_else(|| stamp("tenant")),
         priority: 9 - priority.min(9),
         cache: show.cache,
+        routing: show.routing,
+        id: context.id(),
+        headers,
+        may_be_put_off: context.client().is_some(),
+    }
+}
+
+/// Says of a task that is put off what it waits for. A template says so of all its steps at once.
+pub(super) async fn put_off(trouble: Option<&Trouble>, show: Show<'_>, context: &Context) {
+    if let (Some(Trouble::Later(by, after)), None) = (trouble, show.template) {
+        let until = clock::iso(clock::after(clock::now(), *after));
+        // What cannot be told changes nothing of the wait.
+        let _ = context
+            .update_state("WAITING", &json!({"limit": by, "until": until}))
+            .await;
     }
 }
 
@@ -79,6 +98,9 @@ pub(super) fn tell(heard: Heard, show: Show<'_>, context: &Context) {
         Heard::Piece(Piece::Thinking(text)) => {
             json!({"type": "thinking", "text": text, "step": step, "attempt": attempt})
         }
+        Heard::Limited(limit, wait) => json!({
+            "type": "limit", "limit": limit, "wait_s": wait.as_secs_f64(), "step": step, "attempt": attempt,
+        }),
         Heard::Loading(host) => {
             json!({"type": "model", "status": "loading", "host": host, "step": step, "attempt": attempt})
         }
@@ -96,6 +118,7 @@ pub(super) fn failure(trouble: Trouble, model: &str, context: &Context) -> Failu
         Trouble::Fault(fault) => fault::of_model(&fault, model, context),
         Trouble::Value(text) => Failure::value_error(text),
         Trouble::Budget(text) => fault::budget_exceeded(text),
+        Trouble::Later(_, after) => Failure::Later(after),
     }
 }
 
@@ -104,6 +127,18 @@ pub(super) fn announce_attempt(context: &Context) {
     let details = context.details();
     if details.retries > 0 || details.redelivered {
         context.stream(&json!({"type": "restart", "attempt": details.retries}));
+    }
+}
+
+/// How a call wants its host chosen.
+///
+/// # Errors
+/// A text for people.
+pub(super) fn routing(value: &Value) -> Result<Option<Strategy>, String> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(text) => text.parse().map(Some).map_err(|wrong| format!("routing: {wrong}")),
+        other => Err(format!("routing: must be a text such as least-busy, not {other}")),
     }
 }
 

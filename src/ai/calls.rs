@@ -164,6 +164,8 @@ impl Call<'_> {
             Err(Trouble::Fault(fault)) => (host(&fault.host), outcome(fault.class), &fault.text),
             Err(Trouble::Value(text)) => (String::new(), "wrong", text),
             Err(Trouble::Budget(text)) => (String::new(), "budget", text),
+            // It has not been made yet.
+            Err(Trouble::Later(..)) => return,
         };
         self.count(place, class);
         if let Some(span) = &self.span {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Engine;
-use super::call::{Show, announce_attempt, caller, failure, tell};
+use super::call::{Show, announce_attempt, caller, failure, put_off, routing, tell};
 use super::ollama::{Embedding, Route, Usage};
 use super::tasks::POLICY;
 use crate::task::{Context, Failure, Options, Task};
@@ -24,6 +24,8 @@ pub struct Embed {
     truncate: Value,
     #[serde(default)]
     keep_alive: Value,
+    #[serde(default)]
+    routing: Value,
 }
 
 /// Vectors, in the order of the texts.
@@ -58,6 +60,7 @@ pub(super) async fn embed(
     let embedding = Embedding::new(model.clone(), input, fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
     let mut hear = |heard| tell(heard, show, context);
     let asked = fleet.embed(embedding, &caller(show, context), &mut hear).await;
+    put_off(asked.as_ref().err(), show, context).await;
     let (embedded, host, route) = asked.map_err(|trouble| failure(trouble, &model, context))?;
     Ok(Vectors {
         embeddings: embedded.vectors,
@@ -81,11 +84,13 @@ impl Task for Embed {
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Vectors, Failure> {
         announce_attempt(&context);
+        let routing = routing(&self.routing).map_err(Failure::value_error)?;
         let show = Show {
             step: "answer",
             stream: true,
             template: None,
             cache: None,
+            routing: routing.as_ref(),
         };
         let fields = [
             ("options", self.options),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::affinity::ModelAffinity;
 use super::calls::Calls;
 use super::embed::Embed;
 use super::fault::template_not_found;
@@ -19,7 +20,7 @@ use super::task_file::{FileTask, Scheduled};
 use super::tasks::{Approve, Chat, Generate, Resume, ResumeFailed, RunTemplate};
 use super::template::{Problem, Template};
 use super::workspace;
-use crate::task::{Context, Failure, RegisterError, Registry};
+use crate::task::{Affinity, Context, Failure, RegisterError, Registry, Task as _};
 use crate::text::closest;
 
 /// Templates, task files and model servers.
@@ -100,6 +101,16 @@ impl Engine {
         registry.register::<ResumeFailed>(())?;
         for binding in engine.shelf().bindings() {
             registry.register_dyn(Arc::new(FileTask::new(engine.clone(), binding)))?;
+        }
+        let options = engine.fleet.options();
+        if options.overtaking > 0 {
+            let affinity = ModelAffinity::new(engine.clone(), options.overtaking, options.switch_after);
+            let affinity: Arc<dyn Affinity> = Arc::new(affinity);
+            let built_in = [Generate::NAME, Chat::NAME, Embed::NAME, RunTemplate::NAME];
+            let shelf = engine.shelf();
+            for name in shelf.bindings().map(|binding| binding.name()).chain(built_in) {
+                registry.set_affinity(name, affinity.clone());
+            }
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! AI work: templates, prompts, schemas, models. AI tasks are ordinary tasks, built on [`task`](crate::task) alone.
 
+mod affinity;
 mod ask;
 mod call;
 mod calls;
@@ -25,7 +26,7 @@ mod workspace;
 
 pub use embed::{Embed, Vectors};
 pub use engine::{Engine, LoadError};
-pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Seen, Used, canonical};
+pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Rate, Seen, Strategy, Used, canonical};
 pub use options::{CallLimits, DEFAULT_HOST, Folder, Options, TextLimits};
 pub use permits::{Permits, ProgramLimits};
 pub use program::{LIMITED, become_limited};

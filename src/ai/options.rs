@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::fleet::{Budget, HostOptions, Profile};
+use super::fleet::{Budget, HostOptions, Profile, Rate, Strategy};
 use super::permits::Permits;
 use crate::conn::Endpoint;
 
@@ -26,12 +26,18 @@ pub struct Options {
     pub pull: Vec<String>,
     /// How long a call for a model that is in no memory lets those go first whose model is.
     pub switch_after: Duration,
+    /// How many tasks may run before one that came earlier and whose model is in no memory; 0 keeps the order.
+    pub overtaking: u32,
+    /// How hosts are chosen.
+    pub routing: Strategy,
     /// How long a call waits for a place.
     pub queue: Duration,
     /// Keep what was asked in the record of a call.
     pub record_prompts: bool,
     /// How much may be used.
     pub budgets: Vec<Budget>,
+    /// How much may be used in a time.
+    pub rates: Vec<Rate>,
     /// Where workers agree on who asks which host: Redis, and what its keys begin with. Without it each process is alone.
     pub redis: Option<(Endpoint, String)>,
     /// Allow models that run on ollama.com.
@@ -123,9 +129,12 @@ impl Default for Options {
             models: BTreeMap::new(),
             pull: Vec::new(),
             switch_after: Duration::from_secs(30),
+            overtaking: 16,
+            routing: Strategy::default(),
             queue: Duration::from_secs(3600),
             record_prompts: false,
             budgets: Vec::new(),
+            rates: Vec::new(),
             redis: None,
             allow_cloud: false,
             permits: Permits::default(),

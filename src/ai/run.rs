@@ -77,6 +77,8 @@ enum Place {
     Running,
     /// Waits for what is written down under these names.
     Parked(Vec<String>),
+    /// Goes on at that time.
+    Later(clock::Instant),
     /// Ended with this.
     Done(Arc<Value>),
 }
@@ -129,6 +131,10 @@ impl<'a> Run<'a> {
                     self.tell(step, "waiting");
                     places[number] = Place::Parked(names);
                 }
+                Err(Stop::Later(until)) => {
+                    self.tell(step, "waiting");
+                    places[number] = Place::Later(until);
+                }
                 Err(Stop::Failed(failure)) => {
                     self.tell(step, "failed");
                     return Err(self.named(step, failure));
@@ -154,8 +160,8 @@ impl<'a> Run<'a> {
         (!step.kind.is_local || !steps.iter().any(is_needed)).then_some(result)
     }
 
-    /// When nothing runs any more: puts the run down if steps wait for others. Whether to go on, because one of them
-    /// need not wait any more.
+    /// When nothing runs any more: puts the run off if steps wait for a time, and down if they wait for others. Whether to
+    /// go on, because one of them need not wait any more.
     async fn put_down(&self, places: &mut [Place]) -> Result<bool, Failure> {
         let names: Vec<String> = places
             .iter()
@@ -165,10 +171,15 @@ impl<'a> Run<'a> {
             })
             .flatten()
             .collect();
-        if names.is_empty() {
+        let until = places.iter().filter_map(|place| match place {
+            Place::Later(until) => Some(*until),
+            _ => None,
+        });
+        let until = until.min();
+        if names.is_empty() && until.is_none() {
             return Ok(false);
         }
-        let waits = |place: &Place| matches!(place, Place::Parked(_));
+        let waits = |place: &Place| matches!(place, Place::Parked(_) | Place::Later(_));
         let steps = self.template.steps().iter().zip(&*places);
         let ids: Vec<&str> = steps
             .filter(|(_, place)| waits(place))
@@ -177,6 +188,10 @@ impl<'a> Run<'a> {
         let done = places.iter().filter(|place| matches!(place, Place::Done(_))).count();
         let meta = json!({"step": ids.first(), "waiting": ids, "done": done, "total": places.len()});
         self.context.update_state("WAITING", &meta).await?;
+        // What others write down meanwhile is found then.
+        if let Some(until) = until {
+            return Err(Failure::Later(until.saturating_duration_since(clock::instant())));
+        }
         if self.kept.park(&names).await? {
             return Err(Failure::Park);
         }
@@ -213,11 +228,12 @@ impl<'a> Run<'a> {
         let mut results: Vec<Option<Value>> = vec![None; items.len()];
         let mut running: FuturesUnordered<BoxFuture<'_, (usize, Result<Value, Stop>)>> = FuturesUnordered::new();
         let mut waits: Vec<String> = Vec::new();
+        let mut later: Vec<clock::Instant> = Vec::new();
         let mut next = 0;
         let mut done = 0;
         let mut told: Option<clock::Instant> = None;
         loop {
-            while next < items.len() && running.len() + waits.len() < step.parallel {
+            while next < items.len() && running.len() + waits.len() + later.len() < step.parallel {
                 let index = next;
                 next += 1;
                 let key = format!("{}[{index}]", step.id);
@@ -243,6 +259,7 @@ impl<'a> Run<'a> {
                     done += 1;
                 }
                 Err(Stop::Waits(names)) => waits.extend(names),
+                Err(Stop::Later(until)) => later.push(until),
                 Err(Stop::Failed(failure)) => return Err(Stop::Failed(failure)),
             }
             let now = clock::instant();
@@ -251,6 +268,9 @@ impl<'a> Run<'a> {
                 let meta = json!({"step": step.id, "item": done, "items": items.len()});
                 self.context.update_state("PROGRESS", &self.counted(meta)).await?;
             }
+        }
+        if let Some(until) = later.into_iter().min() {
+            return Err(Stop::Later(until));
         }
         if !waits.is_empty() {
             return Err(Stop::Waits(waits));

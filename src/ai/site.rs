@@ -10,6 +10,7 @@ use super::Engine;
 use super::kept::Kept;
 use super::template::{Scope, Step, Template};
 use super::workspace::Workspace;
+use crate::clock::{self, Instant};
 use crate::task::{Context, Exception, Failure};
 use crate::wire::Signature;
 use crate::wire::python_modules::ORCHESTRA;
@@ -21,6 +22,8 @@ pub(crate) enum Stop {
     Failed(Failure),
     /// It waits for what is written down under these names, and holds nothing meanwhile.
     Waits(Vec<String>),
+    /// It goes on at that time, and holds nothing until then.
+    Later(Instant),
 }
 
 impl Stop {
@@ -37,7 +40,10 @@ impl Stop {
 
 impl From<Failure> for Stop {
     fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
+        match failure {
+            Failure::Later(after) => Self::Later(clock::instant() + after),
+            failure => Self::Failed(failure),
+        }
     }
 }
 

@@ -183,6 +183,18 @@ impl Binding {
         })
     }
 
+    /// Its template, and the parameters of a call; `None` where they do not fit.
+    pub(super) fn called_with(&self, args: &str, kwargs: &str) -> Option<(&str, Map<String, Value>)> {
+        let arguments = Arguments {
+            args: serde_json::from_str(args).ok()?,
+            kwargs: serde_json::from_str(kwargs).ok()?,
+        };
+        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        let mut params = arguments.bind_names(&self.name, &names).ok()?;
+        params.extend(self.params.clone());
+        Some((&self.template, params))
+    }
+
     /// When beat sends it.
     pub(super) fn scheduled(&self) -> Option<&Scheduled> {
         self.scheduled.as_ref()

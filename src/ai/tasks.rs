@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Engine;
 use super::ask::{Question, ask};
-use super::call::{Show, announce_attempt, cache_time};
+use super::call::{Show, announce_attempt, cache_time, routing};
 use super::ollama::{Answer, Kind};
 use crate::clock;
 use crate::task::{Context, Exception, Failure, Options, Resumption, Task};
@@ -63,6 +63,8 @@ pub struct Generate {
     top_logprobs: Given,
     #[serde(default, skip_serializing)]
     cache: Given,
+    #[serde(default, skip_serializing)]
+    routing: Given,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -92,6 +94,8 @@ pub struct Chat {
     top_logprobs: Given,
     #[serde(default, skip_serializing)]
     cache: Given,
+    #[serde(default, skip_serializing)]
+    routing: Given,
     #[serde(default = "yes", skip_serializing)]
     stream: bool,
 }
@@ -130,11 +134,14 @@ impl Task for Generate {
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Answer, Failure> {
         announce_attempt(&context);
+        let given = |field: &Given| field.as_deref().cloned().unwrap_or_default();
+        let routing = routing(&given(&self.routing)).map_err(Failure::value_error)?;
         let show = Show {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: cache_time(self.cache.as_deref().unwrap_or(&Value::Null)).map_err(Failure::value_error)?,
+            cache: cache_time(&given(&self.cache)).map_err(Failure::value_error)?,
+            routing: routing.as_ref(),
         };
         let question = Question::new(Kind::Generate, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await
@@ -150,11 +157,14 @@ impl Task for Chat {
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Answer, Failure> {
         announce_attempt(&context);
+        let given = |field: &Given| field.as_deref().cloned().unwrap_or_default();
+        let routing = routing(&given(&self.routing)).map_err(Failure::value_error)?;
         let show = Show {
             step: "answer",
             stream: self.stream,
             template: None,
-            cache: cache_time(self.cache.as_deref().unwrap_or(&Value::Null)).map_err(Failure::value_error)?,
+            cache: cache_time(&given(&self.cache)).map_err(Failure::value_error)?,
+            routing: routing.as_ref(),
         };
         let question = Question::new(Kind::Chat, self.model.clone(), fields(&self)?);
         ask(&engine, question, show, &context).await

@@ -11,6 +11,7 @@ mod dead;
 mod detach;
 mod doctor;
 mod events;
+mod explain;
 mod inspect;
 mod log;
 mod metrics;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use super::explain::explain;
 use super::program::{Common, Stopped, pretty, usage, world};
 use crate::ai::{Engine, Fleet, canonical};
 
@@ -63,6 +64,14 @@ pub(super) enum Models {
         #[arg(long, value_name = "URL")]
         host: String,
     },
+    /// Which hosts the calls of a task went to, and what was known of all hosts when they were chosen
+    Explain {
+        /// Id of the task
+        id: String,
+        /// The records as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Tokens, seconds and calls of a day, by task, template, model and tenant; and of budgets
     Usage {
         /// The day, such as 2026-11-25 [default: today]
@@ -76,10 +85,16 @@ pub(super) enum Models {
 
 impl Models {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
+        if let Self::Explain { id, json } = &self {
+            explain(&common.client().await?, id, *json).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let options = common.settings()?.shared_ai().map_err(usage)?;
         let engine = Engine::load(&options).map_err(usage)?;
         let fleet = engine.fleet();
         match self {
+            // Needs no model server.
+            Self::Explain { .. } => Ok(ExitCode::SUCCESS),
             Self::List => list(fleet).await,
             Self::Ps { json } => ps(fleet, json).await,
             Self::Warm {

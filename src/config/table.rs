@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::load::{read, unknown};
 use super::queues::{Queues, RouteTable};
 use super::values::{Hosts, ResultTransportOptions, Seconds, TransportOptions, Words};
-use crate::ai::{Budget, Profile};
+use crate::ai::{Budget, Profile, Rate, Strategy};
 
 /// One line of the table of settings.
 #[derive(Clone, Copy, Debug)]
@@ -220,10 +220,16 @@ settings! {
     ai_pull: Words = "[]",
     /// Seconds that a call for a model in no memory lets those go first whose model is.
     ai_switch_after: Seconds = "30",
+    /// How many tasks that a worker holds may run before one that came earlier, because their model is in memory and its is not; for as long as `ai_switch_after` at most. `0` keeps the order.
+    ai_overtaking: u32 = "16",
+    /// How the host of a call is chosen: `warm-first`, `least-busy`, `latency`, `weighted`, or `sticky(NAME)` for the same one for each value of the header NAME; see docs/fleet.md.
+    ai_routing: Strategy = "warm-first",
     /// Seconds a call waits for a place on a host before its task is tried again later.
     ai_queue_timeout: Seconds = "3600",
     /// Bounds on use: tables with `tokens` or `seconds`, `per` (`hour`, `day`, `month`), of which `task`, `template`, `model`, `tenant`, and `downgrade_to`, without which calls are refused.
     ai_budgets: Vec<Budget> = "[]",
+    /// Limits in a time, of all workers together: tables with `requests` or `tokens` a minute or `gpu_seconds` an hour, of which `task`, `template`, `model`, `tenant`, `each` (one limit for each value of one of these or of a header), and `burst`, the seconds whose share may come at once; see docs/fleet.md.
+    ai_rate_limits: Vec<Rate> = "[]",
     /// Keep what was asked in the record of each call; otherwise only its hash.
     ai_record_prompts: bool = "false",
     /// Allow models that run on ollama.com (`…:cloud`): prompts leave your machines.

@@ -26,6 +26,7 @@
 //! A Python client calls it as `app.send_task("math.add", (2,), {"y": 3})`: positional arguments bind in the order of
 //! the fields, keyword arguments by name, and a mismatch is the `TypeError` that Python would raise.
 
+mod affinity;
 mod bind;
 pub(crate) mod builtins;
 mod chord_unlock;
@@ -41,6 +42,7 @@ mod traits;
 
 pub use crate::client::Resumption;
 pub use crate::wire::{Arguments, Exception, python};
+pub use affinity::Affinity;
 pub use context::{Context, Details, Note, Notes};
 pub use current::current;
 pub use failure::Failure;

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::bind::bind;
 use super::current::scope;
-use super::{BoxFuture, Context, DynTask, Failure, Hides, Meter, Options, Task};
+use super::{Affinity, BoxFuture, Context, DynTask, Failure, Hides, Meter, Options, Task};
 use crate::wire::floats::to_raw;
 use crate::wire::{Arguments, Body, Exception, python_modules};
 
@@ -27,6 +27,8 @@ pub struct Entry {
     pub description: Option<Arc<str>>,
     /// What of it is not shown.
     pub hides: Arc<Hides>,
+    /// Who knows what its calls need.
+    pub affinity: Option<Arc<dyn Affinity>>,
     start: Arc<Start>,
 }
 
@@ -74,6 +76,7 @@ impl Registry {
             options: T::OPTIONS,
             description: T::DESCRIPTION.map(Into::into),
             hides: Arc::new(Hides::new(&T::OPTIONS, &Hides::parameters::<T>())),
+            affinity: None,
             start: Arc::new(move |body, context| {
                 let task: T = bind(T::NAME, body.args(), body.kwargs(), T::OPTIONS.redact)?;
                 let env = env.clone();
@@ -95,6 +98,7 @@ impl Registry {
             options: task.options(),
             description: task.description().map(Into::into),
             hides: Arc::new(Hides::new(&task.options(), &task.parameters())),
+            affinity: None,
             start: Arc::new(move |body, context| {
                 let arguments: Arguments = body.arguments()?;
                 let run = task.run(arguments, context.clone());
@@ -108,6 +112,17 @@ impl Registry {
     /// The task of that name.
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
+    }
+
+    /// Says who knows what the calls of a task need. Whether there is such a task.
+    pub fn set_affinity(&mut self, name: &str, affinity: Arc<dyn Affinity>) -> bool {
+        match self.entries.get_mut(name) {
+            Some(entry) => {
+                entry.affinity = Some(affinity);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Adds numbers that tasks keep about themselves.

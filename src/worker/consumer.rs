@@ -1,7 +1,7 @@
 //! The loop that owns the state of a worker. Everything else sends it values; each arm of its select is one
 //! synchronous call, and what must be awaited (Redis, tasks) waits elsewhere.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use super::pool::{Ended, Pool};
 use super::process::Children;
 use super::rate_limit::RateLimits;
 use super::request::{Delivery, Done, Effect, Happening, Hold, Input, Outcome, Request, RunId, State, Waiting};
+use super::reserved::{Need, Reserved};
 use super::revoke::Revoked;
 use super::room::Share;
 use super::services::spawn_run;
@@ -42,7 +43,7 @@ use crate::broker::{self, GivenUp, Tag};
 use crate::canvas::{Parent, ResultNode};
 use crate::client::Client;
 use crate::clock::{self, Clocks, Instant, Timestamp};
-use crate::task::{Context, Details, Note, Notes, Registry};
+use crate::task::{Context, Details, Failure, Note, Notes, Registry};
 use crate::trace::{Span, Trace, carried};
 use crate::wire::Json;
 
@@ -104,7 +105,7 @@ pub(crate) struct Consumer {
     pub outbox: Outbox,
     pub active: HashMap<Key, Active>,
     pub by_id: HashMap<Arc<str>, Key>,
-    pub reserved: VecDeque<Key>,
+    pub reserved: Reserved,
     pub timers: Timers,
     /// Those that wait long for their ETA, beyond some that are kept whole.
     pub parked: Parked,
@@ -274,13 +275,21 @@ impl Consumer {
 
     /// What a message uses up while it waits for its ETA.
     fn waiting(&self, key: Key) -> Waiting {
-        let Some(room) = &self.waiting else {
-            return Waiting::Nothing;
-        };
         let has_eta = self.active.get(&key).is_some_and(|active| active.request.eta.is_some());
-        match room.clone().try_acquire_owned() {
-            Ok(place) if has_eta => Waiting::Place(place),
-            _ => Waiting::Prefetch,
+        if has_eta {
+            self.room_to_wait()
+        } else {
+            Waiting::Prefetch
+        }
+    }
+
+    fn room_to_wait(&self) -> Waiting {
+        match &self.waiting {
+            None => Waiting::Nothing,
+            Some(room) => room
+                .clone()
+                .try_acquire_owned()
+                .map_or(Waiting::Prefetch, Waiting::Place),
         }
     }
 
@@ -451,7 +460,9 @@ impl Consumer {
             let dropped = active.context.as_ref().map_or(0, Context::stream_dropped);
             self.metrics.stream_dropped(dropped);
         }
-        if let Some(outcome) = ended.outcome {
+        if let Some(Outcome::Failed(Failure::Later(after))) = ended.outcome {
+            self.put_off(ended.key, after);
+        } else if let Some(outcome) = ended.outcome {
             if self.options.deduplicate
                 && matches!(outcome, Outcome::Success(_))
                 && let Some(active) = self.active.get(&ended.key)
@@ -464,6 +475,26 @@ impl Consumer {
                 runtime: ended.runtime,
             };
             self.step(ended.key, input);
+        }
+    }
+
+    /// A run that goes on later; a worker that stops gives its message back at once.
+    fn put_off(&mut self, key: Key, after: Duration) {
+        if let Some(active) = self.active.get_mut(&key) {
+            active.context = None;
+            // What the run was is over; the next one is another.
+            if let Some(span) = active.span.take() {
+                span.end();
+            }
+        }
+        let input = Input::PutOff {
+            run: key,
+            until: clock::after(clock::now(), after),
+            waiting: self.room_to_wait(),
+        };
+        self.step(key, input);
+        if self.phase != Phase::Run {
+            self.step(key, Input::Stop { cold: false });
         }
     }
 
@@ -743,7 +774,7 @@ impl Consumer {
                     }
                 }
                 Effect::WaitForEta(eta) => self.wait(key, eta),
-                Effect::Enqueue => self.reserved.push_back(key),
+                Effect::Enqueue => self.reserve(key, &request),
                 // `start` makes the run itself; everything else has been written.
                 _ => {}
             }
@@ -794,19 +825,19 @@ impl Consumer {
 
     /// Starts what waits, as long as there are places.
     fn start_reserved(&mut self) {
-        while let Some(&key) = self.reserved.front() {
-            let Some(active) = self.active.get(&key) else {
-                self.reserved.pop_front();
-                continue;
-            };
-            let request = active.request.clone();
+        while !self.reserved.is_empty() {
             // What it would say has nowhere to go; the next look at the clock tries again.
             if self.outbox.is_full() {
                 return;
             }
             let Some(slot) = self.pool.slot() else { return };
-            self.reserved.pop_front();
             let now = clock::instant();
+            let active = &self.active;
+            let Some(key) = self.reserved.take(now, |key| active.contains_key(&key)) else {
+                return;
+            };
+            let Some(active) = self.active.get(&key) else { continue };
+            let request = active.request.clone();
             // The task's own limit as it stands now, not as it stood when the message came: it can be changed.
             let limit = self
                 .registry
@@ -822,6 +853,17 @@ impl Consumer {
             }
             self.start(key, &request, slot, now);
         }
+    }
+
+    /// Waits for a place to run.
+    fn reserve(&mut self, key: Key, request: &Request) {
+        let need = request.entry.affinity.as_ref().and_then(|of| {
+            let body = &request.message.body;
+            let what = of.need(&request.entry.name, body.args(), body.kwargs())?;
+            Some(Need { of: of.clone(), what })
+        });
+        let priority = request.message.properties.priority();
+        self.reserved.push(key, need, priority, clock::instant());
     }
 
     fn hold_for_rate(&mut self, key: Key, at: Instant) {

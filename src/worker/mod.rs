@@ -33,6 +33,7 @@ mod rate_limit;
 mod request;
 #[cfg(test)]
 mod request_walk;
+mod reserved;
 mod revoke;
 mod room;
 mod services;

@@ -32,6 +32,18 @@ pub(crate) struct Delivery {
     pub credit: Option<OwnedSemaphorePermit>,
 }
 
+impl Delivery {
+    /// As one that waits for a time: it does not use up the prefetch count (P-095), as long as more may wait.
+    fn waits(self, waiting: Waiting) -> Self {
+        let credit = match waiting {
+            Waiting::Nothing => None,
+            Waiting::Place(place) => Some(place),
+            Waiting::Prefetch => self.credit,
+        };
+        Self { credit, ..self }
+    }
+}
+
 /// A task that this worker has accepted: all that does not change while it lives.
 pub(crate) struct Request {
     pub id: Arc<str>,
@@ -123,6 +135,12 @@ pub(crate) enum Input {
         run: RunId,
         outcome: Outcome,
         runtime: Duration,
+    },
+    /// Its run ended without an end of the task: it is to go on at that time.
+    PutOff {
+        run: RunId,
+        until: Timestamp,
+        waiting: Waiting,
     },
     /// Somebody revoked it; with `terminate`, running or not.
     Revoked { terminate: Option<i32> },
@@ -263,15 +281,8 @@ impl State {
                 match request.eta {
                     Some(eta) if eta > now => {
                         effects.push(Effect::WaitForEta(eta));
-                        // A held message does not use up the prefetch count (P-095), as long as more may wait.
-                        let credit = match waiting {
-                            Waiting::Nothing => None,
-                            Waiting::Place(place) => Some(place),
-                            Waiting::Prefetch => delivery.credit,
-                        };
-                        let delivery = Delivery { credit, ..delivery };
                         Self::Held {
-                            delivery,
+                            delivery: delivery.waits(waiting),
                             why: Hold::Eta,
                         }
                     }
@@ -328,6 +339,29 @@ impl State {
                 request.end(unacked, outcome, runtime, now, effects);
                 Self::Done
             }
+            (
+                Self::Running { unacked, run, .. },
+                Input::PutOff {
+                    run: ended,
+                    until,
+                    waiting,
+                },
+            ) if run == ended => match unacked {
+                Some(delivery) => {
+                    effects.push(Effect::WaitForEta(until));
+                    Self::Held {
+                        delivery: delivery.waits(waiting),
+                        why: Hold::Eta,
+                    }
+                }
+                None => {
+                    // Whoever has the message now runs it; one that was acknowledged early is nobody's.
+                    if !request.policy.acks_late {
+                        effects.push(Effect::Retry(until, None));
+                    }
+                    Self::Done
+                }
+            },
             (
                 Self::Running { unacked, run: _, .. },
                 Input::Revoked {
@@ -583,6 +617,11 @@ impl Request {
             }
             // Its stream goes on when the task does.
             Outcome::Failed(Failure::Park) => effects.extend(unacked.map(Effect::Ack)),
+            // The loop knows what it costs to wait: `Input::PutOff`. A message is never without an end.
+            Outcome::Failed(Failure::Later(after)) => {
+                effects.push(Effect::Retry(clock::after(now, after), None));
+                effects.extend(unacked.map(Effect::Ack));
+            }
             Outcome::Panicked(message) => {
                 let exception = Exception::runtime_error(format!("the task panicked: {message}"));
                 self.fail(unacked, exception, effects);

@@ -115,6 +115,12 @@ fn input(run: u64) -> Input {
         failed(Failure::Ignore),
         failed(Failure::replace(Signature::new("walk"))),
         failed(Failure::replace(crate::canvas::chain([]))),
+        Input::PutOff {
+            run,
+            until: clock::now(),
+            waiting: super::request::Waiting::Nothing,
+        },
+        failed(Failure::Later(Duration::from_secs(1))),
         Input::Revoked { terminate: None },
         Input::Revoked { terminate: Some(15) },
         Input::Stop { cold: false },
@@ -150,7 +156,10 @@ fn a_delivery_is_spent_exactly_once_and_last() {
             said.push(format!("{input:?}"));
             let was_done = state.is_done();
             let mut effects = Vec::new();
+            let is_put_off = matches!(input, Input::PutOff { run: 1, .. });
             state = state.step(input, &request, clock::now(), &mut effects);
+            // What was put off starts again.
+            started &= !(is_put_off && matches!(state, State::Held { .. }));
             assert!(
                 !was_done || effects.is_empty(),
                 "a request that is over does nothing: {said:?}"

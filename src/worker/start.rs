@@ -1,6 +1,6 @@
 //! Puts a worker together: connections, declarations, services, and the loop between them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use super::parked::{Parked, Recaller};
 use super::pool::Pool;
 use super::process::Children;
 use super::rate_limit::RateLimits;
+use super::reserved::Reserved;
 use super::revoke::Revoked;
 use super::room::Room;
 use super::services::{ServiceKind, run_loop, spawn};
@@ -348,7 +349,7 @@ impl Worker {
             outbox,
             active: HashMap::new(),
             by_id: HashMap::new(),
-            reserved: VecDeque::new(),
+            reserved: Reserved::default(),
             timers: Timers::default(),
             parked: Parked::default(),
             recall,

@@ -9,18 +9,18 @@ use serde_json::{Value, json};
 use crate::support::{Folder, LONG, Redis, Sim, Worker, until};
 
 /// A worker with settings of its own.
-fn worker(redis: &Redis, settings: &str, arguments: &[&str]) -> (Worker, Folder) {
+pub(crate) fn worker(redis: &Redis, settings: &str, arguments: &[&str]) -> (Worker, Folder) {
     let folder = Folder::new();
     let file = folder.write("orchestra.toml", settings);
     let own = ["--config", file.to_str().unwrap()];
     (Worker::start(redis, &[&own[..], arguments].concat()), folder)
 }
 
-fn generate(model: &str, prompt: &str) -> Call {
+pub(crate) fn generate(model: &str, prompt: &str) -> Call {
     Call::new("orchestra.generate").arg(model).arg(prompt)
 }
 
-async fn answers(pending: Vec<Pending>) -> Vec<Value> {
+pub(crate) async fn answers(pending: Vec<Pending>) -> Vec<Value> {
     let mut answers = Vec::new();
     for one in pending {
         answers.push(one.get::<Value>(LONG).await.unwrap());
@@ -28,7 +28,7 @@ async fn answers(pending: Vec<Pending>) -> Vec<Value> {
     answers
 }
 
-async fn failure(client: &Client, call: Call) -> (String, String) {
+pub(crate) async fn failure(client: &Client, call: Call) -> (String, String) {
     match client.send(call).await.unwrap().get::<Value>(LONG).await {
         Err(Error::Failed { exception, .. }) => (exception.name.clone(), exception.message()),
         other => panic!("no failure but {other:?}"),
@@ -44,7 +44,7 @@ async fn last_failure(client: &Client, call: Signature) -> (String, String) {
     }
 }
 
-fn number(value: &Value) -> u64 {
+pub(crate) fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("no number: {value}"))
 }
 

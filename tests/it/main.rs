@@ -30,6 +30,7 @@ mod examples;
 mod execution;
 mod faults;
 mod fleet;
+mod fleet_rules;
 mod fuzz;
 mod layers;
 mod limits;

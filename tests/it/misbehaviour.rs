@@ -124,6 +124,28 @@ async fn every_way_to_misbehave_has_a_name_and_none_passes_for_an_answer() {
     until("all are left alone", async || sim.stats().await["open"] == 0).await;
 }
 
+/// A host whose memory is full says 500: the call goes to one that has room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_memory_is_not_the_last_word() {
+    let redis = Redis::start();
+    let hosts = ["error-memory", "echo"].map(|behaviour| Sim::start_with(&[&format!("--model=m={behaviour}")]));
+    let folder = Folder::new();
+    let settings = format!("ai_hosts = ['{}', '{}']\n", hosts[0].url, hosts[1].url);
+    let file = folder.write("orchestra.toml", &settings);
+    let _worker = Worker::start(&redis, &["--config", file.to_str().unwrap()]);
+    let client = redis.client().await;
+    let answer = outcome(&client, "orchestra.generate", "m", json!("well"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (&answer["text"], &answer["host"]),
+        (&json!("well"), &json!(hosts[1].url))
+    );
+    let failed = &answer["route"]["failed"][0];
+    assert_eq!(failed["host"], json!(hosts[0].url));
+    assert!(failed["fault"].as_str().unwrap().contains("out of memory"), "{failed}");
+}
+
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }

@@ -7,12 +7,15 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::super::ollama::Usage;
 use super::Fleet;
 use super::calls::Trouble;
 use super::catalog::{canonical, fits};
+use super::strategy::Strategy;
 use crate::clock;
+use crate::wire::Headers;
 
 /// Who asks, and how.
 #[derive(Debug)]
@@ -27,6 +30,75 @@ pub(in crate::ai) struct Caller<'a> {
     pub priority: u8,
     /// How long the answer may be given again.
     pub cache: Option<Duration>,
+    /// How its host is chosen, where the call says so.
+    pub routing: Option<&'a Strategy>,
+    /// Id of the task.
+    pub id: &'a str,
+    /// The headers of its message.
+    pub headers: Option<&'a Headers>,
+    /// Whether the task can be put off, and run again later.
+    pub may_be_put_off: bool,
+}
+
+impl Caller<'_> {
+    /// What it has under a name: `task`, `template`, `tenant`, or a header or stamp of its message.
+    pub(super) fn named(&self, name: &str) -> Option<String> {
+        match name {
+            "task" => return Some(self.task.to_owned()),
+            "template" => return self.template.map(str::to_owned),
+            "tenant" => return self.tenant.map(str::to_owned),
+            _ => {}
+        }
+        let headers = self.headers?;
+        let stamp = || headers.stamps.as_ref()?.get(name);
+        match headers.extra.get(name).or_else(stamp)? {
+            Value::String(text) => Some(text.clone()),
+            Value::Null => None,
+            other => Some(other.to_string()),
+        }
+    }
+}
+
+/// What a line of the settings is for: the calls that fit all it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Named<'a> {
+    pub task: Option<&'a str>,
+    pub template: Option<&'a str>,
+    pub model: Option<&'a str>,
+    pub tenant: Option<&'a str>,
+}
+
+impl Named<'_> {
+    /// Whether a call is one of them.
+    pub(super) fn are_of(&self, caller: &Caller<'_>, model: &str) -> bool {
+        let is = |wanted: Option<&str>, has: Option<&str>| match wanted {
+            None => true,
+            Some(pattern) => has.is_some_and(|has| has == pattern || (pattern.contains('*') && fits(has, pattern))),
+        };
+        self.model.is_none_or(|pattern| fits(&canonical(model), pattern))
+            && is(self.task, Some(caller.task))
+            && is(self.template, caller.template)
+            && is(self.tenant, caller.tenant)
+    }
+
+    /// In words.
+    pub(super) fn words(&self) -> String {
+        let parts = [
+            ("task", self.task),
+            ("template", self.template),
+            ("model", self.model),
+            ("tenant", self.tenant),
+        ];
+        let named: Vec<String> = parts
+            .iter()
+            .filter_map(|(what, who)| Some(format!("{what} {}", (*who)?)))
+            .collect();
+        if named.is_empty() {
+            "everything".into()
+        } else {
+            named.join(", ")
+        }
+    }
 }
 
 /// A line of `ai_budgets`: a bound on what calls may use that fit all that it names.
@@ -106,37 +178,21 @@ impl Period {
 impl Budget {
     /// Whether a call counts for it.
     fn is_for(&self, caller: &Caller<'_>, model: &str) -> bool {
-        let is = |wanted: &Option<String>, has: Option<&str>| match wanted {
-            None => true,
-            Some(pattern) => has.is_some_and(|has| has == pattern || (pattern.contains('*') && fits(has, pattern))),
-        };
-        let of_model = self
-            .model
-            .as_ref()
-            .is_none_or(|pattern| fits(&canonical(model), pattern));
-        of_model
-            && is(&self.task, Some(caller.task))
-            && is(&self.template, caller.template)
-            && is(&self.tenant, caller.tenant)
+        self.named().are_of(caller, model)
+    }
+
+    fn named(&self) -> Named<'_> {
+        Named {
+            task: self.task.as_deref(),
+            template: self.template.as_deref(),
+            model: self.model.as_deref(),
+            tenant: self.tenant.as_deref(),
+        }
     }
 
     /// Its name in the accounts and for people.
     pub fn name(&self) -> String {
-        let parts = [
-            ("task", &self.task),
-            ("template", &self.template),
-            ("model", &self.model),
-            ("tenant", &self.tenant),
-        ];
-        let named: Vec<String> = parts
-            .iter()
-            .filter_map(|(what, who)| Some(format!("{what} {}", who.as_deref()?)))
-            .collect();
-        if named.is_empty() {
-            "everything".into()
-        } else {
-            named.join(", ")
-        }
+        self.named().words()
     }
 }
 
@@ -298,15 +354,29 @@ mod tests {
 
     use super::*;
 
+    impl<'a> Caller<'a> {
+        /// One that says nothing but its task.
+        pub(in crate::ai::fleet) fn of(task: &'a str) -> Self {
+            Self {
+                task,
+                template: None,
+                tenant: None,
+                priority: 0,
+                cache: None,
+                routing: None,
+                id: "1",
+                headers: None,
+                may_be_put_off: false,
+            }
+        }
+    }
+
     #[test]
     fn a_budget_is_for_calls_that_fit_all_it_names() {
         let budget: Budget = serde_json::from_value(json!({"tenant": "a*", "model": "m", "tokens": 5})).unwrap();
         let caller = |tenant| Caller {
-            task: "t",
-            template: None,
             tenant,
-            priority: 0,
-            cache: None,
+            ..Caller::of("t")
         };
         assert!(budget.is_for(&caller(Some("acme")), "M:latest"));
         assert!(!budget.is_for(&caller(Some("other")), "m"));

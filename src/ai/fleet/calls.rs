@@ -15,7 +15,9 @@ use super::cache::Flight;
 use super::catalog::canonical;
 use super::flight::pieces;
 use super::keeper::Place;
+use super::rates::Turn;
 use super::routing::{Nowhere, Why};
+use super::strategy::Strategy;
 use crate::clock::{self, Instant};
 
 /// How many hosts a call tries.
@@ -30,6 +32,8 @@ const EACH: Duration = Duration::from_secs(10);
 pub(in crate::ai) enum Heard {
     /// A piece of the answer.
     Piece(Piece),
+    /// It waits for its turn in a limit, so long.
+    Limited(String, Duration),
     /// The host loads the model first.
     Loading(String),
     /// The host fetches the model first.
@@ -47,6 +51,8 @@ pub(in crate::ai) enum Trouble {
     Value(String),
     /// A budget is used up.
     Budget(String),
+    /// A limit lets the call go on so much later.
+    Later(String, Duration),
 }
 
 impl From<Fault> for Trouble {
@@ -133,7 +139,8 @@ impl Fleet {
         route: Route,
         hear: Hear<'_>,
     ) -> Result<Answer, Trouble> {
-        let mut way = Way::new(request.model(), route);
+        let mut way = Way::new(request.model(), route, self.strategy(request.model(), caller));
+        let turn = self.own_turn(&mut way, || size(request), caller, hear).await?;
         let mut said_something = false;
         loop {
             let place = self.next_place(&mut way, caller, hear).await?;
@@ -161,7 +168,14 @@ impl Fleet {
             let asking = Box::pin(self.keeper().ollama.ask(server, request, first, &mut on_piece));
             match self.within_whole(&server.url, asking).await {
                 Ok(mut answer) => {
+                    if way.strategy == Strategy::Latency {
+                        let url = self.keeper().hosts[place.host].url();
+                        self.keeper().paced(url, &way.key, pace(&answer));
+                    }
                     way.answered(self, place, began, answer.timing.load_s);
+                    if let Some(turn) = turn {
+                        Box::pin(self.settle_turn(*turn, answer.usage, answer.timing.total_s)).await;
+                    }
                     answer.route = way.route;
                     return Ok(answer);
                 }
@@ -186,8 +200,11 @@ impl Fleet {
                 .map_err(Trouble::Value)?;
             embedding.fields.remove("shift");
         }
-        let mut way = Way::new(&embedding.model, Route::default());
+        let strategy = self.strategy(&embedding.model, caller);
+        let mut way = Way::new(&embedding.model, Route::default(), strategy);
         way.route.prompt_sha256 = hash(&json!([embedding.model, embedding.inputs, embedding.fields]));
+        let bytes = || embedding.inputs.iter().map(String::len).sum();
+        let turn = self.own_turn(&mut way, bytes, caller, hear).await?;
         let mut all = Embedded::default();
         let mut host = String::new();
         let began = clock::instant();
@@ -224,15 +241,36 @@ impl Fleet {
             total_tokens: all.prompt_tokens,
         };
         let took = clock::instant().saturating_duration_since(began).as_secs_f64();
+        if let Some(turn) = turn {
+            Box::pin(self.settle_turn(*turn, usage, took)).await;
+        }
         self.account(caller, &embedding.model, usage, took).await;
         Ok((all, host, way.route))
+    }
+
+    /// Waits for a call's turn, where there are limits.
+    async fn own_turn(
+        &self,
+        way: &mut Way,
+        bytes: impl FnOnce() -> usize,
+        caller: &Caller<'_>,
+        hear: Hear<'_>,
+    ) -> Result<Option<Box<Turn>>, Trouble> {
+        if self.options().rates.is_empty() {
+            return Ok(None);
+        }
+        // A task that was put off comes back with the same question.
+        let ticket = way.route.prompt_sha256.get(..16).unwrap_or_default();
+        let mut turn = Box::pin(self.turn(&way.model, bytes(), ticket, caller, hear)).await?;
+        way.route.limited = turn.limited.take();
+        Ok(Some(Box::new(turn)))
     }
 
     /// Waits for a place on a host that did not fail this call yet.
     async fn next_place(&self, way: &mut Way, caller: &Caller<'_>, hear: Hear<'_>) -> Result<Place, Trouble> {
         let mut pulled = false;
         loop {
-            let waiting = self.keeper().place(&way.key, caller, &way.not);
+            let waiting = self.keeper().place(&way.key, caller, &way.not, &way.strategy);
             let nowhere = match tokio::time::timeout(self.options().queue, waiting).await {
                 Ok(Ok(place)) => {
                     way.route.waited_s += place.waited.as_secs_f64();
@@ -359,21 +397,26 @@ struct Way {
     key: String,
     not: Vec<String>,
     last: Option<Fault>,
+    strategy: Strategy,
     route: Route,
 }
 
 impl Way {
-    fn new(model: &str, route: Route) -> Self {
+    fn new(model: &str, route: Route, strategy: Strategy) -> Self {
         Self {
             model: model.to_owned(),
             key: canonical(model),
             not: Vec::new(),
             last: None,
-            route,
+            route: Route {
+                strategy: strategy.to_string(),
+                ..route
+            },
+            strategy,
         }
     }
 
-    fn answered(&mut self, fleet: &Fleet, place: Place, began: Instant, load_s: f64) {
+    fn answered(&mut self, fleet: &Fleet, mut place: Place, began: Instant, load_s: f64) {
         let url = fleet.keeper().hosts[place.host].url();
         let took = clock::instant().saturating_duration_since(began);
         let load = Duration::try_from_secs_f64(load_s).unwrap_or_default().min(took);
@@ -382,6 +425,7 @@ impl Way {
             Why::Load => "load".into(),
             Why::Instead(victims) => format!("load instead of {}", victims.join(", ")),
         };
+        self.route.hosts = std::mem::take(&mut place.stood);
         fleet.keeper().tell(url, &self.key, Told::Answered);
         fleet
             .keeper()
@@ -420,6 +464,24 @@ impl Way {
             _ => self.last = Some(fault),
         }
         Ok(())
+    }
+}
+
+/// What an answer of a hundred tokens takes there: an answer's own length says nothing of a host.
+fn pace(answer: &Answer) -> Duration {
+    let timing = &answer.timing;
+    let first = (timing.first_token_s - timing.load_s).max(0.0);
+    #[expect(clippy::cast_precision_loss, reason = "tokens of an answer")]
+    let each = timing.generate_s / answer.usage.completion_tokens.max(1) as f64;
+    Duration::try_from_secs_f64(first + 100.0 * each).unwrap_or_default()
+}
+
+/// About how long what is asked is, in bytes.
+fn size(request: &Request) -> usize {
+    match (request.body().get("prompt"), request.body().get("messages")) {
+        (Some(Value::String(prompt)), _) => prompt.len(),
+        (_, Some(messages)) => messages.to_string().len(),
+        _ => 0,
     }
 }
 

@@ -34,7 +34,7 @@ impl Pieces {
             Heard::Piece(Piece::Text(text)) => ("t", text.clone()),
             Heard::Piece(Piece::Thinking(text)) => ("k", text.clone()),
             Heard::Again => ("a", String::new()),
-            Heard::Loading(_) | Heard::Pulling(_) => return,
+            Heard::Limited(..) | Heard::Loading(_) | Heard::Pulling(_) => return,
         };
         let _ = self.0.try_send(piece);
     }

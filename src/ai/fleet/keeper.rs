@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
-use super::super::ollama::Ollama;
+use super::super::ollama::{Ollama, Stood};
 use super::accounts::Caller;
 use super::breaker::Told;
 use super::host::Host;
 use super::ledger::{Book, Catalogs, Entry, Ledger};
-use super::routing::{Nowhere, Waiting, Why};
-use super::view::Rules;
+use super::routing::{Nowhere, View, Waiting, Why};
+use super::strategy::Strategy;
+use super::view::{Rules, view};
 use crate::clock::{self, Instant};
 
 /// Calls of one worker that others hear of; the rest has its turn later.
@@ -59,6 +60,10 @@ struct State {
     book: Arc<Book>,
     catalogs: Catalogs,
     version: u64,
+    /// The fleet as it is known here, for whoever chooses what to run; made when it is wanted.
+    picture: Option<Arc<View>>,
+    /// Whether anybody ever wanted it.
+    is_pictured: bool,
     /// The ledger's clock and ours at one moment.
     clock: Option<(u64, Instant)>,
 }
@@ -81,6 +86,8 @@ pub(super) struct Place {
     pub why: Why,
     /// How long it was waited for.
     pub waited: Duration,
+    /// How all hosts stood when it was given.
+    pub stood: Vec<Stood>,
     over: bool,
 }
 
@@ -128,6 +135,7 @@ impl Keeper {
         model: &str,
         caller: &Caller<'_>,
         not: &[String],
+        by: &Strategy,
     ) -> Result<Place, Nowhere> {
         self.start();
         let (answer, given) = oneshot::channel();
@@ -138,6 +146,7 @@ impl Keeper {
             since: 0,
             not: not.to_vec(),
             tenant: caller.tenant.map(str::to_owned),
+            by: by.clone(),
         };
         let came = clock::instant();
         self.state().waiting.push(Waiter { call, came, answer });
@@ -183,6 +192,12 @@ impl Keeper {
         }
     }
 
+    /// Notes what an answer took.
+    pub(super) fn paced(&self, host: &str, model: &str, pace: Duration) {
+        let pace = u64::try_from(pace.as_millis()).unwrap_or(u64::MAX);
+        self.state().todo.paces.push((host.to_owned(), model.to_owned(), pace));
+    }
+
     /// Notes that a host lacks a model, or has it no longer in memory.
     pub(super) fn cooled(&self, host: &str, model: &str) {
         self.state().todo.cooled.push((host.to_owned(), model.to_owned()));
@@ -191,6 +206,32 @@ impl Keeper {
     /// What hosts said, as far as it is known.
     pub(super) fn catalogs(&self) -> Catalogs {
         self.state().catalogs.clone()
+    }
+
+    /// The fleet as it was last read; `None` before that.
+    pub(super) fn picture(&self) -> Option<Arc<View>> {
+        let mut state = self.state();
+        state.is_pictured = true;
+        state.clock?;
+        if state.picture.is_none() {
+            state.picture = Some(Arc::new(view(&self.hosts, &self.rules, &state.book, &state.catalogs)));
+        }
+        state.picture.clone()
+    }
+
+    /// Notes a place that was had since the fleet was read: the next task is chosen before it is read again.
+    fn picture_with(&self, host: usize, model: &str, why: &Why) {
+        if !self.state().is_pictured {
+            return;
+        }
+        // As it was read, at least.
+        drop(self.picture());
+        let mut state = self.state();
+        if let Some(picture) = &mut state.picture
+            && let Some(host) = Arc::make_mut(picture).hosts.get_mut(host)
+        {
+            host.accept(model, why);
+        }
     }
 
     fn start(self: &Arc<Self>) {
@@ -259,6 +300,7 @@ impl Keeper {
         }
         state.clock = Some((book.now, clock::instant()));
         state.book = Arc::new(book);
+        state.picture = None;
         (state.book.clone(), state.catalogs.clone())
     }
 
@@ -268,6 +310,7 @@ impl Keeper {
         state.todo.drop.extend(entry.drop);
         state.todo.warmed.extend(entry.warmed);
         state.todo.cooled.extend(entry.cooled);
+        state.todo.paces.extend(entry.paces);
         state.todo.catalogs.extend(entry.catalogs);
         state.renewed = None;
     }

@@ -39,6 +39,8 @@ pub(super) struct Entry {
     pub cooled: Vec<(String, String)>,
     /// What loads took, in milliseconds.
     pub loads: Vec<(String, u64)>,
+    /// What an answer of a hundred tokens took, in milliseconds: host, model, and that.
+    pub paces: Vec<(String, String, u64)>,
     /// What hosts said of themselves.
     pub catalogs: Vec<(String, Catalog)>,
     /// Which catalogs it has read.
@@ -55,6 +57,7 @@ impl Entry {
             && self.warmed.is_empty()
             && self.cooled.is_empty()
             && self.loads.is_empty()
+            && self.paces.is_empty()
             && self.catalogs.is_empty()
     }
 }
@@ -85,6 +88,8 @@ pub(super) struct Book {
     pub memory: HashMap<(String, String), Memory>,
     /// By model, in milliseconds.
     pub loads: BTreeMap<String, u64>,
+    /// By host and model: milliseconds for a hundred tokens, and when that was measured.
+    pub paces: HashMap<(String, String), (u64, u64)>,
     /// By host; those of before where nothing is new.
     pub catalogs: Option<HashMap<String, Catalog>>,
     /// Grows with every change of the catalogs.
@@ -192,6 +197,7 @@ pub(super) struct Local {
     breakers: HashMap<String, Breaker>,
     memory: HashMap<(String, String), Memory>,
     loads: BTreeMap<String, u64>,
+    paces: HashMap<(String, String), (u64, u64)>,
     catalogs: HashMap<String, Catalog>,
     version: u64,
 }
@@ -219,6 +225,14 @@ impl Local {
             let mean = self.loads.get(model).map_or(*took, |before| (before * 3 + took) / 4);
             self.loads.insert(model.clone(), mean);
         }
+        for (host, model, pace) in &entry.paces {
+            let key = (host.clone(), model.clone());
+            let mean = self
+                .paces
+                .get(&key)
+                .map_or(*pace, |(before, _)| (before * 3 + pace) / 4);
+            self.paces.insert(key, (mean, now));
+        }
         if !entry.catalogs.is_empty() {
             self.version += 1;
             for (host, catalog) in &entry.catalogs {
@@ -240,6 +254,7 @@ impl Local {
             breakers: self.breakers.clone(),
             memory: self.memory.clone(),
             loads: self.loads.clone(),
+            paces: self.paces.clone(),
             catalogs: (self.version != entry.seen).then(|| self.catalogs.clone()),
             version: self.version,
             // Nobody else chooses between a look and a take.

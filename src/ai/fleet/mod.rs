@@ -15,9 +15,11 @@ mod keeper;
 mod ledger;
 mod profile;
 mod pull;
+mod rates;
 mod routing;
 mod seen;
 mod shared;
+mod strategy;
 mod view;
 
 use std::collections::BTreeMap;
@@ -28,7 +30,9 @@ pub use accounts::{Budget, Period, Used};
 pub use catalog::canonical;
 pub use host::{Host, HostOptions};
 pub use profile::Profile;
+pub use rates::Rate;
 pub use seen::Seen;
+pub use strategy::Strategy;
 
 pub(super) use accounts::Caller;
 pub(super) use calls::{Heard, Trouble};
@@ -78,6 +82,9 @@ impl Fleet {
                     host.url()
                 );
             }
+        }
+        for (at, rate) in options.rates.iter().enumerate() {
+            rate.check(&options.rates[..at])?;
         }
         let profiles: BTreeMap<String, Profile> = options
             .models
@@ -129,6 +136,22 @@ impl Fleet {
         self.inner.profiles.get(&canonical(model))
     }
 
+    /// How a call's host is chosen. One without the header that a sticky choice goes by goes by memory.
+    fn strategy(&self, model: &str, caller: &Caller<'_>) -> Strategy {
+        let of_model = || self.profile(model)?.routing.as_ref();
+        match caller.routing.or_else(of_model).unwrap_or(&self.options().routing) {
+            Strategy::Sticky(name) => caller.named(name).map_or(Strategy::WarmFirst, Strategy::Sticky),
+            other => other.clone(),
+        }
+    }
+
+    /// Whether a model is in memory somewhere, or can be loaded without throwing another out; while nothing is known of the
+    /// hosts, all are.
+    pub(super) fn is_at_hand(&self, model: &str) -> bool {
+        let picture = self.keeper().picture();
+        picture.is_none_or(|view| view.is_at_hand(model))
+    }
+
     fn keeper(&self) -> &Arc<Keeper> {
         &self.inner.keeper
     }
@@ -137,7 +160,7 @@ impl Fleet {
         &self.inner.abilities
     }
 
-    fn options(&self) -> &Options {
+    pub(super) fn options(&self) -> &Options {
         &self.inner.options
     }
 

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::strategy::Strategy;
+
 /// Options that belong to the loaded model and not to a call: another value is another load.
 const OF_LOADS: &[&str] = &[
     "num_ctx",
@@ -33,6 +35,9 @@ pub struct Profile {
     /// Calls at once, on all hosts together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_parallel: Option<usize>,
+    /// How hosts are chosen for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Strategy>,
 }
 
 impl Profile {

@@ -10,6 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::strategy::Strategy;
+use ranked::{Ranked, of_two};
+
+mod ranked;
+mod standing;
+
+pub use standing::standings;
+
 /// What a step of priority is worth, in milliseconds of waiting: a high priority overtakes, and nobody starves.
 const STEP_OF_PRIORITY: u64 = 10_000;
 
@@ -63,6 +71,8 @@ pub struct Host {
     pub sick: BTreeMap<String, Health>,
     /// Models whose last answer there was none.
     pub shaky: BTreeSet<String>,
+    /// Milliseconds that an answer of a hundred tokens took there, by model, where that was measured lately.
+    pub paces: BTreeMap<String, u64>,
 }
 
 /// What a breaker says of a host.
@@ -92,6 +102,34 @@ pub struct Waiting {
     /// For whom it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
+    /// How its host is chosen; the key of one that is sticky is the value here.
+    #[serde(default, skip_serializing_if = "is_warm_first")]
+    pub by: Strategy,
+}
+
+fn is_warm_first(strategy: &Strategy) -> bool {
+    *strategy == Strategy::WarmFirst
+}
+
+impl Waiting {
+    /// Whether a host may have it at all, as far as anyone knows.
+    fn may_go_to(&self, host: &Host) -> bool {
+        host.may_serve(&self.model) && !self.not.contains(&host.url)
+    }
+}
+
+impl View {
+    /// Whether a model is in memory somewhere, or could be loaded without another having to go.
+    pub(super) fn is_at_hand(&self, model: &str) -> bool {
+        let is_there = |host: &Host| host.is_warm(model) || host.has_space(model, &[]);
+        let mut hosts = self.hosts.iter();
+        hosts.any(|host| host.may_serve(model) && !host.is_broken_for(model) && is_there(host))
+    }
+
+    /// What a load of a model takes, in milliseconds.
+    fn load_of(&self, model: &str) -> u64 {
+        self.loads.get(model).copied().unwrap_or(self.usual_load)
+    }
 }
 
 /// A place for a call.
@@ -173,6 +211,24 @@ impl Host {
     fn is_too_small_for(&self, model: &str) -> bool {
         self.vram
             .is_some_and(|vram| self.size(model).saturating_mul(5) > vram.saturating_mul(4))
+    }
+
+    /// Whether other hosts come first for a model: it failed here the last time, or is too large for the memory.
+    fn is_last_choice(&self, model: &str) -> bool {
+        self.shaky.contains(model) || self.is_too_small_for(model)
+    }
+
+    /// One call more, and what that makes of its memory.
+    pub(super) fn accept(&mut self, model: &str, why: &Why) {
+        *self.busy.entry(model.to_owned()).or_default() += 1;
+        if let Why::Instead(victims) = why {
+            self.warm.retain(|warm| !victims.contains(warm));
+        }
+        if *why != Why::Warm {
+            self.loading += 1;
+        }
+        self.warm.retain(|warm| warm != model);
+        self.warm.insert(0, model.to_owned());
     }
 
     /// How full it is, with one call more.
@@ -300,19 +356,29 @@ impl Round {
         if view.limits.get(model).is_some_and(|limit| used >= *limit) {
             return None;
         }
-        let open = |host: &Host| host.may_serve(model) && !call.not.contains(&host.url);
-        let hosts = || view.hosts.iter().enumerate().filter(|(_, host)| open(host));
-        let warm = hosts()
-            .filter(|(at, host)| host.is_warm(model) && host.room(model) > 0 && self.kept[*at].is_none())
-            .min_by(|(_, a), (_, b)| a.fullness().total_cmp(&b.fullness()));
-        if let Some((at, _)) = warm {
-            return Some((at, Why::Warm));
+        if call.by != Strategy::WarmFirst {
+            match self.ranked(view, call) {
+                Ranked::Place(at, why) => return Some((at, why)),
+                Ranked::Wait => return None,
+                Ranked::Nobody => {}
+            }
+        }
+        let hosts = || view.hosts.iter().enumerate().filter(|(_, host)| call.may_go_to(host));
+        let warm = hosts().filter(|(at, host)| host.is_warm(model) && host.room(model) > 0 && self.kept[*at].is_none());
+        let warm: Vec<(usize, f64)> = warm.map(|(at, host)| (at, host.fullness())).collect();
+        if let Some(least) = warm.iter().map(|(_, full)| *full).min_by(f64::total_cmp) {
+            let tied: Vec<usize> = warm
+                .iter()
+                .filter(|(_, full)| *full <= least)
+                .map(|(at, _)| *at)
+                .collect();
+            return Some((of_two(view, &call.id, &tied)?, Why::Warm));
         }
         let waited = view.now.saturating_sub(call.since);
         if !cold && waited < view.switch_after {
             return None;
         }
-        let load = view.loads.get(model).copied().unwrap_or(view.usual_load);
+        let load = view.load_of(model);
         // Waiting may be cheaper than a second load.
         if self.is_soon(view, call) && waited < load {
             return None;
@@ -323,8 +389,7 @@ impl Round {
                 continue;
             };
             // A host where the model failed the last time, or that it is too large for, comes after all others.
-            let last_choice = host.shaky.contains(model) || host.is_too_small_for(model);
-            let class = class + 3 * u8::from(last_choice);
+            let class = class + 3 * u8::from(host.is_last_choice(model));
             #[expect(clippy::cast_precision_loss, reason = "milliseconds of a load")]
             let cost = (
                 class,
@@ -347,8 +412,8 @@ impl Round {
     fn is_soon(&self, view: &View, call: &Waiting) -> bool {
         let model = call.model.as_str();
         view.hosts.iter().enumerate().any(|(at, host)| {
-            let open = host.may_serve(model) && !call.not.contains(&host.url);
-            open && ((host.is_warm(model) && !host.is_broken_for(model)) || self.kept[at].as_deref() == Some(model))
+            call.may_go_to(host)
+                && ((host.is_warm(model) && !host.is_broken_for(model)) || self.kept[at].as_deref() == Some(model))
         })
     }
 
@@ -383,20 +448,11 @@ impl Round {
 
     fn note(&mut self, view: &mut View, call: usize, at: usize, why: Why, placed: &mut Vec<Placed>) {
         let model = view.waiting[call].model.as_str();
-        let host = &mut view.hosts[at];
-        *host.busy.entry(model.to_owned()).or_default() += 1;
+        view.hosts[at].accept(model, &why);
         *self.used.entry(model.to_owned()).or_default() += 1;
         if let Some(demand) = self.demand.get_mut(model) {
             *demand = demand.saturating_sub(1);
         }
-        if let Why::Instead(victims) = &why {
-            host.warm.retain(|warm| !victims.contains(warm));
-        }
-        if why != Why::Warm {
-            host.loading += 1;
-        }
-        host.warm.retain(|warm| warm != model);
-        host.warm.insert(0, model.to_owned());
         placed.push(Placed { call, host: at, why });
     }
 }

@@ -16,6 +16,7 @@ fn host(url: &str, warm: &[&str], busy: &[(&str, usize)]) -> Host {
         gone: false,
         sick: BTreeMap::new(),
         shaky: BTreeSet::new(),
+        paces: BTreeMap::new(),
     }
 }
 
@@ -27,6 +28,7 @@ fn call(id: &str, model: &str, since: u64) -> Waiting {
         since,
         not: Vec::new(),
         tenant: None,
+        by: Strategy::WarmFirst,
     }
 }
 
@@ -357,4 +359,141 @@ fn the_same_workload_takes_a_fifth_of_the_loads_of_round_robin_and_ends_sooner()
     println!("loads {loads} against {theirs}; {took} ms against {they_took} ms; ideal without loads {ideal} ms");
     assert!(loads * 5 <= theirs, "{loads} loads against {theirs}");
     assert!(took * 2 <= they_took, "{took} ms against {they_took} ms");
+}
+
+/// How many of so many calls each host gets that come one after the other, each when the one before it has ended.
+fn share(hosts: &[Host], by: &Strategy, calls: usize) -> BTreeMap<String, usize> {
+    let mut share = BTreeMap::new();
+    for id in 0..calls {
+        let one = Waiting {
+            by: by.clone(),
+            ..call(&format!("call {id}"), "m", 99_999)
+        };
+        let placed = assign(view(hosts.to_vec(), vec![one]));
+        *share.entry(hosts[placed[0].host].url.clone()).or_default() += 1;
+    }
+    share
+}
+
+#[test]
+fn hosts_that_are_alike_get_alike() {
+    let hosts = ["a", "b", "c"].map(|url| host(url, &["m"], &[]));
+    for by in [
+        Strategy::WarmFirst,
+        Strategy::LeastBusy,
+        Strategy::Latency,
+        Strategy::Weighted,
+    ] {
+        let share = share(&hosts, &by, 300);
+        assert!(
+            share.len() == 3 && share.values().all(|calls| (70..130).contains(calls)),
+            "{by}: {share:?}"
+        );
+    }
+}
+
+#[test]
+fn the_emptiest_host_gets_a_call_though_it_has_to_load() {
+    let hosts = vec![host("a", &["m"], &[("m", 1)]), host("b", &["x"], &[])];
+    let mut one = call("1", "m", 99_999);
+    assert_eq!(places(&view(hosts.clone(), vec![one.clone()])), ["1@a"]);
+    one.by = Strategy::LeastBusy;
+    assert_eq!(places(&view(hosts.clone(), vec![one.clone()])), ["1@b for x"]);
+    let mut used = hosts;
+    used[1].busy.insert("x".into(), 1);
+    assert_eq!(
+        places(&view(used, vec![one])),
+        ["1@a"],
+        "what is in use is thrown out for nobody"
+    );
+}
+
+#[test]
+fn the_quickest_host_gets_a_call_and_loads_are_part_of_it() {
+    let mut hosts = vec![host("a", &["m"], &[]), host("b", &["m"], &[]), host("c", &[], &[])];
+    let by = Strategy::Latency;
+    for (host, pace) in hosts.iter_mut().zip([900, 300, 100]) {
+        host.paces.insert("m".into(), pace);
+    }
+    assert_eq!(
+        share(&hosts, &by, 20),
+        BTreeMap::from([("b".to_owned(), 20)]),
+        "c would load for 5 s"
+    );
+    hosts[2].warm = vec!["m".into()];
+    assert_eq!(share(&hosts, &by, 20), BTreeMap::from([("c".to_owned(), 20)]));
+    hosts[0].paces.clear();
+    assert_eq!(
+        share(&hosts, &by, 20),
+        BTreeMap::from([("a".to_owned(), 20)]),
+        "nobody knows it yet"
+    );
+}
+
+#[test]
+fn calls_are_shared_out_by_weight() {
+    let mut hosts = ["a", "b"].map(|url| host(url, &["m"], &[]));
+    hosts[1].weight = 3.0;
+    let share = share(&hosts, &Strategy::Weighted, 400);
+    assert!(share["b"].abs_diff(300) < 40, "{share:?}");
+}
+
+#[test]
+fn a_key_keeps_its_host_and_waits_for_it_as_long_as_a_load_takes() {
+    let mut hosts = ["a", "b", "c"].map(|url| host(url, &["m"], &[])).to_vec();
+    let sticky = |key: &str| Strategy::Sticky(key.into());
+    let homes: BTreeSet<String> = (0..20)
+        .map(|key| {
+            let share = share(&hosts, &sticky(&key.to_string()), 5);
+            assert_eq!(share.len(), 1, "all calls of a key are on one host");
+            share.into_keys().next().unwrap()
+        })
+        .collect();
+    assert_eq!(homes.len(), 3, "and keys are shared out");
+    let home = share(&hosts, &sticky("x"), 1).into_keys().next().unwrap();
+    let at = hosts.iter().position(|host| host.url == home).unwrap();
+    hosts[at].busy.insert("m".into(), 2);
+    let mut one = call("1", "m", 99_999);
+    one.by = sticky("x");
+    assert!(places(&view(hosts.clone(), vec![one.clone()])).is_empty());
+    one.since = 90_000;
+    let given = places(&view(hosts.clone(), vec![one.clone()]));
+    assert!(given.len() == 1 && given[0] != format!("1@{home}"), "{given:?}");
+    one.since = 99_999;
+    hosts[at].health = Health::Broken;
+    assert_eq!(
+        places(&view(hosts, vec![one])).len(),
+        1,
+        "a host that is gone is not waited for"
+    );
+}
+
+#[test]
+fn the_record_says_how_all_hosts_stood() {
+    let mut hosts = vec![
+        host("a", &["m"], &[]),
+        host("b", &["x"], &[("x", 1)]),
+        host("c", &[], &[]),
+    ];
+    hosts[2].health = Health::Broken;
+    let view = view(hosts, vec![call("1", "m", 99_999), call("2", "m", 99_999)]);
+    let placed = assign(view.clone());
+    let stood = standings(&view, &placed, |_| true);
+    let words: Vec<&str> = stood[1].iter().map(|stood| stood.was.as_str()).collect();
+    assert_eq!(
+        words,
+        [
+            "in memory, 1 of 2 calls",
+            "to be loaded in the place of another, 1 of 2 calls",
+            "left alone after failures"
+        ]
+    );
+    let alone = View {
+        hosts: view.hosts[..1].to_vec(),
+        ..view.clone()
+    };
+    assert!(
+        standings(&alone, &placed, |_| true)[0].is_empty(),
+        "of one host there is nothing to tell"
+    );
 }

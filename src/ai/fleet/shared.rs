@@ -1,4 +1,4 @@
-//! The ledger in Redis: two scripts, seven keys, one channel.
+//! The ledger in Redis: two scripts, eight keys, one channel.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, OnceCell, mpsc};
 use super::breaker::Breaker;
 use super::catalog::Catalog;
 use super::ledger::{Book, Entry, LEASE, Memory, PATIENCE, Take};
+use super::rates;
 use super::routing::Waiting;
 use crate::conn::{Endpoint, Error, Link, LinkOptions, Push};
 
@@ -16,7 +17,7 @@ use crate::conn::{Endpoint, Error, Link, LinkOptions, Push};
 ///
 /// KEYS: places (sorted by their end), waiting (hash by worker), breakers (hash by host), memory (hash by host and
 /// model), loads (hash by model), catalogs (hash by host, and their version), turns (hash by host: how many loads were
-/// ordered there). ARGV: the entry as JSON, the channel. Gives the time, the calls by host and model, the hashes, and the
+/// ordered there), paces (hash by host and model). ARGV: the entry as JSON, the channel. Gives the time, the calls by host and model, the hashes, and the
 /// catalogs if they changed.
 const WRITE: &str = r"
 local time = redis.call('TIME')
@@ -35,6 +36,10 @@ for _, m in ipairs(e.cooled) do redis.call('HSET', KEYS[4], m, 'g' .. string.for
 for _, l in ipairs(e.loads) do
   local before = tonumber(redis.call('HGET', KEYS[5], l[1]) or l[2])
   redis.call('HSET', KEYS[5], l[1], string.format('%d', (before * 3 + l[2]) / 4))
+end
+for _, p in ipairs(e.paces) do
+  local before = tonumber(string.match(redis.call('HGET', KEYS[8], p[1]) or '', '^%d+') or p[2])
+  redis.call('HSET', KEYS[8], p[1], string.format('%d %d', (before * 3 + p[2]) / 4, now))
 end
 for _, c in ipairs(e.catalogs) do redis.call('HSET', KEYS[6], c[1], string.format('%d', now) .. ' ' .. c[2]) end
 local version = tonumber(redis.call('HGET', KEYS[6], '') or 0)
@@ -58,7 +63,7 @@ end
 for of, count in pairs(busy) do counts[#counts + 1] = of; counts[#counts + 1] = tostring(count) end
 local catalogs = {}
 if version ~= e.seen then catalogs = redis.call('HGETALL', KEYS[6]) end
-return {now, counts, waiting, redis.call('HGETALL', KEYS[3]), redis.call('HGETALL', KEYS[4]), redis.call('HGETALL', KEYS[5]), version, catalogs, redis.call('HGETALL', KEYS[7])}
+return {now, counts, waiting, redis.call('HGETALL', KEYS[3]), redis.call('HGETALL', KEYS[4]), redis.call('HGETALL', KEYS[5]), version, catalogs, redis.call('HGETALL', KEYS[7]), redis.call('HGETALL', KEYS[8])}
 ";
 
 /// Takes places within the limits, on hosts whose memory is still what the choice was made for: a load that another worker
@@ -143,7 +148,8 @@ impl Shared {
         let connect = async || {
             let link = Link::connect(&self.endpoint, LinkOptions::default()).await?;
             let (write, take) = (Script::new(WRITE), Script::new(TAKE));
-            link.register([write.clone(), take.clone()]).await?;
+            let own = [write.clone(), take.clone()];
+            link.register(own.into_iter().chain(rates::scripts())).await?;
             // Without news, freed places are found by looking.
             let _ = link.subscribe_to(&self.key("news")).await;
             let heard = Mutex::new(link.pushes());
@@ -189,10 +195,13 @@ impl Shared {
             "warmed": memory(&entry.warmed),
             "cooled": memory(&entry.cooled),
             "loads": entry.loads,
+            "paces": entry.paces.iter().map(|(host, model, pace)| (format!("{host}\t{model}"), pace)).collect::<Vec<_>>(),
             "catalogs": entry.catalogs.iter().map(|(host, one)| (host, text(&json!(one)))).collect::<Vec<_>>(),
             "seen": entry.seen,
         });
-        let keys = ["places", "waiting", "breakers", "memory", "loads", "catalogs", "turns"];
+        let keys = [
+            "places", "waiting", "breakers", "memory", "loads", "catalogs", "turns", "paces",
+        ];
         let answer = self
             .run(|open| &open.write, &keys, &[argument.to_string(), self.key("news")])
             .await?;
@@ -284,6 +293,16 @@ fn read(answer: Value, seen: u64) -> Book {
     let turns = pairs(next())
         .filter_map(|(host, turn)| Some((host, turn.parse().ok()?)))
         .collect();
+    let paces = pairs(next())
+        .filter_map(|(of, measured)| {
+            let (host, model) = of.split_once('\t')?;
+            let (pace, at) = measured.split_once(' ')?;
+            Some((
+                (host.to_owned(), model.to_owned()),
+                (pace.parse().ok()?, at.parse().ok()?),
+            ))
+        })
+        .collect();
     Book {
         now,
         busy,
@@ -291,6 +310,7 @@ fn read(answer: Value, seen: u64) -> Book {
         breakers,
         memory,
         loads,
+        paces,
         catalogs: (version != seen).then_some(catalogs),
         version,
         turns,

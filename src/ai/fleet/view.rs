@@ -9,6 +9,8 @@ use super::routing;
 
 /// In milliseconds: what was written a moment before a host was asked, it may not have known yet.
 const MOMENT: u64 = 1_000;
+/// In milliseconds: what was measured longer ago says nothing, so that a host that was slow once is tried again.
+const LATELY: u64 = 600_000;
 
 /// What the settings say that is the same for all hosts.
 #[derive(Clone, Debug)]
@@ -85,6 +87,12 @@ fn one(host: &Host, book: &Book, catalog: Option<&Catalog>) -> routing::Host {
         shaky: failed()
             .filter(|(_, breaker)| breaker.failures > 0)
             .map(|(model, _)| model)
+            .collect(),
+        paces: book
+            .paces
+            .iter()
+            .filter(|((on, _), (_, at))| on == url && at + LATELY > book.now)
+            .map(|((_, model), (pace, _))| (model.clone(), *pace))
             .collect(),
         sick: failed()
             .map(|(model, breaker)| (model, breaker.health(book.now)))

@@ -51,8 +51,17 @@ pub struct Route {
     /// Why this host: `warm`, `load`, or `load instead of …`; `cache` when no host was asked, `joined` when the same
     /// call ran already and its answer was waited for.
     pub why: String,
+    /// By which rule the host was chosen: `warm-first` and the others of `ai_routing`.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub strategy: String,
+    /// How all hosts stood at that moment, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub hosts: Vec<Stood>,
     /// Seconds that were waited for a place.
     pub waited_s: f64,
+    /// The limit of `ai_rate_limits` that was waited for before, and how many seconds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub limited: Option<Limited>,
     /// Hosts that were asked before, and what went wrong there.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub failed: Vec<Failed>,
@@ -70,6 +79,24 @@ pub struct Route {
     /// The model that was asked for, where another answered because a budget was used up.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub downgraded_from: Option<String>,
+}
+
+/// A host at the moment of a choice.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Stood {
+    /// Its URL.
+    pub host: String,
+    /// What was known of it, in words.
+    pub was: String,
+}
+
+/// A wait for a limit.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Limited {
+    /// The limit, in words.
+    pub by: String,
+    /// How long.
+    pub waited_s: f64,
 }
 
 /// A host that gave no answer.

@@ -12,7 +12,7 @@ mod openai;
 mod request;
 mod server;
 
-pub use answer::{Answer, Failed, Route, Timing, Usage};
+pub use answer::{Answer, Failed, Limited, Route, Stood, Timing, Usage};
 pub use client::Ollama;
 pub(crate) use client::Piece;
 pub use embed::{Embedded, Embedding};

@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Map, Value, json};
 
-use super::model::Models;
+use super::model::{Models, ROUTING};
 use super::split::{BYTES_PER_TOKEN, learn, split, tokens};
 use super::{Field, Fields, Stop, Type, Wrong, text, value};
 use crate::ai::fault::words;
 use crate::ai::ollama::Kind;
 use crate::ai::site::Site;
+use crate::clock;
 
 /// The window of a model that nobody gave one, as Ollama has it.
 const WINDOW: u64 = 4096;
@@ -60,6 +61,7 @@ const FIELDS: &[Field] = &[
         "cache",
         "true, or seconds: how long answers are given again to the same question",
     ),
+    ROUTING,
     value(
         "repairs",
         "how often an answer that does not fit its format is asked for again (2)",
@@ -189,7 +191,7 @@ impl Work<'_> {
                 self.ask(&format!("reduce{level}.{at}"), &self.reduce, &text, last)
                     .await
             });
-            said = asked.buffered(self.parallel).try_collect().await?;
+            said = all(asked.buffered(self.parallel)).await?;
             if let (true, Some(one)) = (last, said.first()) {
                 return Ok(self.result(one.clone(), pieces, calls, level));
             }
@@ -228,7 +230,7 @@ impl Work<'_> {
         let asked = stream::iter(pieces.into_iter().enumerate())
             .map(|(at, text)| self.piece(format!("map{}", at + 1), text, 0))
             .buffered(self.parallel);
-        let more: Vec<Vec<Said>> = asked.try_collect().await?;
+        let more: Vec<Vec<Said>> = all(asked).await?;
         Ok((said.into_iter().chain(more.into_iter().flatten()).collect(), count))
     }
 
@@ -293,6 +295,20 @@ impl Work<'_> {
         }
         whole
     }
+}
+
+/// What all give. Those that run are not given up because another has to wait: what they give is kept.
+async fn all<T>(asked: impl Stream<Item = Result<T, Stop>>) -> Result<Vec<T>, Stop> {
+    let mut asked = std::pin::pin!(asked);
+    let (mut all, mut later) = (Vec::new(), None);
+    while let Some(one) = asked.next().await {
+        match one {
+            Ok(one) => all.push(one),
+            Err(Stop::Later(until)) => later = Some(later.map_or(until, |other: clock::Instant| other.min(until))),
+            Err(stop) => return Err(stop),
+        }
+    }
+    later.map_or(Ok(all), |until| Err(Stop::Later(until)))
 }
 
 fn is_too_long(text: &str) -> bool {

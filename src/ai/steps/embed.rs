@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
+use super::model::ROUTING;
 use super::{Field, Fields, Stop, Type, Wrong, needed, text, value};
-use crate::ai::call::Show;
+use crate::ai::call::{Show, routing};
 use crate::ai::embed::embed;
 use crate::ai::site::Site;
 
@@ -25,6 +26,7 @@ const FIELDS: &[Field] = &[
     value("truncate", "true: let the server cut a text that is too long (false)"),
     value("options", "options of Ollama"),
     value("keep_alive", "how long the model stays loaded"),
+    ROUTING,
 ];
 
 fn check(fields: &Map<String, Value>, _: &[&str]) -> Wrong {
@@ -38,11 +40,13 @@ pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, St
     let model = fields.need("model")?;
     let input = fields.take("input").unwrap_or_else(|| site.input.as_ref().clone());
     let key = site.key();
+    let routing = routing(&fields.take("routing").unwrap_or_default()).map_err(Stop::wrong)?;
     let show = Show {
         step: &key,
         stream: true,
         template: Some(site.template.name()),
         cache: None,
+        routing: routing.as_ref(),
     };
     let vectors = embed(site.engine, model, input, fields.0, show, site.context).await?;
     Ok(serde_json::to_value(vectors).map_err(crate::task::Failure::from)?)

@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::tools::{Tool, answer_calls};
 use super::{Field, Fields, Stop, Type, Wrong, needed, text, value};
+use crate::ai::Strategy;
 use crate::ai::ask::{Question, REPAIRS, ask};
-use crate::ai::call::{Show, cache_time};
+use crate::ai::call::{Show, cache_time, routing};
 use crate::ai::fault::reason;
 use crate::ai::ollama::{Answer, Kind, Request};
 use crate::ai::schema::Shape;
@@ -59,6 +60,11 @@ const CACHE: Field = value(
     "true, or seconds: how long the answer is given again to the same question",
 );
 
+pub(super) const ROUTING: Field = text(
+    "routing",
+    "how its host is chosen: warm-first, least-busy, latency, weighted, sticky(NAME OF A HEADER)",
+);
+
 const GENERATE_FIELDS: &[Field] = &[
     MODEL,
     MODELS,
@@ -75,6 +81,7 @@ const GENERATE_FIELDS: &[Field] = &[
     TRUNCATE,
     REPAIR,
     CACHE,
+    ROUTING,
 ];
 
 const CHAT_FIELDS: &[Field] = &[
@@ -94,6 +101,7 @@ const CHAT_FIELDS: &[Field] = &[
     TRUNCATE,
     REPAIR,
     CACHE,
+    ROUTING,
 ];
 
 fn check(kind: Kind, fields: &Map<String, Value>, names: &[&str]) -> Wrong {
@@ -115,6 +123,9 @@ fn check(kind: Kind, fields: &Map<String, Value>, names: &[&str]) -> Wrong {
     {
         wrong.push(("tools", text));
     }
+    if let Err(text) = routing(fields.get("routing").unwrap_or(&Value::Null)) {
+        wrong.push(("routing", text));
+    }
     let mut asked: Map<String, Value> = fields.clone();
     for own in [
         "model",
@@ -124,6 +135,7 @@ fn check(kind: Kind, fields: &Map<String, Value>, names: &[&str]) -> Wrong {
         "max_turns",
         "tools",
         "cache",
+        "routing",
     ] {
         asked.remove(own);
     }
@@ -154,6 +166,7 @@ pub(super) struct Models {
     names: Vec<String>,
     repairs: u32,
     cache: Option<Duration>,
+    routing: Option<Strategy>,
     kind: Kind,
     fields: Map<String, Value>,
 }
@@ -187,10 +200,12 @@ impl Models {
             options.retain(|_, value| !value.is_null());
         }
         let cache = cache_time(&fields.take("cache").unwrap_or_default()).map_err(Stop::wrong)?;
+        let routing = routing(&fields.take("routing").unwrap_or_default()).map_err(Stop::wrong)?;
         Ok(Self {
             names,
             repairs,
             cache,
+            routing,
             kind,
             fields: fields.0,
         })
@@ -213,6 +228,7 @@ impl Models {
                 stream: true,
                 template: Some(site.template.name()),
                 cache: self.cache,
+                routing: self.routing.as_ref(),
             };
             match ask(site.engine, question, show, site.context).await {
                 Ok(answer) => return Ok((answer, given_up)),

@@ -188,7 +188,7 @@ pub(super) async fn answer_calls(
         let part = format!("turn{turn}.tool{at}");
         match run_one(call, tools, &part, site).await {
             Ok(text) => Ok(text),
-            Err(waits @ Stop::Waits(_)) => Err(waits),
+            Err(waits @ (Stop::Waits(_) | Stop::Later(_))) => Err(waits),
             // To be tried again with the whole step.
             Err(Stop::Failed(failure @ Failure::Retry { .. })) => Err(Stop::Failed(failure)),
             Err(Stop::Failed(failure)) => Ok(json!({"error": crate::ai::fault::words(&failure)}).to_string()),

@@ -191,6 +191,17 @@ impl Template {
         format!("{}:{}", self.path.display(), parameter.line)
     }
 
+    /// The model that a run asks first, where its parameters say it.
+    pub(crate) fn first_model(&self, given: Map<String, Value>) -> Option<String> {
+        let params = self.check(given).ok()?;
+        let asks = self.steps.iter().find(|step| step.kind.name.starts_with("ollama"))?;
+        let (_, node) = asks.fields.iter().find(|(name, _)| name == "model")?;
+        match self.value(node, &Scope::new(&params)).ok()? {
+            Value::String(model) if !model.is_empty() => Some(model),
+            _ => None,
+        }
+    }
+
     pub(crate) fn steps(&self) -> &[Step] {
         &self.steps
     }

@@ -85,6 +85,7 @@ pub(super) enum Ended {
     },
     Ignore,
     Park,
+    Later(Duration),
     Replace(Box<Signature>),
     Panicked(String),
     SoftLimit,
@@ -116,6 +117,7 @@ impl Ended {
             Outcome::Failed(Failure::Reject { requeue, reason }) => (Self::Reject { requeue, reason }, None),
             Outcome::Failed(Failure::Replace(signature)) => (Self::Replace(signature), None),
             Outcome::Failed(Failure::Park) => (Self::Park, None),
+            Outcome::Failed(Failure::Later(after)) => (Self::Later(after), None),
             Outcome::Panicked(text) => (Self::Panicked(text), None),
             Outcome::SoftLimit | Outcome::HardLimit(_) => (Self::SoftLimit, None),
             // The last three are for the worker to find out.
@@ -146,6 +148,7 @@ impl Ended {
             Self::Reject { requeue, reason } => Outcome::Failed(Failure::Reject { requeue, reason }),
             Self::Ignore => Outcome::Failed(Failure::Ignore),
             Self::Park => Outcome::Failed(Failure::Park),
+            Self::Later(after) => Outcome::Failed(Failure::Later(after)),
             Self::Replace(signature) => Outcome::Failed(Failure::Replace(signature)),
             Self::Panicked(text) => Outcome::Panicked(text),
             Self::SoftLimit => Outcome::SoftLimit,
@@ -191,6 +194,7 @@ mod tests {
                 reason: "why".into(),
             },
             Failure::Ignore,
+            Failure::Later(Duration::from_millis(2500)),
             Failure::Replace(Box::new(signature)),
         ];
         let outcomes = failures.map(Outcome::Failed).into_iter().chain([

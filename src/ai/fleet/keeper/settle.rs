@@ -1,11 +1,13 @@
 //! Places for those who wait: what is new is written, the choice is made from what the ledger then says, and what can be had of
 //! it is taken.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::super::super::ollama::Stood;
 use super::super::ledger::{Book, Catalogs, Take, place};
 use super::super::routing::{self, Nowhere, Placed, Waiting, Why};
 use super::super::view::view;
@@ -78,7 +80,10 @@ impl Keeper {
             }
         }
         let is_own = |placed: &Placed| own.iter().any(|call| call.id == view.waiting[placed.call].id);
-        let placed = routing::own(&view, routing::assign(view.clone()), is_own);
+        let all = routing::assign(view.clone());
+        let stood = routing::standings(&view, &all, is_own);
+        let mut stood: BTreeMap<usize, Vec<Stood>> = all.iter().map(|placed| placed.call).zip(stood).collect();
+        let placed = routing::own(&view, all, is_own);
         if placed.is_empty() {
             return Some(answered);
         }
@@ -96,7 +101,8 @@ impl Keeper {
             if !had {
                 continue;
             }
-            let id = &view.waiting[placed.call].id;
+            let Waiting { id, model, .. } = &view.waiting[placed.call];
+            self.picture_with(placed.host, model, &placed.why);
             self.state().held.insert(take.place.clone());
             let place = Place {
                 keeper: Arc::downgrade(self),
@@ -104,6 +110,7 @@ impl Keeper {
                 host: placed.host,
                 why: placed.why,
                 waited: Duration::ZERO,
+                stood: stood.remove(&placed.call).unwrap_or_default(),
                 over: true,
             };
             self.answer(id, Ok(place));
