@@ -1,6 +1,6 @@
 """Sends canvases to one Redis and tells what became of them. Runs as a process of its own for each kind of worker.
 
-Reads batches as JSON lines (`{"codes": [[number, code], …], "idle": seconds}`) and answers each with a
+Reads batches as JSON lines (`{"codes": [[number, code], …], "idle": seconds, "patience": factor}`) and answers each with a
 line. What differs from run to run is taken out: ids that the client makes are counted, ids that workers make are named
 after the tasks that had them.
 """
@@ -74,7 +74,7 @@ def send(number, code):
         return error
 
 
-def settle(idle):
+def settle(idle, stuck):
     """Waits until nothing is left to do; whether it came to that, or a worker that has work does nothing any more."""
     last, since = None, time.monotonic()
     while True:
@@ -89,7 +89,7 @@ def settle(idle):
         if now != last:
             last, since = now, time.monotonic()
         still = time.monotonic() - since
-        if still > STUCK or still > idle and not sum(waiting):
+        if still > stuck or still > idle and not sum(waiting):
             return not sum(waiting)
         time.sleep(0.05)
 
@@ -138,9 +138,9 @@ def shown(value, names):
     return value
 
 
-def batch(codes, idle):
+def batch(codes, idle, patience):
     results = [(number, send(number, code)) for number, code in codes]
-    if not settle(idle):
+    if not settle(idle * patience, STUCK * patience):
         return {"told": {}, "settled": False, "strays": 0}
     run_keys = read("runs:*")
     runs = {

@@ -12,7 +12,9 @@ and printed as Python code. Ends with 1 when anything differs.
 
 With two workers, and where something waits, it is chance which member of a header comes last, and that is all that may
 differ (`chance_taken_out`). That it is chance is shown at the end: such canvases are run by two Python workers that share
-a queue, until these say something else than one Python worker does.
+a queue, until these say something else than one Python worker does. A canvas that differed once, and is equal in all three
+repetitions, is printed with the difference and with who said otherwise then; where that was not Python's worker alone, two
+Python workers must show the same, that more than who comes last differs with them.
 
 `canvases.py` makes the canvases, `drive.py` sends them, `tasks.py` has the tasks.
 """
@@ -74,6 +76,8 @@ class Place:
         port = options.port + (*KINDS, TWINS).index(kind) if options.port else free_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         self.environment = os.environ | {"DIFFERENTIAL_URL": self.url, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
+        if options.header_errors:
+            self.environment |= {"DIFFERENTIAL_HEADER_ERRORS": "1", "ORCHESTRA_TASK_ALLOW_ERROR_CB_ON_CHORD_HEADER": "true"}
         self.start(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)])
         self.client = redis.Redis.from_url(self.url)
         self.until("Redis answers", self.client.ping)
@@ -117,7 +121,7 @@ class Place:
         self.begin()
 
     def until(self, what, so):
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 60 * self.options.patience
         while time.monotonic() < limit:
             with contextlib.suppress(redis.ConnectionError):
                 if so():
@@ -126,7 +130,8 @@ class Place:
         raise SystemExit(f"never: {what}\n{self.log.read_text()}")
 
     def run(self, codes, idle):
-        print(json.dumps({"codes": codes, "idle": idle}), file=self.driver.stdin, flush=True)
+        patience = self.options.patience
+        print(json.dumps({"codes": codes, "idle": idle, "patience": patience}), file=self.driver.stdin, flush=True)
         line = self.driver.stdout.readline()
         if not line:
             raise SystemExit(f"{self.kind}: the driver has ended\n{self.log.read_text()[-3000:]}")
@@ -198,8 +203,8 @@ class Trial:
                 found.append(("different", different[0]) if different else ("equal", outcomes[0]))
         return found
 
-    def chance(self, specs, options, folder):
-        """Which canvases end otherwise with two Python workers on one queue, or with one that runs them again."""
+    def chance(self, specs, options, folder, other):
+        """Which canvases end otherwise (`other`) with two Python workers on one queue, or with one that runs them again."""
         python = next(place for place in self.places if place.kind == "python")
         with contextlib.closing(Place(TWINS, options, folder)) as twins:
             trial = Trial([python, twins])
@@ -209,7 +214,7 @@ class Trial:
                 for start in range(0, len(left), options.batch):
                     some = left[start : start + options.batch]
                     told = trial.run([specs[number] for number in some], idle=0.7)
-                    shown |= {number for number, outcome in zip(some, told) if "stuck" in outcome or strictly(outcome)}
+                    shown |= {number for number, outcome in zip(some, told) if "stuck" in outcome or other(outcome)}
             self.count = trial.count
         return shown
 
@@ -245,7 +250,7 @@ def strictly(outcome):
 def seen(outcome, kind, of=None):
     """What is compared of a place (`of`) when Python's is compared with `kind`."""
     told = outcome[of or kind]
-    return chance_taken_out(told) if kind == "both" or outcome["python"].get("timed") else told
+    return chance_taken_out(told) if kind in ("both", TWINS) or outcome["python"].get("timed") else told
 
 
 def chance_taken_out(told):
@@ -263,6 +268,13 @@ def hangs(outcome):
         return len(pattern.findall(json.dumps(outcome[kind]["result"])))
 
     return any(left(kind, pattern) < left("python", pattern) for kind in ("rust", "both") for pattern in (PENDING, WAITS))
+
+
+def otherwise(first, later):
+    """Who said something else the first time."""
+    if "stuck" in first:
+        return first["stuck"]
+    return [kind for kind in KINDS if chance_taken_out(first[kind]) != chance_taken_out(later[kind])]
 
 
 def explain(outcome):
@@ -294,9 +306,11 @@ def main():
     parser.add_argument("--start", type=int, default=0, help="number of the first canvas")
     parser.add_argument("--batch", type=int, default=100, help="canvases in flight at once")
     parser.add_argument("--pool", default="prefork", help="of the Python worker")
+    parser.add_argument("--patience", type=float, default=1, help="wait that much longer: on a machine that does much else")
     parser.add_argument("--port", type=int, help="the first of three ports; free ones otherwise")
     parser.add_argument("--worker", default=str(ROOT / "target/debug/examples/conformance_worker"))
     parser.add_argument("--shrink", type=int, default=5, help="how many of those that differ to make smaller")
+    parser.add_argument("--header-errors", action="store_true", help="everybody has task_allow_error_cb_on_chord_header")
     parser.add_argument("--show", action="store_true", help="print every canvas")
     options = parser.parse_args()
     # What was started ends with this, also when it is told to.
@@ -325,7 +339,7 @@ def more(options, start, number):
 def compare(trial, options, folder):
     began = time.monotonic()
     counts = dict.fromkeys(("equal", "repeated", "unsteady", "hangs", "different"), 0)
-    loose, findings = [], []
+    loose, once, findings = [], [], []
     work, end = batches(options), options.start + options.number
     while work:
         suspects = []
@@ -333,7 +347,7 @@ def compare(trial, options, folder):
             if options.show:
                 print(*(f"{seed}: {canvases.code(spec, 0)}" for seed, spec in zip(seeds, specs)), sep="\n")
             told = trial.run(specs, idle=0.7)
-            differing = [(seed, spec) for seed, spec, outcome in zip(seeds, specs, told) if differ(outcome)]
+            differing = [(seed, spec, outcome) for seed, spec, outcome in zip(seeds, specs, told) if differ(outcome)]
             counts["equal"] += len(specs) - len(differing)
             suspects += differing
             loose += [
@@ -344,8 +358,13 @@ def compare(trial, options, folder):
         skipped = 0
         for start in range(0, len(suspects), options.batch):
             some = suspects[start : start + options.batch]
-            for (seed, spec), (verdict, outcome) in zip(some, trial.verdicts([spec for _, spec in some])):
+            for (seed, spec, first), (verdict, outcome) in zip(some, trial.verdicts([spec for _, spec, _ in some])):
                 counts["repeated" if verdict == "equal" else verdict] += 1
+                if verdict == "equal":
+                    who = otherwise(first, outcome)
+                    once += [(seed, spec)] if who != ["python"] else []
+                    print(f"differed once, by {' and '.join(who) or 'who came last'}: seed {seed}: {canvases.code(spec, 0)}")
+                    print(explain(first), flush=True)
                 if verdict in ("unsteady", "hangs"):
                     skipped += not seed.startswith("found")
                     print(f"skipped, {WHY[verdict]}: seed {seed}: {canvases.code(spec, 0)}", flush=True)
@@ -354,10 +373,12 @@ def compare(trial, options, folder):
                     print(f"seed {seed} differs", flush=True)
         # Others in the place of those that Python itself cannot run: as many are compared as were asked for.
         work, end = skipped and more(options, end, skipped), end + skipped
-    shown = trial.chance([spec for _, spec in loose], options, folder) if loose else set()
-    for number, (seed, spec) in enumerate(loose):
-        if number not in shown:
-            print(f"chance that two Python workers did not show: seed {seed}: {canvases.code(spec, 0)}", flush=True)
+    shown = trial.chance([spec for _, spec in loose], options, folder, strictly) if loose else set()
+    spread = trial.chance([spec for _, spec in once], options, folder, differ) if once else set()
+    for what, some, by in (("chance", loose, shown), ("a difference", once, spread)):
+        for number, (seed, spec) in enumerate(some):
+            if number not in by:
+                print(f"{what} that two Python workers did not show: seed {seed}: {canvases.code(spec, 0)}", flush=True)
     for seed, spec, outcome in findings[: options.shrink]:
         small, why = (spec, outcome) if isinstance(spec, str) else trial.shrink(spec)
         print(f"\nseed {seed}, made smaller:\n  {canvases.code(small, 0)}\n{explain(why or outcome)}", flush=True)
@@ -365,7 +386,8 @@ def compare(trial, options, folder):
         print(f"\nseed {seed}:\n  {canvases.code(spec, 0)}\n{explain(outcome)}", flush=True)
     compared = sum(counts.values()) - counts["unsteady"] - counts["hangs"]
     print(
-        f"{compared - counts['different']} of {compared} canvases equal ({counts['repeated']} of them when repeated, {len(loose)} "
+        f"{compared - counts['different']} of {compared} canvases equal ({counts['repeated']} of them when repeated: Python's "
+        f"worker had said otherwise in {counts['repeated'] - len(once)}, two Python workers differ in {len(spread)}; {len(loose)} "
         f"but for who came last, which two Python workers show to be chance in {len(shown)}); "
         f"skipped: {counts['unsteady']} of which Python itself says different things, {counts['hangs']} that hang in Python "
         f"alone; runs of tasks on the shared queue: "
