@@ -1,6 +1,6 @@
 //! What applying a signature sends (`apply_async` of `celery.canvas`).
 
-use super::compose::{link, link_error};
+use super::compose::{Reach, link, link_error_to_body};
 use super::freeze::{Freeze, freeze, freeze_group, new_id, strip};
 use super::steps::{prepare, prepend, unroll_chords};
 use super::{ResultNode, size};
@@ -65,6 +65,8 @@ pub struct Planner<'a> {
     pub reply_to: &'a str,
     /// For what has no priority of its own.
     pub priorities: Priorities,
+    /// How far the error callbacks of chains reach.
+    pub reach: Reach,
     /// What came of it so far.
     pub plan: Plan,
 }
@@ -76,6 +78,7 @@ impl<'a> Planner<'a> {
             parent,
             reply_to,
             priorities: Priorities::default(),
+            reach: Reach::default(),
             plan: Plan::default(),
         }
     }
@@ -84,6 +87,13 @@ impl<'a> Planner<'a> {
     #[must_use]
     pub fn with_priorities(mut self, priorities: Priorities) -> Self {
         self.priorities = priorities;
+        self
+    }
+
+    /// With error callbacks that reach so far.
+    #[must_use]
+    pub fn reaching(mut self, reach: Reach) -> Self {
+        self.reach = reach;
         self
     }
 
@@ -239,7 +249,7 @@ impl<'a> Planner<'a> {
         let (mut steps, result) = prepare(
             tasks,
             &own,
-            &errbacks,
+            (&errbacks, self.reach),
             Freeze {
                 id: id.as_deref(),
                 group_id: group_id.as_deref(),
@@ -329,7 +339,7 @@ impl<'a> Planner<'a> {
         }
         for errback in pick(errbacks, own_errbacks) {
             match body.kind {
-                Kind::Group(_) if body.options.link_error.is_empty() => link_error(&mut body, &errback),
+                Kind::Group(_) => link_error_to_body(&mut body, &errback, true),
                 _ => body.options.add_link_error(errback),
             }
         }
@@ -347,7 +357,7 @@ impl<'a> Planner<'a> {
             .unwrap_or_else(new_id);
         let root_id = body.options.str("root_id");
         if let Kind::Chain(tasks) = &mut body.kind {
-            *tasks = unroll_chords(std::mem::take(tasks));
+            *tasks = unroll_chords(std::mem::take(tasks), self.reach);
         }
         let body_id = given_id.or(own_id).unwrap_or_else(new_id);
         let mut result = freeze(

@@ -1,6 +1,19 @@
 //! Putting signatures together, as Python's `|` does.
 
-use crate::wire::{Chord, Kind, Signature};
+use crate::wire::{Chord, Json, Kind, Signature};
+
+/// How far an error callback that is linked to a chord reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// To its body, and to chords in its header.
+    #[default]
+    Body,
+    /// To all members of its header as well (`task_allow_error_cb_on_chord_header`).
+    Header,
+    /// There, and to chords in chains as well, which nobody but their author will reach: who applies a chain later goes
+    /// by a setting of his own.
+    Everywhere,
+}
 
 /// One after the other (`celery.chain`). Nested chains become one, and what follows a group becomes the body of a chord.
 pub fn chain(steps: impl IntoIterator<Item = Signature>) -> Signature {
@@ -44,16 +57,21 @@ pub(super) fn is_empty_group(signature: &Signature) -> bool {
 
 /// `first | next`.
 pub fn then(first: Signature, next: Signature) -> Signature {
+    then_linking(first, next, Reach::Body)
+}
+
+/// The same; the error callbacks of chains that are taken apart reach that far.
+pub(super) fn then_linking(first: Signature, next: Signature, reach: Reach) -> Signature {
     let next = unroll(next);
     match &first.kind {
-        Kind::Chain(_) => chain_then(first, next),
+        Kind::Chain(_) => chain_then(first, next, reach),
         Kind::Group(_) if is_empty_group(&next) => first,
         Kind::Group(_) => upgrade(first, next),
-        Kind::Chord(_) if !matches!(next.kind, Kind::Group(_) | Kind::Chain(_)) => body_then(first, next),
+        Kind::Chord(_) if !matches!(next.kind, Kind::Group(_) | Kind::Chain(_)) => body_then(first, next, reach),
         _ => match next.kind {
             Kind::Chain(_) => {
                 let mut steps = vec![first];
-                steps.extend(unchain(next));
+                steps.extend(unchain(next, reach));
                 Signature::of(Kind::Chain(steps))
             }
             _ => Signature::of(Kind::Chain(vec![first, next])),
@@ -61,16 +79,17 @@ pub fn then(first: Signature, next: Signature) -> Signature {
     }
 }
 
-fn chain_then(first: Signature, next: Signature) -> Signature {
+fn chain_then(first: Signature, next: Signature, reach: Reach) -> Signature {
     if is_empty_group(&next) {
         return first;
     }
     if let Kind::Chain(_) = next.kind {
-        return unchain(next).into_iter().fold(first, then);
+        let steps = unchain(next, reach).into_iter();
+        return steps.fold(first, |first, step| then_linking(first, step, reach));
     }
     let is_group = matches!(next.kind, Kind::Group(_));
     let is_chord = matches!(next.kind, Kind::Chord(_));
-    let mut steps = unchain(first);
+    let mut steps = unchain(first, reach);
     let Some(last) = steps.pop() else {
         return if is_group {
             next
@@ -79,12 +98,12 @@ fn chain_then(first: Signature, next: Signature) -> Signature {
         };
     };
     match &last.kind {
-        Kind::Chord(_) if !is_chord => steps.push(body_then(last, next)),
+        Kind::Chord(_) if !is_chord => steps.push(body_then(last, next, reach)),
         Kind::Group(_) if !is_group => {
             let upgraded = upgrade(last, next);
             match steps.pop() {
                 // Two chords in a row: the second belongs to the body of the first.
-                Some(before) if matches!(before.kind, Kind::Chord(_)) => steps.push(body_then(before, upgraded)),
+                Some(before) if matches!(before.kind, Kind::Chord(_)) => steps.push(body_then(before, upgraded, reach)),
                 Some(before) => steps.extend([before, upgraded]),
                 None => steps.push(upgraded),
             }
@@ -102,10 +121,10 @@ fn upgrade(group: Signature, body: Signature) -> Signature {
     }
 }
 
-fn body_then(mut signature: Signature, next: Signature) -> Signature {
+fn body_then(mut signature: Signature, next: Signature, reach: Reach) -> Signature {
     if let Kind::Chord(chord) = &mut signature.kind {
         chord.body = Some(match chord.body.take() {
-            Some(body) => then(body, next),
+            Some(body) => then_linking(body, next, reach),
             None => next,
         });
     }
@@ -113,7 +132,7 @@ fn body_then(mut signature: Signature, next: Signature) -> Signature {
 }
 
 /// The steps of a chain, with its callbacks on the last and its error callbacks on each.
-pub(super) fn unchain(chain: Signature) -> Vec<Signature> {
+pub(super) fn unchain(chain: Signature, reach: Reach) -> Vec<Signature> {
     let Kind::Chain(mut steps) = chain.kind else {
         return vec![chain];
     };
@@ -124,7 +143,7 @@ pub(super) fn unchain(chain: Signature) -> Vec<Signature> {
     }
     for errback in chain.options.link_error {
         for step in &mut steps {
-            link_error(step, &errback);
+            link_error(step, &errback, reach);
         }
     }
     steps
@@ -150,42 +169,55 @@ pub(super) fn link(signature: &mut Signature, mut callback: Signature) {
 }
 
 /// Called with a failure of `signature` (`Signature.link_error`).
-pub(super) fn link_error(signature: &mut Signature, errback: &Signature) {
+pub(super) fn link_error(signature: &mut Signature, errback: &Signature, reach: Reach) {
     match &mut signature.kind {
-        Kind::Group(tasks) => tasks.iter_mut().for_each(|task| link_error(task, errback)),
+        Kind::Group(tasks) => tasks.iter_mut().for_each(|task| link_error(task, errback, reach)),
         Kind::Chord(chord) => {
             for task in &mut chord.header {
+                if reach != Reach::Body {
+                    link_error(task, &of_header(errback), reach);
+                }
                 if matches!(task.kind, Kind::Chord(_)) {
-                    link_error(task, errback);
+                    link_error(task, errback, reach);
                 }
             }
             if let Some(body) = &mut chord.body {
-                link_error(body, errback);
+                link_error(body, errback, reach);
             }
+        }
+        Kind::Chain(tasks) if reach == Reach::Everywhere => {
+            tasks.iter_mut().for_each(|task| link_error(task, errback, reach));
+            // A chain that never begins, the body of a chord whose header failed, is asked for its own.
+            signature.options.add_link_error(errback.clone());
         }
         _ => signature.options.add_link_error(errback.clone()),
     }
 }
 
-fn link_error_everywhere(signature: &mut Signature, errback: &Signature) {
-    match &mut signature.kind {
-        Kind::Group(tasks) | Kind::Chain(tasks) => {
-            tasks.iter_mut().for_each(|task| link_error_everywhere(task, errback));
+/// The error callback of a member of a header. Celery means to make it immutable and sets an option of that name, which
+/// nobody reads: it gets the member's id, and is another than that of the body.
+fn of_header(errback: &Signature) -> Signature {
+    let mut errback = errback.clone();
+    errback.options.rest.insert("immutable".to_owned(), Json::bool(true));
+    errback
+}
+
+/// Called with a failure of the group that is the body of a chord, by each of its tasks and never by a header
+/// (`celery.canvas._link_error_to_body_tasks`). One with error callbacks of its own, which will replace those of its tasks,
+/// gets it there.
+pub(super) fn link_error_to_body(body: &mut Signature, errback: &Signature, runs_as_group: bool) {
+    match &mut body.kind {
+        Kind::Group(tasks) if !runs_as_group || body.options.link_error.is_empty() => {
+            tasks
+                .iter_mut()
+                .for_each(|task| link_error_to_body(task, errback, false));
         }
         Kind::Chord(chord) => {
-            let of_header = errback.clone().immutable();
-            for task in &mut chord.header {
-                link_error_everywhere(task, &of_header);
-                if let Kind::Chord(_) = task.kind {
-                    // As in Celery a chord in the header gets it once more, with the id.
-                    link_error_everywhere(task, errback);
-                }
-            }
             if let Some(body) = &mut chord.body {
-                link_error_everywhere(body, errback);
+                link_error_to_body(body, errback, true);
             }
         }
-        _ => signature.options.add_link_error(errback.clone()),
+        _ => body.options.add_link_error(errback.clone()),
     }
 }
 
@@ -200,15 +232,15 @@ impl Signature {
     /// With an error callback.
     #[must_use]
     pub fn link_error(mut self, errback: Self) -> Self {
-        link_error(&mut self, &errback);
+        link_error(&mut self, &errback, Reach::Body);
         self
     }
 
-    /// With an error callback, called for each member of a chord's header that fails as well, and not only for its body
-    /// (`task_allow_error_cb_on_chord_header`). Of the header it gets no id: it is immutable there, as in Celery.
+    /// With an error callback, called for each member of a chord's header that fails as well, with the id of the member,
+    /// and not only for its body (`task_allow_error_cb_on_chord_header`).
     #[must_use]
     pub fn link_error_everywhere(mut self, errback: Self) -> Self {
-        link_error_everywhere(&mut self, &errback);
+        link_error(&mut self, &errback, Reach::Everywhere);
         self
     }
 }
@@ -259,5 +291,53 @@ mod tests {
             "(a|b|c|<b,c>d)"
         );
         assert_eq!(shape(&(pair() | group([]))), "[b,c]");
+    }
+
+    /// The names of tasks, with as many marks as they have error callbacks.
+    fn marked(signature: &Signature) -> String {
+        let all = |tasks: &[Signature]| tasks.iter().map(marked).collect::<Vec<_>>().join(" ");
+        let own = match &signature.kind {
+            Kind::Task | Kind::Other(_) => signature.task.clone(),
+            Kind::Chain(tasks) => format!("({})", all(tasks)),
+            Kind::Group(tasks) => format!("[{}]", all(tasks)),
+            Kind::Chord(chord) => {
+                let body = chord.body.as_ref().map(marked).unwrap_or_default();
+                format!("<{}>{body}", all(&chord.header))
+            }
+        };
+        own + &"!".repeat(signature.options.link_error.len())
+    }
+
+    #[test]
+    fn p_140_error_callbacks_reach_as_far_as_they_do_in_python() {
+        let inner = || chord([s("a")], s("b"));
+        let steps = || Signature::of(Kind::Chain(vec![s("c"), inner()]));
+        let whole = || chord([inner(), steps(), s("d")], steps());
+        for (reach, expected) in [
+            (Reach::Body, "<<a>b! (c <a>b) d>(c <a>b)!"),
+            // A chord in the header is linked as a member, and once more.
+            (Reach::Header, "<<a!>b!! (c <a>b)! d!>(c <a>b)!"),
+            (Reach::Everywhere, "<<a!>b!! (c! <a!>b!)! d!>(c! <a!>b!)!"),
+        ] {
+            let mut linked = whole();
+            link_error(&mut linked, &s("told"), reach);
+            assert_eq!(marked(&linked), expected);
+            // Once is enough.
+            link_error(&mut linked, &s("told"), reach);
+            assert_eq!(marked(&linked), expected);
+        }
+        // What hangs on a chain goes to its steps when it is taken apart.
+        let mut chain = steps();
+        link_error(&mut chain, &s("told"), Reach::Body);
+        for (reach, expected) in [(Reach::Body, "(c! <a>(b! e))"), (Reach::Header, "(c! <a!>(b! e))")] {
+            assert_eq!(marked(&then_linking(chain.clone(), s("e"), reach)), expected);
+        }
+        // The group that is a chord's body: no header hears of it, and what the group has of its own stays with it.
+        let mut body = group([whole(), group([s("e"), s("f")])]);
+        link_error_to_body(&mut body, &s("told"), true);
+        assert_eq!(marked(&body), "[<<a>b (c <a>b) d>(c <a>b)! [e! f!]]");
+        body.options.add_link_error(s("other"));
+        link_error_to_body(&mut body, &s("more"), true);
+        assert_eq!(marked(&body), "[<<a>b (c <a>b) d>(c <a>b)! [e! f!]]!!");
     }
 }

@@ -15,7 +15,7 @@ mod steps;
 mod visit;
 
 pub use apply::{GroupWrite, Parent, Plan, Planner, Priorities};
-pub use compose::{chain, chord, group, then};
+pub use compose::{Reach, chain, chord, group, then};
 pub use forms::{accumulate, chunks, map, starmap};
 pub use freeze::{Freeze, freeze};
 pub use replace::{Replaced, ReplacementError, replacement};

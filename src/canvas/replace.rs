@@ -1,6 +1,6 @@
 //! A task that puts another in its place (`celery.app.task.Task.replace`).
 
-use super::compose::{chord, link, link_error, then};
+use super::compose::{Reach, chord, link, link_error, then_linking};
 use super::forms::accumulate;
 use super::freeze::{Freeze, freeze};
 use crate::wire::{CallOptions, Embed, Json, Kind, Signature};
@@ -22,6 +22,8 @@ pub struct Replaced<'a> {
     pub embed: &'a Embed,
     /// Whom results are for.
     pub reply_to: &'a str,
+    /// How far its error callbacks reach.
+    pub reach: Reach,
 }
 
 /// Why a signature cannot replace a task; the text of `ImproperlyConfigured`.
@@ -48,7 +50,7 @@ pub fn replacement(signature: Signature, of: Replaced<'_>) -> Result<Signature, 
         link(&mut signature, callback.clone());
     }
     for errback in of.embed.errbacks.iter().flatten() {
-        link_error(&mut signature, errback);
+        link_error(&mut signature, errback, of.reach);
     }
     if let Kind::Chain(tasks) = &mut signature.kind
         && let Some(last) = tasks.last_mut()
@@ -90,7 +92,7 @@ pub fn replacement(signature: Signature, of: Replaced<'_>) -> Result<Signature, 
     for next in of.embed.chain.iter().flatten().rev() {
         let mut next = next.clone();
         set(&mut next.options, "replaced_task_nesting", Some(nesting.clone()));
-        signature = then(signature, next);
+        signature = then_linking(signature, next, of.reach);
     }
     Ok(signature)
 }

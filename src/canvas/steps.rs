@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::ResultNode;
-use super::compose::{is_empty_group, link_error, unchain, unroll};
+use super::compose::{Reach, is_empty_group, link_error, unchain, unroll};
 use super::freeze::{Freeze, freeze, strip};
 use crate::wire::{Chord, Json, Kind, Signature};
 
@@ -15,7 +15,7 @@ const OF_THE_CHAIN: [&str; 5] = ["group_id", "group_index", "parent_id", "root_i
 pub(super) fn prepare(
     tasks: Vec<Signature>,
     args: &[Json],
-    errbacks: &[Signature],
+    (errbacks, reach): (&[Signature], Reach),
     with: Freeze<'_>,
 ) -> Option<(Vec<Signature>, ResultNode)> {
     let mut steps = VecDeque::from(tasks);
@@ -28,7 +28,7 @@ pub(super) fn prepare(
             continue;
         }
         if led_by_a_task(&step) {
-            steps.extend(split(step));
+            steps.extend(split(step, reach));
             continue;
         }
         if let Kind::Chain(inner) = step.kind {
@@ -60,7 +60,7 @@ pub(super) fn prepare(
             },
         );
         for errback in errbacks {
-            link_error(&mut step, errback);
+            link_error(&mut step, errback, reach);
         }
         done.push(step);
         results.push(result);
@@ -109,7 +109,7 @@ pub(super) fn led_by_a_task(signature: &Signature) -> bool {
     matches!(&body.kind, Kind::Chain(tasks) if tasks.first().is_some_and(|first| !matches!(first.kind, Kind::Group(_))))
 }
 
-pub(super) fn split(mut signature: Signature) -> Vec<Signature> {
+pub(super) fn split(mut signature: Signature, reach: Reach) -> Vec<Signature> {
     let Kind::Chord(chord) = &mut signature.kind else {
         return vec![signature];
     };
@@ -117,7 +117,7 @@ pub(super) fn split(mut signature: Signature) -> Vec<Signature> {
         return vec![signature];
     };
     let own = body.options.clone();
-    let mut tail = unchain(body).into_iter();
+    let mut tail = unchain(body, reach).into_iter();
     if let Some(mut first) = tail.next() {
         for (name, value) in own.rest {
             if !OF_THE_CHAIN.contains(&name.as_str()) {
@@ -135,15 +135,15 @@ pub(super) fn split(mut signature: Signature) -> Vec<Signature> {
 }
 
 /// Splits the bodies of chords in a chain (`celery.canvas._chain._unroll_chords`).
-pub(super) fn unroll_chords(tasks: Vec<Signature>) -> Vec<Signature> {
+pub(super) fn unroll_chords(tasks: Vec<Signature>, reach: Reach) -> Vec<Signature> {
     let mut pending = VecDeque::from(tasks);
     let mut steps = Vec::with_capacity(pending.len());
     while let Some(mut task) = pending.pop_front() {
         if let Kind::Chain(inner) = &mut task.kind {
-            *inner = unroll_chords(std::mem::take(inner));
+            *inner = unroll_chords(std::mem::take(inner), reach);
         }
         if led_by_a_task(&task) {
-            for step in split(task).into_iter().rev() {
+            for step in split(task, reach).into_iter().rev() {
                 pending.push_front(step);
             }
         } else {

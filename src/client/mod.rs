@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
-use crate::canvas::Priorities;
+use crate::canvas::{Priorities, Reach};
 use crate::conn::{Endpoint, Link, LinkOptions};
 use crate::wire::{Lamport, Routes, Security};
 use results::Results;
@@ -51,6 +51,7 @@ pub struct Client {
     routes: Arc<Routes>,
     sent_events: Option<Arc<SentEvents>>,
     priorities: Priorities,
+    reach: Reach,
 }
 
 impl Client {
@@ -88,6 +89,7 @@ impl Client {
             routes: Arc::default(),
             sent_events: None,
             priorities: Priorities::default(),
+            reach: Reach::default(),
         }
     }
 
@@ -102,6 +104,13 @@ impl Client {
     #[must_use]
     pub fn with_priorities(mut self, priorities: Priorities) -> Self {
         self.priorities = priorities;
+        self
+    }
+
+    /// With error callbacks of chains that reach so far into the chords in them (`task_allow_error_cb_on_chord_header`).
+    #[must_use]
+    pub fn reaching(mut self, reach: Reach) -> Self {
+        self.reach = reach;
         self
     }
 

@@ -80,7 +80,7 @@ impl Client {
     /// The messages of the next calls, as many as go together.
     fn batch<C: Borrow<Call>>(&self, calls: &mut impl Iterator<Item = C>) -> Result<Batch, Error> {
         let mut batch = Batch::default();
-        let mut planner = Planner::new(None, self.results.oid()).with_priorities(self.priorities);
+        let mut planner = self.planner(None);
         while batch.calls < BATCH && batch.bytes < BATCH_BYTES {
             let Some(call) = calls.next() else { break };
             let call = call.borrow();
@@ -108,7 +108,7 @@ impl Client {
 
     /// Applies a signature on behalf of a task.
     pub(crate) async fn apply_for(&self, parent: Option<&Parent>, signature: Signature) -> Result<Applied, Error> {
-        let mut planner = Planner::new(parent, self.results.oid()).with_priorities(self.priorities);
+        let mut planner = self.planner(parent);
         let handle = planner
             .apply(signature, &[], CallOptions::default())
             .ok_or_else(|| Error::Argument("an empty chain has nothing to run".into()))?;
@@ -122,12 +122,18 @@ impl Client {
     /// # Errors
     /// An argument is not JSON.
     pub fn envelope(&self, call: &Call) -> Result<Vec<u8>, Error> {
-        let mut planner = Planner::new(None, self.results.oid()).with_priorities(self.priorities);
+        let mut planner = self.planner(None);
         planner.apply(call.signature.clone(), &[], CallOptions::default());
         let outbound = planner.plan.sends.first();
         let outbound = outbound.ok_or_else(|| Error::Argument("there is nothing to send".into()))?;
         let parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
         self.signed(parcel.envelope)
+    }
+
+    fn planner<'a>(&'a self, parent: Option<&'a Parent>) -> Planner<'a> {
+        Planner::new(parent, self.results.oid())
+            .with_priorities(self.priorities)
+            .reaching(self.reach)
     }
 
     /// What is sent is signed, where this client signs.

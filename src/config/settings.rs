@@ -16,6 +16,7 @@ use super::values::{FanoutPrefix, Order, Seconds, Words};
 use crate::ai::{self, Folder};
 use crate::beat;
 use crate::broker::QueueOrder;
+use crate::canvas::Reach;
 use crate::conn::Endpoint;
 use crate::{wire, worker};
 
@@ -415,6 +416,9 @@ impl Settings {
         options.priorities.default = given.task_default_priority;
         if options.priorities.default.is_some_and(|priority| priority > 9) {
             return Err("task_default_priority: a priority is 0 to 9".into());
+        }
+        if given.task_allow_error_cb_on_chord_header.unwrap_or(false) {
+            options.reach = Reach::Header;
         }
         options.pool_restarts = given.worker_pool_restarts.unwrap_or(false);
         options.state_db.clone_from(&given.worker_state_db);

@@ -144,6 +144,8 @@ settings! {
     task_default_priority: u8 = "none",
     /// Priority of what a task sends without one: its own.
     task_inherit_parent_priority: bool = "false",
+    /// Call the error callbacks of a chord for each member of its header that fails as well, and not only for its body. For what this worker links: in chains, and in the place of a task that was replaced.
+    task_allow_error_cb_on_chord_header: bool = "false",
     /// Store the state STARTED of every task.
     task_track_started: bool = "false",
     /// Store no results.

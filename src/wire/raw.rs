@@ -35,6 +35,11 @@ impl Json {
         Self::new(text).unwrap_or_else(|_| Self::null())
     }
 
+    /// True or false.
+    pub fn bool(value: bool) -> Self {
+        Self::new(&value).unwrap_or_else(|_| Self::null())
+    }
+
     /// A whole number.
     pub fn number(number: u64) -> Self {
         Self::new(&number).unwrap_or_else(|_| Self::null())

@@ -14,7 +14,7 @@ use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
 use crate::broker::Tag;
-use crate::canvas::{Priorities, ResultNode};
+use crate::canvas::{Priorities, Reach, ResultNode};
 use crate::client::SentEvents;
 use crate::task::builtins::COUNT;
 use crate::task::{Hides, Registry};
@@ -46,6 +46,7 @@ pub(crate) struct Scribe {
     pub reply_to: String,
     pub routes: Routes,
     pub priorities: Priorities,
+    pub reach: Reach,
     pub control_exchange: String,
     /// What signs follow-ups (`task_serializer = "auth"`).
     pub signer: Option<Arc<Security>>,
@@ -63,6 +64,7 @@ impl Scribe {
             reply_to: sender.reply_to.to_owned(),
             routes: options.routes.clone().with_default(&options.default_queue),
             priorities: options.priorities,
+            reach: options.reach,
             control_exchange: options.control_exchange.clone(),
             signer: options.signer.clone(),
             inline_errbacks: inline.map(|entry| entry.name.clone()).collect(),

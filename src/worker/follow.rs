@@ -45,7 +45,7 @@ impl Scribe {
         args: &[Json],
         with: CallOptions,
     ) -> (Vec<Out>, Vec<ResultNode>) {
-        let mut planner = Planner::new(Some(parent), &self.reply_to).with_priorities(self.priorities);
+        let mut planner = self.planner(parent);
         planner.apply(signature, args, with);
         self.outs(planner.plan)
     }
@@ -58,7 +58,7 @@ impl Scribe {
         chain: &[Signature],
         result: &Json,
     ) -> (Vec<Out>, Vec<ResultNode>) {
-        let mut planner = Planner::new(Some(parent), &self.reply_to).with_priorities(self.priorities);
+        let mut planner = self.planner(parent);
         let args = std::slice::from_ref(result);
         match callbacks {
             [] => {}
@@ -233,6 +233,12 @@ impl Scribe {
             .family(group.as_deref(), parent.as_deref())
             .extended(extended.as_ref());
         self.encode(&id.into(), State::Failure, &record, true)
+    }
+
+    fn planner<'a>(&'a self, parent: &'a Parent) -> Planner<'a> {
+        Planner::new(Some(parent), &self.reply_to)
+            .with_priorities(self.priorities)
+            .reaching(self.reach)
     }
 
     fn outs(&self, plan: Plan) -> (Vec<Out>, Vec<ResultNode>) {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::process::Program;
 use crate::backend::Backend;
 use crate::broker::Broker;
-use crate::canvas::Priorities;
+use crate::canvas::{Priorities, Reach};
 use crate::client::Client;
 use crate::conn::Endpoint;
 use crate::task::{self, RateLimit};
@@ -89,6 +89,8 @@ pub struct Options {
     pub direct: bool,
     /// Priority of what this worker sends without one.
     pub priorities: Priorities,
+    /// How far the error callbacks that it links reach.
+    pub reach: Reach,
     /// Exchange of events.
     pub event_exchange: String,
     /// Name of the control exchange without `.pidbox`.
@@ -175,6 +177,7 @@ impl Options {
             disable_rate_limits: false,
             direct: false,
             priorities: Priorities::default(),
+            reach: Reach::default(),
             event_exchange: "celeryev".into(),
             control_exchange: "celery".into(),
             conf: Map::new(),
@@ -194,7 +197,8 @@ impl Options {
         let client = Client::new(broker, backend)
             .signing(self.signer.clone())
             .routed(self.routes.clone().with_default(&self.default_queue))
-            .with_priorities(self.priorities);
+            .with_priorities(self.priorities)
+            .reaching(self.reach);
         if self.sent_events {
             client.with_sent_events(&self.event_exchange)
         } else {

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::broker::Tag;
-use crate::canvas::{self, Parent, Replaced};
+use crate::canvas::{self, Parent, Reach, Replaced};
 use crate::clock::{self, Instant, Timestamp};
 use crate::task::{self, Entry, Failure};
 use crate::trace::{Trace, carried};
@@ -56,6 +56,8 @@ pub(crate) struct Request {
     pub may_be_done: bool,
     /// A lost process does not bring the message back: that has happened as often as is allowed.
     pub worn_out: bool,
+    /// How far its error callbacks reach into what is put in its place.
+    pub reach: Reach,
     /// The envelope as it came: what goes back to the queue or into a retry.
     pub raw: Bytes,
     pub eta: Option<Timestamp>,
@@ -787,6 +789,7 @@ impl Request {
                 nesting: headers.replaced_task_nesting,
                 embed: self.embed.as_deref().unwrap_or(&nothing),
                 reply_to: self.message.properties.reply_to.as_deref().unwrap_or_default(),
+                reach: self.reach,
             },
         )
     }

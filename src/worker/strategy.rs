@@ -104,6 +104,7 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
         raw,
         eta,
         expires,
+        reach: options.reach,
     })
 }
 

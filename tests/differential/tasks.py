@@ -17,6 +17,7 @@ URL = os.environ["DIFFERENTIAL_URL"]
 
 app = Celery("differential", broker=URL, backend=URL, set_as_current=True)
 app.conf.update(result_extended=True, worker_prefetch_multiplier=16, broker_connection_retry_on_startup=True)
+app.conf.task_allow_error_cb_on_chord_header = "DIFFERENTIAL_HEADER_ERRORS" in os.environ
 runs = redis.Redis.from_url(URL)
 
 

@@ -7,12 +7,21 @@ use crate::support::{program, python};
 
 #[test]
 fn random_canvases_end_as_they_do_with_a_python_worker() {
+    compare(&["--number", "30", "--seed", "7"]);
+}
+
+/// Everybody is told so: the client, the Python worker and ours.
+#[test]
+fn p_140_error_callbacks_of_a_chord_reach_its_header_where_the_setting_says_so() {
+    compare(&["--number", "5", "--seed", "8", "--header-errors"]);
+}
+
+fn compare(arguments: &[&str]) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/differential/run.py");
     let out = Command::new(python())
         .arg(script)
-        .args([
-            "--number", "30", "--seed", "7", "--batch", "30", "--shrink", "1", "--worker",
-        ])
+        .args(arguments)
+        .args(["--batch", "40", "--shrink", "1", "--worker"])
         .arg(program("conformance_worker"))
         .output()
         .expect("there is a Python; `make test` makes one");

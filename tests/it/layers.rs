@@ -31,7 +31,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("ai", &["task", "wire", "conn", "clock", "backoff", "text", "trace"]),
     (
         "config",
-        &["ai", "beat", "worker", "broker", "backend", "wire", "conn", "text"],
+        &[
+            "ai", "beat", "worker", "broker", "backend", "canvas", "wire", "conn", "text",
+        ],
     ),
     (
         "cli",
