@@ -249,11 +249,12 @@ impl Endpoint {
 
     /// Whether both name the same database of the same server.
     pub fn is_same_server_and_db(&self, other: &Self) -> bool {
-        self.info.addr() == other.info.addr()
-            && self.db() == other.db()
-            && self.username() == other.username()
-            && self.sentinels == other.sentinels
-            && self.several == other.several
+        self.is_same_server(other) && self.db() == other.db() && self.username() == other.username()
+    }
+
+    /// Whether both name the same server.
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        self.info.addr() == other.info.addr() && self.sentinels == other.sentinels && self.several == other.several
     }
 
     /// What makes a connection, to another node of its cluster if one is named. Certificates are read, and Sentinels

@@ -38,6 +38,9 @@ const TRANSIENT: [&str; 16] = [
 /// Those of them that say that this connection itself is no good.
 const RECONNECT: [&str; 5] = ["READONLY", "UNBLOCKED", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
 
+/// Those that a server that is being started, or takes over, says for a while.
+const COMING: [&str; 6] = ["LOADING", "MASTERDOWN", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "READONLY"];
+
 impl Error {
     /// Whether trying again later can help.
     pub fn is_transient(&self) -> bool {
@@ -72,6 +75,7 @@ impl Error {
             Some("NOAUTH") => ("it wants a password".to_owned(), "write redis://:PASSWORD@host:port/db"),
             Some("WRONGPASS") => ("it knows no such user and password".to_owned(), "check them in the URL"),
             Some("LOADING") => ("it is loading its data".to_owned(), "try again in a moment"),
+            Some(code) if COMING.contains(&code) => (text, "try again in a moment"),
             _ if matches!(error.kind(), ErrorKind::AuthenticationFailed) => {
                 (text, "check the user and password in the URL")
             }
@@ -102,6 +106,14 @@ impl Error {
 
 pub(super) fn is_transient_code(code: &str) -> bool {
     TRANSIENT.contains(&code)
+}
+
+/// Whether a Redis is there that will be well in a moment: it took the connection and dropped it, or says so itself.
+pub(super) fn is_about_to_come(error: &RedisError) -> bool {
+    let dropped = error.is_connection_dropped() && !error.is_connection_refusal();
+    dropped
+        || error.code().is_some_and(|code| COMING.contains(&code))
+        || error.to_string().contains("max number of clients")
 }
 
 /// Whether a reply of that code means that another connection is needed.

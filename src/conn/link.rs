@@ -15,8 +15,9 @@ use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, PushIn
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{info, warn};
 
-use super::error::{is_broken, needs_reconnect};
-use super::{Endpoint, Error, patiently};
+use super::error::{is_about_to_come, is_broken, needs_reconnect};
+use super::patience::{patiently, patiently_where};
+use super::{Endpoint, Error};
 use crate::backoff::Backoff;
 use crate::clock::{self, Instant};
 
@@ -156,6 +157,8 @@ struct Shared {
     dropped: AtomicU64,
     /// How often a connection that broke was made again.
     again: AtomicU64,
+    /// Before the first connection: the server was there, and not ready.
+    is_coming: AtomicBool,
 }
 
 /// What a new connection is told.
@@ -171,14 +174,23 @@ struct Setup {
 }
 
 impl Link {
-    /// Connects, once.
+    /// Connects. One that is there and not ready yet (it loads its data, or dropped us because it is being started again) is
+    /// waited for, some seconds; one that is not there is not.
     ///
     /// # Errors
     /// The server cannot be reached; the text says which and what to do.
     pub async fn connect(endpoint: &Endpoint, options: LinkOptions) -> Result<Self, Error> {
         let (pushes, unread) = mpsc::channel(PUSHES);
         let link = Self::new(endpoint, options, pushes, Some(unread));
-        link.first().await?;
+        let told = AtomicBool::new(false);
+        let is_coming = |error: &Error| {
+            let is_coming = link.shared.is_coming.load(Ordering::Relaxed);
+            if is_coming && !told.swap(true, Ordering::Relaxed) {
+                warn!("{error}; trying again for some seconds");
+            }
+            is_coming
+        };
+        patiently_where(is_coming, || link.first()).await?;
         tokio::spawn(supervise(Arc::downgrade(&link.shared)));
         Ok(link)
     }
@@ -208,6 +220,7 @@ impl Link {
             unread: Mutex::new(unread),
             dropped: AtomicU64::new(0),
             again: AtomicU64::new(0),
+            is_coming: AtomicBool::new(false),
         });
         Self { shared }
     }
@@ -526,7 +539,10 @@ impl Shared {
         let client = self.endpoint.client(turn, node.as_ref(), &self.options).await?;
         let opened = self.open_with(&client).await;
         self.turn.store(turn, Ordering::Relaxed);
-        if opened.is_err() {
+        if let Err(error) = &opened {
+            if is_about_to_come(error) {
+                self.is_coming.store(true, Ordering::Relaxed);
+            }
             self.endpoint.leave(turn);
             // A node that is gone: the one of the URL knows who has our slot now.
             *self.node() = None;
