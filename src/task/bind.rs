@@ -41,8 +41,9 @@ impl Arguments {
     /// # Errors
     /// `TypeError` or `ValueError`, as the Python function would raise.
     pub fn bind<T: DeserializeOwned>(self, task: &str) -> Result<T, Failure> {
-        let args = serde_json::to_string(&self.args)?;
-        let kwargs = serde_json::to_string(&self.kwargs)?;
+        let Self { args, kwargs } = self;
+        // They may be large: each form of them is gone before the next is made.
+        let (args, kwargs) = (into_text(args)?, into_text(kwargs)?);
         bind(task, &args, &kwargs, Redact::Nothing)
     }
 
@@ -57,6 +58,10 @@ impl Arguments {
         bound.extend(self.kwargs);
         Ok(bound)
     }
+}
+
+fn into_text(value: impl serde::Serialize) -> Result<String, serde_json::Error> {
+    serde_json::to_string(&value)
 }
 
 /// Python's checks of a call, in Python's words.
