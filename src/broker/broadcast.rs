@@ -78,6 +78,7 @@ impl Broadcasts {
                         tag: Tag(format!("{TOLD}{}", Uuid::new_v4()).into()),
                         queue: queue.clone(),
                         raw: Bytes::from(raw),
+                        waits: false,
                     });
                 }
                 Some((_, queue)) => {

@@ -8,6 +8,7 @@ use redis::{Pipeline, Value};
 use uuid::Uuid;
 
 use super::{Broker, Error, QueueOrder, Tag};
+use crate::clock::{self, Timestamp};
 use crate::conn::{Patience, invocation};
 
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
@@ -44,6 +45,8 @@ pub struct Claimed {
     pub queue: Arc<str>,
     /// The list element, exactly.
     pub raw: Bytes,
+    /// It was taken beyond the count, because it has to wait.
+    pub waits: bool,
 }
 
 /// An element that is no message; it is in the dead-letter list `<queue>.dead` now.
@@ -75,6 +78,38 @@ impl Broker {
     /// # Errors
     /// The server cannot be reached or refuses. Messages may have been taken: ask again with the same `id`.
     pub async fn claim(&self, id: &ClaimId, queues: &[Arc<str>], count: usize, bytes: usize) -> Result<Claims, Error> {
+        let claims = self.take(id, queues, (count, 0), bytes, "").await?;
+        if let Some(last) = claims.messages.last() {
+            self.rotate(queues, &last.queue);
+        }
+        Ok(claims)
+    }
+
+    /// The same for queues that are full of what has to wait: up to `waiting` messages that are due later than that time are
+    /// taken beyond the count. With 0 none of them is taken, and others only from among the newest, the oldest of those first.
+    ///
+    /// # Errors
+    /// See [`claim`](Self::claim).
+    pub async fn claim_past(
+        &self,
+        id: &ClaimId,
+        queues: &[Arc<str>],
+        (count, waiting): (usize, usize),
+        bytes: usize,
+        due_by: Timestamp,
+    ) -> Result<Claims, Error> {
+        self.take(id, queues, (count, waiting), bytes, &clock::iso(due_by))
+            .await
+    }
+
+    async fn take(
+        &self,
+        id: &ClaimId,
+        queues: &[Arc<str>],
+        (count, waiting): (usize, usize),
+        bytes: usize,
+        due_by: &str,
+    ) -> Result<Claims, Error> {
         if queues.is_empty() || count == 0 {
             return Ok(Claims::default());
         }
@@ -88,7 +123,10 @@ impl Broker {
             .arg(self.options.dead_limit)
             .arg(bytes.clamp(1, MOST_BYTES))
             .arg(self.keys.name(""))
-            .arg(serde_json::Value::from(&*self.options.node).to_string());
+            .arg(serde_json::Value::from(&*self.options.node).to_string())
+            .arg(self.options.lease_shift())
+            .arg(due_by)
+            .arg(waiting);
         for (key, index) in &keys {
             call.key(key).arg(&*queues[*index]);
         }
@@ -98,9 +136,6 @@ impl Broker {
         let claims = read(reply, &id.prefix, &keys, queues)?;
         self.main
             .carried(claims.messages.iter().map(|message| message.raw.len()).sum());
-        if let Some(last) = claims.messages.last() {
-            self.rotate(queues, &last.queue);
-        }
         Ok(claims)
     }
 
@@ -129,6 +164,7 @@ impl Broker {
     pub(crate) async fn recall(&self, tags: &[Tag]) -> Result<Vec<Option<Vec<u8>>>, Error> {
         let mut call = invocation(&self.scripts.recall, 2);
         call.arg(self.keys.name("unacked")).arg(self.keys.name("unacked_index"));
+        call.arg(self.options.lease_shift());
         for tag in tags {
             call.arg(&*tag.0);
         }
@@ -153,6 +189,7 @@ impl Broker {
     pub async fn extend(&self, tags: &[Tag]) -> Result<Vec<bool>, Error> {
         let mut call = self.scripts.extend.prepare_invoke();
         call.key(self.keys.name("unacked_index"));
+        call.arg(self.options.lease_shift());
         for tag in tags {
             call.arg(&*tag.0);
         }
@@ -178,7 +215,10 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
         let (Value::Int(number), Value::Int(key), Value::BulkString(body)) = (number, key, body) else {
             return Err(unexpected(None));
         };
-        let key = usize::try_from(key).ok().and_then(|key| keys.get(key.checked_sub(1)?));
+        let waits = key < 0;
+        let key = usize::try_from(key.unsigned_abs())
+            .ok()
+            .and_then(|key| keys.get(key.checked_sub(1)?));
         let Some((key, queue)) = key.map(|(key, index)| (key, queues[*index].clone())) else {
             return Err(unexpected(None));
         };
@@ -195,6 +235,7 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
                 tag: Tag(format!("{prefix}{number}").into()),
                 queue,
                 raw: Bytes::from(body),
+                waits,
             }),
         }
     }

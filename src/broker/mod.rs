@@ -39,6 +39,10 @@ const CONTROL_BOUND: Duration = Duration::from_secs(3600);
 pub struct Options {
     /// A message held for longer than this without a sign of life goes back to its queue. Whole seconds.
     pub visibility_timeout: Duration,
+    /// What we hold goes back to its queue when it was not kept fresh for this long, if that is sooner than the visibility
+    /// timeout: the messages of a worker that died are delivered again so soon. Whole seconds. It is noted as if it was held since longer,
+    /// so all who take from these queues need the same visibility timeout, as they do for Celery.
+    pub lease: Option<Duration>,
     /// Priorities that have a list of their own.
     pub priority_steps: Vec<u8>,
     /// Between queue name and priority step.
@@ -71,6 +75,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             visibility_timeout: Duration::from_secs(3600),
+            lease: None,
             priority_steps: vec![0, 3, 6, 9],
             sep: keys::SEP.to_owned(),
             global_keyprefix: String::new(),
@@ -84,6 +89,19 @@ impl Default for Options {
             node: String::new(),
             link: LinkOptions::default(),
         }
+    }
+}
+
+impl Options {
+    /// How long what we hold is ours without a sign of life.
+    pub fn lease(&self) -> Duration {
+        self.lease
+            .map_or(self.visibility_timeout, |lease| lease.min(self.visibility_timeout))
+    }
+
+    /// How much earlier than now what we hold is said to have come, in seconds, so that it is overdue when its lease ends.
+    fn lease_shift(&self) -> u64 {
+        (self.visibility_timeout - self.lease()).as_secs()
     }
 }
 

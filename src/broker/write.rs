@@ -225,10 +225,11 @@ impl Broker {
     /// nobody has come: that is on time for a message whose worker died.
     fn append_park(&self, pipe: &mut Pipeline, tag: &Tag, eta: Timestamp) {
         let timeout = self.options.visibility_timeout;
-        let longer = PARKED_LONGER.min(timeout);
+        let longer = PARKED_LONGER.min(self.options.lease());
         let held_since = clock::epoch_seconds(eta) + longer.as_secs_f64() - timeout.as_secs_f64();
         // The lease that it has may do.
-        if held_since > clock::epoch_seconds(clock::now()) {
+        let has = clock::epoch_seconds(clock::now()) - self.options.lease_shift() as f64;
+        if held_since > has {
             let mut command = redis::cmd("ZADD");
             command
                 .arg(self.keys.name("unacked_index"))
@@ -301,6 +302,7 @@ impl Broker {
                     ]
                     .concat(),
                 );
+                call.arg(self.options.lease_shift());
                 pipe.invoke_script(&call);
             }
             Write::Broadcast {

@@ -285,6 +285,7 @@ impl Settings {
         if let Some(seconds) = given.visibility_timeout {
             options.visibility_timeout = seconds.0;
         }
+        options.lease = given.lease.map(|seconds| Duration::from_secs(seconds.into()));
         if let Some(order) = given.queue_order_strategy {
             options.queue_order_strategy = match order {
                 Order::RoundRobin => QueueOrder::RoundRobin,
@@ -356,6 +357,13 @@ impl Settings {
         options.backend_options = self.backend_options()?;
         if options.broker_options.visibility_timeout < Duration::from_secs(1) {
             return Err("broker_transport_options: visibility_timeout must be at least one second".into());
+        }
+        if let Some(lease) = options.broker_options.lease
+            && !(Duration::from_secs(1)..=options.broker_options.visibility_timeout).contains(&lease)
+        {
+            return Err(
+                "broker_transport_options: lease must be at least one second, and not above visibility_timeout".into(),
+            );
         }
         let security = certificates::security(&self.given)?;
         if let Some(names) = given.accept_content.clone() {

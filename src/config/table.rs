@@ -188,7 +188,7 @@ settings! {
     event_exchange: String = "celeryev",
     /// Name of the control exchange, without `.pidbox`.
     control_exchange: String = "celery",
-    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `fanout_prefix`, `fanout_patterns`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `max_message_bytes` (67108864), `max_deliveries` (5), `dead_limit` (10000).
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `fanout_prefix`, `fanout_patterns`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `lease` (seconds; what a worker holds is delivered again when it gave no sign of life for so long, if that is sooner than `visibility_timeout`, which must then be the same for all who take from these queues), `max_message_bytes` (67108864), `max_deliveries` (5), `dead_limit` (10000).
     broker_transport_options: TransportOptions = "{}",
     /// Of Celery's: `global_keyprefix`, `result_chord_ordered` (true), `master_name` and `sentinel_kwargs` for Sentinels.
     result_backend_transport_options: ResultTransportOptions = "{}",

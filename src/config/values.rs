@@ -132,6 +132,8 @@ pub(super) struct TransportOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) visibility_timeout: Option<Seconds>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) lease: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) global_keyprefix: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) priority_steps: Option<Vec<u8>>,

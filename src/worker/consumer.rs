@@ -17,12 +17,13 @@ use super::effects::Scribe;
 use super::errback;
 use super::events::Events;
 use super::fetcher::Fetched;
+use super::flood::Waits;
 use super::follow::{ErrbackCall, Fallout};
 use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
 use super::keeper::{Keeper, Kept};
 use super::metrics::Metrics;
-use super::parked::{Parked, Recalled, Spot};
+use super::parked::{FAR, Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
 use super::process::Children;
 use super::rate_limit::RateLimits;
@@ -110,6 +111,8 @@ pub(crate) struct Consumer {
     /// Those that wait long for their ETA, beyond some that are kept whole.
     pub parked: Parked,
     pub recall: mpsc::UnboundedSender<Vec<Spot>>,
+    /// Tells the fetcher what the queues are full of.
+    pub waits: Waits,
     pub rate_limits: RateLimits,
     pub revoked: Revoked,
     pub done: Succeeded,
@@ -151,7 +154,7 @@ impl Consumer {
     pub(crate) async fn run(mut self, mut inputs: Inputs) -> Exit {
         let mut heartbeat = every(self.options.heartbeat.unwrap_or(Duration::from_secs(3600)));
         let mut round = every(Gossip::PAUSE);
-        let mut lease = every(Keeper::pause(self.options.broker_options.visibility_timeout));
+        let mut lease = every(Keeper::pause(self.options.broker_options.lease()));
         let mut look = every(LOOK);
         let mut clocks = Clocks::new(clock::now(), clock::instant());
         let mut ends = Vec::with_capacity(TURN);
@@ -773,7 +776,13 @@ impl Consumer {
                         context.cancel_by(signal);
                     }
                 }
-                Effect::WaitForEta(eta) => self.wait(key, eta),
+                Effect::WaitForEta(eta) => {
+                    if self.waiting.is_none() && clock::until(eta, clock::now()) > FAR {
+                        self.waits.add();
+                    }
+                    self.wait(key, eta);
+                }
+                Effect::Enqueue if request.restored => self.reserved.push_restored(key),
                 Effect::Enqueue => self.reserve(key, &request),
                 // `start` makes the run itself; everything else has been written.
                 _ => {}

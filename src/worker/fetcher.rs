@@ -7,7 +7,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, error};
 
+use super::flood::{Flood, Way};
 use super::metrics::Metrics;
+use super::parked::FAR;
 use super::request::Delivery;
 use super::room::{Room, Share};
 use super::stop::Phase;
@@ -18,6 +20,8 @@ use crate::clock;
 
 /// Largest number of messages taken by one script call: bounds how long it occupies Redis.
 const BATCH: usize = 128;
+/// Messages that have to wait taken beyond those, where there are many: what is due comes behind them to the loop.
+const WAITING: usize = 32;
 /// How long to wait for the news of a message before looking again. The news comes by push; this is the safety net
 /// for a push that was lost.
 const WAIT: Duration = Duration::from_secs(30);
@@ -57,6 +61,8 @@ pub(crate) struct Fetcher {
     pub metrics: Metrics,
     /// Who wants to know when the next look is done.
     pub asked: mpsc::Receiver<oneshot::Sender<()>>,
+    /// Whether what is due is hidden behind what is not.
+    pub flood: Flood,
     /// What one claim brought goes over at once.
     pub to: mpsc::Sender<Vec<Fetched>>,
 }
@@ -73,23 +79,38 @@ impl Fetcher {
             let Some(mut credit) = self.credit(&mut curious).await else {
                 return;
             };
-            let (count, bytes) = tokio::select! {
+            let (most, bytes) = tokio::select! {
                 free = self.room.free() => free,
                 _ = self.stop.wait_for(|phase| *phase != Phase::Run) => return,
             };
-            let more = self.credit.available_permits().min(BATCH - 1).min(count - 1);
+            let more = self.credit.available_permits().min(BATCH - 1).min(most - 1);
             if let Ok(more) = self.credit.clone().try_acquire_many_owned(more as u32) {
                 credit.merge(more);
             }
             let queues = self.broker.lists(self.queues.borrow_and_update().clone());
             let claim = ClaimId::new();
+            let way = self.flood.way();
             while let Ok(looked) = self.asked.try_recv() {
                 curious.push(looked);
             }
             // Never inside a select: a claim that is given up half-way has taken messages that nobody knows of.
             let claims = loop {
                 let asked = clock::instant();
-                match self.broker.claim(&claim, &queues, credit.num_permits(), bytes).await {
+                let count = credit.num_permits();
+                let due_by = || clock::after(clock::now(), FAR);
+                let claimed = match way {
+                    Way::InOrder => self.broker.claim(&claim, &queues, count, bytes).await,
+                    Way::Past => {
+                        let counts = (count, WAITING.min(most));
+                        self.broker.claim_past(&claim, &queues, counts, bytes, due_by()).await
+                    }
+                    Way::Newest => {
+                        self.broker
+                            .claim_past(&claim, &queues, (count, 0), bytes, due_by())
+                            .await
+                    }
+                };
+                match claimed {
                     Ok(claims) => {
                         self.metrics.claimed(clock::instant().saturating_duration_since(asked));
                         break claims;
@@ -112,7 +133,8 @@ impl Fetcher {
                 }
             };
             let empty = claims.messages.is_empty() && claims.dead.is_empty();
-            if claims.unusable != unusable {
+            self.flood.took(way, claims.messages.len());
+            if claims.unusable != unusable && way != Way::Newest {
                 // Once, and not at each look.
                 if let Some(reason) = &claims.unusable {
                     error!("{reason}; delete or rename that key");
@@ -129,7 +151,7 @@ impl Fetcher {
                 delivery: Delivery {
                     tag: message.tag,
                     queue: message.queue,
-                    credit: credit.split(1),
+                    credit: if message.waits { None } else { credit.split(1) },
                 },
                 raw: message.raw,
             }));
@@ -138,6 +160,9 @@ impl Fetcher {
                 return;
             }
             drop(credit);
+            if way == Way::Newest {
+                continue;
+            }
             if !empty {
                 vain = 0;
                 if !claims.drained {

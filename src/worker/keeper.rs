@@ -33,20 +33,21 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// How often leases are kept fresh: three times within the visibility timeout, and often enough that a server
-    /// whose clock jumps does not matter.
-    pub(crate) fn pause(visibility_timeout: Duration) -> Duration {
-        (visibility_timeout / 3).clamp(Duration::from_millis(200), Duration::from_secs(60))
+    /// How often leases are kept fresh: three times within each, and often enough that a server whose clock jumps does not
+    /// matter.
+    pub(crate) fn pause(lease: Duration) -> Duration {
+        (lease / 3).clamp(Duration::from_millis(200), Duration::from_secs(60))
     }
 
-    /// How often to look for overdue messages.
-    pub(crate) fn sweep_pause(visibility_timeout: Duration) -> Duration {
-        (visibility_timeout / 10).clamp(Duration::from_millis(500), Duration::from_secs(30))
+    /// How often to look for overdue messages: often enough that what a dead worker ran starts again within a second of the
+    /// end of its lease.
+    pub(crate) fn sweep_pause(lease: Duration) -> Duration {
+        (lease / 20).clamp(Duration::from_millis(250), Duration::from_secs(30))
     }
 
     /// See [`grace`](Self::grace).
-    pub(crate) fn grace(visibility_timeout: Duration) -> Duration {
-        Self::pause(visibility_timeout) + Duration::from_secs(1)
+    pub(crate) fn grace(lease: Duration) -> Duration {
+        Self::pause(lease) + Duration::from_secs(1)
     }
 
     /// Runs until the consumer loop is gone.

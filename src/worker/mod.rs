@@ -18,6 +18,7 @@ mod errback;
 mod events;
 mod facts;
 mod fetcher;
+mod flood;
 mod follow;
 mod gossip;
 mod joiner;

@@ -19,7 +19,7 @@ use crate::clock::{self, Timestamp};
 /// So many requests are kept whole, which is what `inspect scheduled` can show.
 const WHOLE: usize = 4000;
 /// What is due sooner is kept whole.
-const FAR: Duration = Duration::from_secs(3);
+pub(super) const FAR: Duration = Duration::from_secs(3);
 /// How long before it is due a message is read again.
 const LEAD: Duration = Duration::from_secs(1);
 /// Messages read at once: bounds how long one script occupies Redis.

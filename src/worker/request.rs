@@ -54,6 +54,8 @@ pub(crate) struct Request {
     pub embed: Option<Arc<Embed>>,
     /// It was delivered before, and is not to run again when it succeeded then (`worker_deduplicate_successful_tasks`).
     pub may_be_done: bool,
+    /// Another worker had it and was lost.
+    pub restored: bool,
     /// A lost process does not bring the message back: that has happened as often as is allowed.
     pub worn_out: bool,
     /// How far its error callbacks reach into what is put in its place.

@@ -1,4 +1,5 @@
-//! Requests that wait for a place to run. They go in the order in which they came; but one whose need is at hand, such as a
+//! Requests that wait for a place to run. They go in the order in which they came; but what another worker was lost with goes
+//! first: it has had its turn, and has waited for a lease to end. And one whose need is at hand, such as a
 //! model in memory, may go before one whose need is not, as often and as long as that may be.
 
 use std::collections::VecDeque;
@@ -29,6 +30,7 @@ struct Waits {
 /// The requests.
 #[derive(Default)]
 pub(crate) struct Reserved {
+    restored: VecDeque<Key>,
     queue: VecDeque<Waits>,
     /// How many have needs: without one there is nothing to look for.
     choosy: usize,
@@ -46,16 +48,26 @@ impl Reserved {
         });
     }
 
+    /// Another worker had it and was lost.
+    pub(crate) fn push_restored(&mut self, key: Key) {
+        self.restored.push_back(key);
+    }
+
     pub(crate) fn len(&self) -> usize {
-        self.queue.len()
+        self.restored.len() + self.queue.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.restored.is_empty() && self.queue.is_empty()
     }
 
     /// Takes the one that goes next, of those that still live.
     pub(crate) fn take(&mut self, now: Instant, lives: impl Fn(Key) -> bool) -> Option<Key> {
+        while let Some(key) = self.restored.pop_front() {
+            if lives(key) {
+                return Some(key);
+            }
+        }
         loop {
             let at = if self.choosy > 1 { self.next(now) } else { 0 };
             let waits = self.queue.remove(at)?;
@@ -146,6 +158,18 @@ mod tests {
             [0, 1, 2, 3, 4, 5],
             "nobody waits for ever"
         );
+    }
+
+    #[test]
+    fn what_was_restored_goes_first_and_in_its_order() {
+        let now = crate::clock::instant();
+        let mut some = reserved(&["", ""], |_| 0, now);
+        some.push_restored(7);
+        some.push_restored(8);
+        some.push_restored(9);
+        assert_eq!(some.len(), 5);
+        assert_eq!(some.take(now, |key| key != 7), Some(8));
+        assert_eq!(order(some, now), [9, 0, 1]);
     }
 
     #[test]

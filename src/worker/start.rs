@@ -15,6 +15,7 @@ use super::done::Succeeded;
 use super::effects::{Scribe, Sender};
 use super::events::Events;
 use super::fetcher::Fetcher;
+use super::flood::{Flood, Waits};
 use super::gossip::Gossip;
 use super::joiner::Joiner;
 use super::keeper::Keeper;
@@ -120,7 +121,13 @@ impl Worker {
                 Some(Backend::new(broker.writer().clone(), options.backend_options.clone()).await?)
             }
             Some(endpoint) => {
-                let link = Link::connect(endpoint, conn::LinkOptions::default()).await?;
+                let connect = || Link::connect(endpoint, conn::LinkOptions::default());
+                // A server that was there a moment ago is being started again.
+                let link = if endpoint.is_same_server(&options.broker) {
+                    conn::patiently(connect).await?
+                } else {
+                    connect().await?
+                };
                 Some(Backend::new(link, options.backend_options.clone()).await?)
             }
         };
@@ -233,6 +240,7 @@ impl Worker {
             };
             spawn(ServiceKind::Listener, listener.run());
         }
+        let waits = Waits::default();
         let fetcher = Fetcher {
             broker: broker.clone(),
             credit: credit.clone(),
@@ -242,12 +250,13 @@ impl Worker {
             outbox: outbox.clone(),
             metrics: metrics.clone(),
             asked,
+            flood: Flood::new(waits.clone()),
             to: fetched_to,
         };
 
         let (held, held_seen) = mpsc::channel(1);
         let (kept_to, kept) = mpsc::unbounded_channel();
-        let lease = options.broker_options.visibility_timeout;
+        let lease = options.broker_options.lease();
         spawn(
             ServiceKind::Keeper,
             Keeper {
@@ -352,6 +361,7 @@ impl Worker {
             reserved: Reserved::default(),
             timers: Timers::default(),
             parked: Parked::default(),
+            waits,
             recall,
             rate_limits: RateLimits::default(),
             revoked,

@@ -95,6 +95,7 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
     };
     Ok(Request {
         worn_out: policy.reject_on_worker_lost && counted(),
+        restored: redelivered && message.headers.extra.contains_key(broker::DELIVERIES),
         may_be_done: options.deduplicate && policy.acks_late && redelivered,
         id: Arc::from(message.headers.id.as_str()),
         entry: entry.clone(),

@@ -187,3 +187,58 @@ async fn a_result_is_waited_for_while_redis_restarts() {
     redis.start_again();
     assert_eq!(waiting.await.unwrap().unwrap(), "rested", "{}", worker.log());
 }
+
+/// A worker that is started in the moment when its Redis is, or when another one takes over, waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_starts_before_its_redis_is_ready_waits_for_it() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    // It is reached, and closes the connection.
+    proxy.refuse(true);
+    let worker = Worker::spawn_at("hello_task", &proxy.url(), &[], &[]);
+    worker.wait_for_log("trying again for some seconds");
+    proxy.refuse(false);
+    worker.wait_for_log("orchestra-worker: ready");
+    // A replica that has never seen its master answers, and refuses.
+    redis.command::<()>(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
+    redis.command::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+    let worker = Worker::spawn("hello_task", &redis, &[], &[]);
+    worker.wait_for_log("trying again for some seconds");
+    redis.command::<()>(&["REPLICAOF", "NO", "ONE"]);
+    worker.wait_for_log("orchestra-worker: ready");
+}
+
+/// A queue is read in its order. What is due does not wait until all are read that have to wait for their ETA, and it keeps
+/// its order.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_due_does_not_wait_behind_those_that_are_not() {
+    const WAITING: usize = 20_000;
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let later = Call::new("hello.add").arg(1).countdown(Duration::from_secs(3600));
+    client.send_many(std::iter::repeat_n(&later, WAITING)).await.unwrap();
+    let due: Vec<Call> = (0..20).map(|n| Call::new("hello.nap").arg(1).arg(n)).collect();
+    let due = client.send_many(&due).await.unwrap();
+    let worker = Worker::start(&redis, &["-c", "1"]);
+    for (n, pending) in due.iter().enumerate() {
+        assert_eq!(pending.get::<usize>(LONG).await.unwrap(), n, "{}", worker.log());
+    }
+    let left = redis.length("LLEN", "celery");
+    assert!(
+        left > WAITING / 4,
+        "{left} were not read yet: too few for this to show anything"
+    );
+    let log = worker.log();
+    let order: Vec<usize> = due
+        .iter()
+        .map(|pending| log.find(&format!("[{}] succeeded", pending.id())).unwrap())
+        .collect();
+    assert!(order.is_sorted(), "{order:?}");
+    // Nothing is lost, and nothing was taken twice.
+    drop(worker);
+    assert_eq!(
+        redis.length("LLEN", "celery") + redis.length("HLEN", "unacked"),
+        WAITING
+    );
+    assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+}

@@ -89,6 +89,44 @@ async fn a_long_task_is_not_delivered_twice() {
     assert!(!one.log().contains("restored"), "{}", one.log());
 }
 
+/// With a lease of its own a worker that died is noticed long before the visibility timeout, by ours and by Python workers;
+/// what lives keeps what it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_short_lease_the_dead_are_followed_soon_whatever_the_visibility_timeout() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let client = redis.client().await;
+    let settings = [
+        (
+            "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
+            "{visibility_timeout = 600, lease = 1}",
+        ),
+        ("ORCHESTRA_TASK_ACKS_LATE", "true"),
+    ];
+    let mut one = Worker::start_with(&redis, &["-c", "1"], &settings);
+    let long = client.send(Call::new("hello.sleep").arg(4)).await.unwrap();
+    one.wait_for_log("hello.sleep");
+    let mut two = Worker::start_with(&redis, &["-c", "1"], &settings);
+    // Four leases pass.
+    assert_eq!(long.get::<String>(LONG).await.unwrap(), "rested");
+    assert!(!two.log().contains("restored"), "{}", two.log());
+    two.process.kill();
+    let begun = client.send(Call::new("hello.sleep").arg(3)).await.unwrap();
+    until("it runs", async || one.log().matches("hello.sleep").count() > 2).await;
+    one.process.kill();
+    let killed = std::time::Instant::now();
+    let two = Worker::start_with(&redis, &["-c", "1"], &settings);
+    two.wait_for_log("restored 1 message");
+    two.wait_for_log(begun.id());
+    assert!(killed.elapsed() < Duration::from_secs(4), "{:?}", killed.elapsed());
+    assert_eq!(begun.get::<String>(LONG).await.unwrap(), "rested");
+    // A Python worker with that timeout finds what we held as well.
+    let begun = client.send(Call::new("hello.sleep").arg(600)).await.unwrap();
+    two.wait_for_log(begun.id());
+    drop(two);
+    let _theirs = python_worker_with(&redis, &folder, "600");
+    assert_eq!(begun.get::<String>(LONG).await.unwrap(), "from Python");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     let redis = Redis::start();
@@ -146,7 +184,7 @@ from celery import Celery
 url = os.environ['URL']
 app = Celery('app', broker=url, backend=url)
 app.conf.update(
-    broker_transport_options={'visibility_timeout': 2, 'unacked_restore_interval': 1, 'unacked_restore_throttle': 1},
+    broker_transport_options={'visibility_timeout': int(os.environ['TIMEOUT']), 'unacked_restore_interval': 1, 'unacked_restore_throttle': 1},
     task_acks_late=True, worker_prefetch_multiplier=1,
 )
 @app.task(name='hello.sleep', bind=True)
@@ -157,6 +195,10 @@ def sleep(self, seconds):
 ";
 
 fn python_worker(redis: &Redis, folder: &Folder) -> Process {
+    python_worker_with(redis, folder, "2")
+}
+
+fn python_worker_with(redis: &Redis, folder: &Folder, visibility_timeout: &str) -> Process {
     folder.write("app.py", PYTHON_APP);
     let child = std::process::Command::new(python())
         .args([
@@ -164,6 +206,7 @@ fn python_worker(redis: &Redis, folder: &Folder) -> Process {
         ])
         .current_dir(folder.path())
         .env("URL", redis.url())
+        .env("TIMEOUT", visibility_timeout)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn();

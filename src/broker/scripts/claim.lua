@@ -3,25 +3,38 @@
 -- KEYS  1 unacked, 2 unacked_index, 3.. queue keys in the order to look at
 -- ARGV  1 tag prefix, chosen by the caller, 2 how many, 3 "1" when a reply to this prefix may have been lost,
 --       4 largest message in bytes, 5 dead-letter list length, 6 bytes after which no further message is
---       taken, 7 prefix of every key, 8 our name as JSON text, 9.. routing key of each queue key
--- RETURNS 1 when nothing is left and news of the next message will come, else 0; then a flat list: for a message what follows the prefix in its tag, index of its key, the message; for an element
+--       taken, 7 prefix of every key, 8 our name as JSON text, 9 seconds by which leases end before the visibility timeout,
+--       10 "" or, when the queues are full of what has to wait, a time in UTC (ISO): what is due later waits, 11 so many
+--       that wait are taken beyond the others; 0 to take none of them, and others from among the newest only, the oldest of
+--       those first, 12.. routing key of each queue key
+-- RETURNS 1 when nothing is left and news of the next message will come, else 0; then a flat list: for a message what follows
+--       the prefix in its tag, index of its key (less than 0 when it is one of those that wait), the message; for an element
 --       that is no message 0, index of its key, why; for a key that is no list -1, its index, why.
 -- No cjson here: it would change large numbers and fail on deep nesting after the pop. Taking many at once is no faster:
 -- what costs is that Lua reads each byte of a text that it makes.
 local found, bytes, out = 0, 0, {0}
 local most = tonumber(ARGV[6])
 local count, again = tonumber(ARGV[2]), ARGV[3] == '1'
+local waiting, by = 0, ARGV[10]
+-- Kombu writes a blank there, others do not. An offset that is not UTC, or what has no such header, is for the caller to judge:
+-- he finds out that it has to wait.
+local function waits(message)
+  if by == '' then return false end
+  local eta = string.match(message, '"eta": ?"([^"]+)"')
+  return eta and eta > by and (string.sub(eta, -6) == '+00:00' or string.sub(eta, -1) == 'Z')
+end
 if again then
-  for n = 1, count do
+  for n = 1, count + ARGV[11] do
     local held = redis.call('HGET', KEYS[1], ARGV[1] .. n)
     if held then
       -- '[' message ',"","' queue '"]': give back the message and the queue it was spliced with
       for i = 3, #KEYS do
-        local tail = ',"","' .. ARGV[i + 6] .. '"]'
+        local tail = ',"","' .. ARGV[i + 9] .. '"]'
         if string.sub(held, -string.len(tail)) == tail then
+          local message = string.sub(held, 2, -string.len(tail) - 1)
           out[#out + 1] = n
-          out[#out + 1] = i - 2
-          out[#out + 1] = string.sub(held, 2, -string.len(tail) - 1)
+          out[#out + 1] = waits(message) and 2 - i or i - 2
+          out[#out + 1] = message
           break
         end
       end
@@ -34,10 +47,34 @@ local lists = redis.call('EXISTS', unpack(KEYS, 3))
 if lists == 0 then return {1} end
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
+local since = ARGV[9] == '0' and now or string.format('%.6f', now - ARGV[9])
+local newest
+if by ~= '' and ARGV[11] == '0' then
+  -- So many messages, and bytes, are looked at in all.
+  local looks, seen = 256, 0
+  newest = function(key)
+    local due = {}
+    for at = 0, looks - 1 do
+      local message = redis.pcall('LINDEX', key, at)
+      if type(message) ~= 'string' or seen > 1048576 then break end
+      looks, seen = looks - 1, seen + string.len(message)
+      if not waits(message) then due[#due + 1] = message end
+    end
+    return due
+  end
+end
 for i = 3, #KEYS do
-  local before = found
+  local before = found + waiting
+  local due = newest and newest(KEYS[i])
   while found < count and bytes < most do
-    local message = redis.pcall('RPOP', KEYS[i])
+    local message
+    if due then
+      message = table.remove(due)
+      -- Equal messages are one as good as the other.
+      if message then redis.call('LREM', KEYS[i], 1, message) end
+    else
+      message = redis.pcall('RPOP', KEYS[i])
+    end
     if type(message) ~= 'string' then
       if type(message) == 'table' and message.err then
         out[#out + 1] = -1
@@ -46,30 +83,33 @@ for i = 3, #KEYS do
       end
       break
     end
-    found = found + 1
+    local has_to_wait = waits(message)
+    if has_to_wait then waiting = waiting + 1 else found = found + 1 end
     local size = string.len(message)
     bytes = bytes + size
     if size > tonumber(ARGV[4]) or string.sub(message, 1, 1) ~= '{' or string.sub(message, -1) ~= '}' then
       local why = 'not a message: it is no JSON object'
       if size > tonumber(ARGV[4]) then why = 'the message is larger than the limit of ' .. ARGV[4] .. ' bytes (max_message_bytes)' end
-      local dead = ARGV[7] .. ARGV[i + 6] .. '.dead'
-      local letter = '{"reason":"' .. why .. '","queue":"' .. ARGV[i + 6] .. '","worker":' .. ARGV[8] .. ',"time":' .. now .. '}'
+      local dead = ARGV[7] .. ARGV[i + 9] .. '.dead'
+      local letter = '{"reason":"' .. why .. '","queue":"' .. ARGV[i + 9] .. '","worker":' .. ARGV[8] .. ',"time":' .. now .. '}'
       redis.call('LPUSH', dead, letter .. '\n' .. message)
       redis.call('LTRIM', dead, 0, tonumber(ARGV[5]) - 1)
       out[#out + 1] = 0
       out[#out + 1] = i - 2
       out[#out + 1] = why
     else
-      local tag = ARGV[1] .. found
-      redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"","' .. ARGV[i + 6] .. '"]')
-      redis.call('ZADD', KEYS[2], now, tag)
-      out[#out + 1] = found
-      out[#out + 1] = i - 2
+      local number = found + waiting
+      local tag = ARGV[1] .. number
+      redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"","' .. ARGV[i + 9] .. '"]')
+      redis.call('ZADD', KEYS[2], since, tag)
+      out[#out + 1] = number
+      out[#out + 1] = has_to_wait and 2 - i or i - 2
       out[#out + 1] = message
     end
+    if has_to_wait and waiting >= tonumber(ARGV[11]) then return out end
   end
   if found >= count or bytes >= most then return out end
-  if found > before then lists = lists - 1 end
+  if found + waiting > before then lists = lists - 1 end
   -- The others are empty: mostly one priority is all that is used.
   if lists == 0 then break end
 end

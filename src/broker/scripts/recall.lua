@@ -1,13 +1,13 @@
 -- Reads messages that we hold, and gives their leases a new beginning, by the server's clock.
 -- KEYS  1 unacked, 2 unacked_index
--- ARGV  tags
+-- ARGV  1 seconds by which leases end before the visibility timeout, 2.. tags
 -- RETURNS for each tag what is held, or nothing when it is not ours any more
 local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
+local since = string.format('%.6f', time[1] + time[2] / 1000000 - ARGV[1])
 local out = {}
-for i = 1, #ARGV do
+for i = 2, #ARGV do
   local held = redis.call('HGET', KEYS[1], ARGV[i])
-  if held then redis.call('ZADD', KEYS[2], 'XX', now, ARGV[i]) end
-  out[i] = held
+  if held then redis.call('ZADD', KEYS[2], 'XX', since, ARGV[i]) end
+  out[i - 1] = held
 end
 return out
