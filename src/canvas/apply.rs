@@ -4,7 +4,7 @@ use super::compose::{Reach, link, link_error_to_body};
 use super::freeze::{Freeze, freeze, freeze_group, new_id, strip};
 use super::steps::{prepare, prepend, unroll_chords};
 use super::{ResultNode, size};
-use crate::wire::{CallOptions, Carried, Chord, Json, Kind, Kwargs, Outbound, Signature};
+use crate::wire::{CallOptions, Carried, Chord, Json, Kind, Kwargs, Outbound, Rest, Signature};
 
 /// The task on whose behalf something is sent.
 #[derive(Clone, Debug)]
@@ -267,12 +267,10 @@ impl<'a> Planner<'a> {
         let first = steps.pop()?;
         let single = steps.is_empty();
         // What follows this chain comes after its own steps; both are last first.
-        let mut rest = options.chain.take();
-        match &mut rest {
-            Some(rest) => rest.extend(steps),
-            None => rest = Some(steps),
-        }
-        options.chain = rest;
+        options.chain = Some(match options.chain.take() {
+            Some(rest) => rest.after(&steps),
+            None => Rest::new(&steps),
+        });
         let applied = match (child, &first.kind) {
             (true, _) => self.apply(first, &[], options),
             (false, Kind::Task | Kind::Other(_)) => Some(self.task(first, &[], options, false)),
@@ -487,9 +485,9 @@ mod tests {
         assert_eq!(names(&plan), ["a"]);
         let first = &plan.sends[0];
         assert_eq!(first.args, [Json::number(7)]);
-        let rest: Vec<&str> = first.options.chain.iter().flatten().map(|step| &*step.task).collect();
-        assert_eq!(rest, ["c", "b"]);
-        assert!(first.options.chain.iter().flatten().all(|step| step.id().is_some()));
+        let rest = first.options.chain.as_ref().unwrap().steps().unwrap();
+        assert!(rest.iter().map(|step| &*step.task).eq(["c", "b"]));
+        assert!(rest.iter().all(|step| step.id().is_some()));
         assert_eq!(first.root_id, first.id);
     }
 
@@ -510,7 +508,7 @@ mod tests {
         assert_eq!(member.str("group_id").as_ref(), Some(group));
         // Of a chain in the header its last step is the part.
         assert!(plan.sends[1].options.chord.is_none());
-        let last = &plan.sends[1].options.chain.as_ref().unwrap()[0].options;
+        let last = &plan.sends[1].options.chain.as_ref().unwrap().steps().unwrap()[0].options;
         assert_eq!(last.str("group_id").as_ref(), Some(group));
         assert_eq!(last.get("group_index").unwrap().get(), "1");
         assert!(last.chord.is_some());

@@ -3,7 +3,7 @@
 use super::compose::{Reach, chord, link, link_error, then_linking};
 use super::forms::accumulate;
 use super::freeze::{Freeze, freeze};
-use crate::wire::{CallOptions, Embed, Json, Kind, Signature};
+use crate::wire::{CallOptions, Embed, Json, Kind, Rest, Signature};
 
 /// What the replaced task was to the others.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,9 @@ pub enum ReplacementError {
     /// There is nothing in it.
     #[error("Cannot replace with an empty chain")]
     Empty,
+    /// What follows the task in its chain is not all signatures.
+    #[error("Cannot replace a task of a chain with a step that is no signature")]
+    Unreadable,
 }
 
 /// The signature to apply instead of the task: with its id, its place, and everything that follows it.
@@ -89,8 +92,8 @@ pub fn replacement(signature: Signature, of: Replaced<'_>) -> Result<Signature, 
             set(&mut task.options, "replaced_task_nesting", Some(nesting.clone()));
         }
     }
-    for next in of.embed.chain.iter().flatten().rev() {
-        let mut next = next.clone();
+    let rest = of.embed.chain.as_ref().map_or(Ok(Vec::new()), Rest::steps);
+    for mut next in rest.map_err(|_| ReplacementError::Unreadable)?.into_iter().rev() {
         set(&mut next.options, "replaced_task_nesting", Some(nesting.clone()));
         signature = then_linking(signature, next, of.reach);
     }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
+use tracing::warn;
 
 use super::{Arguments, Context, Failure};
 use crate::canvas::ResultNode;
 use crate::client::{Client, Error};
-use crate::wire::{Exception, Json, Kind, Signature};
+use crate::wire::{Exception, Json, Kind, Rest, Signature};
 
 #[derive(Deserialize)]
 struct Unlock {
@@ -106,7 +107,12 @@ async fn fail(context: &Context, client: &Client, body: &Signature, error: &Exce
         Kind::Group(tasks) => tasks.as_slice(),
         _ => std::slice::from_ref(body),
     };
-    for task in members.iter().chain(body.options.chain.iter().flatten()) {
+    let rest = body.options.chain.as_ref().map_or(Ok(Vec::new()), Rest::steps);
+    let rest = rest.unwrap_or_else(|error| {
+        warn!(%error, "a step that will not run cannot be read: those of its chain have no result");
+        Vec::new()
+    });
+    for task in members.iter().chain(&rest) {
         let Some(id) = task.options.str("task_id") else {
             continue;
         };

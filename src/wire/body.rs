@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::message::DecodeError;
-use super::{Signature, json, limits};
+use super::{Rest, Signature, json, limits};
 
 /// A decoded body. The three parts are slices of one text, so that a body is held once however large it is.
 #[derive(Debug)]
@@ -38,9 +38,9 @@ pub struct Embed {
     /// `link_error`.
     #[serde(default)]
     pub errbacks: Option<Vec<Signature>>,
-    /// The rest of a chain, reversed: the next step is the last element (trap T14).
+    /// The rest of a chain.
     #[serde(default)]
-    pub chain: Option<Vec<Signature>>,
+    pub chain: Option<Rest>,
     /// The body of the chord this task counts for.
     #[serde(default)]
     pub chord: Option<Signature>,
@@ -54,7 +54,10 @@ impl Embed {
     /// Whether nothing follows.
     pub fn is_empty(&self) -> bool {
         let none = |list: &Option<Vec<Signature>>| list.as_ref().is_none_or(Vec::is_empty);
-        none(&self.callbacks) && none(&self.errbacks) && none(&self.chain) && self.chord.is_none()
+        none(&self.callbacks)
+            && none(&self.errbacks)
+            && self.chain.as_ref().is_none_or(Rest::is_empty)
+            && self.chord.is_none()
     }
 }
 

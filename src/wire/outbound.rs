@@ -64,7 +64,7 @@ const WAY: [&str; 4] = ["queue", "exchange", "exchange_type", "routing_key"];
 struct EmbedOut<'a> {
     callbacks: Option<&'a [super::Signature]>,
     errbacks: Option<&'a [super::Signature]>,
-    chain: Option<&'a [super::Signature]>,
+    chain: Option<&'a super::Rest>,
     chord: Option<&'a super::Signature>,
 }
 
@@ -99,7 +99,7 @@ impl Outbound {
         let embed = EmbedOut {
             callbacks: (!options.link.is_empty()).then_some(&options.link[..]),
             errbacks: (!options.link_error.is_empty()).then_some(&options.link_error[..]),
-            chain: options.chain.as_deref(),
+            chain: options.chain.as_ref(),
             chord: options.chord.as_deref(),
         };
         let priority = options

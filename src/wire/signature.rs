@@ -7,7 +7,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
-use super::Json;
+use super::{Json, Rest};
 
 /// Arguments by name.
 pub type Kwargs = BTreeMap<String, Json>;
@@ -69,8 +69,8 @@ pub struct CallOptions {
     pub link_error: Vec<Signature>,
     /// The body of the chord whose header the call is in.
     pub chord: Option<Box<Signature>>,
-    /// What follows in the chain, last first.
-    pub chain: Option<Vec<Signature>>,
+    /// What follows in the chain.
+    pub chain: Option<Rest>,
     /// All others.
     pub rest: BTreeMap<String, Json>,
 }

@@ -430,11 +430,10 @@ impl Consumer {
                 priority: 0,
                 carried: carried(Trace::of(&headers.extra).as_ref()),
             };
-            let (chain, errbacks) = (embed.chain.as_deref(), embed.errbacks.as_deref());
             let fallout = self.scribe.failed(
                 &parent,
-                chain.unwrap_or_default(),
-                errbacks.unwrap_or_default(),
+                embed.chain.as_ref(),
+                embed.errbacks.as_deref().unwrap_or_default(),
                 exception,
                 headers.ignore_result != Some(true),
             );
@@ -762,7 +761,7 @@ impl Consumer {
                         let parent = request.as_parent(trace);
                         let fallout = scribe.failed(
                             &parent,
-                            embed.chain.as_deref().unwrap_or_default(),
+                            embed.chain.as_ref(),
                             embed.errbacks.as_deref().unwrap_or_default(),
                             &exception,
                             request.stores_errors(),

@@ -21,7 +21,7 @@ use crate::task::{Hides, Registry};
 use crate::trace::Trace;
 use crate::wire::redact::HIDDEN;
 use crate::wire::{
-    self, Arguments, CallOptions, Exception, Headers, Json, Record, Routes, Security, Signature, State as Stored,
+    self, Arguments, CallOptions, Exception, Headers, Json, Record, Rest, Routes, Security, Signature, State as Stored,
 };
 use crate::{backend, broker, clock};
 
@@ -115,13 +115,9 @@ impl Scribe {
                 }
                 Effect::Follow(result) => {
                     if let Some(embed) = &request.embed {
-                        let (callbacks, chain) = (embed.callbacks.as_deref(), embed.chain.as_deref());
-                        let (sent, new) = self.succeeded(
-                            &request.as_parent(trace),
-                            callbacks.unwrap_or_default(),
-                            chain.unwrap_or_default(),
-                            &result,
-                        );
+                        let callbacks = embed.callbacks.as_deref().unwrap_or_default();
+                        let parent = request.as_parent(trace);
+                        let (sent, new) = self.succeeded(&parent, callbacks, embed.chain.as_ref(), &result);
                         out.extend(sent);
                         children.extend(new);
                     }
@@ -205,7 +201,7 @@ impl Scribe {
         // Who sends a task listens before; of what follows it a client hears only once it asks. The last of a chain is asked
         // for, what is in between mostly not.
         let chain = request.embed.as_ref().and_then(|embed| embed.chain.as_ref());
-        let late = parent.is_some() && chain.is_none_or(Vec::is_empty);
+        let late = parent.is_some() && chain.is_none_or(Rest::is_empty);
         match content {
             Content::Value(_) if request.policy.ignore_result => None,
             Content::Value(value) => {

@@ -3,7 +3,7 @@
 //! said.
 
 use serde_json::{Map, Value};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::effects::Scribe;
 use super::writer::Out;
@@ -13,7 +13,7 @@ use crate::canvas::{Freeze, GroupWrite, Parent, Plan, Planner, ResultNode, group
 use crate::client::group_write;
 use crate::clock;
 use crate::task::Hides;
-use crate::wire::{CallOptions, Exception, Json, Kind, Outbound, Parcel, Record, Signature, State, pidbox};
+use crate::wire::{CallOptions, Exception, Json, Kind, Outbound, Parcel, Record, Rest, Signature, State, pidbox};
 
 /// What follows a failure.
 #[derive(Default)]
@@ -55,7 +55,7 @@ impl Scribe {
         &self,
         parent: &Parent,
         callbacks: &[Signature],
-        chain: &[Signature],
+        chain: Option<&Rest>,
         result: &Json,
     ) -> (Vec<Out>, Vec<ResultNode>) {
         let mut planner = self.planner(parent);
@@ -76,12 +76,17 @@ impl Scribe {
                 }
             }
         }
-        if let [rest @ .., next] = chain {
-            let with = CallOptions {
-                chain: Some(rest.to_vec()),
-                ..CallOptions::default()
-            };
-            planner.apply(next.clone(), args, with);
+        match chain.map_or(Ok(None), Rest::next) {
+            Ok(Some((next, rest))) => {
+                let with = CallOptions {
+                    chain: Some(rest),
+                    ..CallOptions::default()
+                };
+                planner.apply(next, args, with);
+            }
+            Ok(None) => {}
+            // The message would not have been taken.
+            Err(error) => error!(%error, "the next step of the chain of {} cannot be read", parent.id),
         }
         self.outs(planner.plan)
     }
@@ -90,15 +95,25 @@ impl Scribe {
     pub(super) fn failed(
         &self,
         parent: &Parent,
-        chain: &[Signature],
+        chain: Option<&Rest>,
         errbacks: &[Signature],
         exception: &Exception,
         store: bool,
     ) -> Fallout {
         let mut fallout = Fallout::default();
-        self.fail_chain(chain, exception, store, &mut fallout);
+        self.fail_rest(chain, exception, store, &mut fallout);
         self.call_errbacks(parent, errbacks, exception, &mut fallout);
         fallout
+    }
+
+    fn fail_rest(&self, chain: Option<&Rest>, exception: &Exception, store: bool, fallout: &mut Fallout) {
+        match chain.map(Rest::steps) {
+            None => {}
+            Some(Ok(steps)) => self.fail_chain(&steps, exception, store, fallout),
+            Some(Err(error)) => {
+                warn!(%error, "a step that will not run cannot be read: those of its chain have no result")
+            }
+        }
     }
 
     fn fail_chain(&self, chain: &[Signature], exception: &Exception, store: bool, fallout: &mut Fallout) {
@@ -149,7 +164,7 @@ impl Scribe {
         children: Option<&[ResultNode]>,
     ) -> Fallout {
         let mut fallout = Fallout::default();
-        let chain = body.options.chain.take().unwrap_or_default();
+        let chain = body.options.chain.take();
         if let Kind::Group(_) = &body.kind {
             self.fail_group(&body, cause, children, &mut fallout);
         } else {
@@ -162,7 +177,7 @@ impl Scribe {
             // both would be called for one failure. A client's `get()` finds the failure among the parents.
         }
         // Celery stores no traceback with those.
-        self.fail_chain(&chain, &error.clone().with_traceback(""), true, &mut fallout);
+        self.fail_rest(chain.as_ref(), &error.clone().with_traceback(""), true, &mut fallout);
         fallout
     }
 
