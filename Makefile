@@ -34,8 +34,9 @@ test-python: setup
 	cargo build --locked --workspace --bins
 	cd python-client && ../.venv/bin/python -m pytest -q
 
-test-cost: setup ## Instructions and allocations of the pure parts of a task, against their bounds where they have one
-	cargo bench --locked --no-default-features --bench pure -- --check
+test-cost: setup ## Instructions and allocations of the pure parts of a task, against their bounds
+	cargo build --locked --release --workspace --bins
+	target/release/orchestra-cost --check
 
 ROWS ?=
 ROUNDS ?= 5
