@@ -4,6 +4,7 @@ mod chord;
 mod look;
 mod notes;
 mod read;
+mod unique;
 mod write;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub use crate::conn::Error;
 pub use chord::{Claim, Counted, Part};
 pub use notes::Resumed;
 pub use read::StreamEntry;
+pub use unique::{Ended, Holder, Seen, Settled};
 pub use write::Write;
 
 /// How results are kept. Names are Celery's.
@@ -87,6 +89,9 @@ struct Scripts {
     park: Script,
     resume: Script,
     tell: Script,
+    unique_claim: Script,
+    unique_keep: Script,
+    unique_end: Script,
 }
 
 /// A script that reads states of records.
@@ -111,6 +116,9 @@ impl Backend {
             park: Script::new(include_str!("scripts/park.lua")),
             resume: Script::new(include_str!("scripts/resume.lua")),
             tell: Script::new(include_str!("scripts/tell.lua")),
+            unique_claim: Script::new(include_str!("scripts/unique_claim.lua")),
+            unique_keep: Script::new(include_str!("scripts/unique_keep.lua")),
+            unique_end: Script::new(include_str!("scripts/unique_end.lua")),
         };
         let all = [
             &scripts.store,
@@ -123,6 +131,9 @@ impl Backend {
             &scripts.park,
             &scripts.resume,
             &scripts.tell,
+            &scripts.unique_claim,
+            &scripts.unique_keep,
+            &scripts.unique_end,
         ];
         link.register(all.map(Clone::clone)).await?;
         let prefix = match options.global_keyprefix.as_str() {

@@ -9,6 +9,7 @@ use redis::Pipeline;
 use serde_json::{Map, Value};
 
 use super::Backend;
+use super::unique::{Holder, Settled};
 use crate::conn::invocation;
 use crate::wire::{Exception, State};
 
@@ -37,6 +38,13 @@ pub enum Write {
         id: Arc<str>,
         /// The record, JSON.
         record: Bytes,
+    },
+    /// What becomes of a key that a task had.
+    Unique {
+        /// Who had it.
+        holder: Holder,
+        /// What becomes of it.
+        settled: Settled,
     },
     /// Entries of a token stream.
     Stream {
@@ -67,6 +75,7 @@ impl Write {
         match self {
             Self::Store { record, .. } | Self::Revoke { record, .. } | Self::Group { record, .. } => record.len(),
             Self::Stream { entries, .. } => entries.iter().map(Bytes::len).sum(),
+            Self::Unique { settled, .. } => settled.bytes(),
             Self::ChordSize { .. } => 0,
         }
     }
@@ -92,6 +101,10 @@ impl Backend {
                         .arg(&self.written(record)[..])
                         .arg(u8::from(self.looks()));
                     pipe.invoke_script(&call);
+                }
+                Write::Unique { holder, settled } => {
+                    self.append_records(pipe, &mut records);
+                    self.append_unique(pipe, holder, settled);
                 }
                 Write::Stream { id, entries } => {
                     self.append_records(pipe, &mut records);

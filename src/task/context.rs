@@ -82,6 +82,7 @@ struct Inner {
     watches_soft: AtomicBool,
     notes: Notes,
     dropped: AtomicU64,
+    tokens: AtomicU64,
     client: Option<Arc<Client>>,
     children: Mutex<Vec<ResultNode>>,
 }
@@ -98,6 +99,7 @@ impl Context {
                 watches_soft: AtomicBool::new(false),
                 notes,
                 dropped: AtomicU64::new(0),
+                tokens: AtomicU64::new(0),
                 client,
                 children: Mutex::default(),
             }),
@@ -200,6 +202,16 @@ impl Context {
     pub(crate) async fn forward(&self, note: Note) {
         // A closed channel is a worker that is gone: the run is about to be dropped.
         let _ = self.inner.notes.send(note).await;
+    }
+
+    /// Notes tokens that a model read and wrote for this task: what it used, where tenants get their turns by that.
+    pub fn add_tokens(&self, tokens: u64) {
+        self.inner.tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    /// Tokens of models so far.
+    pub fn tokens(&self) -> u64 {
+        self.inner.tokens.load(Ordering::Relaxed)
     }
 
     /// How many stream entries were left out.

@@ -39,6 +39,7 @@ mod meter;
 mod options;
 mod registry;
 mod traits;
+mod unique;
 
 pub use crate::client::Resumption;
 pub use crate::wire::{Arguments, Exception, python};
@@ -52,3 +53,4 @@ pub use options::{Options, RateLimit};
 pub(crate) use registry::not_registered;
 pub use registry::{Entry, RegisterError, Registry, Run};
 pub use traits::{BoxFuture, DynTask, Task};
+pub use unique::Unique;

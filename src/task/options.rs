@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Redact;
+use super::{Redact, Unique};
 use crate::wire::Exception;
 
 /// What a worker does around a task. Start from [`Options::DEFAULT`].
@@ -64,6 +64,8 @@ pub struct Options {
     pub errback_inline: bool,
     /// The run writes to the token stream; the worker ends the stream when the run is over.
     pub streams: bool,
+    /// Calls with the same arguments are one run.
+    pub unique: Option<Unique>,
     /// What of the task is never shown in logs, events and `inspect`, besides arguments named `password`, `token` and
     /// the like.
     pub redact: Redact,
@@ -97,6 +99,7 @@ impl Options {
         process: false,
         errback_inline: false,
         streams: false,
+        unique: None,
         redact: Redact::Nothing,
     };
 }

@@ -88,6 +88,12 @@ impl From<Box<RawValue>> for Json {
     }
 }
 
+impl From<Json> for Box<RawValue> {
+    fn from(json: Json) -> Self {
+        json.0
+    }
+}
+
 impl PartialEq for Json {
     fn eq(&self, other: &Self) -> bool {
         self.get() == other.get()

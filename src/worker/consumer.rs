@@ -22,13 +22,14 @@ use super::follow::{ErrbackCall, Fallout};
 use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
 use super::keeper::{Keeper, Kept};
+use super::line::Line;
 use super::metrics::Metrics;
 use super::parked::{FAR, Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
 use super::process::Children;
 use super::rate_limit::RateLimits;
 use super::request::{Delivery, Done, Effect, Happening, Hold, Input, Outcome, Request, RunId, State, Waiting};
-use super::reserved::{Need, Reserved};
+use super::reserved::Need;
 use super::revoke::Revoked;
 use super::room::Share;
 use super::services::spawn_run;
@@ -38,8 +39,9 @@ use super::stop::{Exit, Phase};
 use super::strategy::{self, Failed, Refusal};
 use super::timers::Timers;
 use super::tracer::Place;
+use super::unique::{self, Told, Uniques};
 use super::writer::{Out, Outbox};
-use crate::backend::Part;
+use crate::backend::{Holder, Part};
 use crate::broker::{self, GivenUp, Tag};
 use crate::canvas::{Parent, ResultNode};
 use crate::client::Client;
@@ -79,6 +81,10 @@ pub(crate) struct Active {
     pub since: Instant,
     /// The span of its run.
     pub span: Option<Span>,
+    /// Whose it is, where tenants are told apart.
+    pub tenant: Option<Arc<str>>,
+    /// It has the key of which one is to run.
+    pub holder: Option<Box<Holder>>,
 }
 
 /// What the loop listens to.
@@ -90,6 +96,7 @@ pub(crate) struct Inputs {
     pub recalled: mpsc::UnboundedReceiver<Recalled>,
     pub notes: mpsc::Receiver<Note>,
     pub joined: mpsc::UnboundedReceiver<Joined>,
+    pub told: mpsc::UnboundedReceiver<Told>,
     pub stop: watch::Receiver<Phase>,
 }
 
@@ -106,7 +113,9 @@ pub(crate) struct Consumer {
     pub outbox: Outbox,
     pub active: HashMap<Key, Active>,
     pub by_id: HashMap<Arc<str>, Key>,
-    pub reserved: Reserved,
+    pub reserved: Line,
+    /// How many more messages are held for that than the prefetch count says.
+    pub ahead: usize,
     pub timers: Timers,
     /// Those that wait long for their ETA, beyond some that are kept whole.
     pub parked: Parked,
@@ -130,6 +139,7 @@ pub(crate) struct Consumer {
     pub queues: watch::Sender<Vec<Arc<str>>>,
     pub held: mpsc::Sender<Vec<Tag>>,
     pub notes: Notes,
+    pub uniques: Uniques,
     pub members: mpsc::UnboundedSender<Member>,
     /// Members that ended in this turn.
     pub(super) ended: Vec<Member>,
@@ -155,6 +165,7 @@ impl Consumer {
         let mut heartbeat = every(self.options.heartbeat.unwrap_or(Duration::from_secs(3600)));
         let mut round = every(Gossip::PAUSE);
         let mut lease = every(Keeper::pause(self.options.broker_options.lease()));
+        let mut keep = every(Uniques::pause(self.options.broker_options.lease()));
         let mut look = every(LOOK);
         let mut clocks = Clocks::new(clock::now(), clock::instant());
         let mut ends = Vec::with_capacity(TURN);
@@ -177,6 +188,7 @@ impl Consumer {
                 }
                 Some(note) = inputs.notes.recv() => self.on_note(note),
                 Some(joined) = inputs.joined.recv() => self.on_joined(joined),
+                Some(told) = inputs.told.recv() => self.on_told(told),
                 Some(order) = inputs.orders.recv() => self.on_order(order),
                 Some(kept) = inputs.kept.recv() => match kept {
                     Kept::Lost(tags) => self.on_lost(&tags),
@@ -186,6 +198,7 @@ impl Consumer {
                 () = sleep_until(due) => self.on_due(),
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
                 _ = lease.tick() => self.on_lease(),
+                _ = keep.tick() => self.keep_unique(),
                 _ = round.tick() => self.on_round(),
                 _ = look.tick() => {
                     if clocks.went_apart(clock::now(), clock::instant()) {
@@ -286,7 +299,7 @@ impl Consumer {
         }
     }
 
-    fn room_to_wait(&self) -> Waiting {
+    pub(super) fn room_to_wait(&self) -> Waiting {
         match &self.waiting {
             None => Waiting::Nothing,
             Some(room) => room
@@ -314,6 +327,8 @@ impl Consumer {
                 credit: None,
                 since: clock::instant(),
                 span: None,
+                holder: None,
+                tenant: None,
             },
         );
         key
@@ -457,6 +472,9 @@ impl Consumer {
 
     fn on_ended(&mut self, ended: Ended) {
         self.running -= 1;
+        let context = self.active.get(&ended.key).and_then(|active| active.context.as_ref());
+        let tokens = context.map(Context::tokens);
+        self.reserved.ended(ended.key, ended.runtime.as_secs_f64(), tokens);
         if let Some(active) = self.active.get(&ended.key) {
             self.metrics.ran(&active.request.entry.name, ended.runtime);
             let dropped = active.context.as_ref().map_or(0, Context::stream_dropped);
@@ -654,7 +672,9 @@ impl Consumer {
             self.worker_event("worker-offline");
         }
         self.phase = phase;
-        let keys: Vec<Key> = self.active.keys().copied().collect();
+        let mut keys: Vec<Key> = self.active.keys().copied().collect();
+        // The oldest goes back last, to the front.
+        keys.sort_unstable_by(|a, b| b.cmp(a));
         for key in keys {
             self.step(
                 key,
@@ -729,6 +749,14 @@ impl Consumer {
         if done && let Some(span) = active.span.take() {
             spans::end(&span, &active.request, &effects);
         }
+        // Written behind the result: who finds the one finds the other.
+        let settled = match active.holder.take_if(|_| done) {
+            Some(holder) => {
+                let lease = Uniques::lease(self.options.broker_options.lease());
+                Some(unique::settled(*holder, &active.request, &effects, clock::now(), lease))
+            }
+            None => None,
+        };
         let request = active.request.clone();
         let context = if done {
             active.context.take()
@@ -754,6 +782,7 @@ impl Consumer {
         let trace = context.as_ref().and_then(|context| context.details().trace.as_ref());
         let to = (&mut self.events, &mut self.out);
         scribe.write(&mut effects, &mut local, (&request, trace), &mut children, to);
+        self.out.extend(settled);
         for effect in local.drain(..) {
             match effect {
                 Effect::Fallout(exception, in_task) => {
@@ -859,7 +888,10 @@ impl Consumer {
                 self.hold_for_rate(key, at);
                 continue;
             }
-            self.start(key, &request, slot, now);
+            match self.ask_unique(key, &request, slot) {
+                Ok(()) => {}
+                Err(slot) => self.start(key, &request, slot, now),
+            }
         }
     }
 
@@ -871,7 +903,14 @@ impl Consumer {
             Some(Need { of: of.clone(), what })
         });
         let priority = request.message.properties.priority();
-        self.reserved.push(key, need, priority, clock::instant());
+        let Some(active) = self.active.get_mut(&key) else {
+            return;
+        };
+        let queue = active.state.queue().unwrap_or_default();
+        let tenant = self.reserved.tenant(request, queue);
+        self.reserved
+            .push(key, tenant.clone(), need, priority, clock::instant());
+        active.tenant = tenant;
     }
 
     fn hold_for_rate(&mut self, key: Key, at: Instant) {
@@ -882,7 +921,13 @@ impl Consumer {
         self.timers.set(at, key);
     }
 
-    fn start(&mut self, key: Key, request: &Arc<Request>, slot: tokio::sync::OwnedSemaphorePermit, now: Instant) {
+    pub(super) fn start(
+        &mut self,
+        key: Key,
+        request: &Arc<Request>,
+        slot: tokio::sync::OwnedSemaphorePermit,
+        now: Instant,
+    ) {
         let run: RunId = key;
         let (hard, _) = request.limits();
         let deadline = hard.and_then(|limit| now.checked_add(limit));
@@ -919,7 +964,8 @@ impl Consumer {
                 pid,
             },
         );
-        if self.active.contains_key(&key) {
+        if let Some(active) = self.active.get(&key) {
+            self.reserved.begins(key, active.tenant.as_ref());
             self.processed += 1;
             self.running += 1;
             *self.totals.entry(request.entry.name.clone()).or_default() += 1;
@@ -951,7 +997,7 @@ impl Consumer {
         self.out.extend(self.events.worker(name, Some(counts)).map(Out::Broker));
     }
 
-    fn is_revoked(&self, key: Key) -> bool {
+    pub(super) fn is_revoked(&self, key: Key) -> bool {
         self.active
             .get(&key)
             .is_some_and(|active| self.revoked.covers(&active.request.id, &active.request.message.headers))

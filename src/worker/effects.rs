@@ -94,7 +94,7 @@ impl Scribe {
                 Effect::Ack(delivery) => out.push(Out::Broker(broker::Write::Ack(delivery.tag))),
                 Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
-                Effect::Forget(_) => {}
+                Effect::Forget(_) | Effect::Leave => {}
                 Effect::Retry(eta, arguments) => {
                     if let Some(retry) = self.retry(request, eta, arguments.as_deref()) {
                         self.publish(retry, hides, out);

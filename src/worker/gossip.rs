@@ -167,12 +167,16 @@ impl Consumer {
             "worker-elect" => self.on_vote(heard),
             "worker-elect-ack" => self.on_vote_seen(heard),
             _ if ours => {}
-            _ => self.gossip.note(heard, clock::instant()),
+            _ => {
+                self.gossip.note(heard, clock::instant());
+                self.share_lookahead(self.gossip.nodes.len() + 1);
+            }
         }
     }
 
     pub(super) fn on_round(&mut self) {
         self.metrics.sign_of_life();
+        self.share_lookahead(self.gossip.nodes.len() + 1);
         for name in self.gossip.missed(clock::instant()) {
             info!("missed heartbeat from {name}");
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::line::Fairness;
 use super::process::Program;
 use crate::backend::Backend;
 use crate::broker::Broker;
@@ -85,6 +86,8 @@ pub struct Options {
     pub disable_prefetch: bool,
     /// Start tasks however often, whatever their rate limits say.
     pub disable_rate_limits: bool,
+    /// Tenants get their turns by what they use; `None` is first come, first served.
+    pub fair: Option<Fairness>,
     /// Consume from a queue of this worker's own as well (`<hostname>.dq2`).
     pub direct: bool,
     /// Priority of what this worker sends without one.
@@ -175,6 +178,7 @@ impl Options {
             eta_task_limit: None,
             disable_prefetch: false,
             disable_rate_limits: false,
+            fair: None,
             direct: false,
             priorities: Priorities::default(),
             reach: Reach::default(),

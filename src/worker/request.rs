@@ -14,6 +14,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::unique::Unique;
 use crate::broker::Tag;
 use crate::canvas::{self, Parent, Reach, Replaced};
 use crate::clock::{self, Instant, Timestamp};
@@ -52,6 +53,8 @@ pub(crate) struct Request {
     pub message: Arc<Message>,
     /// What follows the task; `None` when nothing does.
     pub embed: Option<Arc<Embed>>,
+    /// Of several such messages one is to run.
+    pub unique: Option<Box<Unique>>,
     /// It was delivered before, and is not to run again when it succeeded then (`worker_deduplicate_successful_tasks`).
     pub may_be_done: bool,
     /// Another worker had it and was lost.
@@ -69,11 +72,13 @@ pub(crate) struct Request {
 /// Names one start of a request, so that what an abandoned run says later is not taken for the answer.
 pub(crate) type RunId = u64;
 
-/// Why a request waits for a time.
+/// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
     Eta,
     RateLimit,
+    /// The end of another that has the same key.
+    Unique,
 }
 
 /// Where a request is.
@@ -81,7 +86,7 @@ pub(crate) enum Hold {
 pub(crate) enum State {
     /// Just accepted.
     Received { delivery: Delivery },
-    /// Waiting for a time.
+    /// Waiting for a time, or for another.
     Held { delivery: Delivery, why: Hold },
     /// Waiting for a place to run.
     Reserved { delivery: Delivery },
@@ -126,6 +131,10 @@ pub(crate) enum Input {
     Due { revoked: bool },
     /// Its task type may not start yet.
     RateLimited,
+    /// Another has its key and runs.
+    Waits { waiting: Waiting },
+    /// It does not run: another with its key came to this.
+    Other { outcome: Outcome },
     /// There is a place to run.
     Slot {
         run: RunId,
@@ -205,6 +214,8 @@ pub(crate) enum Effect {
     /// Do what follows a failure: the rest of the chain fails as well, and error callbacks are called. As for
     /// [`Done::in_task`].
     Fallout(Exception, bool),
+    /// The task goes on elsewhere under its id: put down, or in the hands of what takes its place.
+    Leave,
     /// Send what takes the task's place.
     Apply(Box<Signature>),
     /// Count the task as done in its chord, and only then acknowledge its message, if that is still to do.
@@ -307,6 +318,21 @@ impl State {
                 delivery,
                 why: Hold::RateLimit,
             },
+            (Self::Reserved { delivery }, Input::Waits { waiting }) => Self::Held {
+                delivery: delivery.waits(waiting),
+                why: Hold::Unique,
+            },
+            (Self::Reserved { delivery } | Self::Held { delivery, .. }, Input::Other { outcome }) => {
+                match (request.discard(false, now), outcome) {
+                    (Some(done), _) => return done.apply(delivery, request, effects),
+                    // However often the task may be tried again: that was done.
+                    (None, Outcome::Failed(Failure::Fail(exception))) => {
+                        request.fail(Some(delivery), exception, effects);
+                    }
+                    (None, outcome) => request.end(Some(delivery), outcome, Duration::ZERO, now, effects),
+                }
+                Self::Done
+            }
             (
                 Self::Reserved { delivery },
                 Input::Slot {
@@ -430,6 +456,17 @@ impl State {
                 Some(&delivery.tag)
             }
             Self::Running { unacked, .. } => unacked.as_ref().map(|delivery| &delivery.tag),
+            Self::Done => None,
+        }
+    }
+
+    /// The queue of the message, while that is ours.
+    pub(crate) fn queue(&self) -> Option<&str> {
+        match self {
+            Self::Received { delivery } | Self::Held { delivery, .. } | Self::Reserved { delivery } => {
+                Some(&delivery.queue)
+            }
+            Self::Running { unacked, .. } => unacked.as_ref().map(|delivery| &*delivery.queue),
             Self::Done => None,
         }
     }
@@ -608,6 +645,7 @@ impl Request {
             Outcome::Failed(Failure::Replace(signature)) => match self.replacement(*signature) {
                 Ok(signature) => {
                     effects.push(Effect::Apply(Box::new(signature)));
+                    effects.push(Effect::Leave);
                     effects.extend(unacked.map(Effect::Ack));
                 }
                 Err(error) => {
@@ -620,7 +658,10 @@ impl Request {
                 effects.extend(unacked.map(Effect::Ack));
             }
             // Its stream goes on when the task does.
-            Outcome::Failed(Failure::Park) => effects.extend(unacked.map(Effect::Ack)),
+            Outcome::Failed(Failure::Park) => {
+                effects.push(Effect::Leave);
+                effects.extend(unacked.map(Effect::Ack));
+            }
             // The loop knows what it costs to wait: `Input::PutOff`. A message is never without an end.
             Outcome::Failed(Failure::Later(after)) => {
                 effects.push(Effect::Retry(clock::after(now, after), None));

@@ -46,11 +46,27 @@ fn request(policy: task::Options, follows: bool) -> Request {
         r#"{{"body": "{body}", "content-type": "application/json", "headers": {{"task": "walk", "id": "1", "lang": "py", "group": "g"}},
             "properties": {{"body_encoding": "base64", "delivery_info": {{"exchange": "", "routing_key": "celery"}}}}}}"#
     );
+    Request {
+        policy,
+        ..received(raw)
+    }
+}
+
+/// A request with more headers, and these keyword arguments.
+pub(super) fn request_with(headers: &str, kwargs: &str) -> Request {
+    let body = STANDARD.encode(format!("[[], {kwargs}, null]"));
+    let raw = format!(
+        r#"{{"body": "{body}", "content-type": "application/json", "headers": {{"task": "walk", "id": "1"{headers}}},
+            "properties": {{"body_encoding": "base64", "delivery_info": {{"exchange": "", "routing_key": "celery"}}}}}}"#
+    );
+    received(raw)
+}
+
+fn received(raw: String) -> Request {
     let mut registry = Registry::new();
     registry.register::<Nothing>(()).unwrap();
     let options = Options::new("w@h", Endpoint::parse("redis://localhost").unwrap());
-    let request = strategy::receive(Bytes::from(raw), &registry, &options).unwrap();
-    Request { policy, ..request }
+    strategy::receive(Bytes::from(raw), &registry, &options).unwrap()
 }
 
 fn pick<T>(choices: Vec<T>) -> T {
@@ -77,6 +93,15 @@ fn input(run: u64) -> Input {
         },
         Input::Due { revoked },
         Input::RateLimited,
+        Input::Waits {
+            waiting: super::request::Waiting::Nothing,
+        },
+        Input::Other {
+            outcome: Outcome::Success(RawValue::from_string("3".into()).unwrap()),
+        },
+        Input::Other {
+            outcome: Outcome::Failed(Failure::Fail(Exception::value_error("x"))),
+        },
         Input::Slot {
             run,
             since: clock::instant(),

@@ -57,6 +57,11 @@ impl Reserved {
         self.restored.len() + self.queue.len()
     }
 
+    /// Who came first.
+    pub(crate) fn first(&self) -> Option<Key> {
+        self.queue.front().map(|waits| waits.key)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.restored.is_empty() && self.queue.is_empty()
     }

@@ -19,6 +19,7 @@ use super::flood::{Flood, Waits};
 use super::gossip::Gossip;
 use super::joiner::Joiner;
 use super::keeper::Keeper;
+use super::line::Line;
 use super::listener::Listener;
 use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
@@ -26,13 +27,13 @@ use super::parked::{Parked, Recaller};
 use super::pool::Pool;
 use super::process::Children;
 use super::rate_limit::RateLimits;
-use super::reserved::Reserved;
 use super::revoke::Revoked;
 use super::room::Room;
 use super::services::{ServiceKind, run_loop, spawn};
 use super::state_db::{Saved, StateDb};
 use super::stop::{Exit, Phase, Stop};
 use super::timers::Timers;
+use super::unique::Uniques;
 use super::writer::Writer;
 use crate::backend::Backend;
 use crate::broker::Broker;
@@ -214,7 +215,11 @@ impl Worker {
                 .map_or(options.concurrency, |(max, _)| max)
                 .saturating_mul(multiplier),
         };
-        let credit = Arc::new(Semaphore::new(prefetch));
+        let ahead = options
+            .fair
+            .as_ref()
+            .map_or(0, |fair| fair.lookahead.saturating_sub(prefetch));
+        let credit = Arc::new(Semaphore::new(prefetch + ahead));
         let (queues, queues_seen) =
             watch::channel(options.queues.iter().map(|queue| Arc::from(queue.as_str())).collect());
         let (fetched_to, fetched) = mpsc::channel(FETCHED);
@@ -298,6 +303,7 @@ impl Worker {
         let freq = options.heartbeat.map(|pause| pause.as_secs_f64());
         let (members, members_seen) = mpsc::unbounded_channel();
         let (joined_to, joined) = mpsc::unbounded_channel();
+        let (uniques, told) = Uniques::new();
         spawn(
             ServiceKind::Joiner,
             Joiner {
@@ -321,6 +327,7 @@ impl Worker {
             recalled,
             notes: notes_seen,
             joined,
+            told,
             stop: phases,
         };
         let mut events = Events::new(
@@ -340,8 +347,10 @@ impl Worker {
         let waiting = options
             .eta_task_limit
             .map(|limit| Arc::new(Semaphore::new(limit.saturating_sub(prefetch))));
+        let line = Line::new(options.fair.clone());
         let mut consumer = Consumer {
             scribe,
+            uniques,
             members,
             ended: Vec::new(),
             joining: Vec::new(),
@@ -358,7 +367,8 @@ impl Worker {
             outbox,
             active: HashMap::new(),
             by_id: HashMap::new(),
-            reserved: Reserved::default(),
+            reserved: line,
+            ahead,
             timers: Timers::default(),
             parked: Parked::default(),
             waits,

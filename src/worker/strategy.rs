@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::Options;
 use super::request::Request;
+use super::unique::Unique;
 use crate::broker::{self, GivenUp};
 use crate::clock::{self, Timestamp};
 use crate::task::{Registry, not_registered};
@@ -88,12 +89,17 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
         message.headers.argsrepr = Some(args);
         message.headers.kwargsrepr = Some(kwargs);
     }
+    let unique = match Unique::of(&message, policy.unique) {
+        Ok(unique) => unique,
+        Err(reason) => return Err(invalid(message, reason)),
+    };
     let redelivered = message.headers.redelivered || message.properties.redelivered();
     let counted = || {
         let count = message.headers.extra.get(broker::DELIVERIES).and_then(Value::as_u64);
         count.is_some_and(|count| count >= u64::from(options.broker_options.max_deliveries))
     };
     Ok(Request {
+        unique,
         worn_out: policy.reject_on_worker_lost && counted(),
         restored: redelivered && message.headers.extra.contains_key(broker::DELIVERIES),
         may_be_done: options.deduplicate && policy.acks_late && redelivered,

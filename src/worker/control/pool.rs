@@ -3,7 +3,8 @@
 use tracing::info;
 
 use super::{Answer, Arguments, error_reply, ok};
-use crate::worker::consumer::Consumer;
+use crate::worker::consumer::{Consumer, Key};
+use crate::worker::request::{Input, State};
 use crate::worker::services::spawn_run;
 
 /// Beyond this a number of places is a typing error.
@@ -93,6 +94,31 @@ impl Consumer {
         self.children.resize(self.pool.size());
     }
 
+    /// So many workers look ahead together as far as one would alone.
+    pub(crate) fn share_lookahead(&mut self, workers: usize) {
+        let Some(fair) = &self.options.fair else { return };
+        let wanted = (fair.lookahead / workers.max(1)).saturating_sub(self.prefetch);
+        let before = std::mem::replace(&mut self.ahead, wanted);
+        if wanted > before {
+            self.credit.add_permits(wanted - before);
+        } else if wanted < before {
+            self.give_back(self.prefetch + wanted);
+            self.take_credit(before - wanted);
+        }
+    }
+
+    /// Holds so many requests that wait for a place; the others go back as they came, for workers that have less to do.
+    fn give_back(&mut self, most: usize) {
+        let waits = self.active.iter();
+        let waits = waits.filter(|(_, active)| matches!(active.state, State::Reserved { .. }));
+        let mut waiting: Vec<Key> = waits.map(|(key, _)| *key).collect();
+        waiting.sort_unstable();
+        // The oldest goes back last, to the front.
+        for key in waiting.into_iter().skip(most).rev() {
+            self.step(key, Input::Stop { cold: false });
+        }
+    }
+
     /// The prefetch count follows the pool.
     fn hold_more(&mut self, places: usize) {
         let credit = places.saturating_mul(self.options.prefetch_multiplier as usize);
@@ -104,6 +130,10 @@ impl Consumer {
         let credit = places.saturating_mul(self.options.prefetch_multiplier as usize);
         let credit = credit.min(self.prefetch);
         self.prefetch -= credit;
+        self.take_credit(credit);
+    }
+
+    fn take_credit(&self, credit: usize) {
         // What is in use stays so; it is taken away when it comes back, before the fetcher gets it.
         if let Some(n) = u32::try_from(credit).ok().filter(|n| *n > 0) {
             let permits = self.credit.clone();
