@@ -8,6 +8,7 @@ use super::Engine;
 use super::fault;
 use super::fleet::{Caller, Heard, Strategy, Trouble};
 use super::ollama::{Answer, Kind, Piece, Request};
+use super::template::Template;
 use crate::clock;
 use crate::task::{Context, Failure};
 
@@ -18,8 +19,8 @@ pub(super) struct Show<'a> {
     pub step: &'a str,
     /// Whether tokens are streamed at all.
     pub stream: bool,
-    /// The template whose step this is, for the accounts.
-    pub template: Option<&'a str>,
+    /// The template whose step this is, for the accounts and the record.
+    pub template: Option<&'a Template>,
     /// How long the answer may be given to the same call again; `None` asks the model each time.
     pub cache: Option<Duration>,
     /// How its host is chosen, where the call says so.
@@ -42,12 +43,14 @@ pub(super) async fn call(
         if matches!(heard, Heard::Piece(_)) {
             counted.piece();
         }
-        tell(heard, show, context);
+        tell(&heard, show, context);
     };
     let asked = fleet.ask(request, &caller(show, context), &mut hear).await;
     counted.end(&asked);
     put_off(asked.as_ref().err(), show, context).await;
-    let answer = asked.map_err(|trouble| failure(trouble, &model, context))?;
+    let mut answer = asked.map_err(|trouble| failure(trouble, &model, context))?;
+    context.add_tokens(answer.usage.total_tokens);
+    answer.route.template = show.template.map(Template::title);
     context.stream(&json!({
         "type": "call", "step": show.step, "attempt": context.retries(), "model": answer.model, "host": answer.host,
         "route": answer.route, "usage": answer.usage, "timing": answer.timing, "done_reason": answer.done_reason,
@@ -65,7 +68,7 @@ pub(super) fn caller<'a>(show: Show<'a>, context: &'a Context) -> Caller<'a> {
     let priority = message.map_or(0, |message| message.properties.priority());
     Caller {
         task: context.name(),
-        template: show.template,
+        template: show.template.map(Template::name),
         tenant: tenant.or_else(|| stamp("tenant")),
         priority: 9 - priority.min(9),
         cache: show.cache,
@@ -88,7 +91,7 @@ pub(super) async fn put_off(trouble: Option<&Trouble>, show: Show<'_>, context: 
 }
 
 /// Passes on what is heard of a call.
-pub(super) fn tell(heard: Heard, show: Show<'_>, context: &Context) {
+pub(super) fn tell(heard: &Heard, show: Show<'_>, context: &Context) {
     if !show.stream {
         return;
     }

@@ -9,6 +9,7 @@ use super::Engine;
 use super::call::{Show, announce_attempt, caller, failure, put_off, routing, tell};
 use super::ollama::{Embedding, Route, Usage};
 use super::tasks::POLICY;
+use super::template::Template;
 use crate::task::{Context, Failure, Options, Task};
 
 /// `orchestra.embed`: texts as vectors (`POST /api/embed`), in batches, on whichever hosts have room.
@@ -58,10 +59,33 @@ pub(super) async fn embed(
         fields.insert("truncate".into(), false.into());
     }
     let embedding = Embedding::new(model.clone(), input, fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
-    let mut hear = |heard| tell(heard, show, context);
+    if engine.batcher().takes(&embedding) {
+        let one = engine.batcher().embed(fleet, embedding, show, context).await;
+        put_off(one.as_ref().err(), show, context).await;
+        let one = one.map_err(|trouble| failure(trouble, &model, context))?;
+        context.add_tokens(one.tokens);
+        let route = Route {
+            template: show.template.map(Template::title),
+            ..one.route
+        };
+        return Ok(Vectors {
+            embeddings: vec![one.vector],
+            model,
+            host: one.host,
+            usage: Usage {
+                prompt_tokens: one.tokens,
+                completion_tokens: 0,
+                total_tokens: one.tokens,
+            },
+            route,
+        });
+    }
+    let mut hear = |heard| tell(&heard, show, context);
     let asked = fleet.embed(embedding, &caller(show, context), &mut hear).await;
     put_off(asked.as_ref().err(), show, context).await;
-    let (embedded, host, route) = asked.map_err(|trouble| failure(trouble, &model, context))?;
+    let (embedded, host, mut route) = asked.map_err(|trouble| failure(trouble, &model, context))?;
+    context.add_tokens(embedded.prompt_tokens);
+    route.template = show.template.map(Template::title);
     Ok(Vectors {
         embeddings: embedded.vectors,
         model,

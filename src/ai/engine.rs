@@ -6,10 +6,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::affinity::ModelAffinity;
+use super::batcher::Batcher;
 use super::calls::Calls;
 use super::embed::Embed;
 use super::fault::template_not_found;
 use super::fleet::Fleet;
+use super::kept;
 use super::library::{Library, Shelf};
 use super::options::Options;
 use super::permits::Permits;
@@ -18,7 +20,7 @@ use super::run;
 use super::steps::Web;
 use super::task_file::{FileTask, Scheduled};
 use super::tasks::{Approve, Chat, Generate, Resume, ResumeFailed, RunTemplate};
-use super::template::{Problem, Template};
+use super::template::{Labels, Problem, Template};
 use super::workspace;
 use crate::task::{Affinity, Context, Failure, RegisterError, Registry, Task as _};
 use crate::text::closest;
@@ -29,6 +31,7 @@ pub struct Engine {
     library: Library,
     fleet: Fleet,
     calls: Calls,
+    batcher: Batcher,
     permits: Arc<Permits>,
     web: Web,
     recorded: Option<Recorded>,
@@ -70,6 +73,7 @@ impl Engine {
             permits,
             recorded: None,
             calls: Calls::default(),
+            batcher: Batcher::new(options.batches),
         })
     }
 
@@ -142,6 +146,11 @@ impl Engine {
         &self.calls
     }
 
+    /// Texts that go to models together.
+    pub(super) fn batcher(&self) -> &Batcher {
+        &self.batcher
+    }
+
     /// What the operator allows.
     pub(super) fn permits(&self) -> &Permits {
         &self.permits
@@ -166,8 +175,13 @@ impl Engine {
                 Some(same) if same == bare => {
                     let of = shelf.templates().filter(|template| template.name() == bare);
                     let versions: Vec<String> = of.map(|template| template.version().to_string()).collect();
+                    let labels: Vec<&str> = shelf.labels().of_template(bare).map(|(label, _)| label).collect();
+                    let labels = match &labels[..] {
+                        [] => String::new(),
+                        labels => format!(" and the labels {}", labels.join(", ")),
+                    };
                     format!(
-                        "there is no template {name:?}; {bare:?} has the versions {}",
+                        "there is no template {name:?}; {bare:?} has the versions {}{labels}",
                         versions.join(", ")
                     )
                 }
@@ -176,6 +190,24 @@ impl Engine {
                 None => format!("there is no template {name:?}; there are {}", names.join(", ")),
             })
         })
+    }
+
+    /// The template of that name for a task: where it is a label with a share, that of its part.
+    ///
+    /// # Errors
+    /// As for [`template`](Self::template); or what the task began with cannot be looked at.
+    pub(super) async fn template_for(&self, name: &str, context: &Context) -> Result<Arc<Template>, Failure> {
+        let shelf = self.shelf();
+        let Some((template, label)) = shelf.label(name) else {
+            return self.template(name);
+        };
+        let version = kept::version(context, || label.choose(name, context.id())).await?;
+        self.template(&format!("{template}@{version}"))
+    }
+
+    /// The labels of templates.
+    pub fn labels(&self) -> Labels {
+        self.shelf().labels().clone()
     }
 
     /// Runs a template.

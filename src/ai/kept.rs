@@ -14,6 +14,8 @@ use crate::task::{Context, Exception, Failure};
 const TIME: Duration = Duration::from_secs(86_400);
 /// How long a task may be put down.
 const PARKED: Duration = Duration::from_secs(30 * 86_400);
+/// Where the version is kept that a label stood for.
+const VERSION: &str = "version";
 /// Pause before a run is tried again that could not look at what is kept.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -113,6 +115,20 @@ impl Kept {
         // A panic in between leaves a map that is whole.
         self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The version of a template that a task began with, whatever became of its label since; the first time `choose` says which.
+///
+/// # Errors
+/// Redis cannot be reached: the run is tried again.
+pub(super) async fn version(context: &Context, choose: impl FnOnce() -> u64) -> Result<u64, Failure> {
+    let kept = context.kept().await.map_err(later)?;
+    if let Some(version) = kept.get(VERSION).and_then(Value::as_u64) {
+        return Ok(version);
+    }
+    let version = choose();
+    context.keep(VERSION, &version, TIME).await.map_err(later)?;
+    Ok(version)
 }
 
 /// Redis is away: the run is tried again.

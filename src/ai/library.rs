@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::options::{Folder, TextLimits};
 use super::task_file::Binding;
-use super::template::{Problem, Template};
+use super::template::{LABELS, Label, Labels, Problem, Template};
 use crate::clock;
 
 /// How often the folders are looked at, at most.
@@ -21,6 +21,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Shelf {
     templates: BTreeMap<(String, u64), Arc<Template>>,
     bindings: BTreeMap<String, Arc<Binding>>,
+    labels: Labels,
 }
 
 impl Shelf {
@@ -39,10 +40,28 @@ impl Shelf {
         self.bindings.get(task)
     }
 
-    /// A template: `name@2`, or `name` for its newest version.
+    /// Names of versions that can be moved.
+    pub(super) fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
+    /// What `name@label` stands for.
+    pub(super) fn label(&self, name: &str) -> Option<(&str, &Label)> {
+        self.labels.get(name)
+    }
+
+    /// One version of a template.
+    pub(super) fn version(&self, name: &str, version: u64) -> Option<&Arc<Template>> {
+        self.templates.get(&(name.to_owned(), version))
+    }
+
+    /// A template: `name@2`, `name@label` for what most of its tasks are run with, or `name` for its newest version.
     pub(super) fn template(&self, name: &str) -> Option<&Arc<Template>> {
+        if let Some((template, label)) = self.labels.get(name) {
+            return self.version(template, label.version);
+        }
         match name.rsplit_once('@') {
-            Some((name, version)) => self.templates.get(&(name.to_owned(), version.parse().ok()?)),
+            Some((name, version)) => self.version(name, version.parse().ok()?),
             None => {
                 let versions = self.templates.range((name.to_owned(), 0)..=(name.to_owned(), u64::MAX));
                 versions.last().map(|(_, template)| template)
@@ -74,6 +93,16 @@ impl Shelf {
                 shelf.templates.insert(key, template);
             }
         }
+        shelf.labels = Labels::load(folders.templates.path()).unwrap_or_else(|found| {
+            problems.extend(found);
+            old.labels.clone()
+        });
+        problems.extend(shelf.labels.check(folders.templates.path(), |name| {
+            let all = shelf
+                .templates
+                .range((name.to_owned(), 0)..=(name.to_owned(), u64::MAX));
+            all.map(|((_, version), _)| *version).collect()
+        }));
         for path in list(&folders.tasks, "task", &mut problems) {
             let read = Binding::load(&path, |name| shelf.template(name).cloned()).map(Arc::new);
             let binding = read.or_else(|found| {
@@ -197,7 +226,7 @@ fn stamp(folders: &Folders) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
 pub(super) fn is_one(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let yaml = name.strip_suffix(".yaml").or_else(|| name.strip_suffix(".yml"));
-    yaml.is_some_and(|stem| !stem.ends_with(".test") && !stem.starts_with('.'))
+    yaml.is_some_and(|stem| !stem.ends_with(".test") && !stem.starts_with('.')) && name != LABELS
 }
 
 /// The YAML files of a folder, by name.

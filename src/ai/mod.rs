@@ -2,6 +2,7 @@
 
 mod affinity;
 mod ask;
+mod batcher;
 mod call;
 mod calls;
 mod embed;
@@ -27,7 +28,7 @@ mod workspace;
 pub use embed::{Embed, Vectors};
 pub use engine::{Engine, LoadError};
 pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Rate, Seen, Strategy, Used, canonical};
-pub use options::{CallLimits, DEFAULT_HOST, Folder, Options, TextLimits};
+pub use options::{Batches, CallLimits, DEFAULT_HOST, Folder, Options, TextLimits};
 pub use permits::{Permits, ProgramLimits};
 pub use program::{LIMITED, become_limited};
 pub use recorded::Recorded;

@@ -48,6 +48,8 @@ pub struct Options {
     pub limits: CallLimits,
     /// Bounds on a text that a template renders.
     pub texts: TextLimits,
+    /// Bounds on texts that are embedded together.
+    pub batches: Batches,
 }
 
 /// A folder of files.
@@ -120,6 +122,27 @@ impl Default for TextLimits {
     }
 }
 
+/// Bounds on single texts of several tasks that are embedded together.
+#[derive(Clone, Copy, Debug)]
+pub struct Batches {
+    /// Texts; with 1 each goes alone.
+    pub texts: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// How long the first waits for others.
+    pub wait: Duration,
+}
+
+impl Default for Batches {
+    fn default() -> Self {
+        Self {
+            texts: 64,
+            bytes: 1 << 20,
+            wait: Duration::from_millis(5),
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -140,6 +163,7 @@ impl Default for Options {
             permits: Permits::default(),
             limits: CallLimits::default(),
             texts: TextLimits::default(),
+            batches: Batches::default(),
         }
     }
 }

@@ -349,7 +349,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let done = places.iter().filter(|place| matches!(place, Place::Done(_))).count();
-        let meta = json!({"step": step.id, "done": done, "total": places.len()});
+        let meta = json!({"step": step.id, "done": done, "total": places.len(), "template": self.template.title()});
         self.context.update_state("PROGRESS", &meta).await
     }
 
@@ -363,6 +363,7 @@ impl<'a> Run<'a> {
         if let Value::Object(meta) = &mut meta {
             meta.insert("done".into(), done.into());
             meta.insert("total".into(), steps.len().into());
+            meta.insert("template".into(), self.template.title().into());
         }
         meta
     }

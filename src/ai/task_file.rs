@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Engine;
 use super::tasks::POLICY;
 use super::template::{Fields, Mark, Problem, Problems, Template, read};
-use crate::task::{Arguments, BoxFuture, Context, DynTask, Failure, Options, Parameter, RateLimit, Redact};
+use crate::task::{Arguments, BoxFuture, Context, DynTask, Failure, Options, Parameter, RateLimit, Redact, Unique};
 
 /// Fields of a task file, for the schema of the format.
 pub(super) const FIELDS: &[(&str, &str, &str)] = &[
@@ -16,7 +16,7 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
     (
         "template",
         "string",
-        "the template: its name, or name@2 for one version",
+        "the template: its name, name@2 for one version, or name@label",
     ),
     (
         "description",
@@ -40,6 +40,11 @@ pub(super) const FIELDS: &[(&str, &str, &str)] = &[
     ("acks_late", "boolean", "acknowledge after the run (true)"),
     ("track_started", "boolean", "store the state STARTED (true)"),
     ("ignore_result", "boolean", "store no result"),
+    (
+        "unique",
+        "any",
+        "calls with the same parameters are one run, the others get its result: true, or period (seconds) and states",
+    ),
     (
         "redact",
         "any",
@@ -245,8 +250,40 @@ fn options(fields: &mut Fields<'_>, problems: &mut Problems) -> Options {
         acks_late: fields.flag("acks_late", problems).unwrap_or(POLICY.acks_late),
         track_started: fields.flag("track_started", problems).unwrap_or(POLICY.track_started),
         ignore_result: fields.flag("ignore_result", problems).unwrap_or(POLICY.ignore_result),
+        unique: unique(fields, problems),
         ..POLICY
     }
+}
+
+/// `unique: true`, or `unique: {period: 3600, states: [SUCCESS, FAILURE]}`.
+fn unique(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Unique> {
+    let given = fields.take("unique")?;
+    let read = match given.to_value() {
+        Value::Bool(given) => Ok(given.then_some(Unique::DEFAULT)),
+        Value::Object(given) => of_fields(&given).map(Some),
+        _ => Err("must be true, or period and states".to_owned()),
+    };
+    let at = given.at;
+    read.unwrap_or_else(|error| {
+        problems.add(at, format!("unique: {error}"));
+        None
+    })
+}
+
+fn of_fields(given: &Map<String, Value>) -> Result<Unique, String> {
+    let mut unique = Unique::DEFAULT;
+    for (name, value) in given {
+        unique = match (&**name, value) {
+            ("period", Value::Number(period)) => unique.with_period(period.as_f64().unwrap_or_default())?,
+            ("states", Value::Array(states)) => {
+                unique.with_states(states.iter().map(|state| state.as_str().unwrap_or("")))?
+            }
+            ("period", _) => return Err("period must be a number of seconds".into()),
+            ("states", _) => return Err("states must be a list: SUCCESS, FAILURE".into()),
+            (other, _) => return Err(format!("there is no field {other:?}; there are period and states")),
+        };
+    }
+    Ok(unique)
 }
 
 impl DynTask for FileTask {
@@ -260,6 +297,17 @@ impl DynTask for FileTask {
 
     fn description(&self) -> Option<&str> {
         self.first.description.as_deref()
+    }
+
+    fn version(&self) -> Option<String> {
+        let shelf = self.engine.shelf();
+        let name = &shelf.binding(self.first.name()).unwrap_or(&self.first).template;
+        let title = shelf.template(name)?.title();
+        let canary = shelf.label(name).and_then(|(template, label)| {
+            let (version, percent) = label.canary?;
+            Some(format!(", {percent} % {}", shelf.version(template, version)?.title()))
+        });
+        Some(title + &canary.unwrap_or_default())
     }
 
     fn parameters(&self) -> Vec<Parameter> {
@@ -281,7 +329,7 @@ impl DynTask for FileTask {
             let names: Vec<&str> = binding.names.iter().map(String::as_str).collect();
             let mut params = arguments.bind_names(&binding.name, &names)?;
             params.extend(binding.params.clone());
-            let template = engine.template(&binding.template)?;
+            let template = engine.template_for(&binding.template, &context).await?;
             engine.run(&template, params, &context).await
         })
     }

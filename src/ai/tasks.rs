@@ -179,7 +179,7 @@ impl Task for RunTemplate {
     type Output = Value;
 
     async fn run(self, engine: Arc<Engine>, context: Context) -> Result<Value, Failure> {
-        let template = engine.template(&self.template)?;
+        let template = engine.template_for(&self.template, &context).await?;
         engine.run(&template, self.params.unwrap_or_default(), &context).await
     }
 }

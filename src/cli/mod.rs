@@ -25,6 +25,7 @@ mod schedule;
 mod send;
 mod signals;
 mod table;
+mod template_label;
 mod template_new;
 mod template_run;
 mod template_test;

@@ -7,7 +7,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use super::program::{Common, Stopped, pretty, usage, world};
-use super::{template_new, template_run, template_test};
+use super::{template_label, template_new, template_run, template_test};
 use crate::ai::Engine;
 use crate::ai::template::{Template, task_schema, template_schema};
 use crate::task::{Failure, Registry};
@@ -26,6 +26,15 @@ pub(super) enum Templates {
         /// Name of the template
         name: String,
     },
+    /// Show how two versions differ; the exit code is 1 when they do
+    Diff {
+        /// One version: NAME@2, NAME@label
+        old: String,
+        /// The other; without it the newest
+        new: Option<String>,
+    },
+    /// Let a label stand for a version; a rollback is the same with the version from before
+    Label(template_label::Move),
     /// Show what a model would be asked
     Render {
         /// Name of the template
@@ -68,12 +77,16 @@ impl Templates {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         match self {
             Self::List => {
-                for template in common.engine()?.templates() {
+                let engine = common.engine()?;
+                let labels = engine.labels();
+                for template in engine.templates() {
                     let name = match template.version() {
                         1 => template.name().to_owned(),
                         version => format!("{}@{version}", template.name()),
                     };
-                    println!("{name:<24} {}", template.description().unwrap_or_default());
+                    let labels = template_label::of_version(&labels, &template);
+                    let about = template.description().unwrap_or_default();
+                    println!("{name:<24} {} {labels}{about}", template.content());
                 }
             }
             Self::Lint { files } => return lint(common, &files),
@@ -81,6 +94,8 @@ impl Templates {
                 let template = common.engine()?.template(&name).map_err(failure)?;
                 println!("{}", pretty(&template.schema()));
             }
+            Self::Diff { old, new } => return template_label::diff(common, &old, new.as_deref()),
+            Self::Label(to) => return to.run(common),
             Self::Render { name, params } => {
                 let template = common.engine()?.template(&name).map_err(failure)?;
                 for (source, text) in template.preview(params.read()?).map_err(usage)? {

@@ -124,6 +124,9 @@ impl Settings {
             None => Folder::Default(default.into()),
         };
         let usual = ai::Options::default();
+        if given.ai_embed_batch.is_some_and(|texts| !(1..=64).contains(&texts)) {
+            return Err("ai_embed_batch: must be 1 to 64".into());
+        }
         let ai = ai::Options {
             templates: folder(&given.ai_templates, "templates"),
             tasks: folder(&given.ai_tasks, "tasks"),
@@ -146,6 +149,11 @@ impl Settings {
             texts: ai::TextLimits {
                 steps: given.ai_template_steps.unwrap_or(usual.texts.steps),
                 bytes: given.ai_max_text_bytes.unwrap_or(usual.texts.bytes),
+            },
+            batches: ai::Batches {
+                texts: given.ai_embed_batch.unwrap_or(usual.batches.texts),
+                bytes: given.ai_embed_batch_bytes.unwrap_or(usual.batches.bytes),
+                wait: given.ai_embed_wait.map_or(usual.batches.wait, |seconds| seconds.0),
             },
             limits: {
                 let mut limits = ai::CallLimits::default();
@@ -419,6 +427,7 @@ impl Settings {
         options.eta_task_limit = given.worker_eta_task_limit.filter(|limit| *limit > 0);
         options.disable_prefetch = self.disable_prefetch;
         options.disable_rate_limits = given.worker_disable_rate_limits.unwrap_or(false);
+        options.fair = self.fairness()?;
         options.direct = given.worker_direct.unwrap_or(false);
         options.priorities.inherit = given.task_inherit_parent_priority.unwrap_or(false);
         options.priorities.default = given.task_default_priority;
@@ -434,6 +443,34 @@ impl Settings {
         options.event_exchange = given.event_exchange.clone().unwrap_or(options.event_exchange);
         options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
         Ok(options)
+    }
+
+    /// How tenants are told apart and take turns.
+    fn fairness(&self) -> Result<Option<worker::Fairness>, String> {
+        let given = &self.given;
+        let by = given.worker_fair_by.clone().map(Words::into_vec).unwrap_or_default();
+        if by.is_empty() {
+            return Ok(None);
+        }
+        if given.worker_disable_prefetch.unwrap_or(false) {
+            return Err(
+                "worker_fair_by chooses among messages that are held: it needs worker_disable_prefetch to be off"
+                    .into(),
+            );
+        }
+        let tokens = match given.worker_fair_unit.as_deref() {
+            None | Some("seconds") => false,
+            Some("tokens") => true,
+            Some(other) => return Err(format!("worker_fair_unit: {other:?} is not one of seconds and tokens")),
+        };
+        let by = by.iter().map(|place| worker::TenantIn::parse(place));
+        Ok(Some(worker::Fairness {
+            by: by
+                .collect::<Result<_, _>>()
+                .map_err(|error| format!("worker_fair_by: {error}"))?,
+            lookahead: given.worker_fair_lookahead.unwrap_or(1000),
+            tokens,
+        }))
     }
 
     /// Where tasks go.

@@ -114,6 +114,12 @@ settings! {
     worker_disable_prefetch: bool = "false",
     /// Ignore rate limits.
     worker_disable_rate_limits: bool = "false",
+    /// Let tenants take turns by what they use, where they would wait for each other: where the tenant of a task stands, the first that is there of `header:NAME` (or stamp), `kwarg:NAME`, `queue:PATTERN`; see docs/sharing.md.
+    worker_fair_by: Words = "[]",
+    /// With `worker_fair_by`: messages that are held to choose from, by all workers together.
+    worker_fair_lookahead: usize = "1000",
+    /// With `worker_fair_by`: what counts, `seconds` of runs or `tokens` of models.
+    worker_fair_unit: String = "seconds",
     /// Consume from a queue of the worker's own as well, `<node name>.dq2`.
     worker_direct: bool = "false",
     /// Answer `celery control pool_restart` instead of refusing it.
@@ -250,6 +256,12 @@ settings! {
     ai_max_tokens: u64 = "32768",
     /// Largest answer of a model, in bytes.
     ai_max_answer_bytes: usize = "16777216",
+    /// Single texts of tasks that run at the same time go to a model together, so many at most, 64 being the most of one request; 1 sends each alone.
+    ai_embed_batch: usize = "64",
+    /// Seconds that the first of them waits for others.
+    ai_embed_wait: Seconds = "0.005",
+    /// Most bytes of texts that go together.
+    ai_embed_batch_bytes: usize = "1048576",
     /// Steps of work that one text of a template may take to render: a loop without end ends there.
     ai_template_steps: u64 = "5000000",
     /// Largest text that a template may render, in bytes.

@@ -29,6 +29,8 @@ pub struct Entry {
     pub hides: Arc<Hides>,
     /// Who knows what its calls need.
     pub affinity: Option<Arc<dyn Affinity>>,
+    /// A task made at run time.
+    made: Option<Arc<dyn DynTask>>,
     start: Arc<Start>,
 }
 
@@ -51,6 +53,11 @@ pub struct Registry {
 }
 
 impl Entry {
+    /// Which version of it runs now, for people.
+    pub fn version(&self) -> Option<String> {
+        self.made.as_ref()?.version()
+    }
+
     /// Binds the arguments and makes the future of the run.
     ///
     /// # Errors
@@ -77,6 +84,7 @@ impl Registry {
             description: T::DESCRIPTION.map(Into::into),
             hides: Arc::new(Hides::new(&T::OPTIONS, &Hides::parameters::<T>())),
             affinity: None,
+            made: None,
             start: Arc::new(move |body, context| {
                 let task: T = bind(T::NAME, body.args(), body.kwargs(), T::OPTIONS.redact)?;
                 let env = env.clone();
@@ -99,6 +107,7 @@ impl Registry {
             description: task.description().map(Into::into),
             hides: Arc::new(Hides::new(&task.options(), &task.parameters())),
             affinity: None,
+            made: Some(task.clone()),
             start: Arc::new(move |body, context| {
                 let arguments: Arguments = body.arguments()?;
                 let run = task.run(arguments, context.clone());

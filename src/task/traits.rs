@@ -47,6 +47,11 @@ pub trait DynTask: Send + Sync + 'static {
         None
     }
 
+    /// Which version of it runs now, for people.
+    fn version(&self) -> Option<String> {
+        None
+    }
+
     /// Its parameters in order, for hiding what is secret among positional arguments.
     fn parameters(&self) -> Vec<Parameter> {
         Vec::new()

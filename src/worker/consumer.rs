@@ -472,9 +472,11 @@ impl Consumer {
 
     fn on_ended(&mut self, ended: Ended) {
         self.running -= 1;
-        let context = self.active.get(&ended.key).and_then(|active| active.context.as_ref());
-        let tokens = context.map(Context::tokens);
-        self.reserved.ended(ended.key, ended.runtime.as_secs_f64(), tokens);
+        if self.reserved.is_fair() {
+            let context = self.active.get(&ended.key).and_then(|active| active.context.as_ref());
+            let tokens = context.map(Context::tokens);
+            self.reserved.ended(ended.key, ended.runtime.as_secs_f64(), tokens);
+        }
         if let Some(active) = self.active.get(&ended.key) {
             self.metrics.ran(&active.request.entry.name, ended.runtime);
             let dropped = active.context.as_ref().map_or(0, Context::stream_dropped);
@@ -810,7 +812,6 @@ impl Consumer {
                     }
                     self.wait(key, eta);
                 }
-                Effect::Enqueue if request.restored => self.reserved.push_restored(key),
                 Effect::Enqueue => self.reserve(key, &request),
                 // `start` makes the run itself; everything else has been written.
                 _ => {}
@@ -897,20 +898,28 @@ impl Consumer {
 
     /// Waits for a place to run.
     fn reserve(&mut self, key: Key, request: &Request) {
+        let tenant = self.tenant(key, request);
+        if request.restored {
+            return self.reserved.push_restored(key);
+        }
         let need = request.entry.affinity.as_ref().and_then(|of| {
             let body = &request.message.body;
             let what = of.need(&request.entry.name, body.args(), body.kwargs())?;
             Some(Need { of: of.clone(), what })
         });
         let priority = request.message.properties.priority();
-        let Some(active) = self.active.get_mut(&key) else {
-            return;
-        };
+        self.reserved.push(key, tenant, need, priority, clock::instant());
+    }
+
+    /// Whose a request is, where tenants take turns.
+    fn tenant(&mut self, key: Key, request: &Request) -> Option<Arc<str>> {
+        if !self.reserved.is_fair() {
+            return None;
+        }
+        let active = self.active.get_mut(&key)?;
         let queue = active.state.queue().unwrap_or_default();
-        let tenant = self.reserved.tenant(request, queue);
-        self.reserved
-            .push(key, tenant.clone(), need, priority, clock::instant());
-        active.tenant = tenant;
+        active.tenant = self.reserved.tenant(request, queue);
+        active.tenant.clone()
     }
 
     fn hold_for_rate(&mut self, key: Key, at: Instant) {

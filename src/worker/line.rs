@@ -130,7 +130,12 @@ impl Line {
 
     /// How many wait.
     pub(crate) fn len(&self) -> usize {
-        self.fair.as_ref().map_or(self.came.len(), |fair| fair.waiting)
+        self.came.len() + self.fair.as_ref().map_or(0, |fair| fair.waiting)
+    }
+
+    /// Whether tenants take turns.
+    pub(crate) fn is_fair(&self) -> bool {
+        self.fair.is_some()
     }
 
     /// Whose a request is, where that matters.
@@ -156,6 +161,11 @@ impl Line {
         }
     }
 
+    /// Another worker had it and was lost: whosever it is, it has had its turn.
+    pub(crate) fn push_restored(&mut self, key: Key) {
+        self.came.push_restored(key);
+    }
+
     /// Whether nobody waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
@@ -163,10 +173,8 @@ impl Line {
 
     /// Takes the one that goes next, of those that still live.
     pub(crate) fn take(&mut self, now: Instant, lives: impl Fn(Key) -> bool) -> Option<Key> {
-        match &mut self.fair {
-            None => self.came.take(now, lives),
-            Some(fair) => fair.take(now, lives),
-        }
+        let first = self.came.take(now, &lives);
+        first.or_else(|| self.fair.as_mut()?.take(now, lives))
     }
 
     /// One begins to run.

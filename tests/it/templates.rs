@@ -826,7 +826,10 @@ async fn versions_stand_side_by_side_and_a_running_worker_sees_new_files() {
          print(next(iter(app.control.inspect(timeout=5).registered().values())))\n",
         &redis.url(),
     );
-    assert!(answer.contains("texts.say [description=Says it]"), "{answer}");
+    assert!(
+        answer.contains("texts.say [description=Says it version=say@1 ("),
+        "{answer}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

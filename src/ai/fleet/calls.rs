@@ -43,7 +43,7 @@ pub(in crate::ai) enum Heard {
 }
 
 /// Why there is no answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::ai) enum Trouble {
     /// What a host said, or the last of several.
     Fault(Fault),

@@ -76,6 +76,12 @@ pub struct Route {
     /// A field that was not sent, because the model cannot do what it asks for: `think`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub left_out: Option<String>,
+    /// The template whose step asked, with its version and content.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub template: Option<String>,
+    /// How many texts of several tasks were embedded by the one call; the hash is that of all of them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub together: Option<usize>,
     /// The model that was asked for, where another answered because a budget was used up.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub downgraded_from: Option<String>,

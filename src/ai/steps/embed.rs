@@ -44,7 +44,7 @@ pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, St
     let show = Show {
         step: &key,
         stream: true,
-        template: Some(site.template.name()),
+        template: Some(site.template),
         cache: None,
         routing: routing.as_ref(),
     };

@@ -226,7 +226,7 @@ impl Models {
             let show = Show {
                 step: &key,
                 stream: true,
-                template: Some(site.template.name()),
+                template: Some(site.template),
                 cache: self.cache,
                 routing: self.routing.as_ref(),
             };

@@ -7,6 +7,7 @@
 mod fields;
 mod format;
 mod graph;
+mod labels;
 mod node;
 mod parameter;
 mod policy;
@@ -19,6 +20,7 @@ mod yaml;
 
 pub(super) use fields::Fields;
 pub use format::{task_schema, template_schema};
+pub use labels::{LABELS, Label, Labels};
 pub use parameter::Parameter;
 pub(super) use policy::{OnError, Reason};
 pub use problem::Problem;

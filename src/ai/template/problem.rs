@@ -108,6 +108,11 @@ impl Problems {
         source.clone_into(&mut self.source);
     }
 
+    /// The text of the file.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
     /// One more in a line of a value's text, at an offset in that line.
     pub(crate) fn add_inside(
         &mut self,

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::fields::Fields;
 use super::graph::ancestors;
@@ -22,6 +23,7 @@ use crate::text::closest;
 pub struct Template {
     name: String,
     version: u64,
+    content: String,
     description: Option<String>,
     path: PathBuf,
     parameters: Vec<Parameter>,
@@ -73,6 +75,7 @@ impl Template {
         let mut template = Self {
             name,
             version,
+            content: String::new(),
             description,
             path: path.to_owned(),
             parameters,
@@ -83,6 +86,7 @@ impl Template {
         };
         template.check_texts(problems);
         template.sign();
+        template.content = template.fingerprint(problems.source());
         Some(template)
     }
 
@@ -94,6 +98,39 @@ impl Template {
     /// Its version; 1 if the file does not say.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// What it is made of, in twelve hexadecimal digits: another one when its file or a shared part of it changes.
+    pub fn content(&self) -> &str {
+        &self.content
+    }
+
+    /// Name, version and content: `summarize@3 (9a1f…)`.
+    pub fn title(&self) -> String {
+        format!("{}@{} ({})", self.name, self.version, self.content)
+    }
+
+    fn fingerprint(&self, source: &str) -> String {
+        let mut hash = Sha256::new();
+        hash.update(source);
+        let parts = self.prompts.parts();
+        let mut texts = vec![source];
+        let mut seen = BTreeSet::new();
+        while let Some(text) = texts.pop() {
+            for (name, part) in parts.iter().filter(|(name, _)| text.contains(name.as_str())) {
+                if seen.insert(name) {
+                    texts.push(part);
+                }
+            }
+        }
+        for (name, part) in parts.iter().filter(|(name, _)| seen.contains(name)) {
+            hash.update([0]);
+            hash.update(name);
+            hash.update([0]);
+            hash.update(part);
+        }
+        let bytes = hash.finalize();
+        bytes[..6].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// What it does.

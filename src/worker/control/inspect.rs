@@ -93,7 +93,7 @@ impl Consumer {
         let wanted = arguments.texts("taskinfoitems").unwrap_or_default();
         let wanted: Vec<&str> = match &wanted[..] {
             // What a task is for stands beside it, in Flower too.
-            [] => vec!["exchange", "routing_key", "rate_limit", "description"],
+            [] => vec!["exchange", "routing_key", "rate_limit", "description", "version"],
             wanted => wanted.iter().map(String::as_str).collect(),
         };
         self.registry
@@ -297,6 +297,7 @@ fn attribute(entry: &task::Entry, policy: &task::Options, name: &str) -> Option<
     match name {
         "name" => Some(entry.name.to_string()),
         "description" => entry.description.as_deref().map(str::to_owned),
+        "version" => entry.version(),
         "rate_limit" => policy.rate_limit.map(|limit| limit.to_string()),
         "max_retries" => policy.max_retries.map(|max| max.to_string()),
         "default_retry_delay" => seconds(Some(policy.default_retry_delay)),

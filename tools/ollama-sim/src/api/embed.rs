@@ -69,7 +69,13 @@ pub(super) async fn vectors(app: &App, fields: &Fields<'_>) -> Result<Value, Err
     if texts.is_empty() {
         return Ok(json!({ "model": written, "embeddings": [] }));
     }
-    let words: usize = texts.iter().map(|text| text.split_whitespace().count().max(1)).sum();
+    let length = |text: &String| text.split_whitespace().count().max(1);
+    let words: usize = texts.iter().map(length).sum();
+    let longest = texts.iter().map(length).max().unwrap_or(0);
+    // All or nothing: one text that is too long fails the call.
+    if fields.boolean("truncate")? == Some(false) && i64::try_from(longest).unwrap_or(i64::MAX) > settings.num_ctx {
+        return Err(Error::bad_request("the input length exceeds the context length"));
+    }
     let _slot = lease.slot().await;
     let _working = app.stats.work(&model.name.to_string());
     let vectors = app.backend.embed(model, texts).await?;
