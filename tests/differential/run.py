@@ -76,6 +76,8 @@ class Place:
         port = options.port + (*KINDS, TWINS).index(kind) if options.port else free_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         self.environment = os.environ | {"DIFFERENTIAL_URL": self.url, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
+        # A Python worker sends a retry before it says that there is one: whoever runs it in between is overwritten.
+        self.environment["DIFFERENTIAL_PAUSE"] = str(0.1 * options.patience if options.patience > 1 else 0.02)
         if options.header_errors:
             self.environment |= {"DIFFERENTIAL_HEADER_ERRORS": "1", "ORCHESTRA_TASK_ALLOW_ERROR_CB_ON_CHORD_HEADER": "true"}
         self.start(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)])

@@ -14,6 +14,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject
 
 URL = os.environ["DIFFERENTIAL_URL"]
+PAUSE = float(os.environ["DIFFERENTIAL_PAUSE"])  # before a retry, in seconds
 
 app = Celery("differential", broker=URL, backend=URL, set_as_current=True)
 app.conf.update(result_extended=True, worker_prefetch_multiplier=16, broker_connection_retry_on_startup=True)
@@ -67,11 +68,11 @@ def fail(self, *args, at):
 def retry(self, *args, at, times, cause):
     label = note(self.request, at, args)
     if self.request.retries < times:
-        raise self.retry(countdown=0.02, exc=KeyError(label) if cause else None)
+        raise self.retry(countdown=PAUSE, exc=KeyError(label) if cause else None)
     return [label, *args]
 
 
-@app.task(bind=True, name="diff.auto", autoretry_for=(ValueError,), max_retries=1, default_retry_delay=0.02)
+@app.task(bind=True, name="diff.auto", autoretry_for=(ValueError,), max_retries=1, default_retry_delay=PAUSE)
 def auto(self, *args, at, times):
     label = note(self.request, at, args)
     if self.request.retries < times:
