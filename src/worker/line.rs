@@ -101,6 +101,8 @@ struct Tenant {
     waiting: Reserved,
     running: usize,
     used: f64,
+    /// The part of that which is reckoned for what runs.
+    reckoned: f64,
     lately: Option<f64>,
 }
 
@@ -203,7 +205,11 @@ impl Fair {
     fn tenant_that_waits(&mut self, name: Arc<str>) -> &mut Reserved {
         if self.tenants.get(&name).is_none_or(Tenant::is_idle) {
             let others = self.tenants.values().filter(|tenant| !tenant.is_idle());
-            match others.map(|tenant| tenant.used).min_by(f64::total_cmp) {
+            // Without what is only reckoned: it may turn out to be less, and then those would be before this one.
+            match others
+                .map(|tenant| tenant.used - tenant.reckoned)
+                .min_by(f64::total_cmp)
+            {
                 Some(least) => {
                     let tenant = self.tenants.entry(name.clone()).or_default();
                     tenant.used = tenant.used.max(least);
@@ -244,6 +250,7 @@ impl Fair {
         let tenant = self.tenants.entry(name.clone()).or_default();
         let charge = tenant.lately.or(usual).unwrap_or_default();
         tenant.used += charge;
+        tenant.reckoned += charge;
         tenant.running += 1;
         self.running.insert(key, (name, charge));
     }
@@ -263,6 +270,7 @@ impl Fair {
             (true, None) => charge,
         };
         tenant.used += used - charge;
+        tenant.reckoned -= charge;
         let next = |before: Option<f64>| before.map_or(used, |before| before + LATELY * (used - before));
         tenant.lately = Some(next(tenant.lately));
         self.usual = Some(next(self.usual));
