@@ -66,7 +66,7 @@ pub(super) async fn ask(
         answer.repairs = repairs;
         spent = Some(answer.usage);
         let wrong = match check(&shape, &mut answer) {
-            Ok(()) => return Ok(answer),
+            Ok(()) => return Ok(*answer),
             // More of the same would be cut off at the same place.
             Err(Unfit::Final(failure)) => return Err(failure),
             Err(Unfit::Shape(wrong)) => wrong,
@@ -103,11 +103,11 @@ pub(super) async fn ask(
 }
 
 /// One answer: a recorded one where answers are played, otherwise a model's.
-async fn one(engine: &Engine, question: &Question, show: Show<'_>, context: &Context) -> Result<Answer, Failure> {
+async fn one(engine: &Engine, question: &Question, show: Show<'_>, context: &Context) -> Result<Box<Answer>, Failure> {
     if let Some(recorded) = engine.recorded()
         && let Some(answer) = recorded.play(show.step, question)?
     {
-        return Ok(answer);
+        return Ok(Box::new(answer));
     }
     let (model, fields) = (question.model.clone(), question.fields.clone());
     let answer = call(engine, question.kind, model, fields, show, context).await?;

@@ -35,7 +35,7 @@ pub(super) async fn call(
     fields: Map<String, Value>,
     show: Show<'_>,
     context: &Context,
-) -> Result<Answer, Failure> {
+) -> Result<Box<Answer>, Failure> {
     let fleet = engine.fleet();
     let request = Request::new(kind, model.clone(), fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
     let counted = engine.calls().begin(&request, context);
@@ -47,8 +47,10 @@ pub(super) async fn call(
     };
     let asked = fleet.ask(request, &caller(show, context), &mut hear).await;
     counted.end(&asked);
-    put_off(asked.as_ref().err(), show, context).await;
-    let mut answer = asked.map_err(|trouble| failure(trouble, &model, context))?;
+    let mut answer = match asked {
+        Ok(answer) => answer,
+        Err(trouble) => return Err(Box::pin(not_answered(trouble, &model, show, context)).await),
+    };
     context.add_tokens(answer.usage.total_tokens);
     answer.route.template = show.template.map(Template::title);
     context.stream(&json!({
@@ -79,15 +81,17 @@ pub(super) fn caller<'a>(show: Show<'a>, context: &'a Context) -> Caller<'a> {
     }
 }
 
-/// Says of a task that is put off what it waits for. A template says so of all its steps at once.
-pub(super) async fn put_off(trouble: Option<&Trouble>, show: Show<'_>, context: &Context) {
-    if let (Some(Trouble::Later(by, after)), None) = (trouble, show.template) {
+/// What a task does about a call without an answer. One that is put off says what it waits for; a template says so of all its
+/// steps at once.
+pub(super) async fn not_answered(trouble: Trouble, model: &str, show: Show<'_>, context: &Context) -> Failure {
+    if let (Trouble::Later(by, after), None) = (&trouble, show.template) {
         let until = clock::iso(clock::after(clock::now(), *after));
         // What cannot be told changes nothing of the wait.
         let _ = context
             .update_state("WAITING", &json!({"limit": by, "until": until}))
             .await;
     }
+    failure(trouble, model, context)
 }
 
 /// Passes on what is heard of a call.
@@ -116,7 +120,7 @@ pub(super) fn tell(heard: &Heard, show: Show<'_>, context: &Context) {
 }
 
 /// What a task does about a call without an answer.
-pub(super) fn failure(trouble: Trouble, model: &str, context: &Context) -> Failure {
+fn failure(trouble: Trouble, model: &str, context: &Context) -> Failure {
     match trouble {
         Trouble::Fault(fault) => fault::of_model(&fault, model, context),
         Trouble::Value(text) => Failure::value_error(text),

@@ -157,7 +157,7 @@ impl Call<'_> {
     }
 
     /// The whole answer came, or none.
-    pub(super) fn end(mut self, ended: &Result<Answer, Trouble>) {
+    pub(super) fn end(mut self, ended: &Result<Box<Answer>, Trouble>) {
         self.ended = true;
         let (place, class, text) = match ended {
             Ok(answer) => return self.answered(answer),

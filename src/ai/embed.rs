@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Engine;
-use super::call::{Show, announce_attempt, caller, failure, put_off, routing, tell};
+use super::call::{Show, announce_attempt, caller, not_answered, routing, tell};
 use super::ollama::{Embedding, Route, Usage};
 use super::tasks::POLICY;
 use super::template::Template;
@@ -61,8 +61,10 @@ pub(super) async fn embed(
     let embedding = Embedding::new(model.clone(), input, fields, fleet.allow_cloud()).map_err(Failure::value_error)?;
     if engine.batcher().takes(&embedding) {
         let one = engine.batcher().embed(fleet, embedding, show, context).await;
-        put_off(one.as_ref().err(), show, context).await;
-        let one = one.map_err(|trouble| failure(trouble, &model, context))?;
+        let one = match one {
+            Ok(one) => one,
+            Err(trouble) => return Err(not_answered(trouble, &model, show, context).await),
+        };
         context.add_tokens(one.tokens);
         let route = Route {
             template: show.template.map(Template::title),
@@ -82,8 +84,10 @@ pub(super) async fn embed(
     }
     let mut hear = |heard| tell(&heard, show, context);
     let asked = fleet.embed(embedding, &caller(show, context), &mut hear).await;
-    put_off(asked.as_ref().err(), show, context).await;
-    let (embedded, host, mut route) = asked.map_err(|trouble| failure(trouble, &model, context))?;
+    let (embedded, host, mut route) = match asked {
+        Ok(asked) => asked,
+        Err(trouble) => return Err(not_answered(trouble, &model, show, context).await),
+    };
     context.add_tokens(embedded.prompt_tokens);
     route.template = show.template.map(Template::title);
     Ok(Vectors {

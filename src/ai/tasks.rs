@@ -350,3 +350,18 @@ impl Task for Approve {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call waits for minutes in memory, and thousands do at once: what it does before and after is boxed.
+    #[test]
+    fn a_call_that_waits_is_small() {
+        fn size<F>(_: fn(Generate, Arc<Engine>, Context) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = size(<Generate as Task>::run);
+        assert!(bytes <= 3_200, "{bytes} bytes");
+    }
+}

@@ -73,8 +73,10 @@ impl Fleet {
         mut request: Request,
         caller: &Caller<'_>,
         hear: Hear<'_>,
-    ) -> Result<Answer, Trouble> {
-        let downgraded = self.keep_to_budget(request.model(), caller).await?;
+    ) -> Result<Box<Answer>, Trouble> {
+        // What is over soon, or begins when the answer is there, is boxed, here and below: all of a future is held for as long
+        // as its call runs, and there may be ten thousand.
+        let downgraded = Box::pin(self.keep_to_budget(request.model(), caller)).await?;
         let asked = request.model().to_owned();
         if let Some(model) = &downgraded {
             request.set_model(model);
@@ -83,12 +85,10 @@ impl Fleet {
         if let Some(profile) = self.profile(&model) {
             profile.apply(&model, request.body_mut()).map_err(Trouble::Value)?;
         }
-        let mut route = self.route(&request);
+        let mut route = Box::new(self.route(&request));
         route.downgraded_from = downgraded.map(|_| asked);
         let answer = match caller.cache {
             None => self.ask_hosts(&request, caller, route, hear).await?,
-            // What is not every call's way is boxed, here and below: all of a future is held for as long as its call runs,
-            // and there may be ten thousand.
             Some(time) => {
                 let asked = Box::pin(self.ask_once(&request, time, caller, route, hear)).await?;
                 if matches!(&*asked.route.why, "cache" | "joined") {
@@ -97,7 +97,7 @@ impl Fleet {
                 asked
             }
         };
-        self.account(caller, &model, answer.usage, answer.timing.total_s).await;
+        Box::pin(self.account(caller, &model, answer.usage, answer.timing.total_s)).await;
         Ok(answer)
     }
 
@@ -107,16 +107,16 @@ impl Fleet {
         request: &Request,
         time: Duration,
         caller: &Caller<'_>,
-        route: Route,
+        route: Box<Route>,
         hear: Hear<'_>,
-    ) -> Result<Answer, Trouble> {
+    ) -> Result<Box<Answer>, Trouble> {
         let kept = match self.flight(request, time, hear).await {
             Flight::Known(mut answer, why) => {
                 answer.route = Route {
                     why: why.into(),
-                    ..route
+                    ..*route
                 };
-                return Ok(*answer);
+                return Ok(answer);
             }
             Flight::Ours(kept) => kept,
             Flight::None => return self.ask_hosts(request, caller, route, hear).await,
@@ -128,7 +128,7 @@ impl Fleet {
         };
         let asking = self.ask_hosts(request, caller, route, &mut both);
         let asked = kept.guard(asking, said).await;
-        kept.land(request, asked.as_ref().ok()).await;
+        kept.land(request, asked.as_deref().ok()).await;
         asked
     }
 
@@ -136,9 +136,9 @@ impl Fleet {
         &self,
         request: &Request,
         caller: &Caller<'_>,
-        route: Route,
+        route: Box<Route>,
         hear: Hear<'_>,
-    ) -> Result<Answer, Trouble> {
+    ) -> Result<Box<Answer>, Trouble> {
         let mut way = Way::new(request.model(), route, self.strategy(request.model(), caller));
         let turn = self.own_turn(&mut way, || size(request), caller, hear).await?;
         let mut said_something = false;
@@ -165,7 +165,8 @@ impl Fleet {
                 hear(Heard::Piece(piece));
             };
             // Boxed, since each that it is handed to would hold it once more.
-            let asking = Box::pin(self.keeper().ollama.ask(server, request, first, &mut on_piece));
+            let asking = self.keeper().ollama.ask(server, request, first, &mut on_piece);
+            let asking = Box::pin(async { asking.await.map(Box::new) });
             match self.within_whole(&server.url, asking).await {
                 Ok(mut answer) => {
                     if way.strategy == Strategy::Latency {
@@ -173,11 +174,11 @@ impl Fleet {
                         self.keeper().paced(url, &way.key, pace(&answer));
                     }
                     way.answered(self, place, began, answer.timing.load_s);
-                    if let Some(turn) = turn {
-                        Box::pin(self.settle_turn(*turn, answer.usage, answer.timing.total_s)).await;
-                    }
-                    answer.route = way.route;
-                    return Ok(answer);
+                    answer.route = *way.route;
+                    return Ok(match turn {
+                        Some(turn) => Box::pin(self.settled(*turn, answer)).await,
+                        None => answer,
+                    });
                 }
                 Err(fault) => way.failed(self, place, fault)?,
             }
@@ -201,7 +202,7 @@ impl Fleet {
             embedding.fields.remove("shift");
         }
         let strategy = self.strategy(&embedding.model, caller);
-        let mut way = Way::new(&embedding.model, Route::default(), strategy);
+        let mut way = Way::new(&embedding.model, Box::default(), strategy);
         way.route.prompt_sha256 = hash(&json!([embedding.model, embedding.inputs, embedding.fields]));
         let bytes = || embedding.inputs.iter().map(String::len).sum();
         let turn = self.own_turn(&mut way, bytes, caller, hear).await?;
@@ -245,7 +246,7 @@ impl Fleet {
             Box::pin(self.settle_turn(*turn, usage, took)).await;
         }
         self.account(caller, &embedding.model, usage, took).await;
-        Ok((all, host, way.route))
+        Ok((all, host, *way.route))
     }
 
     /// Waits for a call's turn, where there are limits.
@@ -270,7 +271,7 @@ impl Fleet {
     async fn next_place(&self, way: &mut Way, caller: &Caller<'_>, hear: Hear<'_>) -> Result<Place, Trouble> {
         let mut pulled = false;
         loop {
-            let waiting = self.keeper().place(&way.key, caller, &way.not, &way.strategy);
+            let waiting = Box::pin(self.keeper().place(&way.key, caller, &way.not, &way.strategy));
             let nowhere = match tokio::time::timeout(self.options().queue, waiting).await {
                 Ok(Ok(place)) => {
                     way.route.waited_s += place.waited.as_secs_f64();
@@ -398,20 +399,18 @@ struct Way {
     not: Vec<String>,
     last: Option<Fault>,
     strategy: Strategy,
-    route: Route,
+    route: Box<Route>,
 }
 
 impl Way {
-    fn new(model: &str, route: Route, strategy: Strategy) -> Self {
+    fn new(model: &str, mut route: Box<Route>, strategy: Strategy) -> Self {
+        route.strategy = strategy.to_string();
         Self {
             model: model.to_owned(),
             key: canonical(model),
             not: Vec::new(),
             last: None,
-            route: Route {
-                strategy: strategy.to_string(),
-                ..route
-            },
+            route,
             strategy,
         }
     }

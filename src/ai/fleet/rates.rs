@@ -11,7 +11,7 @@ use redis::Script;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::super::ollama::{Limited, Usage};
+use super::super::ollama::{Answer, Limited, Usage};
 use super::Fleet;
 use super::accounts::{Caller, Named};
 use super::calls::{Hear, Heard, Trouble};
@@ -294,6 +294,12 @@ impl Fleet {
             }
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Charges what an answer took, and gives it back.
+    pub(super) async fn settled(&self, turn: Turn, answer: Box<Answer>) -> Box<Answer> {
+        self.settle_turn(turn, answer.usage, answer.timing.total_s).await;
+        answer
     }
 
     /// Charges what a call used.

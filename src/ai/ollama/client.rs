@@ -63,12 +63,13 @@ impl Ollama {
         let (body, reader) = match server.speaks {
             Speaks::Ollama => {
                 let asked = request.with_end(self.limits.tokens);
-                let body = self.http.open(server, request.kind().path(), &asked, first);
+                // Boxed, here and below: it is over when the answer begins, and an answer may take minutes.
+                let body = Box::pin(self.http.open(server, request.kind().path(), &asked, first));
                 (body.await?, Reader::Ollama)
             }
             Speaks::Openai => {
                 let asked = openai::body(request).map_err(|text| Fault::new(Class::Refused, &server.url, text))?;
-                let body = self.http.open(server, "v1/chat/completions", &asked, first);
+                let body = Box::pin(self.http.open(server, "v1/chat/completions", &asked, first));
                 (body.await?, Reader::Openai(openai::Chunks::default()))
             }
         };
