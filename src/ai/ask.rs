@@ -180,6 +180,10 @@ fn loosen(fields: &mut Map<String, Value>) {
     if let Value::Object(options) = fields.entry("options").or_insert_with(|| json!({})) {
         let now = options.get("temperature").and_then(Value::as_f64).unwrap_or(0.0);
         options.insert("temperature".into(), (now + 0.5).min(1.0).into());
+        // The same seed at the same temperature says the same again.
+        if let Some(seed) = options.get("seed").and_then(Value::as_i64) {
+            options.insert("seed".into(), seed.wrapping_add(1).into());
+        }
     }
 }
 
@@ -216,12 +220,12 @@ mod tests {
         tell(&mut question, "{}", "does not fit");
         let prompt = |question: &Question| question.fields["prompt"].as_str().unwrap_or_default().to_owned();
         assert!(prompt(&question).contains("Your answer does not fit"));
-        for temperature in [0.5, 1.0, 1.0] {
+        for (seed, temperature) in [(2, 0.5), (3, 1.0), (4, 1.0)] {
             anew(&mut question.fields, &asked);
             assert_eq!(prompt(&question), "one");
             assert_eq!(
                 question.fields["options"],
-                json!({"seed": 1, "temperature": temperature})
+                json!({"seed": seed, "temperature": temperature})
             );
         }
     }
