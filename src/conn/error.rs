@@ -108,10 +108,12 @@ pub(super) fn is_transient_code(code: &str) -> bool {
     TRANSIENT.contains(&code)
 }
 
-/// Whether a Redis is there that will be well in a moment: it took the connection and dropped it, or says so itself.
+/// Whether a Redis is there that will be well in a moment: it took the connection and dropped it, does not come to answer,
+/// or says so itself.
 pub(super) fn is_about_to_come(error: &RedisError) -> bool {
     let dropped = error.is_connection_dropped() && !error.is_connection_refusal();
     dropped
+        || error.is_timeout()
         || error.code().is_some_and(|code| COMING.contains(&code))
         || error.to_string().contains("max number of clients")
 }

@@ -174,7 +174,7 @@ struct Setup {
 }
 
 impl Link {
-    /// Connects. One that is there and not ready yet (it loads its data, or dropped us because it is being started again) is
+    /// Connects. One that is there and not ready yet (it loads its data, has no time to answer, or dropped us because it is being started again) is
     /// waited for, some seconds; one that is not there is not.
     ///
     /// # Errors
