@@ -1,24 +1,27 @@
 //! The loop that owns the state of a worker. Everything else sends it values; each arm of its select is one
 //! synchronous call, and what must be awaited (Redis, tasks) waits elsewhere.
 
-use std::collections::{HashMap, HashSet};
+mod follow;
+mod starting;
+mod stopping;
+mod take;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::warn;
 
 use super::Options;
 use super::autoscale::Autoscaler;
 use super::control::{Order, Panel};
 use super::done::Succeeded;
 use super::effects::Scribe;
-use super::errback;
 use super::events::Events;
 use super::fetcher::Fetched;
 use super::flood::Waits;
-use super::follow::{ErrbackCall, Fallout};
 use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
 use super::keeper::{Keeper, Kept};
@@ -28,27 +31,21 @@ use super::parked::{FAR, Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
 use super::process::Children;
 use super::rate_limit::RateLimits;
-use super::request::{Delivery, Done, Effect, Happening, Hold, Input, Outcome, Request, RunId, State, Waiting};
-use super::reserved::Need;
+use super::request::{Effect, Happening, Input, Outcome, Request, State};
 use super::revoke::Revoked;
 use super::room::Share;
-use super::services::spawn_run;
 use super::spans;
 use super::state_db::StateDb;
 use super::stop::{Exit, Phase};
-use super::strategy::{self, Failed, Refusal};
 use super::timers::Timers;
-use super::tracer::Place;
 use super::unique::{self, Told, Uniques};
 use super::writer::{Out, Outbox};
-use crate::backend::{Holder, Part};
-use crate::broker::{self, GivenUp, Tag};
-use crate::canvas::{Parent, ResultNode};
+use crate::backend::Holder;
+use crate::broker::Tag;
 use crate::client::Client;
 use crate::clock::{self, Clocks, Instant, Timestamp};
-use crate::task::{Context, Details, Failure, Note, Notes, Registry};
-use crate::trace::{Span, Trace, carried};
-use crate::wire::Json;
+use crate::task::{Context, Failure, Note, Notes, Registry};
+use crate::trace::Span;
 
 /// Names a request in this worker. Task ids are no use for that: a message may be delivered twice.
 pub(crate) type Key = u64;
@@ -259,217 +256,6 @@ impl Consumer {
         }
     }
 
-    fn on_fetched(&mut self, fetched: Fetched) {
-        let (delivery, raw, share) = match fetched {
-            Fetched::Message { delivery, raw, share } => (delivery, raw, share),
-            Fetched::Dead { queue, reason } => {
-                error!(queue.name = %queue, "a message in queue {queue:?} was moved to {queue}.dead: {reason}");
-                return;
-            }
-            Fetched::Looked(looked) => {
-                // Who asked may have lost patience.
-                let _ = looked.send(());
-                return;
-            }
-        };
-        match strategy::receive(raw.clone(), &self.registry, &self.options) {
-            Ok(request) => {
-                let key = self.insert(request, State::Received { delivery }, share);
-                let input = if self.phase == Phase::Run {
-                    Input::Received {
-                        revoked: self.is_revoked(key),
-                        waiting: self.waiting(key),
-                    }
-                } else {
-                    Input::Stop { cold: false }
-                };
-                self.step(key, input);
-            }
-            Err(refusal) => self.refuse(delivery, raw, *refusal),
-        }
-    }
-
-    /// What a message uses up while it waits for its ETA.
-    fn waiting(&self, key: Key) -> Waiting {
-        let has_eta = self.active.get(&key).is_some_and(|active| active.request.eta.is_some());
-        if has_eta {
-            self.room_to_wait()
-        } else {
-            Waiting::Prefetch
-        }
-    }
-
-    pub(super) fn room_to_wait(&self) -> Waiting {
-        match &self.waiting {
-            None => Waiting::Nothing,
-            Some(room) => room
-                .clone()
-                .try_acquire_owned()
-                .map_or(Waiting::Prefetch, Waiting::Place),
-        }
-    }
-
-    fn insert(&mut self, request: Request, state: State, share: Share) -> Key {
-        self.next_key += 1;
-        let key = self.next_key;
-        self.by_id.insert(request.id.clone(), key);
-        self.active.insert(
-            key,
-            Active {
-                request: Arc::new(request),
-                state,
-                context: None,
-                started: None,
-                pid: 0,
-                eta: None,
-                has_place: false,
-                share,
-                credit: None,
-                since: clock::instant(),
-                span: None,
-                holder: None,
-                tenant: None,
-            },
-        );
-        key
-    }
-
-    /// Parked messages were read again, because they are due or may be meant by somebody.
-    fn on_recalled(&mut self, recalled: Recalled) {
-        self.parked.came_back(recalled.asked);
-        if self.phase != Phase::Run {
-            // They have been given back.
-            return;
-        }
-        for (delivery, raw, share) in recalled.messages {
-            let request = match strategy::receive(raw.clone(), &self.registry, &self.options) {
-                Ok(request) => request,
-                Err(refusal) => {
-                    self.refuse(delivery, raw, *refusal);
-                    continue;
-                }
-            };
-            let eta = request.eta.filter(|eta| *eta > clock::now());
-            let why = Hold::Eta;
-            let key = self.insert(request, State::Held { delivery, why }, share);
-            match eta {
-                Some(eta) if !self.is_revoked(key) => self.wait(key, eta),
-                _ => {
-                    let revoked = self.is_revoked(key);
-                    self.step(key, Input::Due { revoked });
-                }
-            }
-        }
-    }
-
-    /// Has parked messages read again.
-    pub(super) fn recall(&mut self, places: Vec<Spot>) {
-        if !places.is_empty() {
-            // A service that is gone has ended the worker.
-            let _ = self.recall.send(places);
-        }
-    }
-
-    /// Remembers next to nothing of a request that waits long for its ETA, when there are many; whether it did.
-    fn park(&mut self, key: Key, eta: Timestamp) -> bool {
-        // Where those that wait are limited in number, each has its place among them.
-        if self.waiting.is_some() || !self.parked.wants(self.active.len(), eta, clock::now()) {
-            return false;
-        }
-        let Some(active) = self.active.get(&key) else {
-            return false;
-        };
-        let State::Held {
-            delivery,
-            why: Hold::Eta,
-        } = &active.state
-        else {
-            return false;
-        };
-        let place = Spot {
-            tag: delivery.tag.clone(),
-            queue: delivery.queue.clone(),
-            priority: active.request.message.properties.priority(),
-        };
-        if !self.parked.add(&place, &active.request.id, eta) {
-            return false;
-        }
-        if self.by_id.get(&active.request.id) == Some(&key) {
-            self.by_id.remove(&active.request.id);
-        }
-        self.active.remove(&key);
-        let tag = place.tag;
-        self.out.push(Out::Broker(broker::Write::Park { tag, eta }));
-        true
-    }
-
-    fn refuse(&mut self, delivery: Delivery, raw: Bytes, refusal: Refusal) {
-        let queue = delivery.queue.clone();
-        self.metrics.refused();
-        error!(queue.name = %queue, "a message in queue {queue:?} was refused: {}", refusal.reason);
-        if let Some(failed) = &refusal.failure {
-            self.fail(failed);
-        }
-        self.out.push(Out::Broker(if refusal.bury {
-            broker::Write::Dead {
-                tag: delivery.tag,
-                queue,
-                raw,
-                reason: refusal.reason,
-            }
-        } else {
-            broker::Write::Ack(delivery.tag)
-        }));
-    }
-
-    /// Whoever waits for the result of a message that nobody gets any more is told, and what was to follow it fails.
-    fn on_given_up(&mut self, given_up: &GivenUp) {
-        error!("a held message went to the dead-letter list: {}", given_up.reason);
-        if let Some(failed) = strategy::given_up(given_up, &self.options) {
-            self.fail(&failed);
-        }
-    }
-
-    /// Writes down the failure of a task that will not run, and of what hangs on it: its chain, its chord, its error
-    /// callbacks.
-    fn fail(&mut self, failed: &Failed) {
-        let Failed {
-            headers,
-            exception,
-            embed,
-        } = failed;
-        if let Some(embed) = embed {
-            let parent = Parent {
-                id: headers.id.clone(),
-                root_id: headers.root().to_owned(),
-                priority: 0,
-                carried: carried(Trace::of(&headers.extra).as_ref()),
-            };
-            let fallout = self.scribe.failed(
-                &parent,
-                embed.chain.as_ref(),
-                embed.errbacks.as_deref().unwrap_or_default(),
-                exception,
-                headers.ignore_result != Some(true),
-            );
-            self.on_fallout(&parent, fallout, false, None);
-            if let (Some(body), Some(group)) = (&embed.chord, &headers.group) {
-                let value = Json::new(exception).unwrap_or_else(|_| Json::null());
-                let part = Part::new(group, headers.group_index, &headers.id, "FAILURE", &value);
-                self.join(Member {
-                    part,
-                    body: body.clone(),
-                    parent,
-                    children: None,
-                    delivery: None,
-                });
-            }
-        }
-        self.out.extend(self.scribe.refusal(headers, exception));
-        self.out
-            .extend(self.events.refused(&headers.id, exception).map(Out::Event));
-    }
-
     fn on_ended(&mut self, ended: Ended) {
         self.running -= 1;
         if self.reserved.is_fair() {
@@ -542,78 +328,6 @@ impl Consumer {
         }
     }
 
-    /// A member of a chord was counted, and the body sent if it was the last one.
-    fn on_joined(&mut self, joined: Joined) {
-        let tag = joined.delivery.as_ref().map(|delivery| &delivery.tag);
-        if let Some(at) = self.joining.iter().position(|joining| joining.as_ref() == tag) {
-            self.joining.swap_remove(at);
-        }
-        if let Some(delivery) = joined.delivery {
-            self.out.push(Out::Broker(broker::Write::Ack(delivery.tag)));
-        }
-        self.on_fallout(&joined.parent, joined.fallout, joined.in_task, None);
-    }
-
-    /// What follows a failure beyond what is written: other chords, and error callbacks that run here.
-    fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, in_task: bool, request: Option<&Request>) {
-        self.out.extend(fallout.out);
-        for (part, body) in fallout.parts {
-            self.join(Member {
-                part,
-                body,
-                parent: parent.clone(),
-                children: in_task.then(Vec::new),
-                delivery: None,
-            });
-        }
-        for call in &fallout.calls {
-            self.call_errback(call, parent, request);
-        }
-    }
-
-    fn join(&mut self, member: Member) {
-        self.joining
-            .push(member.delivery.as_ref().map(|delivery| delivery.tag.clone()));
-        self.ended.push(member);
-    }
-
-    /// Runs an error callback here: `errback(request, exc, traceback, …)`. Nobody waits for it; what goes wrong is
-    /// logged.
-    fn call_errback(&self, call: &ErrbackCall, parent: &Parent, request: Option<&Request>) {
-        let Some(entry) = self.registry.get(&call.errback.task) else {
-            return;
-        };
-        let details = Details {
-            id: call.failed.as_str().into(),
-            name: entry.name.clone(),
-            hostname: self.scribe.hostname.clone(),
-            root_id: Some(parent.root_id.clone()),
-            message: request.map(|request| request.message.clone()),
-            ..Details::default()
-        };
-        let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
-        errback::call(entry.clone(), call, request, context);
-    }
-
-    fn on_lost(&mut self, tags: &[Tag]) {
-        let tags: HashSet<&Tag> = tags.iter().collect();
-        let lost: Vec<Key> = self
-            .active
-            .iter()
-            .filter(|(_, active)| active.state.tag().is_some_and(|tag| tags.contains(tag)))
-            .map(|(key, _)| *key)
-            .collect();
-        if !lost.is_empty() {
-            warn!(
-                "{} message(s) were given to another worker while this one could not reach Redis",
-                lost.len()
-            );
-        }
-        for key in lost {
-            self.step(key, Input::LeaseLost);
-        }
-    }
-
     /// The next time at which something is due.
     fn next_due(&self) -> Option<Instant> {
         let parked = self.parked.next(self.active.len());
@@ -661,81 +375,6 @@ impl Consumer {
         if !tags.is_empty() {
             // A keeper that is still busy with the last round keeps these in its next one.
             let _ = self.held.try_send(tags);
-        }
-    }
-
-    fn on_stop(&mut self, phase: Phase) {
-        if phase <= self.phase {
-            return;
-        }
-        self.metrics.stops();
-        if self.phase == Phase::Run {
-            // First of all, so that monitors do not send work this way (P-167).
-            self.worker_event("worker-offline");
-        }
-        self.phase = phase;
-        let mut keys: Vec<Key> = self.active.keys().copied().collect();
-        // The oldest goes back last, to the front.
-        keys.sort_unstable_by(|a, b| b.cmp(a));
-        for key in keys {
-            self.step(
-                key,
-                Input::Stop {
-                    cold: phase == Phase::Cold,
-                },
-            );
-        }
-        self.unpark();
-        match phase {
-            Phase::Soft => {
-                let patience = self.options.soft_shutdown_timeout;
-                warn!(
-                    "Initiating Soft Shutdown, terminating in {} seconds",
-                    patience.as_secs_f64()
-                );
-                let shutdown = self.shutdown.clone();
-                spawn_run(async move {
-                    tokio::time::sleep(patience).await;
-                    shutdown.cold();
-                });
-            }
-            Phase::Cold => warn!("cold stop: running tasks were cancelled and given back"),
-            _ => info!("warm stop: waiting for {} running task(s)", self.active.len()),
-        }
-    }
-
-    /// Whether a soft stop takes its time though nothing runs.
-    fn lingers(&self) -> bool {
-        self.phase == Phase::Soft && self.options.soft_shutdown_on_idle
-    }
-
-    /// What is not acknowledged ends with the connection, if that is wanted: another worker may have it soon.
-    fn look_at_connection(&mut self) {
-        if !self.options.cancel_on_connection_loss {
-            return;
-        }
-        let connection = self.client.connection();
-        let before = std::mem::replace(&mut self.connection, connection);
-        if before == connection || before == 0 {
-            return;
-        }
-        let late: Vec<Key> = self.active.keys().copied().collect();
-        for key in late {
-            self.step(key, Input::ConnectionLost);
-        }
-    }
-
-    /// Gives back all that is parked.
-    fn unpark(&mut self) {
-        let mut lists: HashMap<(Arc<str>, u8), Vec<Tag>> = HashMap::new();
-        for place in self.parked.take_all() {
-            lists.entry((place.queue, place.priority)).or_default().push(place.tag);
-        }
-        for ((queue, priority), tags) in lists {
-            self.out.extend(tags.chunks(BACK).map(|tags| {
-                let (queue, tags) = (queue.clone(), tags.to_vec());
-                Out::Broker(broker::Write::GiveBack { queue, priority, tags })
-            }));
         }
     }
 
@@ -818,187 +457,6 @@ impl Consumer {
             }
         }
         (self.effects, self.local) = (effects, local);
-    }
-
-    fn on_part(&mut self, request: &Request, trace: Option<&Trace>, done: Done, children: &[ResultNode]) {
-        let headers = &request.message.headers;
-        let chord = request.embed.as_ref().and_then(|embed| embed.chord.clone());
-        if let (Some(body), Some(group)) = (chord, headers.group.as_deref()) {
-            let mut delivery = done.delivery;
-            if delivery.is_none()
-                && done.in_task
-                && let Some((tag, hold)) = self.scribe.hold_member(request, (&done.state, &done.value), &body)
-            {
-                self.out.push(hold);
-                let (queue, credit) = (Arc::default(), None);
-                delivery = Some(Delivery { tag, queue, credit });
-            }
-            self.join(Member {
-                part: Part::new(
-                    group,
-                    headers.group_index,
-                    &request.id,
-                    done.state.as_str(),
-                    &done.value,
-                ),
-                body,
-                parent: request.as_parent(trace),
-                children: done.in_task.then(|| children.to_vec()),
-                delivery,
-            });
-        }
-    }
-
-    fn wait(&mut self, key: Key, eta: Timestamp) {
-        if self.park(key, eta) {
-            return;
-        }
-        if let Some(active) = self.active.get_mut(&key) {
-            active.eta = Some(eta);
-        }
-        let pause = clock::until(eta, clock::now());
-        let at = clock::instant() + pause.min(FURTHEST);
-        self.timers.set(at, key);
-    }
-
-    /// Starts what waits, as long as there are places.
-    fn start_reserved(&mut self) {
-        while !self.reserved.is_empty() {
-            // What it would say has nowhere to go; the next look at the clock tries again.
-            if self.outbox.is_full() {
-                return;
-            }
-            let Some(slot) = self.pool.slot() else { return };
-            let now = clock::instant();
-            let active = &self.active;
-            let Some(key) = self.reserved.take(now, |key| active.contains_key(&key)) else {
-                return;
-            };
-            let Some(active) = self.active.get(&key) else { continue };
-            let request = active.request.clone();
-            // The task's own limit as it stands now, not as it stood when the message came: it can be changed.
-            let limit = self
-                .registry
-                .get(&request.entry.name)
-                .and_then(|entry| entry.options.rate_limit);
-            if let Some(limit) = limit
-                && !self.options.disable_rate_limits
-                && !self.active.get(&key).is_some_and(|active| active.has_place)
-                && let Some(at) = self.rate_limits.place(&request.entry.name, limit, now)
-            {
-                self.hold_for_rate(key, at);
-                continue;
-            }
-            match self.ask_unique(key, &request, slot) {
-                Ok(()) => {}
-                Err(slot) => self.start(key, &request, slot, now),
-            }
-        }
-    }
-
-    /// Waits for a place to run.
-    fn reserve(&mut self, key: Key, request: &Request) {
-        let tenant = self.tenant(key, request);
-        if request.restored {
-            return self.reserved.push_restored(key);
-        }
-        let need = request.entry.affinity.as_ref().and_then(|of| {
-            let body = &request.message.body;
-            let what = of.need(&request.entry.name, body.args(), body.kwargs())?;
-            Some(Need { of: of.clone(), what })
-        });
-        let priority = request.message.properties.priority();
-        self.reserved.push(key, tenant, need, priority, clock::instant());
-    }
-
-    /// Whose a request is, where tenants take turns.
-    fn tenant(&mut self, key: Key, request: &Request) -> Option<Arc<str>> {
-        if !self.reserved.is_fair() {
-            return None;
-        }
-        let active = self.active.get_mut(&key)?;
-        let queue = active.state.queue().unwrap_or_default();
-        active.tenant = self.reserved.tenant(request, queue);
-        active.tenant.clone()
-    }
-
-    fn hold_for_rate(&mut self, key: Key, at: Instant) {
-        if let Some(active) = self.active.get_mut(&key) {
-            active.has_place = true;
-        }
-        self.step(key, Input::RateLimited);
-        self.timers.set(at, key);
-    }
-
-    pub(super) fn start(
-        &mut self,
-        key: Key,
-        request: &Arc<Request>,
-        slot: tokio::sync::OwnedSemaphorePermit,
-        now: Instant,
-    ) {
-        let run: RunId = key;
-        let (hard, _) = request.limits();
-        let deadline = hard.and_then(|limit| now.checked_add(limit));
-        let (span, trace) = spans::begin(request, &self.scribe.hostname);
-        let details = request.details(self.scribe.hostname.clone(), deadline, trace);
-        let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
-        let place = self.place(request);
-        let pid = match &place {
-            Place::Child(child) => child.pid,
-            _ => std::process::id(),
-        };
-        if let Some(active) = self.active.get_mut(&key) {
-            active.context = Some(context.clone());
-            active.span = span;
-            active.started = Some(clock::now());
-            active.pid = pid;
-            let waited = now.saturating_duration_since(active.since);
-            self.metrics.waited(&request.entry.name, waited);
-        }
-        if self.options.disable_prefetch
-            && let Some(active) = self.active.get_mut(&key)
-            && let State::Reserved { delivery } = &mut active.state
-        {
-            // Its place in the prefetch count is its place to run: kept to the end, whenever it is acknowledged.
-            active.credit = delivery.credit.take();
-        }
-        let revoked = self.revoked.covers(&request.id, &request.message.headers);
-        self.step(
-            key,
-            Input::Slot {
-                run,
-                since: now,
-                revoked,
-                pid,
-            },
-        );
-        if let Some(active) = self.active.get(&key) {
-            self.reserved.begins(key, active.tenant.as_ref());
-            self.processed += 1;
-            self.running += 1;
-            *self.totals.entry(request.entry.name.clone()).or_default() += 1;
-            self.pool.run(key, request.clone(), context, place, slot, now);
-        } else if let Place::Child(child) = place {
-            Children::give_back(*child);
-        }
-    }
-
-    /// Where a task runs; a child that must be started for it is started at once, so that it is known who runs it.
-    fn place(&self, request: &Request) -> Place {
-        if request.may_be_done && self.done.has(&request.id, clock::instant()) {
-            return Place::Known;
-        }
-        if !request.policy.process {
-            return Place::Here;
-        }
-        match self.children.take() {
-            Ok(child) => Place::Child(Box::new(child)),
-            Err(error) => {
-                error!("no process for {}[{}]: {error}", request.entry.name, request.id);
-                Place::Nowhere(format!("Worker could not be started: {error}."))
-            }
-        }
     }
 
     pub(crate) fn worker_event(&mut self, name: &'static str) {

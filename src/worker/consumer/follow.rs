@@ -1,0 +1,151 @@
+//! What hangs on a task that has ended: the chord it counts for, the chain that fails with it, the error callbacks.
+
+use std::sync::Arc;
+
+use tracing::error;
+
+use super::Consumer;
+use crate::backend::Part;
+use crate::broker::{self, GivenUp};
+use crate::canvas::{Parent, ResultNode};
+use crate::task::{Context, Details};
+use crate::trace::{Trace, carried};
+use crate::wire::Json;
+use crate::worker::errback;
+use crate::worker::follow::{ErrbackCall, Fallout};
+use crate::worker::joiner::{Joined, Member};
+use crate::worker::request::{Delivery, Done, Request};
+use crate::worker::strategy::{self, Failed};
+use crate::worker::writer::Out;
+
+impl Consumer {
+    /// Whoever waits for the result of a message that nobody gets any more is told, and what was to follow it fails.
+    pub(super) fn on_given_up(&mut self, given_up: &GivenUp) {
+        error!("a held message went to the dead-letter list: {}", given_up.reason);
+        if let Some(failed) = strategy::given_up(given_up, &self.options) {
+            self.fail(&failed);
+        }
+    }
+
+    /// Writes down the failure of a task that will not run, and of what hangs on it: its chain, its chord, its error
+    /// callbacks.
+    pub(super) fn fail(&mut self, failed: &Failed) {
+        let Failed {
+            headers,
+            exception,
+            embed,
+        } = failed;
+        if let Some(embed) = embed {
+            let parent = Parent {
+                id: headers.id.clone(),
+                root_id: headers.root().to_owned(),
+                priority: 0,
+                carried: carried(Trace::of(&headers.extra).as_ref()),
+            };
+            let fallout = self.scribe.failed(
+                &parent,
+                embed.chain.as_ref(),
+                embed.errbacks.as_deref().unwrap_or_default(),
+                exception,
+                headers.ignore_result != Some(true),
+            );
+            self.on_fallout(&parent, fallout, false, None);
+            if let (Some(body), Some(group)) = (&embed.chord, &headers.group) {
+                let value = Json::new(exception).unwrap_or_else(|_| Json::null());
+                let part = Part::new(group, headers.group_index, &headers.id, "FAILURE", &value);
+                self.join(Member {
+                    part,
+                    body: body.clone(),
+                    parent,
+                    children: None,
+                    delivery: None,
+                });
+            }
+        }
+        self.out.extend(self.scribe.refusal(headers, exception));
+        self.out
+            .extend(self.events.refused(&headers.id, exception).map(Out::Event));
+    }
+
+    /// A member of a chord was counted, and the body sent if it was the last one.
+    pub(super) fn on_joined(&mut self, joined: Joined) {
+        let tag = joined.delivery.as_ref().map(|delivery| &delivery.tag);
+        if let Some(at) = self.joining.iter().position(|joining| joining.as_ref() == tag) {
+            self.joining.swap_remove(at);
+        }
+        if let Some(delivery) = joined.delivery {
+            self.out.push(Out::Broker(broker::Write::Ack(delivery.tag)));
+        }
+        self.on_fallout(&joined.parent, joined.fallout, joined.in_task, None);
+    }
+
+    /// What follows a failure beyond what is written: other chords, and error callbacks that run here.
+    pub(super) fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, in_task: bool, request: Option<&Request>) {
+        self.out.extend(fallout.out);
+        for (part, body) in fallout.parts {
+            self.join(Member {
+                part,
+                body,
+                parent: parent.clone(),
+                children: in_task.then(Vec::new),
+                delivery: None,
+            });
+        }
+        for call in &fallout.calls {
+            self.call_errback(call, parent, request);
+        }
+    }
+
+    pub(super) fn join(&mut self, member: Member) {
+        self.joining
+            .push(member.delivery.as_ref().map(|delivery| delivery.tag.clone()));
+        self.ended.push(member);
+    }
+
+    /// Runs an error callback here: `errback(request, exc, traceback, …)`. Nobody waits for it; what goes wrong is
+    /// logged.
+    pub(super) fn call_errback(&self, call: &ErrbackCall, parent: &Parent, request: Option<&Request>) {
+        let Some(entry) = self.registry.get(&call.errback.task) else {
+            return;
+        };
+        let details = Details {
+            id: call.failed.as_str().into(),
+            name: entry.name.clone(),
+            hostname: self.scribe.hostname.clone(),
+            root_id: Some(parent.root_id.clone()),
+            message: request.map(|request| request.message.clone()),
+            ..Details::default()
+        };
+        let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
+        errback::call(entry.clone(), call, request, context);
+    }
+
+    pub(super) fn on_part(&mut self, request: &Request, trace: Option<&Trace>, done: Done, children: &[ResultNode]) {
+        let headers = &request.message.headers;
+        let chord = request.embed.as_ref().and_then(|embed| embed.chord.clone());
+        if let (Some(body), Some(group)) = (chord, headers.group.as_deref()) {
+            let mut delivery = done.delivery;
+            if delivery.is_none()
+                && done.in_task
+                && let Some((tag, hold)) = self.scribe.hold_member(request, (&done.state, &done.value), &body)
+            {
+                self.out.push(hold);
+                let (queue, credit) = (Arc::default(), None);
+                delivery = Some(Delivery { tag, queue, credit });
+            }
+            self.join(Member {
+                part: Part::new(
+                    group,
+                    headers.group_index,
+                    &request.id,
+                    done.state.as_str(),
+                    &done.value,
+                ),
+                body,
+                parent: request.as_parent(trace),
+                children: done.in_task.then(|| children.to_vec()),
+                delivery,
+            });
+        }
+    }
+}
