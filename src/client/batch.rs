@@ -17,7 +17,8 @@ impl Client {
     /// ids that follow from their work, and with results that are kept, no call is sent twice.
     ///
     /// What is sent is noted as PENDING, which means "nothing is known" to everybody else (and Celery's default for
-    /// tasks that nobody has heard of).
+    /// tasks that nobody has heard of). The broker remembers that it was sent until that is noted: a caller that is killed in
+    /// between sends nothing when it is started again within a day.
     ///
     /// # Errors
     /// As of [`send`](Self::send); there is no result backend.
@@ -25,9 +26,10 @@ impl Client {
         let backend = self.backend().ok_or(Error::NoBackend)?;
         let id = call.id();
         if !backend.knows(id).await? {
-            self.send_many(std::slice::from_ref(call)).await?;
+            self.publish_once(call).await?;
             let record = Record::new(id, &State::Pending, Value::Null, clock::iso(clock::now()));
             backend.note(id, &serde_json::to_vec(&record)?).await?;
+            self.broker.forget_once(id).await?;
         }
         Ok(self.result(id))
     }

@@ -77,6 +77,16 @@ impl Client {
         Ok(count)
     }
 
+    /// Sends a call, unless the broker remembers that it was sent.
+    pub(super) async fn publish_once(&self, call: &Call) -> Result<(), Error> {
+        let batch = self.batch(&mut std::iter::once(call))?;
+        let is_message = |write: &Write| matches!(write, Write::Publish { .. });
+        let (messages, others): (Vec<Write>, Vec<Write>) = batch.writes.into_iter().partition(is_message);
+        self.write(&others).await?;
+        self.broker.publish_once(call.id(), &messages).await?;
+        Ok(())
+    }
+
     /// The messages of the next calls, as many as go together.
     fn batch<C: Borrow<Call>>(&self, calls: &mut impl Iterator<Item = C>) -> Result<Batch, Error> {
         let mut batch = Batch::default();
