@@ -11,10 +11,8 @@ use super::{Broker, Error, QueueOrder, Tag};
 use crate::clock::{self, Timestamp};
 use crate::conn::{Patience, invocation};
 
-/// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network. Beyond it
-/// each byte costs Redis four times as much, because its copies of the texts no longer fit into what it has at hand
-/// (docs/measurements.md).
-const MOST_BYTES: usize = 256 << 10;
+/// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
+const MOST_BYTES: usize = 8 << 20;
 
 /// Names one attempt to take messages. Asked again with the same name, after a lost reply, the broker gives what that
 /// reply carried.
