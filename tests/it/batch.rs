@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use orchestra::client::Call;
 use serde_json::Value;
 
 use crate::support::{Folder, Process, Redis, Sim, Worker, program, run_python, until};
@@ -140,6 +141,24 @@ async fn a_batch_that_was_killed_goes_on_and_sends_no_row_twice() {
     rows.sort_unstable();
     assert_eq!(rows, (0..40).collect::<Vec<_>>());
     assert_eq!(runs(&redis, "hello.sleep"), 40);
+}
+
+#[tokio::test]
+async fn what_was_sent_and_not_noted_is_not_sent_again() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let call = |id: &str| Call::new("hello.add").task_id(id);
+    // As a caller leaves it that is killed between the two.
+    redis.command::<String>(&["SET", "celery-sent-once-row-1", "1"]);
+    client.send_once(&call("row-1")).await.unwrap();
+    assert_eq!(redis.length("LLEN", "celery"), 0);
+    client.send_once(&call("row-2")).await.unwrap();
+    client.send_once(&call("row-2")).await.unwrap();
+    assert_eq!(redis.length("LLEN", "celery"), 1);
+    for row in ["row-1", "row-2"] {
+        let key = format!("celery-sent-once-{row}");
+        assert_eq!(redis.command::<u64>(&["EXISTS", &key]), 0, "the note is enough");
+    }
 }
 
 #[test]
