@@ -65,7 +65,8 @@ async fn each_strategy_chooses_its_hosts_and_its_reasons_can_be_asked() {
     };
     for strategy in ["warm-first", "weighted"] {
         let answers = ask(12, strategy, "").await;
-        assert_eq!(by_host(&answers).len(), 3, "{strategy}: no host has all: {answers:?}");
+        // Which two are drawn goes by the id of the call: that one of three has none of twelve is seen once in forty runs.
+        assert!(by_host(&answers).len() > 1, "{strategy}: no host has all: {answers:?}");
     }
     let answers = ask(12, "latency", "").await;
     let slow = by_host(&answers).get(&*hosts[1].url).copied().unwrap_or(0);
@@ -78,8 +79,9 @@ async fn each_strategy_chooses_its_hosts_and_its_reasons_can_be_asked() {
         "{answers:?}"
     );
     let mut homes = BTreeMap::new();
-    for user in ["ann", "bob", "eve", "joe", "kim"] {
-        let answers = ask(3, "sticky(user)", user).await;
+    // Their homes go by the hosts' ports, too: five users have the same one once in eighty runs.
+    for user in (0..12).map(|at| format!("user {at}")) {
+        let answers = ask(2, "sticky(user)", &user).await;
         let home = by_host(&answers);
         assert_eq!(home.len(), 1, "{user}: {home:?}");
         homes.insert(home.into_keys().next().unwrap().to_owned(), user);
