@@ -123,6 +123,15 @@ def state(result, patience):
     return shown
 
 
+def above(result):
+    """The results that this one is the end of, nearest first: a client can ask for each (`result.parent`)."""
+    states = []
+    while result := getattr(result, "parent", None):
+        members = result.results if isinstance(result, GroupResult) else [result]
+        states.append([[str(member), member.state] for member in members if not isinstance(member, GroupResult)])
+    return states
+
+
 def shown(value, names):
     """Without what differs from run to run."""
     if isinstance(value, dict):
@@ -171,7 +180,7 @@ def batch(codes, idle, patience):
             worker = entry.pop("by")
             by[worker] = by.get(worker, 0) + 1
         told[number] = {
-            "result": shown(state(result, 0.05), names),
+            "result": shown([state(result, 0.05), above(result)], names),
             "runs": sorted(json.dumps(shown(entry, names), sort_keys=True) for entry in runs.get(number, ())),
             "records": sorted(json.dumps(record_shown(record, names), sort_keys=True) for _, record in mine.get(number, ())),
             "by": by,
