@@ -179,10 +179,8 @@ class Trial:
                 for worker, count in outcome.pop("by").items():
                     self.tasks[worker] += count * (place.kind == "both")
                 code = codes[int(number) - first][1]
-                # Where much else runs, who sends may be slower than who runs what was sent: then the order is chance.
-                timed = bool(TIMED.search(code)) or self.places[0].options.patience > 1
                 # Two members with one place in a header: with two workers their order is chance.
-                outcome |= {"timed": timed, "enlarges": "enlarge." in code}
+                outcome |= {"timed": bool(TIMED.search(code)), "enlarges": "enlarge." in code}
                 told[int(number) - first][place.kind] = outcome
         return told
 
