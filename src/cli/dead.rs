@@ -201,11 +201,11 @@ impl Desk {
             more = shown == limit;
             if !more {
                 shown += 1;
-                say(&if json {
-                    object(queue, &found).to_string()
+                if json {
+                    println!("{}", object(queue, &found));
                 } else {
-                    line(queue, &found)
-                });
+                    println!("{}", line(queue, &found));
+                }
             }
             !more
         })
@@ -341,10 +341,6 @@ fn confirmed(what: &str, count: usize) -> Result<bool, Stopped> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Prints a line; whoever closed the pipe has seen enough.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
 
 fn object(queue: &str, found: &Found) -> Value {
     let letter = &found.letter;
@@ -392,29 +388,25 @@ fn show(queue: &str, found: &Found, json: bool, raw: bool) -> Result<ExitCode, S
     if json {
         let mut shown = object(queue, found);
         shown["message"] = text.into();
-        say(&shown.to_string());
+        println!("{shown}");
         return Ok(ExitCode::SUCCESS);
     }
     let letter = &found.letter;
     let or = |text: Option<&str>| plain(text.filter(|text| !text.is_empty()).unwrap_or("-"));
-    say(&format!("handle:   {}", found.handle));
-    say(&format!("reason:   {}", plain(&letter.reason)));
-    say(&format!("queue:    {}", plain(queue)));
-    say(&format!("worker:   {}", or(Some(&letter.worker))));
-    say(&format!("time:     {}", or(at(found).as_deref())));
-    say(&format!("task:     {}", or(letter.task.as_deref())));
-    say(&format!("id:       {}", or(letter.id.as_deref())));
+    println!("handle:   {}", found.handle);
+    println!("reason:   {}", plain(&letter.reason));
+    println!("queue:    {}", plain(queue));
+    println!("worker:   {}", or(Some(&letter.worker)));
+    println!("time:     {}", or(at(found).as_deref()));
+    println!("task:     {}", or(letter.task.as_deref()));
+    println!("id:       {}", or(letter.id.as_deref()));
     let beginning: String = text.chars().take(SHOWN).collect();
     let rest = if beginning.len() < text.len() {
         "… (--raw prints all)"
     } else {
         ""
     };
-    say(&format!(
-        "message:  {} bytes\n{}{rest}",
-        message.len(),
-        plain(&beginning)
-    ));
+    println!("message:  {} bytes\n{}{rest}", message.len(), plain(&beginning));
     Ok(ExitCode::SUCCESS)
 }
 

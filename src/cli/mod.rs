@@ -1,5 +1,9 @@
 //! The command lines: settings, wiring, signals. The only layer that knows all others.
 
+// First: what it defines stands for the others' `println!`.
+#[macro_use]
+mod out;
+
 mod approve;
 mod batch;
 mod beat;

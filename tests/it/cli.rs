@@ -136,6 +136,25 @@ fn up_starts_what_is_missing_and_stops_only_that() {
 }
 
 #[test]
+fn who_reads_no_further_is_shown_no_panic() {
+    for arguments in [&["config", "--all"][..], &["tasks", "list"], &["templates", "schema"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let out = Command::new(program("orchestra"))
+            .args(arguments)
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+        assert_eq!(out.status.code(), Some(141), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn settings_come_from_file_environment_and_command_line() {
     let folder = Folder::new();
     folder.write(

