@@ -1,7 +1,7 @@
 //! Taking messages.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use redis::{Pipeline, Value};
@@ -14,13 +14,16 @@ use crate::conn::{Patience, invocation};
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
 const MOST_BYTES: usize = 8 << 20;
 
-/// Names one attempt to take messages. Asked again with the same name, after a lost reply, the broker gives what that
-/// reply carried.
+/// So many earlier tries are asked about: each may have taken messages that nobody told us of. A connection that lost more than
+/// that in a row has been away for a minute.
+const TRIES: usize = 16;
+
+/// Names one attempt to take messages, which may need several tries. Asked again, after a lost reply, the broker gives what
+/// that reply carried.
 #[derive(Clone, Debug)]
 pub struct ClaimId {
-    prefix: String,
-    /// Whether it was asked for before.
-    asked: Arc<AtomicBool>,
+    /// What the tags of each try begin with: the first bytes of what it may still do when its reply was lost.
+    prefixes: Arc<Mutex<Vec<String>>>,
     patience: Patience,
 }
 
@@ -29,10 +32,21 @@ impl ClaimId {
     #[expect(clippy::new_without_default, reason = "each is different from every other")]
     pub fn new() -> Self {
         Self {
-            prefix: format!("{}.", Uuid::new_v4().simple()),
-            asked: Arc::default(),
+            prefixes: Arc::default(),
             patience: Patience::default(),
         }
+    }
+
+    /// The prefix of the next try, and those of earlier ones.
+    fn next(&self) -> (String, String) {
+        let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = prefixes.join(",");
+        let next = format!("{}.", Uuid::new_v4().simple());
+        prefixes.push(next.clone());
+        if prefixes.len() > TRIES {
+            prefixes.remove(0);
+        }
+        (next, earlier)
     }
 }
 
@@ -113,12 +127,16 @@ impl Broker {
         if queues.is_empty() || count == 0 {
             return Ok(Claims::default());
         }
-        let again = id.asked.swap(true, Ordering::Relaxed);
+        if self.main.epoch() == 0 {
+            // A try that is not sent takes nothing.
+            return Err(Error::Transient("not connected".into()));
+        }
+        let (prefix, earlier) = id.next();
         let order = self.order(queues);
         let keys = self.keys.all(order.iter().map(|index| (*index, &*queues[*index])));
         let mut call = self.scripts.claim.prepare_invoke();
         call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
-        call.arg(&id.prefix).arg(count).arg(u8::from(again));
+        call.arg(&prefix).arg(count).arg(earlier);
         call.arg(self.options.max_message_bytes)
             .arg(self.options.dead_limit)
             .arg(bytes.clamp(1, MOST_BYTES))
@@ -133,7 +151,7 @@ impl Broker {
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
         let reply = self.main.pipeline_with(&pipe, &id.patience).await?.pop();
-        let claims = read(reply, &id.prefix, &keys, queues)?;
+        let claims = read(reply, &prefix, &keys, queues)?;
         self.main
             .carried(claims.messages.iter().map(|message| message.raw.len()).sum());
         Ok(claims)
@@ -212,7 +230,7 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
     let mut parts = parts.into_iter();
     claims.drained = parts.next() == Some(Value::Int(1));
     while let (Some(number), Some(key), Some(body)) = (parts.next(), parts.next(), parts.next()) {
-        let (Value::Int(number), Value::Int(key), Value::BulkString(body)) = (number, key, body) else {
+        let (Value::Int(key), Value::BulkString(body)) = (key, body) else {
             return Err(unexpected(None));
         };
         let waits = key < 0;
@@ -222,17 +240,23 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
         let Some((key, queue)) = key.map(|(key, index)| (key, queues[*index].clone())) else {
             return Err(unexpected(None));
         };
-        match number {
-            0 => {
+        let tag = match number {
+            Value::Int(number @ (0 | -1)) => Err(number),
+            Value::Int(number) => Ok(format!("{prefix}{number}")),
+            Value::BulkString(tag) => Ok(String::from_utf8_lossy(&tag).into_owned()),
+            _ => return Err(unexpected(None)),
+        };
+        match tag {
+            Err(0) => {
                 let reason = String::from_utf8_lossy(&body).into_owned();
                 claims.dead.push(Dead { queue, reason });
             }
-            -1 => {
+            Err(_) => {
                 let reason = String::from_utf8_lossy(&body);
                 claims.unusable = Some(format!("the key {key:?} of queue {queue:?} holds no list: {reason}"));
             }
-            number => claims.messages.push(Claimed {
-                tag: Tag(format!("{prefix}{number}").into()),
+            Ok(tag) => claims.messages.push(Claimed {
+                tag: Tag(tag.into()),
                 queue,
                 raw: Bytes::from(body),
                 waits,

@@ -156,7 +156,6 @@ pub struct Broker {
     turn: Arc<AtomicUsize>,
     /// Bindings that end by themselves unless they are renewed.
     bound: Arc<Mutex<Vec<Bound>>>,
-    tracked: Arc<std::sync::atomic::AtomicBool>,
 }
 
 /// Compiled in, loaded on every connection.
@@ -250,7 +249,6 @@ impl Broker {
             scripts: Arc::new(scripts),
             turn: Arc::default(),
             bound: Arc::default(),
-            tracked: Arc::default(),
         })
     }
 
@@ -307,7 +305,7 @@ impl Broker {
         // would bring news of every result: `celery` is how `celery-task-meta-…` begins.
         let quiet = ["unacked", "unacked_index"].map(|key| self.keys.name(key));
         let tracked = self.main.track_reads(quiet.into()).await;
-        self.note_tracking(tracked);
+        warn_of_silence(tracked);
         Ok(())
     }
 
@@ -334,22 +332,16 @@ impl Broker {
         // Redis refuses overlapping prefixes; the shorter one covers the longer.
         prefixes.dedup_by(|longer, shorter| longer.starts_with(shorter.as_str()));
         let tracked = self.main.track(&prefixes).await;
-        self.note_tracking(tracked);
-    }
-
-    fn note_tracking(&self, tracked: bool) {
-        self.tracked.store(tracked, std::sync::atomic::Ordering::Relaxed);
-        if !tracked {
-            tracing::warn!(
-                "Redis does not offer CLIENT TRACKING to this user: queues are looked at every 100 ms instead"
-            );
-        }
+        warn_of_silence(tracked);
     }
 
     /// Waits for news of a queue, `longest` at most; whether there was some. Nothing is taken by waiting.
     pub async fn wait(&self, longest: Duration) -> bool {
-        let tracked = self.tracked.load(std::sync::atomic::Ordering::Relaxed);
-        let longest = if tracked { longest } else { Duration::from_millis(100) };
+        let longest = if self.main.is_told() {
+            longest
+        } else {
+            Duration::from_millis(100)
+        };
         tokio::time::timeout(longest, self.main.woken()).await.is_ok()
     }
 
@@ -474,5 +466,11 @@ impl Broker {
         pipe.srem(self.keys.bindings(exchange), self.keys.binding(oid, &queue))
             .del(self.keys.name(&queue));
         self.writer.pipeline(&pipe).await.map(drop)
+    }
+}
+
+fn warn_of_silence(is_told: bool) {
+    if !is_told {
+        tracing::warn!("Redis does not offer CLIENT TRACKING to this user: queues are looked at every 100 ms instead");
     }
 }

@@ -341,7 +341,6 @@ fn confirmed(what: &str, count: usize) -> Result<bool, Stopped> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-
 fn object(queue: &str, found: &Found) -> Value {
     let letter = &found.letter;
     json!({

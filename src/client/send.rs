@@ -10,7 +10,7 @@ use crate::backend;
 use crate::broker::Write;
 use crate::canvas::{GroupWrite, Parent, Plan, Planner};
 use crate::clock;
-use crate::conn::Link;
+use crate::conn::{Errand, Link, Patience};
 use crate::trace::{Kind, Span, Trace, carried};
 use crate::wire::{CallOptions, Outbound, Security, Signature};
 
@@ -238,18 +238,22 @@ pub(crate) fn group_write(write: GroupWrite) -> Result<backend::Write, serde_jso
     })
 }
 
-/// Sends a pipeline, a few times if need be.
+/// Sends a pipeline, a few times if need be; what the server took is not sent again.
 pub(super) async fn insist(link: &Link, pipe: &Pipeline) -> Result<(), crate::conn::Error> {
-    let mut retries = RETRIES.iter();
+    let (mut retries, mut errand) = (RETRIES.iter(), Errand::new(pipe));
     loop {
-        let error = match link.pipeline(pipe).await {
-            Ok(replies) => match replies.into_iter().find_map(|reply| match reply {
-                redis::Value::ServerError(error) => Some(error),
-                _ => None,
-            }) {
-                None => return Ok(()),
-                Some(error) => crate::conn::Error::Refused(format!("Redis refused the message: {error}")),
-            },
+        let error = match link.run(&mut errand, &Patience::default()).await {
+            Ok(()) => {
+                let refused = errand.into_answers().into_iter().find_map(|answer| match answer {
+                    redis::Value::ServerError(error) => Some(error),
+                    _ => None,
+                });
+                return refused.map_or(Ok(()), |error| {
+                    Err(crate::conn::Error::Refused(format!(
+                        "Redis refused the message: {error}"
+                    )))
+                });
+            }
             Err(error) => error,
         };
         match retries.next() {

@@ -61,7 +61,7 @@ impl Error {
     }
 
     pub(super) fn from_server(error: &ServerError, url: &str) -> Self {
-        if is_transient_code(error.code()) {
+        if is_transient_code(code(error)) {
             Self::Transient(format!("Redis at {url} says: {error}"))
         } else {
             Self::Refused(format!("Redis at {url} refused: {error}"))
@@ -102,6 +102,16 @@ impl Error {
         };
         Self::Transient(format!("cannot reach Redis at {url}: {reason}; {hint}"))
     }
+}
+
+/// The code of a refusal. Redis before 7 puts what a script was refused into words of its own: `ERR Error running script (…):
+/// …: -OOM command not allowed`.
+pub(super) fn code(error: &ServerError) -> &str {
+    let inner = || {
+        let text = error.details()?.strip_prefix("Error running script")?;
+        text.rsplit_once(": -")?.1.split_whitespace().next()
+    };
+    inner().unwrap_or_else(|| error.code())
 }
 
 pub(super) fn is_transient_code(code: &str) -> bool {

@@ -15,7 +15,8 @@ use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, PushIn
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tracing::{info, warn};
 
-use super::error::{is_about_to_come, is_broken, needs_reconnect};
+use super::errand::{Errand, has_no_script, moved_to};
+use super::error::{code, is_about_to_come, is_broken, is_transient_code, needs_reconnect};
 use super::patience::{patiently, patiently_where};
 use super::{Endpoint, Error};
 use crate::backoff::Backoff;
@@ -157,6 +158,8 @@ struct Shared {
     dropped: AtomicU64,
     /// How often a connection that broke was made again.
     again: AtomicU64,
+    /// News of keys come, where they are asked for.
+    is_told: AtomicBool,
     /// Before the first connection: the server was there, and not ready.
     is_coming: AtomicBool,
 }
@@ -220,6 +223,7 @@ impl Link {
             unread: Mutex::new(unread),
             dropped: AtomicU64::new(0),
             again: AtomicU64::new(0),
+            is_told: AtomicBool::new(false),
             is_coming: AtomicBool::new(false),
         });
         Self { shared }
@@ -302,32 +306,32 @@ impl Link {
     /// # Errors
     /// See [`pipeline`](Self::pipeline).
     pub async fn pipeline_with(&self, pipe: &Pipeline, patience: &Patience) -> Result<Vec<Value>, Error> {
-        let mut answer = self.attempt(pipe, patience).await?;
+        let mut errand = Errand::new(pipe);
+        self.run(&mut errand, patience).await?;
+        Ok(errand.into_answers())
+    }
+
+    /// Sends what is left of an errand; what the server did need not be sent again when the rest is tried again.
+    ///
+    /// # Errors
+    /// See [`pipeline`](Self::pipeline).
+    pub async fn run(&self, errand: &mut Errand<'_>, patience: &Patience) -> Result<(), Error> {
+        errand.take(self.attempt(&errand.rest(), patience).await?);
         for _ in 0..MOVES {
             // A node of a cluster that has not our slot did nothing of it.
-            let Some(node) = answer.iter().find_map(moved_to) else {
+            let Some(node) = errand.find(moved_to) else {
                 break;
             };
             self.shared.move_to(node);
             let _ = tokio::time::timeout(self.shared.options.response_timeout, self.ready()).await;
-            answer = self.attempt(pipe, patience).await?;
+            errand.take(self.attempt(&errand.rest(), patience).await?);
         }
         // The scripts are gone from the server's cache: load them again, once.
-        let answer = if answer.iter().any(has_no_script) {
+        if errand.find(has_no_script).is_some() {
             self.load_scripts().await?;
-            self.attempt(pipe, patience).await?
-        } else {
-            answer
-        };
-        for value in &answer {
-            if let Value::ServerError(error) = value {
-                let error = Error::from_server(error, &self.shared.endpoint.to_string());
-                if error.is_transient() {
-                    return Err(error);
-                }
-            }
+            errand.take(self.attempt(&errand.rest(), patience).await?);
         }
-        Ok(answer)
+        errand.trouble(&self.shared.endpoint.to_string()).map_or(Ok(()), Err)
     }
 
     /// Sends, and waits for the answer, whatever it says.
@@ -348,7 +352,7 @@ impl Link {
                 self.shared.hear();
                 for value in &values {
                     if let Value::ServerError(error) = value
-                        && needs_reconnect(error.code())
+                        && needs_reconnect(code(error))
                     {
                         self.shared.broken(epoch, &error.to_string());
                     }
@@ -416,7 +420,16 @@ impl Link {
 
     async fn start_tracking(&self, command: Cmd) -> bool {
         self.shared.setup().tracking = Some(command.clone());
-        self.query::<Value>(&command).await.is_ok()
+        let started = patiently(|| self.query::<Value>(&command)).await;
+        // A server that cannot be reached is asked again by the next connection.
+        let starts = started.is_ok_and(|_| true) || self.epoch() == 0;
+        self.shared.is_told.store(starts, Ordering::Relaxed);
+        starts
+    }
+
+    /// Whether news of changed keys come; they may not be allowed to this user.
+    pub fn is_told(&self) -> bool {
+        self.shared.is_told.load(Ordering::Relaxed)
     }
 
     /// Ends a wait for news: what this connection itself changes is no news to it.
@@ -577,12 +590,18 @@ impl Shared {
         for script in &setup.scripts {
             pipe.load_script(script);
         }
-        if let Some(command) = setup.tracking {
-            pipe.add_command(command);
+        if let Some(command) = &setup.tracking {
+            pipe.add_command(command.clone());
         }
         if !pipe.is_empty() {
+            let mut answers = connection.req_packed_commands(&pipe, 0, pipe.len()).await?;
+            let told = setup.tracking.and_then(|_| answers.pop());
+            // Without news of keys it is a connection nevertheless.
+            let is_refused = |error: &redis::ServerError| !is_transient_code(code(error));
+            let is_told = !matches!(&told, Some(Value::ServerError(error)) if is_refused(error));
+            self.is_told.store(told.is_some() && is_told, Ordering::Relaxed);
             // A server that is loading refuses these: the connection is not ready, so try again.
-            for value in connection.req_packed_commands(&pipe, 0, pipe.len()).await? {
+            for value in answers.into_iter().chain(told.filter(|_| is_told)) {
                 if let Value::ServerError(error) = value {
                     return Err(error.into());
                 }
@@ -702,20 +721,6 @@ fn is_master(role: &Value) -> bool {
         Value::Array(parts) => parts.first() == Some(&Value::BulkString(b"master".to_vec())),
         _ => false,
     }
-}
-
-/// `MOVED 1234 host:port`.
-fn moved_to(value: &Value) -> Option<(String, u16)> {
-    let Value::ServerError(error) = value else { return None };
-    if error.code() != "MOVED" {
-        return None;
-    }
-    let (host, port) = error.details()?.split_whitespace().nth(1)?.rsplit_once(':')?;
-    Some((host.to_owned(), port.parse().ok()?))
-}
-
-fn has_no_script(value: &Value) -> bool {
-    matches!(value, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 
 fn tracking() -> Cmd {

@@ -2,6 +2,7 @@
 
 mod advice;
 mod endpoint;
+mod errand;
 mod error;
 mod link;
 mod patience;
@@ -11,6 +12,7 @@ mod several;
 
 pub use advice::advice;
 pub use endpoint::Endpoint;
+pub use errand::Errand;
 pub use error::Error;
 pub use link::{Link, LinkOptions, Patience, Push};
 pub use patience::patiently;

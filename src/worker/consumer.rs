@@ -236,7 +236,7 @@ impl Consumer {
                 self.on_joined(joined);
                 self.send();
             }
-            self.outbox.flushed().await;
+            self.outbox.settled().await;
         };
         if tokio::time::timeout(patience, accounted).await.is_err() {
             warn!(

@@ -1,10 +1,10 @@
 //! Sends what was decided: everything that waits leaves in one pipeline per server, as soon as the last one is
 //! answered. There is no timer that would add latency.
 //!
-//! Order within a flush: the sizes of chords, what follows (next steps, retries), results and streams, then error
-//! callbacks, acks and events. A crash between two
-//! of them repeats work; it never loses any. While Redis cannot be reached the batch waits and is sent again: every
-//! write but a publish is idempotent.
+//! Order: the sizes of chords, what follows (next steps, retries), results and streams, events; and when Redis has taken all of
+//! these, with the next flush, error callbacks and acks. A crash between two of them repeats work; it never loses any: a message is
+//! acknowledged when what it led to is in Redis, also where Redis refuses the one for lack of memory and would do the other.
+//! While Redis cannot be reached the batch waits, and what was not answered is sent again: every write but a publish is idempotent.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ use super::unheard::Unheard;
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker};
 use crate::clock;
-use crate::conn::{Link, Patience};
+use crate::conn::{Errand, Link, Patience};
 use crate::wire::Events as Envelopes;
 
 /// Largest number of writes in one flush: bounds how long one pipeline occupies Redis.
@@ -125,11 +125,18 @@ impl Outbox {
         self.backlog() > WRITES || self.backlog.bytes.load(Ordering::Relaxed) > self.backlog.bound
     }
 
-    /// Waits until everything handed over so far has been sent.
+    /// Waits until everything handed over so far is in Redis; acks of it may still be to come.
     pub(crate) async fn flushed(&self) {
         let (done, wait) = oneshot::channel();
         self.send(vec![Out::Flushed(done)]);
         let _ = wait.await;
+    }
+
+    /// Waits until nothing of what was handed over so far is to come.
+    pub(crate) async fn settled(&self) {
+        self.flushed().await;
+        // Acks go with the flush that follows.
+        self.flushed().await;
     }
 }
 
@@ -140,6 +147,7 @@ struct Batch {
     publishes: Vec<broker::Write>,
     results: Vec<backend::Write>,
     acks: Vec<broker::Write>,
+    broadcasts: Vec<broker::Write>,
     events: Vec<Vec<u8>>,
     flushed: Vec<oneshot::Sender<()>>,
     /// Keys of results that are told once more.
@@ -160,6 +168,9 @@ impl Batch {
             match write {
                 Out::Broker(write @ (broker::Write::Publish { .. } | broker::Write::Hold { .. })) => {
                     self.publishes.push(write);
+                }
+                Out::Broker(write @ (broker::Write::Broadcast { .. } | broker::Write::Reply { .. })) => {
+                    self.broadcasts.push(write);
                 }
                 Out::Broker(write) | Out::Later(write) => self.acks.push(write),
                 Out::Backend(write @ (backend::Write::ChordSize { .. } | backend::Write::Group { .. })) => {
@@ -207,14 +218,19 @@ impl Writer {
 
     /// Runs until every outbox is gone and everything has been sent.
     pub(crate) async fn run(mut self) {
+        // What waits for the last flush to be taken.
+        let mut owed = Vec::new();
         loop {
             let mut batch = Batch::default();
             tokio::select! {
+                biased;
                 handed = self.queue.recv() => match handed {
                     Some(handed) => batch.add(handed),
-                    None => return,
+                    None if owed.is_empty() => return,
+                    None => {}
                 },
                 () = self.unheard.due() => {}
+                () = std::future::ready(()), if !owed.is_empty() => {}
             }
             self.fill(&mut batch);
             // A task that was acknowledged as it started may end before others get their turn: its result goes along, and
@@ -228,7 +244,7 @@ impl Writer {
             }
             let began = clock::instant();
             batch.again = self.unheard.take_due(began);
-            let unheard = self.flush(&mut batch).await;
+            let unheard = self.flush(&mut batch, &mut owed).await;
             self.unheard.add(unheard, clock::instant());
             self.broker.writer().carried(batch.bytes);
             if let Some(backend) = &self.backend {
@@ -252,12 +268,12 @@ impl Writer {
         }
     }
 
-    /// Sends a batch; the keys of results that nobody has heard of.
-    async fn flush(&self, batch: &mut Batch) -> Vec<Vec<u8>> {
+    /// Sends a batch, and what the last one owed; the keys of results that nobody has heard of.
+    async fn flush(&self, batch: &mut Batch, owed: &mut Vec<broker::Write>) -> Vec<Vec<u8>> {
         let mut unheard = Vec::new();
         if !batch.events.is_empty() {
             match Envelopes::tasks(&batch.events, &self.hostname, &self.event_exchange) {
-                Ok((routing_key, payload)) => batch.acks.push(broker::Write::Broadcast {
+                Ok((routing_key, payload)) => batch.broadcasts.push(broker::Write::Broadcast {
                     exchange: self.event_exchange.clone(),
                     routing_key,
                     payload: payload.into(),
@@ -297,7 +313,18 @@ impl Writer {
             }
             _ => {}
         }
-        self.broker.append(&mut broker_pipe, &batch.acks);
+        let acks = std::mem::take(&mut batch.acks);
+        // Redis may refuse what is in the pipe now, and do acks behind it.
+        let must_wait = !broker_pipe.is_empty();
+        let acks = if must_wait {
+            std::mem::replace(owed, acks)
+        } else {
+            let mut all = std::mem::take(owed);
+            all.extend(acks);
+            all
+        };
+        self.broker.append(&mut broker_pipe, &batch.broadcasts);
+        self.broker.append(&mut broker_pipe, &acks);
         unheard.extend(self.insist("broker", self.broker.writer(), &broker_pipe).await);
         if let Some(backend) = &self.backend
             && !batch.again.is_empty()
@@ -334,14 +361,14 @@ impl Writer {
         if pipe.is_empty() {
             return unheard;
         }
-        let patience = Patience::default();
+        let (mut errand, patience) = (Errand::new(pipe), Patience::default());
         loop {
             let began = clock::instant();
-            match link.pipeline_with(pipe, &patience).await {
-                Ok(replies) => {
+            match link.run(&mut errand, &patience).await {
+                Ok(()) => {
                     self.metrics
                         .wrote(server, clock::instant().saturating_duration_since(began));
-                    for reply in replies {
+                    for reply in errand.into_answers() {
                         match reply {
                             redis::Value::ServerError(error) => {
                                 self.metrics.write_refused();

@@ -242,3 +242,20 @@ async fn what_is_due_does_not_wait_behind_those_that_are_not() {
     );
     assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
 }
+
+/// Redis without memory refuses results, and would remove messages: a message is acknowledged when what it led to is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_acknowledged_before_its_result_is_stored() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &["-c", "1"]);
+    let client = redis.client().await;
+    // Late acks; it says once a second how far it is.
+    let pending = client.send(Call::new("hello.sleep").arg(1)).await.unwrap();
+    worker.wait_for_log("received");
+    redis.command::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(redis.length("HLEN", "unacked"), 1, "{}", worker.log());
+    redis.command::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", worker.log());
+    until("it is acknowledged", async || redis.length("HLEN", "unacked") == 0).await;
+}

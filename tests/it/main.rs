@@ -15,6 +15,7 @@
 mod ai;
 mod batch;
 mod beat;
+mod broker;
 mod canvas;
 mod chaos;
 mod cli;

@@ -14,6 +14,8 @@ use tokio::sync::watch;
 struct Weather {
     /// Pass nothing on, and neither side is told.
     silent: u64,
+    /// What is asked arrives later.
+    held: u64,
     /// Are closed.
     closed: u64,
     /// Are closed when the server says something next: what was asked was done, and the answer is lost.
@@ -62,6 +64,17 @@ impl Proxy {
         self.change(|weather, made| weather.silent = made);
     }
 
+    /// What is asked on every connection there is arrives when it is released, and be it that nobody waits any more; new
+    /// connections work.
+    pub fn hold(&self) {
+        self.change(|weather, made| weather.held = made);
+    }
+
+    /// Passes on what was held.
+    pub fn release(&self) {
+        self.change(|weather, _| weather.held = 0);
+    }
+
     /// Every connection there is is closed.
     pub fn close(&self) {
         self.change(|weather, made| weather.closed = made);
@@ -100,7 +113,7 @@ async fn join(near: TcpStream, to: u16, number: u64, mut weather: watch::Receive
 async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    weather: watch::Receiver<Weather>,
+    mut weather: watch::Receiver<Weather>,
     number: u64,
     answers: bool,
 ) {
@@ -115,6 +128,9 @@ async fn pass(
             std::future::pending::<()>().await;
         }
         if answers && now.cut > number {
+            return;
+        }
+        if !answers && weather.wait_for(|weather| weather.held <= number).await.is_err() {
             return;
         }
         tokio::time::sleep(now.late).await;

@@ -229,6 +229,22 @@ fn denied(redis: &Redis) -> Vec<String> {
         .collect()
 }
 
+/// A user who may not ask for news of keys is served from looks, also on the connection after the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_news_of_keys_comes_back_after_its_connection_broke() {
+    let redis = Redis::start();
+    let url = documented_user(&redis, "worker");
+    redis.command::<()>(&["ACL", "SETUSER", "worker", "-client|tracking"]);
+    let worker = Worker::start_at(&url, &[]);
+    assert!(worker.log().contains("CLIENT TRACKING"), "{}", worker.log());
+    let client = redis.client().await;
+    for n in 0..2 {
+        let sum = client.send(Call::new("hello.add").arg(n)).await.unwrap();
+        assert_eq!(sum.get::<i64>(LONG).await.unwrap(), n, "{}", worker.log());
+        redis.command::<i64>(&["CLIENT", "KILL", "USER", "worker"]);
+    }
+}
+
 #[test]
 fn wrong_credentials_are_explained() {
     let redis = Redis::start_with(&[&["--requirepass", "right"]]);

@@ -1,20 +1,23 @@
 -- Takes messages from queues and writes them down as unacknowledged, in one step: there is no instant at which a
 -- message is in neither place (kombu's BRPOP and HSET have one).
 -- KEYS  1 unacked, 2 unacked_index, 3.. queue keys in the order to look at
--- ARGV  1 tag prefix, chosen by the caller, 2 how many, 3 "1" when a reply to this prefix may have been lost,
+-- ARGV  1 tag prefix, chosen by the caller, 2 how many, 3 earlier prefixes, separated by commas, when replies to them may have
+--       been lost. Each try has one of its own: a try that the network held back may come behind the one that took its place,
+--       and would write what it takes over what that one holds,
 --       4 largest message in bytes, 5 dead-letter list length, 6 bytes after which no further message is
 --       taken, 7 prefix of every key, 8 our name as JSON text, 9 seconds by which leases end before the visibility timeout,
 --       10 "" or, when the queues are full of what has to wait, a time in UTC (ISO): what is due later waits, 11 so many
 --       that wait are taken beyond the others; 0 to take none of them, and others from among the newest only, the oldest of
 --       those first, 12.. routing key of each queue key
 -- RETURNS 1 when nothing is left and news of the next message will come, else 0; then a flat list: for a message what follows
---       the prefix in its tag, index of its key (less than 0 when it is one of those that wait), the message; for an element
---       that is no message 0, index of its key, why; for a key that is no list -1, its index, why.
+--       the prefix in its tag (the whole tag when it has an earlier prefix), index of its key (less than 0 when it is one of those
+--       that wait), the message; for an element that is no message 0, index of its key, why; for a key that is no list -1, its
+--       index, why. An error when the server takes no writes now.
 -- No cjson here: it would change large numbers and fail on deep nesting after the pop. Taking many at once is no faster:
 -- what costs is that Lua reads each byte of a text that it makes.
 local found, bytes, out = 0, 0, {0}
 local most = tonumber(ARGV[6])
-local count, again = tonumber(ARGV[2]), ARGV[3] == '1'
+local count = tonumber(ARGV[2])
 local waiting, by = 0, ARGV[10]
 -- Kombu writes a blank there, others do not. An offset that is not UTC, or what has no such header, is for the caller to judge:
 -- he finds out that it has to wait.
@@ -23,16 +26,16 @@ local function waits(message)
   local eta = string.match(message, '"eta": ?"([^"]+)"')
   return eta and eta > by and (string.sub(eta, -6) == '+00:00' or string.sub(eta, -1) == 'Z')
 end
-if again then
+for prefix in string.gmatch(ARGV[3], '[^,]+') do
   for n = 1, count + ARGV[11] do
-    local held = redis.call('HGET', KEYS[1], ARGV[1] .. n)
+    local held = redis.call('HGET', KEYS[1], prefix .. n)
     if held then
       -- '[' message ',"","' queue '"]': give back the message and the queue it was spliced with
       for i = 3, #KEYS do
         local tail = ',"","' .. ARGV[i + 9] .. '"]'
         if string.sub(held, -string.len(tail)) == tail then
           local message = string.sub(held, 2, -string.len(tail) - 1)
-          out[#out + 1] = n
+          out[#out + 1] = prefix .. n
           out[#out + 1] = waits(message) and 2 - i or i - 2
           out[#out + 1] = message
           break
@@ -40,8 +43,8 @@ if again then
       end
     end
   end
-  if #out > 1 then return out end
 end
+if #out > 1 then return out end
 -- A look that finds nothing is two commands; whoever asked for news of what he reads hears when there is something.
 local lists = redis.call('EXISTS', unpack(KEYS, 3))
 if lists == 0 then return {1} end
@@ -77,6 +80,12 @@ for i = 3, #KEYS do
     end
     if type(message) ~= 'string' then
       if type(message) == 'table' and message.err then
+        for _, code in ipairs({'READONLY', 'NOREPLICAS', 'MISCONF', 'LOADING', 'MASTERDOWN', 'CLUSTERDOWN', 'TRYAGAIN'}) do
+          local at = string.find(message.err, code, 1, true)
+          -- No key's fault. What was taken before is told first.
+          if at and #out == 1 then return redis.error_reply(string.sub(message.err, at)) end
+          if at then return out end
+        end
         out[#out + 1] = -1
         out[#out + 1] = i - 2
         out[#out + 1] = message.err

@@ -1,0 +1,155 @@
+//! The broker at its worst: what is held back, done in part, or refused for now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use orchestra::backend::{self, Backend};
+use orchestra::broker::{self, Broker, ClaimId, Write};
+use orchestra::conn::{Endpoint, LinkOptions};
+use redis::Pipeline;
+
+use crate::proxy::Proxy;
+use crate::support::{Redis, until};
+
+async fn connect(url: &str) -> Broker {
+    let link = LinkOptions {
+        response_timeout: Duration::from_millis(400),
+        ..LinkOptions::default()
+    };
+    let options = broker::Options {
+        link,
+        ..broker::Options::default()
+    };
+    Broker::connect(&Endpoint::parse(url).unwrap(), options).await.unwrap()
+}
+
+fn publish(n: usize) -> Write {
+    Write::Publish {
+        exchange: String::new(),
+        routing_key: "celery".into(),
+        priority: 0,
+        envelope: format!("{{\"n\": {n}}}").into_bytes().into(),
+    }
+}
+
+fn queues() -> [Arc<str>; 1] {
+    ["celery".into()]
+}
+
+/// A network that drops packets delivers them when it is well again, and a server does what they say, also when whoever sent
+/// them has long asked again on another connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_comes_late_takes_nothing_from_the_one_in_its_place() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let broker = connect(&proxy.url()).await;
+    let mut pipe = Pipeline::new();
+    broker.append(&mut pipe, &(0..4).map(publish).collect::<Vec<_>>());
+    broker.writer().pipeline(&pipe).await.unwrap();
+    let id = ClaimId::new();
+    proxy.hold();
+    assert!(broker.claim(&id, &queues(), 2, 1 << 20).await.is_err());
+    let claims = loop {
+        match broker.claim(&id, &queues(), 2, 1 << 20).await {
+            Ok(claims) => break claims,
+            Err(_) => broker.ready().await,
+        }
+    };
+    assert_eq!(claims.messages.len(), 2);
+    proxy.release();
+    until("the late one has come", async || redis.length("LLEN", "celery") == 0).await;
+    assert_eq!(redis.length("HLEN", "unacked"), 4);
+    let acks: Vec<Write> = claims
+        .messages
+        .into_iter()
+        .map(|message| Write::Ack(message.tag))
+        .collect();
+    let mut pipe = Pipeline::new();
+    broker.append(&mut pipe, &acks);
+    broker.writer().pipeline(&pipe).await.unwrap();
+    // What the late one took is nobody's, and comes back when its lease ends.
+    let left: Vec<String> = redis.command(&["HVALS", "unacked"]);
+    let has = |n: usize| left.iter().any(|held| held.contains(&format!("\"n\": {n}")));
+    assert!(left.len() == 2 && has(2) && has(3), "{left:?}");
+}
+
+/// Asked again, the broker gives what a lost answer carried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_answer_was_lost_is_found_again() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let broker = connect(&proxy.url()).await;
+    let mut pipe = Pipeline::new();
+    broker.append(&mut pipe, &(0..3).map(publish).collect::<Vec<_>>());
+    broker.writer().pipeline(&pipe).await.unwrap();
+    let id = ClaimId::new();
+    proxy.cut();
+    assert!(broker.claim(&id, &queues(), 2, 1 << 20).await.is_err());
+    let claims = loop {
+        match broker.claim(&id, &queues(), 2, 1 << 20).await {
+            Ok(claims) => break claims,
+            Err(_) => broker.ready().await,
+        }
+    };
+    let raw: Vec<&[u8]> = claims.messages.iter().map(|message| &message.raw[..]).collect();
+    assert_eq!(raw, [b"{\"n\": 0}", b"{\"n\": 1}"]);
+    assert_eq!(
+        (redis.length("LLEN", "celery"), redis.length("HLEN", "unacked")),
+        (1, 2)
+    );
+}
+
+/// What follows a task and its result go in one pipeline. When the server forgot the scripts it does one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_of_a_pipeline_is_not_done_again() {
+    let redis = Redis::start();
+    let broker = connect(&redis.url()).await;
+    let backend = Backend::new(broker.writer().clone(), backend::Options::default())
+        .await
+        .unwrap();
+    redis.command::<()>(&["SCRIPT", "FLUSH"]);
+    let mut pipe = Pipeline::new();
+    broker.append(&mut pipe, &[publish(1)]);
+    let result = backend::Write::Store {
+        id: "a".into(),
+        status: orchestra::wire::State::Success,
+        record: b"{\"status\": \"SUCCESS\"}".to_vec().into(),
+        late: false,
+    };
+    backend.append(&mut pipe, &[result]);
+    broker.append(&mut pipe, &[publish(2)]);
+    broker.writer().pipeline(&pipe).await.unwrap();
+    let sent: Vec<String> = redis.command(&["LRANGE", "celery", "0", "-1"]);
+    assert_eq!(sent, ["{\"n\": 2}", "{\"n\": 1}"]);
+    assert_eq!(redis.length("EXISTS", "celery-task-meta-a"), 1);
+}
+
+/// A server that takes no writes now has nothing against the key of the queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_no_writes_is_asked_again() {
+    let redis = Redis::start();
+    let broker = connect(&redis.url()).await;
+    let mut pipe = Pipeline::new();
+    broker.append(&mut pipe, &[publish(1)]);
+    broker.writer().pipeline(&pipe).await.unwrap();
+    let id = ClaimId::new();
+    for (no, yes) in [
+        (
+            &["CONFIG", "SET", "min-replicas-to-write", "1"][..],
+            &["CONFIG", "SET", "min-replicas-to-write", "0"][..],
+        ),
+        (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]),
+    ] {
+        redis.command::<()>(no);
+        let error = broker.claim(&id, &queues(), 1, 1 << 20).await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        redis.command::<()>(yes);
+    }
+    let claims = loop {
+        match broker.claim(&id, &queues(), 1, 1 << 20).await {
+            Ok(claims) => break claims,
+            Err(_) => broker.ready().await,
+        }
+    };
+    assert_eq!((claims.messages.len(), claims.unusable), (1, None));
+}
