@@ -1,29 +1,38 @@
 //! AI work: templates, prompts, schemas, models. AI tasks are ordinary tasks, built on [`task`](crate::task) alone.
 
+// What there is to run: files in folders.
+mod library;
+mod options;
+mod task_file;
+pub mod template;
+
+// A run, and its steps.
+mod kept;
+mod run;
+mod site;
+mod steps;
+mod workspace;
+
+// A question to a model, and where it goes.
 mod affinity;
 mod ask;
 mod batcher;
 mod call;
 mod calls;
+mod fleet;
+pub mod ollama;
+mod recorded;
+mod schema;
+
+// What templates may do with the host.
+mod permits;
+mod program;
+
+// The tasks that the worker gets.
 mod embed;
 mod engine;
 mod fault;
-mod fleet;
-mod kept;
-mod library;
-pub mod ollama;
-mod options;
-mod permits;
-mod program;
-mod recorded;
-mod run;
-mod schema;
-mod site;
-mod steps;
-mod task_file;
 mod tasks;
-pub mod template;
-mod workspace;
 
 pub use embed::{Embed, Vectors};
 pub use engine::{Engine, LoadError};

@@ -9,47 +9,62 @@
 //! One loop ([`consumer`]) owns all state. Fetching, running, writing and keeping leases happen in services around it
 //! and reach it as inputs; what it decides leaves it as effects. [`request`] alone decides what happens to a task.
 
-mod autoscale;
-mod consumer;
-mod control;
-mod done;
-mod effects;
-mod errback;
-mod events;
-mod facts;
+// What comes in.
 mod fetcher;
 mod flood;
-mod follow;
-mod gossip;
-mod joiner;
-mod keeper;
-mod line;
 mod listener;
-mod metrics;
-mod mingle;
-mod options;
 mod parked;
-mod pool;
-mod process;
+mod room;
+mod strategy;
+
+// The life of a task, and who goes next.
+mod consumer;
+mod done;
+mod line;
 mod rate_limit;
 mod request;
 #[cfg(test)]
 mod request_walk;
 mod reserved;
 mod revoke;
-mod room;
-mod services;
+mod timers;
+mod unique;
+
+// Running.
+mod autoscale;
+mod pool;
+mod process;
+mod tracer;
+
+// What follows.
+mod errback;
+mod follow;
+mod joiner;
+
+// What goes out.
+mod effects;
+mod events;
+mod keeper;
+mod unheard;
+mod writer;
+
+// Others: who asks, who watches, who works beside it.
+mod control;
+mod facts;
+mod gossip;
+mod metrics;
+mod mingle;
 mod spans;
+
+// Putting it together.
+mod options;
+mod services;
 mod start;
 mod state_db;
 mod stop;
-mod strategy;
-mod timers;
-mod tracer;
-mod unheard;
-mod unique;
+
+// For `benches/`.
 mod way;
-mod writer;
 
 pub use line::{Fairness, TenantIn};
 pub use metrics::Watch;
