@@ -41,7 +41,8 @@ pub struct Args {
     pub wire: Option<SocketAddr>,
 
     /// Model name to offer. Engine: the name of its one model [smollm2:135m]. Script: one more model, as NAME or
-    /// NAME=BEHAVIOUR (`lorem` unless given). Repeatable with the script.
+    /// NAME=BEHAVIOUR (`lorem` unless given); of NAME=A,B each is for one request, the last for all from then on.
+    /// Repeatable with the script.
     #[arg(long = "model", value_name = "NAME")]
     pub models: Vec<String>,
 

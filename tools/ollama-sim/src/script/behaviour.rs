@@ -14,6 +14,7 @@ pub enum Behaviour {
     Endless,
     Json,
     BadJson,
+    Misfit,
     Thinking,
     Tools,
     Flaky,
@@ -44,7 +45,7 @@ pub enum Behaviour {
 use Behaviour::*;
 
 /// Every behaviour under the name of its model.
-pub const ALL: [(&str, Behaviour); 32] = [
+pub const ALL: [(&str, Behaviour); 33] = [
     ("echo", Echo),
     ("lorem", Lorem),
     ("slow", Slow),
@@ -52,6 +53,7 @@ pub const ALL: [(&str, Behaviour); 32] = [
     ("endless", Endless),
     ("json", Json),
     ("bad-json", BadJson),
+    ("misfit", Misfit),
     ("thinking", Thinking),
     ("tools", Tools),
     ("flaky", Flaky),

@@ -24,7 +24,10 @@ const BEFORE_CUT: Duration = Duration::from_millis(20);
 
 pub struct Script {
     models: Mutex<Vec<Arc<Model>>>,
-    behaviours: Mutex<HashMap<String, Behaviour>>,
+    /// What each model does: one behaviour, or one for each request in turn, the last from then on.
+    behaviours: Mutex<HashMap<String, Vec<Behaviour>>>,
+    /// Requests of models that do one thing after the other.
+    turns: Mutex<HashMap<String, usize>>,
     sizes: HashMap<String, u64>,
     pullable: Mutex<Vec<Name>>,
     token_delay: Duration,
@@ -39,6 +42,7 @@ impl Script {
         let script = Self {
             models: Mutex::default(),
             behaviours: Mutex::default(),
+            turns: Mutex::default(),
             sizes: args
                 .model_sizes
                 .iter()
@@ -50,7 +54,7 @@ impl Script {
             failed_once: Arc::default(),
         };
         for (name, behaviour) in ALL {
-            let name = script.know(name, behaviour)?;
+            let name = script.know(name, vec![behaviour])?;
             if behaviour != Behaviour::Missing {
                 script.install(name);
             }
@@ -61,7 +65,7 @@ impl Script {
             script.install(name);
         }
         for name in crate::wire::NAMES.iter().filter(|_| args.wire.is_some()) {
-            let name = script.know(name, Behaviour::Lorem)?;
+            let name = script.know(name, vec![Behaviour::Lorem])?;
             script.install(name);
         }
         for given in &args.pullable {
@@ -72,9 +76,9 @@ impl Script {
         Ok(script)
     }
 
-    fn know(&self, name: &str, behaviour: Behaviour) -> Result<Name, String> {
+    fn know(&self, name: &str, behaviours: Vec<Behaviour>) -> Result<Name, String> {
         let name = Name::parse(name).ok_or_else(|| format!("invalid model name {name:?}"))?;
-        lock(&self.behaviours).insert(name.key(), behaviour);
+        lock(&self.behaviours).insert(name.key(), behaviours);
         Ok(name)
     }
 
@@ -90,8 +94,21 @@ impl Script {
     }
 
     fn behaviour_of(&self, name: &Name) -> Behaviour {
-        let known = lock(&self.behaviours).get(&name.key()).copied();
-        known.unwrap_or(Behaviour::Lorem)
+        let behaviours = lock(&self.behaviours);
+        let first = behaviours.get(&name.key()).and_then(|all| all.first());
+        first.copied().unwrap_or(Behaviour::Lorem)
+    }
+
+    /// What the model does with the next request.
+    fn next_behaviour(&self, model: &Model) -> Behaviour {
+        let key = model.name.key();
+        let behaviours = lock(&self.behaviours);
+        let all = behaviours.get(&key).map_or(&[Behaviour::Lorem][..], Vec::as_slice);
+        let [.., last] = all else { return Behaviour::Lorem };
+        let mut turns = lock(&self.turns);
+        let turn = turns.entry(key).or_default();
+        *turn += 1;
+        all.get(*turn - 1).copied().unwrap_or(*last)
     }
 }
 
@@ -120,8 +137,10 @@ impl Backend for Script {
     }
 
     fn copy(&self, model: &Model, name: Name) {
-        let behaviour = self.behaviour(model);
-        lock(&self.behaviours).insert(name.key(), behaviour);
+        let mut behaviours = lock(&self.behaviours);
+        let own = behaviours.get(&model.name.key()).cloned().unwrap_or_default();
+        behaviours.insert(name.key(), own);
+        drop(behaviours);
         let mut models = lock(&self.models);
         models.retain(|known| known.name != name);
         models.push(Arc::new(Model { name, ..model.clone() }));
@@ -167,7 +186,7 @@ impl Backend for Script {
     }
 
     fn answer(&self, job: Job, out: Emitter) -> BoxFuture<Result<End, Error>> {
-        let behaviour = self.behaviour(&job.model);
+        let behaviour = self.next_behaviour(&job.model);
         let delay = behaviour.delay().unwrap_or(self.token_delay);
         let failed_once = Arc::clone(&self.failed_once);
         Box::pin(async move {
@@ -299,8 +318,9 @@ fn vector(text: &str) -> Vec<f32> {
     values.iter().map(|value| value / length).collect()
 }
 
-fn parse(behaviour: &str) -> Result<Behaviour, String> {
-    Behaviour::parse(behaviour).ok_or_else(|| format!("no behaviour {behaviour:?}"))
+fn parse(behaviours: &str) -> Result<Vec<Behaviour>, String> {
+    let one = |name| Behaviour::parse(name).ok_or_else(|| format!("no behaviour {name:?}"));
+    behaviours.split(',').map(one).collect()
 }
 
 fn size(given: &str) -> Result<(String, u64), String> {

@@ -42,6 +42,7 @@ impl Plan {
             Behaviour::Endless => (texts(lorem()), Ending::Done),
             Behaviour::Json => (texts(pieces(document(&job.format))), Ending::Done),
             Behaviour::BadJson => (texts(words("{\"answer\": not quite JSON".to_owned())), Ending::Done),
+            Behaviour::Misfit => (texts(words("[\"lorem ipsum\"]".to_owned())), Ending::Done),
             Behaviour::Thinking => (thinking(job), Ending::Done),
             Behaviour::Tools => (tools(job), Ending::Done),
             Behaviour::Vision => (natural(job, words(seen(job))), Ending::Done),
