@@ -18,12 +18,12 @@ use super::accounts::Caller;
 use super::breaker::Told;
 use super::host::Host;
 use super::ledger::{Book, Catalogs, Entry, Ledger};
-use super::routing::{Nowhere, View, Waiting, Why};
+use super::routing::{self, Nowhere, View, Waiting, Why};
 use super::strategy::Strategy;
 use super::view::{Rules, view};
 use crate::clock::{self, Instant};
 
-/// Calls of one worker that others hear of; the rest has its turn later.
+/// Calls of one worker that are chosen from, and that others hear of; the rest has its turn later.
 const SHOWN: usize = 64;
 /// Between two words about the places that are held.
 const RENEW: Duration = Duration::from_secs(5);
@@ -64,6 +64,8 @@ struct State {
     picture: Option<Arc<View>>,
     /// Whether anybody ever wanted it.
     is_pictured: bool,
+    /// When hosts were last asked in vain what they have.
+    silent: Option<Instant>,
     /// The ledger's clock and ours at one moment.
     clock: Option<(u64, Instant)>,
 }
@@ -247,7 +249,6 @@ impl Keeper {
         let state = &mut *state;
         let now = clock::instant();
         let (ledger_now, at) = state.clock.unwrap_or((0, now));
-        // What is late in a queue of thousands is told when it is among the first.
         state.waiting.retain(|waiter| !waiter.answer.is_closed());
         for waiter in &mut state.waiting {
             if waiter.call.since == 0 && state.clock.is_some() {
@@ -259,9 +260,6 @@ impl Keeper {
                     .max(1);
             }
         }
-        state
-            .waiting
-            .sort_by_key(|waiter| (std::cmp::Reverse(waiter.call.priority), waiter.came));
         let mut entry = std::mem::take(&mut state.todo);
         let told = std::mem::take(&mut state.told);
         let mut breakers: HashMap<String, super::breaker::Breaker> = HashMap::new();
@@ -273,12 +271,9 @@ impl Keeper {
             );
         }
         entry.breakers = breakers.into_iter().collect();
-        entry.waiting = state
-            .waiting
-            .iter()
-            .take(SHOWN)
-            .map(|waiter| waiter.call.clone())
-            .collect();
+        let calls: Vec<&Waiting> = state.waiting.iter().map(|waiter| &waiter.call).collect();
+        let shown = routing::shown(&calls, SHOWN);
+        entry.waiting = shown.into_iter().map(|at| calls[at].clone()).collect();
         if state
             .renewed
             .is_none_or(|at| now.saturating_duration_since(at) >= RENEW)

@@ -245,7 +245,7 @@ fn ratio(part: usize, whole: usize) -> f64 {
 
 /// Places for as many of those who wait as can have one now, in the order in which they are served.
 pub fn assign(mut view: View) -> Vec<Placed> {
-    let ranks = ranks(&view.waiting);
+    let ranks = ranks(&view.waiting.iter().collect::<Vec<_>>());
     let mut order: Vec<usize> = (0..view.waiting.len()).collect();
     order.sort_by_key(|at| (ranks[*at], &view.waiting[*at].id));
     let mut round = Round {
@@ -314,17 +314,17 @@ pub fn own(view: &View, placed: Vec<Placed>, is_own: impl Fn(&Placed) -> bool) -
 
 /// Who is served first: the smaller. Each further call of a tenant comes after as much waiting as a step of priority is worth,
 /// so that the many calls of one do not keep the few of another waiting.
-fn ranks(waiting: &[Waiting]) -> Vec<u64> {
+fn ranks(waiting: &[&Waiting]) -> Vec<u64> {
     let mut order: Vec<usize> = (0..waiting.len()).collect();
     let rank = |call: &Waiting| {
         let head_start = STEP_OF_PRIORITY * u64::from(call.priority.min(9));
         (call.since + 9 * STEP_OF_PRIORITY).saturating_sub(head_start)
     };
-    order.sort_by_key(|at| (rank(&waiting[*at]), &waiting[*at].id));
+    order.sort_by_key(|at| (rank(waiting[*at]), &waiting[*at].id));
     let mut before: BTreeMap<&str, u64> = BTreeMap::new();
     let mut ranks = vec![0; waiting.len()];
     for at in order {
-        let call = &waiting[at];
+        let call = waiting[at];
         let turn = call.tenant.as_deref().map_or(0, |tenant| {
             let turn = before.entry(tenant).or_default();
             *turn += 1;
@@ -333,6 +333,29 @@ fn ranks(waiting: &[Waiting]) -> Vec<u64> {
         ranks[at] = rank(call) + STEP_OF_PRIORITY * turn;
     }
     ranks
+}
+
+/// Which of the calls of a process are chosen from, where there are more than so many. Calls of a model wait for the same
+/// hosts, so they take turns with those of others: a thousand for a host that is full do not hide the one for an idle host.
+pub fn shown(waiting: &[&Waiting], most: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..waiting.len()).collect();
+    if waiting.len() <= most {
+        return order;
+    }
+    let ranks = ranks(waiting);
+    order.sort_by_key(|at| (ranks[*at], &waiting[*at].id));
+    let mut before: BTreeMap<(&str, &[String]), usize> = BTreeMap::new();
+    let mut turns: Vec<(usize, usize)> = order
+        .into_iter()
+        .map(|at| {
+            let turn = before.entry((&waiting[at].model, &waiting[at].not)).or_default();
+            *turn += 1;
+            (*turn, at)
+        })
+        .collect();
+    // Of one turn, the first by rank come first.
+    turns.sort_by_key(|(turn, _)| *turn);
+    turns.into_iter().take(most).map(|(_, at)| at).collect()
 }
 
 /// What changes while places are given.

@@ -497,3 +497,19 @@ fn the_record_says_how_all_hosts_stood() {
         "of one host there is nothing to tell"
     );
 }
+
+#[test]
+fn the_many_calls_of_a_model_do_not_hide_the_one_of_another() {
+    let mut calls: Vec<Waiting> = (0..100).map(|at| call(&format!("a{at:03}"), "a", 1_000 + at)).collect();
+    calls.push(call("b", "b", 5_000));
+    let mut urgent = call("c", "a", 6_000);
+    urgent.priority = 9;
+    calls.push(urgent);
+    let waiting: Vec<&Waiting> = calls.iter().collect();
+    let ids = |most| -> Vec<&str> {
+        let shown = shown(&waiting, most);
+        shown.into_iter().map(|at| &*calls[at].id).collect()
+    };
+    assert_eq!(ids(4), ["c", "b", "a000", "a001"], "in turns, and in each by rank");
+    assert_eq!(ids(200).len(), 102);
+}

@@ -10,11 +10,15 @@ use super::super::catalog::Catalog;
 use super::super::host::Host;
 use super::super::ledger::{Book, Catalogs};
 use super::Keeper;
+use crate::clock::{self, Instant};
 
 /// A host's words are this old at most, while it is used.
 const FRESH: u64 = 3_000;
 /// How long the first calls wait until the hosts have said what they have.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
+
+/// Between two looks whether another worker has heard from them.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Looks at the hosts while they are used.
 pub(super) async fn scout(keeper: Weak<Keeper>) {
@@ -36,24 +40,44 @@ pub(super) async fn scout(keeper: Weak<Keeper>) {
 }
 
 impl Keeper {
-    /// Waits until it is known what the hosts have, or that they do not say.
+    /// Waits until it is known what the hosts have now, or that they do not say: a model may have been fetched anew since.
     pub(in super::super) async fn know(self: &Arc<Self>) {
         self.start();
-        let is_known = || {
-            let catalogs = self.catalogs();
-            self.hosts.iter().all(|host| catalogs.contains_key(host.url()))
-        };
-        if is_known() {
+        if self.is_known() {
             return;
         }
         self.flush().await;
-        if !is_known() {
+        let began = clock::instant();
+        let is_silent = |at: Instant| began.saturating_duration_since(at) < Duration::from_millis(FRESH);
+        if self.state().silent.is_some_and(is_silent) {
+            return;
+        }
+        while !self.is_known() {
             // One after the other: both take the lock.
             let book = self.state().book.clone();
             let catalogs = self.catalogs();
             self.first_look(&book, &catalogs).await;
             self.flush().await;
+            if self.is_known() {
+                break;
+            }
+            if clock::instant().saturating_duration_since(began) >= FIRST_LOOK {
+                self.state().silent = Some(clock::instant());
+                break;
+            }
+            // Another worker asks them at this moment.
+            tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// Whether it is known what all hosts have, from their words of a moment ago.
+    fn is_known(&self) -> bool {
+        let (now, catalogs) = (self.now(), self.catalogs());
+        let is_fresh = |host: &Host| {
+            let catalog = catalogs.get(host.url());
+            catalog.is_some_and(|catalog| now.saturating_sub(catalog.at) < FRESH)
+        };
+        self.hosts.iter().all(is_fresh)
     }
 
     /// Asks hosts that were never asked. Calls do not wait for those that say nothing for the moment.
