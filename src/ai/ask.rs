@@ -5,8 +5,9 @@
 use serde_json::{Map, Value, json};
 
 use super::Engine;
-use super::call::{Show, call};
+use super::call::{Show, call, caller};
 use super::fault::{empty_answer, invalid_output, output_truncated};
+use super::fleet::Caller;
 use super::ollama::{Answer, Kind};
 use super::schema::{Shape, ending, for_grammar};
 use crate::task::{Context, Failure};
@@ -59,7 +60,11 @@ pub(super) async fn ask(
     // The question as it was, once there is an answer to repair.
     let mut asked: Option<Map<String, Value>> = None;
     loop {
-        let mut answer = one(engine, &question, show, context).await?;
+        let mut caller = caller(show, context);
+        caller.shape = Some(&shape);
+        // A task that is put off begins anew: the answer that is to be repaired would be lost, and paid for again.
+        caller.may_be_put_off &= repairs == 0;
+        let mut answer = one(engine, &question, show, &caller, context).await?;
         if let Some(spent) = spent {
             answer.usage += spent;
         }
@@ -103,14 +108,20 @@ pub(super) async fn ask(
 }
 
 /// One answer: a recorded one where answers are played, otherwise a model's.
-async fn one(engine: &Engine, question: &Question, show: Show<'_>, context: &Context) -> Result<Box<Answer>, Failure> {
+async fn one(
+    engine: &Engine,
+    question: &Question,
+    show: Show<'_>,
+    caller: &Caller<'_>,
+    context: &Context,
+) -> Result<Box<Answer>, Failure> {
     if let Some(recorded) = engine.recorded()
         && let Some(answer) = recorded.play(show.step, question)?
     {
         return Ok(Box::new(answer));
     }
     let (model, fields) = (question.model.clone(), question.fields.clone());
-    let answer = call(engine, question.kind, model, fields, show, context).await?;
+    let answer = call(engine, question.kind, model, fields, show, caller, context).await?;
     if let Some(recorded) = engine.recorded() {
         recorded.note(show.step, &answer);
     }

@@ -217,7 +217,10 @@ impl Sort {
                 .message
                 .as_deref()
                 .map(|message| &message.headers),
-            may_be_put_off: first.context.client().is_some(),
+            // Those that were put off would come back in other batches, and each batch has a turn of its own: it waits
+            // where it is, for as long as one of its tasks does.
+            may_be_put_off: false,
+            shape: None,
         }
     }
 }

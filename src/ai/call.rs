@@ -34,6 +34,7 @@ pub(super) async fn call(
     model: String,
     fields: Map<String, Value>,
     show: Show<'_>,
+    caller: &Caller<'_>,
     context: &Context,
 ) -> Result<Box<Answer>, Failure> {
     let fleet = engine.fleet();
@@ -45,13 +46,16 @@ pub(super) async fn call(
         }
         tell(&heard, show, context);
     };
-    let asked = fleet.ask(request, &caller(show, context), &mut hear).await;
+    let asked = fleet.ask(request, caller, &mut hear).await;
     counted.end(&asked);
     let mut answer = match asked {
         Ok(answer) => answer,
         Err(trouble) => return Err(Box::pin(not_answered(trouble, &model, show, context)).await),
     };
-    context.add_tokens(answer.usage.total_tokens);
+    // What was known already no model worked for.
+    if !answer.route.is_known() {
+        context.add_tokens(answer.usage.total_tokens);
+    }
     answer.route.template = show.template.map(Template::title);
     context.stream(&json!({
         "type": "call", "step": show.step, "attempt": context.retries(), "model": answer.model, "host": answer.host,
@@ -78,6 +82,7 @@ pub(super) fn caller<'a>(show: Show<'a>, context: &'a Context) -> Caller<'a> {
         id: context.id(),
         headers,
         may_be_put_off: context.client().is_some(),
+        shape: None,
     }
 }
 

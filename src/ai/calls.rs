@@ -176,7 +176,7 @@ impl Call<'_> {
 
     fn answered(&self, answer: &Answer) {
         let host = host(&answer.host);
-        if matches!(&*answer.route.why, "cache" | "joined") {
+        if answer.route.is_known() {
             // No model worked for it.
             self.count(host, "cached");
             return;

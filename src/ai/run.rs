@@ -296,6 +296,11 @@ impl<'a> Run<'a> {
             };
             let failure = match self.once(&site).await {
                 Err(Stop::Failed(failure)) => failure,
+                // Who is put off begins with the first try again, without end. The limit keeps the turn.
+                Err(Stop::Later(until)) if attempt > 1 => {
+                    tokio::time::sleep_until(until).await;
+                    continue;
+                }
                 ended => return ended,
             };
             let why = reason(&failure);

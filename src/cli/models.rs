@@ -253,13 +253,19 @@ async fn used(fleet: &Fleet, day: Option<&str>, json: bool) -> Result<ExitCode, 
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "{:<9} {:<36} {:>8} {:>12} {:>12} {:>10}",
-        "", "", "calls", "tokens in", "tokens out", "seconds"
+        "{:<9} {:<36} {:<6} {:>8} {:>12} {:>12} {:>10}",
+        "", "", "per", "calls", "tokens in", "tokens out", "seconds"
     );
     for line in used {
         println!(
-            "{:<9} {:<36} {:>8} {:>12} {:>12} {:>10.1}",
-            line.what, line.name, line.calls, line.prompt_tokens, line.completion_tokens, line.seconds
+            "{:<9} {:<36} {:<6} {:>8} {:>12} {:>12} {:>10.1}",
+            line.what,
+            line.name,
+            line.per.name(),
+            line.calls,
+            line.prompt_tokens,
+            line.completion_tokens,
+            line.seconds
         );
     }
     Ok(ExitCode::SUCCESS)

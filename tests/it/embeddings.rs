@@ -141,3 +141,42 @@ async fn who_is_revoked_takes_only_its_own_text_out() {
     assert_eq!(ends[2].as_ref().unwrap()["embeddings"].as_array().unwrap().len(), 1);
     assert_eq!(asked(&host).await, [["three"]]);
 }
+
+/// The limits that a task was told to wait for.
+async fn waits(redis: &Redis, id: &str) -> usize {
+    let entries = redis.client().await.result(id).stream("0").await.unwrap();
+    let is_wait = |text: &str| text.contains("\"type\":\"limit\"");
+    entries.iter().filter(|entry| is_wait(entry.entry.get())).count()
+}
+
+/// A batch has one turn: it is not charged again when its tasks are others, and those behind it come in their time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_keeps_its_turn_whoever_leaves_it() {
+    let (redis, host) = (Redis::start(), Sim::start());
+    let settings = format!(
+        "ai_hosts = ['{}']\nai_embed_wait = 0.3\n[[ai_rate_limits]]\nmodel = 'embed'\nrequests = 30\nburst = 0\n",
+        host.url
+    );
+    let (_worker, _folder) = crate::fleet::worker(&redis, &settings, &["-c", "8"]);
+    let client = redis.client().await;
+    get(&client, embed("the first")).await;
+    let calls: Vec<Call> = ["one", "two"].map(embed).into();
+    let pending = client.send_many(&calls).await.unwrap();
+    for one in &pending {
+        until("it waits", async || waits(&redis, one.id()).await > 0).await;
+    }
+    pending[0].revoke(true).await.unwrap();
+    pending[1].get::<Value>(LONG).await.unwrap();
+    assert_eq!(waits(&redis, pending[1].id()).await, 1, "its turn is kept");
+    assert_eq!(asked(&host).await.len(), 2);
+
+    let calls: Vec<Call> = (0..30).map(|at| embed(format!("text {at}"))).collect();
+    let pending = client.send_many(&calls).await.unwrap();
+    for one in &pending {
+        one.get::<Value>(LONG).await.unwrap();
+        assert!(waits(&redis, one.id()).await <= 1);
+    }
+    // Eight at a time; how they fall together is chance.
+    let batches = asked(&host).await.len() - 2;
+    assert!((4..=12).contains(&batches), "{batches} requests");
+}

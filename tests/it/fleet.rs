@@ -563,6 +563,44 @@ async fn budgets_refuse_a_call_or_give_it_a_smaller_model() {
     );
 }
 
+/// A soft and a hard bound of one tenant are two budgets and one count; another time is another count.
+#[tokio::test(flavor = "multi_thread")]
+async fn budgets_that_count_the_same_calls_count_them_once() {
+    let (redis, host) = (
+        Redis::start(),
+        Sim::start_with(&["--model=big=lorem", "--model=small=echo"]),
+    );
+    let settings = format!(
+        "ai_hosts = '{}'\n[[ai_budgets]]\ntenant = 'acme'\ntokens = 150\ndowngrade_to = 'small'\n\
+         [[ai_budgets]]\ntenant = 'acme'\ntokens = 250\n[[ai_budgets]]\ntenant = 'acme'\nseconds = 900.0\nper = 'month'\n",
+        host.url
+    );
+    let (_worker, folder) = worker(&redis, &settings, &[]);
+    let client = redis.client().await;
+    let mut tokens = 0;
+    for model in ["big", "big", "small"] {
+        let call = generate("big", "hi").header("tenant", "acme");
+        let answer: Value = client.send(call).await.unwrap().get(LONG).await.unwrap();
+        assert_eq!(answer["model"], model);
+        tokens += number(&answer["usage"]["total_tokens"]);
+    }
+    let out = std::process::Command::new(crate::support::program("orchestra"))
+        .args(["models", "usage", "--json", "--broker", &redis.url(), "--config"])
+        .arg(folder.path().join("orchestra.toml"))
+        .output()
+        .unwrap();
+    let used: Vec<Value> = serde_json::from_slice(&out.stdout).unwrap();
+    let budgets: Vec<&Value> = used.iter().filter(|line| line["what"] == "budget").collect();
+    let lines: Vec<(&str, u64, u64)> = budgets
+        .iter()
+        .map(|line| {
+            let tokens = number(&line["prompt_tokens"]) + number(&line["completion_tokens"]);
+            (line["per"].as_str().unwrap_or_default(), number(&line["calls"]), tokens)
+        })
+        .collect();
+    assert_eq!(lines, [("day", 3, tokens), ("month", 3, tokens)]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn models_can_be_seen_and_told() {
     let (redis, host) = (Redis::start(), Sim::start_with(&["--pullable=new=echo"]));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use orchestra::client::{Call, Pending};
 use serde_json::{Value, json};
@@ -349,4 +349,62 @@ async fn a_wrong_limit_is_told_before_the_worker_starts() {
         let text = String::from_utf8_lossy(&out.stderr);
         assert!(!out.status.success() && text.contains(what), "{text}");
     }
+}
+
+/// Whoever is put off begins anew: what was paid for before, an answer to repair or a try, must not be lost by that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_and_a_further_try_wait_in_their_place() {
+    let redis = Redis::start();
+    let host = Sim::start_with(&["--model=m=misfit,json", "--model=n=misfit"]);
+    let templates = Folder::new();
+    templates.write(
+        "twice.yaml",
+        "steps:\n- {id: a, type: ollama_generate, model: n, prompt: x, repairs: 0, format: {type: object}, \
+         retry: {times: 1, on: [invalid_output], pause: 0.05}}\n",
+    );
+    let settings = format!(
+        "ai_hosts = '{}'\n[[ai_rate_limits]]\neach = 'model'\nrequests = 30\nburst = 0\n",
+        host.url
+    );
+    let folder = templates.path().to_str().unwrap();
+    let (_worker, _folder) = worker(&redis, &settings, &["-c", "2", "--templates", folder]);
+    let client = redis.client().await;
+    let call = generate("m", "x").kwarg("format", json!({"type": "object"}));
+    let answer: Value = client.send(call).await.unwrap().get(LONG).await.unwrap();
+    assert_eq!((&answer["repairs"], host.requests().await.len()), (&json!(1), 2));
+    let prompt = |request: &Value| request["body"].as_str().unwrap().contains("Your last answer was");
+    assert!(prompt(&host.requests().await[1]), "the second is the repair");
+
+    let call = Call::new("orchestra.run").arg("twice").arg(json!({}));
+    let (name, text) = failure(&client, call).await;
+    assert_eq!(name, "InvalidOutput", "{text}");
+    assert_eq!(host.requests().await.len(), 4, "one try and one more");
+}
+
+/// A process shows sixty-four of its calls to the others: calls of one model must not be all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn seventy_calls_for_a_full_host_do_not_hide_one_for_an_idle_host() {
+    let redis = Redis::start();
+    let (full, idle) = (
+        Sim::start_with(&["--model=a=slow"]),
+        Sim::start_with(&["--model=b=echo"]),
+    );
+    let settings = format!(
+        "ai_hosts = [{{ url = '{}', max_parallel = 1, models = ['a'] }}, {{ url = '{}', models = ['b'] }}]\n",
+        full.url, idle.url
+    );
+    let (_worker, _folder) = worker(&redis, &settings, &["-c", "80", "--prefetch-multiplier", "1"]);
+    let client = redis.client().await;
+    let calls: Vec<Call> = (0..70).map(|at| generate("a", &format!("{at}"))).collect();
+    let pending = client.send_many(&calls).await.unwrap();
+    for one in &pending {
+        until("it waits or runs", async || {
+            one.state().await.unwrap().as_str() == "STARTED"
+        })
+        .await;
+    }
+    let answer = client.send(generate("b", "at once")).await.unwrap();
+    answer.get::<Value>(Duration::from_secs(20)).await.unwrap();
+    // An answer takes half a minute.
+    assert!(number(&full.stats().await["completed"]) < 2);
 }

@@ -16,6 +16,7 @@ mod ai;
 mod batch;
 mod beat;
 mod broker;
+mod cache;
 mod canvas;
 mod chaos;
 mod cli;

@@ -4,12 +4,14 @@
 //! The figures are in Redis, in one hash for each hour, day and month. A call is counted when it is over, so those that
 //! run at the same time may go a little beyond a budget.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::ollama::Usage;
+use super::super::schema::Shape;
 use super::Fleet;
 use super::calls::Trouble;
 use super::catalog::{canonical, fits};
@@ -38,6 +40,8 @@ pub(in crate::ai) struct Caller<'a> {
     pub headers: Option<&'a Headers>,
     /// Whether the task can be put off, and run again later.
     pub may_be_put_off: bool,
+    /// What its answer must be to be given again.
+    pub shape: Option<&'a Shape>,
 }
 
 impl Caller<'_> {
@@ -132,7 +136,7 @@ pub struct Budget {
 }
 
 /// A stretch of time, in UTC.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Period {
     /// From hour to hour.
@@ -166,7 +170,8 @@ impl Period {
             }
     }
 
-    fn name(self) -> &'static str {
+    /// Its name in settings, keys and reports.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Hour => "hour",
             Self::Day => "day",
@@ -179,6 +184,12 @@ impl Budget {
     /// Whether a call counts for it.
     fn is_for(&self, caller: &Caller<'_>, model: &str) -> bool {
         self.named().are_of(caller, model)
+    }
+
+    /// Whether a call is for the smaller model already: a budget that has one refuses nobody.
+    fn ends_with(&self, model: &str) -> bool {
+        let smaller = self.downgrade_to.as_deref();
+        smaller.is_some_and(|smaller| canonical(smaller) == canonical(model))
     }
 
     fn named(&self) -> Named<'_> {
@@ -203,6 +214,8 @@ pub struct Used {
     pub what: String,
     /// Its name.
     pub name: String,
+    /// In which time: budgets of one name have a line for each of theirs.
+    pub per: Period,
     /// Calls.
     pub calls: u64,
     /// Tokens read.
@@ -229,11 +242,11 @@ impl Fleet {
                 return Ok(downgraded.then_some(model));
             };
             match &over.downgrade_to {
-                Some(smaller) if canonical(smaller) != canonical(&model) => {
+                Some(smaller) => {
                     model.clone_from(smaller);
                     downgraded = true;
                 }
-                _ => {
+                None => {
                     let text = format!("the budget of {} for this {} is used up", over.name(), over.per.name());
                     return Err(Trouble::Budget(text));
                 }
@@ -249,7 +262,7 @@ impl Fleet {
             .options()
             .budgets
             .iter()
-            .filter(|budget| budget.is_for(caller, model))
+            .filter(|budget| budget.is_for(caller, model) && !budget.ends_with(model))
         {
             let link = self.link().await?;
             let name = budget.name();
@@ -279,10 +292,11 @@ impl Fleet {
             .budgets
             .iter()
             .filter(|budget| budget.is_for(caller, model));
-        let mut lines = vec![
+        // Each once: several budgets may count the same calls in the same time, such as a soft and a hard bound.
+        let mut lines = BTreeSet::from([
             (Period::Day, "model", canonical(model)),
             (Period::Day, "task", caller.task.to_owned()),
-        ];
+        ]);
         lines.extend(caller.template.map(|name| (Period::Day, "template", name.to_owned())));
         lines.extend(caller.tenant.map(|name| (Period::Day, "tenant", name.to_owned())));
         lines.extend(budgets.map(|budget| (budget.per, "budget", budget.name())));
@@ -294,15 +308,14 @@ impl Fleet {
             ("ms", milliseconds.unwrap_or(0)),
         ];
         let mut pipe = redis::pipe();
-        let mut periods = Vec::new();
+        let mut periods = BTreeMap::new();
         for (period, what, name) in lines {
             let key = self.account_key(period, &period.now());
             for (metric, count) in figures {
                 pipe.hincr(&key, format!("{what}\t{name}\t{metric}"), count).ignore();
             }
-            periods.push((key, period.kept()));
+            periods.insert(key, period.kept());
         }
-        periods.dedup();
         for (key, seconds) in periods {
             pipe.expire(key, i64::try_from(seconds).unwrap_or(i64::MAX)).ignore();
         }
@@ -320,12 +333,14 @@ impl Fleet {
             return Err("the accounts are in Redis, and there is none".into());
         };
         let today = Period::Day.now();
-        let mut keys = vec![self.account_key(Period::Day, day.unwrap_or(&today))];
-        keys.extend([Period::Hour, Period::Month].map(|period| self.account_key(period, &period.now())));
-        let mut all: std::collections::BTreeMap<(String, String), Used> = std::collections::BTreeMap::new();
-        for key in keys {
+        let mut all: BTreeMap<(String, String, Period), Used> = BTreeMap::new();
+        for per in [Period::Hour, Period::Day, Period::Month] {
+            let of = match per {
+                Period::Day => day.unwrap_or(&today).to_owned(),
+                other => other.now(),
+            };
             let fields: std::collections::HashMap<String, u64> = link
-                .query(redis::cmd("HGETALL").arg(key))
+                .query(redis::cmd("HGETALL").arg(self.account_key(per, &of)))
                 .await
                 .map_err(|error| error.to_string())?;
             for (field, count) in fields {
@@ -333,8 +348,8 @@ impl Fleet {
                 let (Some(what), Some(name), Some(metric)) = (parts.next(), parts.next(), parts.next()) else {
                     continue;
                 };
-                let used = all.entry((what.to_owned(), name.to_owned())).or_default();
-                (used.what, used.name) = (what.to_owned(), name.to_owned());
+                let used = all.entry((what.to_owned(), name.to_owned(), per)).or_default();
+                (used.what, used.name, used.per) = (what.to_owned(), name.to_owned(), per);
                 #[expect(clippy::cast_precision_loss, reason = "milliseconds of a month")]
                 match metric {
                     "calls" => used.calls += count,
@@ -367,6 +382,7 @@ mod tests {
                 id: "1",
                 headers: None,
                 may_be_put_off: false,
+                shape: None,
             }
         }
     }

@@ -91,7 +91,7 @@ impl Fleet {
             None => self.ask_hosts(&request, caller, route, hear).await?,
             Some(time) => {
                 let asked = Box::pin(self.ask_once(&request, time, caller, route, hear)).await?;
-                if matches!(&*asked.route.why, "cache" | "joined") {
+                if asked.route.is_known() {
                     return Ok(asked);
                 }
                 asked
@@ -110,7 +110,7 @@ impl Fleet {
         route: Box<Route>,
         hear: Hear<'_>,
     ) -> Result<Box<Answer>, Trouble> {
-        let kept = match self.flight(request, time, hear).await {
+        let kept = match self.flight(request, time, caller.shape, hear).await {
             Flight::Known(mut answer, why) => {
                 answer.route = Route {
                     why: why.into(),
@@ -119,7 +119,7 @@ impl Fleet {
                 return Ok(answer);
             }
             Flight::Ours(kept) => kept,
-            Flight::None => return self.ask_hosts(request, caller, route, hear).await,
+            Flight::Alone => return self.ask_hosts(request, caller, route, hear).await,
         };
         let (mut pieces, said) = pieces();
         let mut both = |heard| {
@@ -128,7 +128,7 @@ impl Fleet {
         };
         let asking = self.ask_hosts(request, caller, route, &mut both);
         let asked = kept.guard(asking, said).await;
-        kept.land(request, asked.as_deref().ok()).await;
+        kept.land(caller.shape, asked.as_deref().ok()).await;
         asked
     }
 
@@ -230,6 +230,9 @@ impl Fleet {
                         all.prompt_tokens += embedded.prompt_tokens;
                         all.load_s += embedded.load_s;
                         host.clone_from(&server.url);
+                        // A host that failed one batch of a thousand may have the next.
+                        way.not.clear();
+                        way.last = None;
                         break;
                     }
                     Err(fault) => way.failed(self, place, fault)?,

@@ -87,6 +87,13 @@ pub struct Route {
     pub downgraded_from: Option<String>,
 }
 
+impl Route {
+    /// Whether the answer was there already, or another's was waited for: no model was asked.
+    pub fn is_known(&self) -> bool {
+        matches!(&*self.why, "cache" | "joined")
+    }
+}
+
 /// A host at the moment of a choice.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Stood {

@@ -1,0 +1,97 @@
+//! Which answers are given again: those of the same weights, and those that are right.
+
+use std::time::Duration;
+
+use orchestra::client::Call;
+use serde_json::{Value, json};
+
+use crate::fleet::{answers, generate, worker};
+use crate::support::{Folder, LONG, Redis, Sim};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_was_fetched_anew_is_asked_again() {
+    let (redis, host) = (Redis::start(), Sim::start_with(&["--model=m=echo"]));
+    let (_worker, _folder) = worker(&redis, &format!("ai_hosts = '{}'\n", host.url), &[]);
+    let client = redis.client().await;
+    let ask = async || -> Value {
+        let call = generate("m", "one two").kwarg("cache", true);
+        client.send(call).await.unwrap().get(LONG).await.unwrap()
+    };
+    assert_eq!(ask().await["text"], "one two");
+    assert_eq!(ask().await["route"]["why"], "cache");
+    // As after a pull: other weights under the same name.
+    host.stats().await;
+    let copied = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .unwrap()
+        .post(format!("{}/api/copy", host.url))
+        .json(&json!({"source": "lorem", "destination": "m"}))
+        .send()
+        .await
+        .unwrap();
+    assert!(copied.status().is_success());
+    // What a host said counts for three seconds.
+    tokio::time::sleep(Duration::from_millis(3_500)).await;
+    let answer = ask().await;
+    assert_ne!(answer["route"]["why"], "cache", "{answer}");
+    assert!(answer["text"].as_str().unwrap().starts_with("lorem ipsum"));
+    assert_eq!(ask().await["route"]["why"], "cache");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_does_not_fit_is_not_given_again() {
+    let redis = Redis::start();
+    let host = Sim::start_with(&["--model=m=misfit,misfit,misfit,json"]);
+    let templates = Folder::new();
+    templates.write(
+        "fit.yaml",
+        "steps:\n- {id: a, type: ollama_generate, model: m, prompt: x, cache: true, format: {type: object}, \
+         retry: {times: 3, on: [invalid_output], pause: 0.05}}\noutput: \"{{ steps.a.json }}\"\n",
+    );
+    let folder = templates.path().to_str().unwrap();
+    let settings = format!("ai_hosts = '{}'\n", host.url);
+    let (_worker, _folder) = worker(&redis, &settings, &["--templates", folder]);
+    let client = redis.client().await;
+    for _ in 0..2 {
+        let call = Call::new("orchestra.run").arg("fit").arg(json!({}));
+        let output: Value = client.send(call).await.unwrap().get(LONG).await.unwrap();
+        assert!(output.is_object(), "{output}");
+        // A question, two repairs, and the second try; then what was right.
+        assert_eq!(host.requests().await.len(), 4);
+    }
+}
+
+/// What was cut off is not kept, and those who waited for it have it all the same: they do not ask one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_an_answer_that_is_not_kept_has_it_too() {
+    let (redis, host) = (
+        Redis::start(),
+        Sim::start_with(&["--model=m=echo", "--token-delay=700ms"]),
+    );
+    let settings = format!("ai_hosts = '{}'\n", host.url);
+    let _workers: Vec<_> = (0..2).map(|_| worker(&redis, &settings, &["-c", "4"])).collect();
+    let client = redis.client().await;
+    let call = || {
+        generate("m", "one two three four five")
+            .kwarg("options", json!({"num_predict": 3}))
+            .kwarg("cache", 60)
+    };
+    let mut pending = Vec::new();
+    for _ in 0..6 {
+        pending.push(client.send(call()).await.unwrap());
+    }
+    let answers = answers(pending).await;
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer["text"] == "one two three" && answer["truncated"] == true)
+    );
+    let joined = answers.iter().filter(|answer| answer["route"]["why"] == "joined");
+    assert_eq!((joined.count(), host.requests().await.len()), (5, 1));
+    let again: Value = client.send(call()).await.unwrap().get(LONG).await.unwrap();
+    assert_eq!(
+        (&again["route"]["why"], host.requests().await.len()),
+        (&json!("warm"), 2)
+    );
+}
