@@ -151,6 +151,14 @@ fn check(shape: &Shape, answer: &mut Answer) -> Result<(), Unfit> {
         );
         return Err(Unfit::Final(output_truncated(text)));
     }
+    // Its calls may be cut as well, and another one may have been about to follow.
+    if answer.truncated && !answer.tool_calls.is_empty() {
+        let text = format!(
+            "the answer of {} ended after {} tokens, within its calls of tools; raise num_predict",
+            answer.model, answer.usage.completion_tokens,
+        );
+        return Err(Unfit::Final(output_truncated(text)));
+    }
     if shape.is_free() {
         if says_nothing {
             let reason = answer.done_reason.as_deref().unwrap_or("nothing");

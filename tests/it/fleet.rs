@@ -402,6 +402,15 @@ async fn o_081_to_o_084_texts_become_vectors_in_batches() {
             let (name, text) = failure(&client, call).await;
             assert!(format!("{name}: {text}").starts_with(what), "{name}: {text}");
         }
+        let shorter = |wanted: u64| embed("embed", json!(["a", "b"])).kwarg("dimensions", wanted);
+        let answer: Value = client.send(shorter(4)).await.unwrap().get(LONG).await.unwrap();
+        assert_eq!(answer["embeddings"][1].as_array().unwrap().len(), 4, "{kind}");
+        let (name, text) = failure(&client, shorter(16)).await;
+        assert!(
+            name == "ModelError"
+                && text.starts_with("the vectors have 8 numbers and not 16, which dimensions asks for"),
+            "{kind}: {name}: {text}"
+        );
         for (model, what) in [
             ("embed-short", "1 vectors came for 2 texts"),
             ("embed-uneven", "the vectors differ in length"),

@@ -43,6 +43,7 @@ mod loss;
 mod messages;
 mod misbehaviour;
 mod monitor;
+mod openai;
 mod processes;
 mod proxy;
 mod python;

@@ -73,7 +73,8 @@ impl Ollama {
                 (body.await?, Reader::Openai(openai::Chunks::default()))
             }
         };
-        self.follow(&server.url, request, body, reader, began, on_piece).await
+        self.follow(&server.url, request, body, reader, (began, first), on_piece)
+            .await
     }
 
     async fn follow(
@@ -82,14 +83,19 @@ impl Ollama {
         request: &Request,
         mut body: Body,
         mut reader: Reader,
-        began: clock::Instant,
+        (began, patience): (clock::Instant, Duration),
         on_piece: &mut (dyn FnMut(Piece) + Send),
     ) -> Result<Answer, Fault> {
         let mut lines = Lines::new(self.limits.answer_bytes);
         let mut answer = Collector::default();
         let mut first = None;
         loop {
-            let chunk = body.next_within(self.limits.stall).await?;
+            let chunk = if reader.has_begun() {
+                body.next_within(self.limits.stall).await?
+            } else {
+                let passed = clock::instant().saturating_duration_since(began);
+                body.first_within(patience.saturating_sub(passed), patience).await?
+            };
             let ended = chunk.is_none();
             if let Some(chunk) = chunk {
                 lines.push(&chunk);

@@ -116,13 +116,15 @@ impl Ollama {
         inputs: &[String],
         limit: Duration,
     ) -> Result<Embedded, Fault> {
-        let (path, none) = match server.speaks {
-            Speaks::Ollama => ("api/embed", Map::new()),
-            Speaks::Openai => ("v1/embeddings", Map::new()),
-        };
-        let fields = match server.speaks {
-            Speaks::Ollama => &embedding.fields,
-            Speaks::Openai => &none,
+        let wanted = embedding.fields.get("dimensions");
+        // The only field that both know.
+        let shared: Map<String, Value> = wanted
+            .map(|wanted| ("dimensions".to_owned(), wanted.clone()))
+            .into_iter()
+            .collect();
+        let (path, fields) = match server.speaks {
+            Speaks::Ollama => ("api/embed", &embedding.fields),
+            Speaks::Openai => ("v1/embeddings", &shared),
         };
         let body = Body {
             model: &embedding.model,
@@ -162,6 +164,16 @@ impl Ollama {
         let dimension = embedded.vectors.first().map_or(0, Vec::len);
         if dimension == 0 || embedded.vectors.iter().any(|vector| vector.len() != dimension) {
             return Err(wrong("the vectors differ in length, or are empty".into()));
+        }
+        // Servers leave vectors as they are where the model cannot make them shorter, or they do not know the field.
+        if let Some(wanted) = wanted.and_then(Value::as_u64)
+            && wanted != dimension as u64
+        {
+            let text = format!(
+                "the vectors have {dimension} numbers and not {wanted}, which dimensions asks for; leave it out, or ask \
+                 a model that can"
+            );
+            return Err(Fault::new(Class::Refused, &server.url, text));
         }
         Ok(embedded)
     }

@@ -71,6 +71,15 @@ impl Reader {
             Self::Openai(chunks) => chunks.frame(line, passed),
         }
     }
+
+    /// Whether a piece of the answer has come. Ollama sends its headers with the first one; others send theirs at once,
+    /// and wait for a place and read the prompt after that.
+    pub(super) fn has_begun(&self) -> bool {
+        match self {
+            Self::Ollama => true,
+            Self::Openai(chunks) => chunks.has_begun(),
+        }
+    }
 }
 
 /// Cuts bytes into lines. Holds at most one unfinished line, up to `limit` bytes.

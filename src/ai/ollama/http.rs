@@ -180,6 +180,14 @@ impl Body {
         }
     }
 
+    /// As `next`, of an answer that has not begun: `left` is what is left of the time until its first piece.
+    pub(super) async fn first_within(&mut self, left: Duration, first: Duration) -> Result<Option<Bytes>, Fault> {
+        match tokio::time::timeout(left, self.next()).await {
+            Ok(chunk) => chunk,
+            Err(_) => Err(stalled(&self.host, "no answer", first)),
+        }
+    }
+
     async fn some(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         while let Ok(Some(chunk)) = self.next().await {

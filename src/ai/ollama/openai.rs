@@ -1,6 +1,5 @@
 //! Servers that speak OpenAI's API: what is asked of them, and their chunks as frames.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -40,7 +39,12 @@ pub(super) fn body(request: &Request) -> Result<Map<String, Value>, String> {
         Kind::Generate => prompt(fields),
         Kind::Chat => {
             let messages = fields.get("messages").and_then(Value::as_array);
-            messages.into_iter().flatten().map(message).collect()
+            let mut asked = Asked::default();
+            messages
+                .into_iter()
+                .flatten()
+                .map(|given| message(given, &mut asked))
+                .collect()
         }
     };
     body.insert("messages".into(), messages);
@@ -91,12 +95,42 @@ fn prompt(fields: &Map<String, Value>) -> Value {
     if let Some(system) = fields.get("system").filter(|system| *system != "") {
         messages.push(json!({"role": "system", "content": system}));
     }
-    messages.push(message(&Value::Object(user)));
+    messages.push(message(&Value::Object(user), &mut Asked::default()));
     messages.into()
 }
 
-/// A message of Ollama's as one of OpenAI's: pictures become parts, arguments of tools become text.
-fn message(message: &Value) -> Value {
+/// Calls of tools that have no result yet. Ollama tells results by the tool's name and their order; there each names
+/// its call.
+#[derive(Default)]
+struct Asked {
+    /// Name of the tool and id of the call.
+    open: Vec<(Value, Value)>,
+    /// How many there were, for ids of those that came without.
+    count: usize,
+}
+
+impl Asked {
+    /// The id of a call, which waits for its result from now on.
+    fn call(&mut self, call: &Value) -> Value {
+        let given = call.get("id").filter(|id| id.as_str().is_some_and(|id| !id.is_empty()));
+        let id = given.cloned().unwrap_or_else(|| format!("call_{}", self.count).into());
+        self.count += 1;
+        let name = call.pointer("/function/name").cloned().unwrap_or_default();
+        self.open.push((name, id.clone()));
+        id
+    }
+
+    /// The id of the call whose result this is: the first of that name, or else the first.
+    fn result(&mut self, name: Option<&Value>) -> Option<Value> {
+        let named = self.open.iter().position(|(other, _)| Some(other) == name);
+        let at = named.unwrap_or(0);
+        (at < self.open.len()).then(|| self.open.remove(at).1)
+    }
+}
+
+/// A message of Ollama's as one of OpenAI's: pictures become parts, arguments of tools become text, and results of
+/// tools name the call they belong to.
+fn message(message: &Value, asked: &mut Asked) -> Value {
     let mut message = message.as_object().cloned().unwrap_or_default();
     message.remove("thinking");
     if let Some(Value::Array(images)) = message.remove("images")
@@ -111,11 +145,20 @@ fn message(message: &Value) -> Value {
         message.insert("content".into(), parts.into());
     }
     if let Some(Value::Array(calls)) = message.get_mut("tool_calls") {
-        for (at, call) in calls.iter_mut().enumerate() {
+        asked.open.clear();
+        for call in calls {
             let arguments = call.pointer("/function/arguments").cloned().unwrap_or_default();
             let function = json!({"name": call.pointer("/function/name"), "arguments": arguments.to_string()});
-            let id = call.get("id").cloned().unwrap_or_else(|| format!("call_{at}").into());
+            let id = asked.call(call);
             *call = json!({"id": id, "type": "function", "function": function});
+        }
+    }
+    if message.get("role").is_some_and(|role| role == "tool") {
+        let name = message.remove("tool_name");
+        let given = message.get("tool_call_id").is_some_and(|id| !id.is_null());
+        let id = asked.result(name.as_ref());
+        if let (false, Some(id)) = (given, id) {
+            message.insert("tool_call_id".into(), id);
         }
     }
     message.into()
@@ -136,13 +179,14 @@ fn media(image: &Value) -> &'static str {
 #[derive(Debug, Default)]
 pub(super) struct Chunks {
     reason: Option<String>,
-    calls: BTreeMap<u64, Call>,
+    calls: Vec<Call>,
     usage: Usage,
     first: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
 struct Call {
+    index: u64,
     id: Option<String>,
     name: String,
     arguments: String,
@@ -238,19 +282,39 @@ impl Chunks {
             {
                 frame.logprobs = content;
             }
+            let mut says = self.reason.is_some();
             for part in delta.tool_calls.into_iter().flatten() {
-                let call = self.calls.entry(part.index).or_default();
-                call.id = part.id.or(call.id.take());
-                call.name.push_str(part.function.name.as_deref().unwrap_or_default());
-                call.arguments
-                    .push_str(part.function.arguments.as_deref().unwrap_or_default());
+                says = true;
+                self.add(part);
             }
             let speaks = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-            if speaks(&frame.response) || speaks(&frame.thinking) {
+            if says || speaks(&frame.response) || speaks(&frame.thinking) {
                 self.first.get_or_insert(passed);
             }
         }
         Ok(frame)
+    }
+
+    /// Adds a part of a call of a tool. Some servers give all calls the index 0: another id is another call.
+    fn add(&mut self, part: Part) {
+        let id = part.id.filter(|id| !id.is_empty());
+        let same = |call: &Call| call.index == part.index && (id.is_none() || call.id.is_none() || call.id == id);
+        let at = self.calls.iter().rposition(same).unwrap_or_else(|| {
+            self.calls.push(Call::default());
+            self.calls.len() - 1
+        });
+        let found = &mut self.calls[at];
+        found.index = part.index;
+        found.id = id.or(found.id.take());
+        found.name.push_str(part.function.name.as_deref().unwrap_or_default());
+        found
+            .arguments
+            .push_str(part.function.arguments.as_deref().unwrap_or_default());
+    }
+
+    /// Whether the answer has begun: a chunk that says no more than who speaks is none of it.
+    pub(super) fn has_begun(&self) -> bool {
+        self.first.is_some()
     }
 
     /// The last frame. The server tells no times, so they are ours.
@@ -258,7 +322,7 @@ impl Chunks {
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let first = self.first.unwrap_or(passed);
         let calls = std::mem::take(&mut self.calls);
-        let tool_calls = calls.into_iter().map(|(index, call)| {
+        let tool_calls = calls.into_iter().enumerate().map(|(index, call)| {
             let arguments = serde_json::from_str(&call.arguments).unwrap_or(Value::String(call.arguments));
             json!({"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}})
         });
@@ -334,6 +398,68 @@ mod tests {
             last.tool_calls,
             [json!({"id": "a", "function": {"index": 0, "name": "f", "arguments": {"x": 1}}})]
         );
+    }
+
+    #[test]
+    fn results_of_tools_name_their_calls() {
+        let call = |id: Value, name: &str| json!({"id": id, "function": {"name": name, "arguments": {}}});
+        let result = |name: &str| json!({"role": "tool", "tool_name": name, "content": name});
+        let messages = json!([
+            {"role": "assistant", "tool_calls": [call(Value::Null, "f"), call("x".into(), "g"), call(Value::Null, "f")]},
+            result("g"), result("f"), result("f"),
+            {"role": "assistant", "tool_calls": [call("".into(), "f")]},
+            {"role": "tool", "content": "unnamed"},
+            {"role": "tool", "tool_call_id": "own", "content": "of nobody"},
+        ]);
+        let body = asked(Kind::Chat, json!({"messages": messages}));
+        let ids: Vec<&Value> = [0, 4]
+            .iter()
+            .flat_map(|at| body["messages"][at]["tool_calls"].as_array().unwrap())
+            .collect();
+        let ids: Vec<&Value> = ids.iter().map(|call| &call["id"]).collect();
+        assert_eq!(ids, ["call_0", "x", "call_2", "call_3"]);
+        let of = |at: usize| body["messages"][at]["tool_call_id"].as_str().unwrap();
+        assert_eq!(
+            [of(1), of(2), of(3), of(5), of(6)],
+            ["x", "call_0", "call_2", "call_3", "own"]
+        );
+        assert!(body["messages"][1].get("tool_name").is_none());
+    }
+
+    #[test]
+    fn another_id_is_another_call_and_who_speaks_is_no_beginning() {
+        let mut chunks = Chunks::default();
+        let mut say = |line: &str| {
+            chunks
+                .frame(line.as_bytes(), Duration::from_millis(5))
+                .unwrap()
+                .unwrap()
+        };
+        let part = |id: &str, name: &str, arguments: &str| {
+            let call = json!({"index": 0, "id": id, "function": {"name": name, "arguments": arguments}});
+            format!("data: {}", json!({"choices": [{"delta": {"tool_calls": [call]}}]}))
+        };
+        for line in [
+            part("a", "f", "{\"x\":1}"),
+            part("b", "g", "{\"y\""),
+            part("b", "", ":2}"),
+        ] {
+            say(&line);
+        }
+        let calls = say("data: [DONE]").tool_calls;
+        let told: Vec<_> = calls
+            .iter()
+            .map(|call| (&call["id"], &call["function"]["arguments"]))
+            .collect();
+        assert_eq!(told, [(&json!("a"), &json!({"x": 1})), (&json!("b"), &json!({"y": 2}))]);
+        let mut chunks = Chunks::default();
+        let mut begins = |delta: Value| {
+            let line = format!("data: {}", json!({"choices": [{"delta": delta}]}));
+            chunks.frame(line.as_bytes(), Duration::ZERO).unwrap();
+            chunks.has_begun()
+        };
+        assert!(!begins(json!({"role": "assistant", "content": ""})));
+        assert!(begins(json!({"content": "one"})));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::tools::{Tool, answer_calls};
+use super::tools::{Tool, answer_calls, mend};
 use super::{Field, Fields, Stop, Type, Wrong, needed, text, value};
 use crate::ai::Strategy;
 use crate::ai::ask::{Question, REPAIRS, ask};
@@ -308,7 +308,8 @@ pub(super) async fn chat(mut fields: Fields, site: &Site<'_>) -> Result<Value, S
         if turn == turns {
             break;
         }
-        let said = answer.get("message").cloned().unwrap_or_default();
+        let mut said = answer.get("message").cloned().unwrap_or_default();
+        mend(&mut said);
         let results = answer_calls(&calls, &tools, turn, site).await?;
         if let Some(Value::Array(messages)) = models.fields().get_mut("messages") {
             messages.push(said);

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::Stop;
 use super::http_request::{Ask, add_query, answer, headers, json_type, method, parse};
-use crate::ai::schema::misfits;
+use crate::ai::schema::{ending, misfits};
 use crate::ai::site::Site;
 use crate::task::Failure;
 use crate::wire::Signature;
@@ -212,6 +212,33 @@ pub(super) async fn answer_calls(
     }
 }
 
+/// The arguments of a call; some models write theirs as a text.
+///
+/// # Errors
+/// What they are instead: a call that was cut off, or made up, must not be run without them.
+fn arguments(call: &Value) -> Result<Map<String, Value>, String> {
+    match call.pointer("/function/arguments") {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(arguments)) => Ok(arguments.clone()),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(Map::new()),
+        Some(Value::String(text)) => {
+            serde_json::from_str(text).map_err(|error| format!("no JSON object ({error}): {}", ending(text)))
+        }
+        Some(other) => Err(format!("no JSON object: {}", ending(&other.to_string()))),
+    }
+}
+
+/// Makes a message with calls fit for the history: no server takes arguments there that are no object.
+pub(super) fn mend(message: &mut Value) {
+    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        let read = arguments(call).unwrap_or_default();
+        if let Some(Value::Object(function)) = call.get_mut("function") {
+            function.insert("arguments".into(), read.into());
+        }
+    }
+}
+
 async fn run_one(call: &Value, tools: &[Tool], part: &str, site: &Site<'_>) -> Result<String, Stop> {
     let name = call
         .pointer("/function/name")
@@ -222,12 +249,7 @@ async fn run_one(call: &Value, tools: &[Tool], part: &str, site: &Site<'_>) -> R
         let names: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
         Stop::wrong(format!("there is no tool {name:?}; there are {}", names.join(", ")))
     })?;
-    let arguments = match call.pointer("/function/arguments") {
-        Some(Value::Object(arguments)) => arguments.clone(),
-        // Some models write their arguments as a text.
-        Some(Value::String(text)) => serde_json::from_str(text).unwrap_or_default(),
-        _ => Map::new(),
-    };
+    let arguments = arguments(call).map_err(|wrong| Stop::wrong(format!("the arguments of {name} are {wrong}")))?;
     if let Ok(validator) = jsonschema::validator_for(&tool.parameters) {
         let wrong = misfits(&validator, &Value::Object(arguments.clone()));
         if !wrong.is_empty() {

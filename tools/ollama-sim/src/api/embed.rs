@@ -78,7 +78,12 @@ pub(super) async fn vectors(app: &App, fields: &Fields<'_>) -> Result<Value, Err
     }
     let _slot = lease.slot().await;
     let _working = app.stats.work(&model.name.to_string());
-    let vectors = app.backend.embed(model, texts).await?;
+    let mut vectors = app.backend.embed(model, texts).await?;
+    // Shorter where that is asked for, and never longer.
+    if let Some(most) = fields.value("dimensions").and_then(Value::as_u64) {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        vectors.iter_mut().for_each(|vector| vector.truncate(most));
+    }
     Ok(json!({
         "model": written,
         "embeddings": vectors,
