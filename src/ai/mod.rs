@@ -25,6 +25,7 @@ mod recorded;
 mod schema;
 
 // What templates may do with the host.
+mod limited;
 mod permits;
 mod program;
 
@@ -37,9 +38,9 @@ mod tasks;
 pub use embed::{Embed, Vectors};
 pub use engine::{Engine, LoadError};
 pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Rate, Seen, Strategy, Used, canonical};
+pub use limited::{LIMITED, become_limited};
 pub use options::{Batches, CallLimits, DEFAULT_HOST, Folder, Options, TextLimits};
 pub use permits::{Permits, ProgramLimits};
-pub use program::{LIMITED, become_limited};
 pub use recorded::Recorded;
 pub use task_file::Scheduled;
 pub use tasks::{Approve, Chat, Generate, Resume, ResumeFailed, RunTemplate};

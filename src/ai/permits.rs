@@ -60,16 +60,10 @@ impl Permits {
     /// A text for people: it is not allowed, or not there.
     pub(super) fn open(&self, path: &Path, own: Option<&Path>) -> Result<File, String> {
         let shown = path.display();
-        let place = absolute(path, own, &self.read)?;
+        let place = self.place(path, own)?;
         let roots = self.roots(&self.read, own);
         let inside = |path: &Path| roots.iter().any(|root| path.starts_with(root));
-        let refused = || {
-            if self.read.is_empty() && own.is_none() {
-                format!("{shown}: reading files is not allowed; the operator names folders in ai_read_paths")
-            } else {
-                format!("{shown}: is in no folder that ai_read_paths allows")
-            }
-        };
+        let refused = || self.no_reading(path, own);
         let real = real(&place, inside).map_err(|error| match error {
             Some(error) => format!("{shown}: {error}"),
             None => refused(),
@@ -84,6 +78,39 @@ impl Permits {
             return Err(format!("{shown}: is no file"));
         }
         Ok(file)
+    }
+
+    /// Where a path leads that is relative to the run's folder or to one that may be read. Whether it may be read is not
+    /// said by that.
+    ///
+    /// # Errors
+    /// A text for people: it leads nowhere.
+    pub(super) fn place(&self, path: &Path, own: Option<&Path>) -> Result<PathBuf, String> {
+        let place = absolute(path, own, &self.read)?;
+        // A folder in the settings may be relative to the worker's own.
+        std::path::absolute(&place).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// The real path of a folder whose files may be read.
+    ///
+    /// # Errors
+    /// A text for people: it is not allowed, whatever is there, or not there.
+    pub(super) fn folder(&self, path: &Path, own: Option<&Path>) -> Result<PathBuf, String> {
+        let roots = self.roots(&self.read, own);
+        let inside = |path: &Path| roots.iter().any(|root| path.starts_with(root));
+        real(&self.place(path, own)?, inside).map_err(|error| match error {
+            Some(error) => format!("{}: {error}", path.display()),
+            None => self.no_reading(path, own),
+        })
+    }
+
+    fn no_reading(&self, path: &Path, own: Option<&Path>) -> String {
+        let shown = path.display();
+        if self.read.is_empty() && own.is_none() {
+            format!("{shown}: reading files is not allowed; the operator names folders in ai_read_paths")
+        } else {
+            format!("{shown}: is in no folder that ai_read_paths allows")
+        }
     }
 
     /// Reads a file of at most `most` bytes.

@@ -1,20 +1,17 @@
 //! Runs a program of the host within bounds: no shell, an empty environment, limits on time, memory and what it prints,
 //! and nothing of it left when the step ends.
 
-use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::limited::{LIMITED, VARIABLE};
 use super::permits::ProgramLimits;
 
-/// The word with which our programs start themselves to set limits and become another program.
-pub const LIMITED: &str = "__limited";
+/// How long a program that took too long may take to be gone.
+const LAST: Duration = Duration::from_secs(5);
 
 /// What a program did.
 #[derive(Debug)]
@@ -41,15 +38,6 @@ pub(super) struct Program {
     pub environment: Vec<(String, String)>,
 }
 
-/// Ends all processes of a group when dropped: a step that is cancelled leaves nothing behind.
-struct Group(Pid);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = killpg(self.0, Signal::SIGKILL);
-    }
-}
-
 /// Runs a program to its end.
 ///
 /// # Errors
@@ -57,6 +45,7 @@ impl Drop for Group {
 pub(super) async fn run(program: Program, limits: ProgramLimits) -> Result<Ended, String> {
     let shown = program.path.display().to_string();
     let own = std::env::current_exe().map_err(|error| format!("this program cannot be found: {error}"))?;
+    let variables = variables(program.environment)?;
     let mut command = tokio::process::Command::new(own);
     command
         .arg(LIMITED)
@@ -69,26 +58,25 @@ pub(super) async fn run(program: Program, limits: ProgramLimits) -> Result<Ended
         .env("LANG", "C.UTF-8")
         .env("HOME", &program.folder)
         .env("TMPDIR", &program.folder)
-        .envs(program.environment)
-        .stdin(Stdio::null())
+        .envs(variables)
+        // Nothing is written there: who watches over the program ends all of it when this end is closed, as it is when
+        // the step is cancelled or the worker killed.
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
+        .process_group(0);
     let mut child = command.spawn().map_err(|error| format!("{shown}: {error}"))?;
-    let id = child.id().and_then(|id| i32::try_from(id).ok());
-    let group = id.map(|id| Group(Pid::from_raw(id)));
+    // Taken, since `wait` closes it.
+    let watched = child.stdin.take();
     let (out, err) = (child.stdout.take(), child.stderr.take());
-    let ending = async {
-        let status = child.wait().await;
-        // What it left behind would keep what it printed open.
-        drop(group);
-        status
+    let work = async { tokio::join!(child.wait(), read(out, limits.output), read(err, limits.output)) };
+    let ended = tokio::time::timeout(limits.wall, work).await;
+    drop(watched);
+    let Ok((status, stdout, stderr)) = ended else {
+        // The run's folder goes after that: nobody is to be in it.
+        let _ = tokio::time::timeout(LAST, child.wait()).await;
+        return Err(format!("{shown}: takes longer than {} s", limits.wall.as_secs_f64()));
     };
-    let work = async { tokio::join!(ending, read(out, limits.output), read(err, limits.output)) };
-    let (status, stdout, stderr) = tokio::time::timeout(limits.wall, work)
-        .await
-        .map_err(|_| format!("{shown}: takes longer than {} s", limits.wall.as_secs_f64()))?;
     let status = status.map_err(|error| format!("{shown}: {error}"))?;
     Ok(Ended {
         code: status.code(),
@@ -96,6 +84,27 @@ pub(super) async fn run(program: Program, limits: ProgramLimits) -> Result<Ended
         stdout: stdout.0,
         stderr: stderr.0,
     })
+}
+
+/// The variables of a program as they are handed on: set where it begins, and not before.
+///
+/// # Errors
+/// A name is none, or would have the loader run what is no allowed program.
+fn variables(given: Vec<(String, String)>) -> Result<Vec<(String, String)>, String> {
+    let checked = given.into_iter().map(|(name, value)| {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(format!(
+                "env: {name:?} is no variable: a name has no =, and neither it nor its value a NUL"
+            ));
+        }
+        if name.starts_with("LD_") || name.starts_with("DYLD_") {
+            return Err(format!(
+                "env: {name} is not allowed: it would run other code than the program's"
+            ));
+        }
+        Ok((format!("{VARIABLE}{name}"), value))
+    });
+    checked.collect()
 }
 
 /// Reads to the end, keeps so much, and says whether there was more.
@@ -113,34 +122,6 @@ async fn read(from: Option<impl AsyncRead + Unpin>, most: usize) -> (String, boo
         cut |= count > room;
     }
     (String::from_utf8_lossy(&kept).into_owned(), cut)
-}
-
-/// The other end: sets the limits of this process and becomes the program. Returns only when that fails.
-pub fn become_limited(words: impl Iterator<Item = OsString>) -> ExitCode {
-    let words: Vec<OsString> = words.collect();
-    let number = |at: usize| words.get(at).and_then(|word| word.to_str()?.parse::<u64>().ok());
-    let (Some(cpu), Some(memory), Some(file), Some(path)) = (number(0), number(1), number(2), words.get(3)) else {
-        return ExitCode::from(2);
-    };
-    let limits = [
-        (Resource::RLIMIT_CPU, cpu),
-        (Resource::RLIMIT_AS, memory),
-        (Resource::RLIMIT_FSIZE, file),
-        (Resource::RLIMIT_CORE, 0),
-        (Resource::RLIMIT_NOFILE, 256),
-    ];
-    for (resource, limit) in limits {
-        if let Err(error) = setrlimit(resource, limit, limit) {
-            eprintln!("{resource:?} cannot be set: {error}");
-            return ExitCode::from(126);
-        }
-    }
-    // When the worker is killed, so is what it started.
-    #[cfg(target_os = "linux")]
-    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-    let error = std::process::Command::new(path).args(&words[4..]).exec();
-    eprintln!("{}: {error}", Path::new(path).display());
-    ExitCode::from(127)
 }
 
 /// Words of a line, as a shell would part them; nothing in them means anything else.
@@ -171,7 +152,19 @@ pub(super) fn words(line: &str) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::words;
+    use super::{variables, words};
+
+    #[test]
+    fn variables_are_set_where_the_program_begins_and_none_is_the_loaders() {
+        let one = |name: &str| variables(vec![(name.to_owned(), "v".to_owned())]);
+        assert_eq!(one("A").unwrap(), [("ORCHESTRA_PROGRAM_A".to_owned(), "v".to_owned())]);
+        for wrong in ["LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES"] {
+            assert!(one(wrong).unwrap_err().contains("is not allowed"), "{wrong}");
+        }
+        for wrong in ["", "A=B", "A\0"] {
+            assert!(one(wrong).unwrap_err().contains("is no variable"), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn lines_are_parted_into_words_and_nothing_else() {

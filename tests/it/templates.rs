@@ -620,6 +620,15 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
         "in/repo/loop.sh",
         "#!/bin/sh\n(sleep 100; echo late) & while true; do :; done\n",
     );
+    // Two that leave: in a session of their own, and from a parent that is gone.
+    let leave = "#!/bin/sh\nsetsid sleep 300 &\n(setsid sh -c 'sleep 300 & echo $! ; wait' &)\nsleep 0.3\necho $!\n";
+    data.write("in/repo/leave.sh", leave);
+    data.write(
+        "in/repo/stay.sh",
+        &format!("#!/bin/sh\nsetsid sleep 300 &\nfirst=$!\n(setsid sh -c 'sleep 300 & echo $! > second; wait' &)\nsleep 0.3\n\
+                  echo $first $(cat second) > {root}/out/part\nmv {root}/out/part {root}/out/left\nsleep 300\n"),
+    );
+    data.write("in/own.sh", "#!/bin/sh\necho \"alone: $GIVEN\"\n");
     let git = |arguments: &[&str]| {
         let done = Command::new("git")
             .args([
@@ -647,6 +656,11 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
         "script.yaml",
         "parameters:\n  repo: {type: string}\n  script: {type: string}\nsteps:\n\
          - {type: git_clone, repo: \"{{ repo }}\"}\n- {id: ran, type: execute_script, script: \"{{ script }}\", args: \"'one two' $HOME;\"}\n\
+         output: \"{{ steps.ran.text | trim }}\"\n",
+    );
+    folder.write(
+        "own.yaml",
+        "parameters:\n  env: {type: any}\nsteps:\n- {id: ran, type: execute_script, script: own.sh, env: \"{{ env }}\"}\n\
          output: \"{{ steps.ran.text | trim }}\"\n",
     );
     std::fs::create_dir(data.path().join("out")).unwrap();
@@ -703,9 +717,51 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
             "{escape}: {text}"
         );
     }
+    // Nor does a pattern tell what is in a folder, or whether it is there.
+    for pattern in ["secre*", "in/../secre*", "nowhere/secre*", "in/link.txt/../../secre*"] {
+        let (_, text) = failure(&client, run("files", json!({"files": format!("{root}/{pattern}")}))).await;
+        assert!(
+            text.ends_with(": is in no folder that ai_read_paths allows") && !text.contains("secret"),
+            "{pattern}: {text}"
+        );
+    }
+    let (_, text) = failure(&client, run("files", json!({"files": "*.txt"}))).await;
+    assert!(text.contains("link.txt: is in no folder"), "{text}");
     let script = |script: &str| run("script", json!({"repo": format!("{root}/in/repo"), "script": script}));
     let said: String = client.send(script("run.sh")).await.unwrap().get(LONG).await.unwrap();
     assert_eq!(said, "one two $HOME; from repository nothing");
+    // Without a clone, a relative script is one of the folders that may be read.
+    let said: String = client
+        .send(run("own", json!({"env": {"GIVEN": "by the step"}})))
+        .await
+        .unwrap()
+        .get(LONG)
+        .await
+        .unwrap();
+    assert_eq!(said, "alone: by the step");
+    let (_, text) = failure(&client, run("own", json!({"env": {"LD_PRELOAD": "/any/library.so"}}))).await;
+    assert!(
+        text.ends_with("env: LD_PRELOAD is not allowed: it would run other code than the program's"),
+        "{text}"
+    );
+    // Who leaves the group of processes, and its parent as well, keeps neither the step waiting nor itself alive.
+    let began = Instant::now();
+    let left: String = client.send(script("leave.sh")).await.unwrap().get(LONG).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(30), "it was waited for");
+    let gone = |left: &str| {
+        let lives =
+            |id: &str| std::fs::read_to_string(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.contains("sleep"));
+        !left.is_empty() && !left.split_whitespace().any(lives)
+    };
+    assert!(left.split_whitespace().count() == 2 && gone(&left), "{left:?}");
+    // Nor where the step is ended before they are.
+    let pending = client.send(script("stay.sh")).await.unwrap();
+    let noted = data.path().join("out/left");
+    until("it runs", async || noted.exists()).await;
+    pending.revoke(true).await.unwrap();
+    let left = std::fs::read_to_string(&noted).unwrap();
+    assert_eq!(left.split_whitespace().count(), 2, "{left:?}");
+    until("all are gone", async || gone(&left)).await;
     let began = Instant::now();
     for (name, wanted) in [
         ("hog.py", "MemoryError"),
@@ -781,6 +837,27 @@ async fn a_text_longer_than_the_window_is_analyzed_in_pieces() {
     );
     assert!(pieces >= 10 && levels >= 2 && calls > pieces, "{answer}");
     assert_eq!(sim.stats().await["requests"].as_u64().unwrap(), calls);
+    assert_eq!(
+        (&answer["truncated"], &answer["cut"]),
+        (&json!(false), &json!(0)),
+        "{answer}"
+    );
+    // Answers that were cut off are told, also where the last one was whole; a text without a word is no piece.
+    folder.write(
+        "short.yaml",
+        "parameters:\n  texts: {type: any}\nsteps:\n- {id: a, type: ollama_analyze, model: lorem, input: \"{{ texts }}\", prompt: Summarize., window: 1024, max_tokens: 5}\n",
+    );
+    let short = async |texts: Value| -> Value {
+        let client = redis.client().await;
+        let pending = client.send(run("short", json!({"texts": texts}))).await.unwrap();
+        pending.get(LONG).await.unwrap()
+    };
+    let (one, with_blank) = (short(json!([text])).await, short(json!(["  ", text])).await);
+    assert_eq!(one["truncated"], true, "{one}");
+    assert_eq!(one["cut"], one["calls"], "{one}");
+    for field in ["pieces", "calls", "cut"] {
+        assert_eq!(one[field], with_blank[field], "{field}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -115,6 +115,8 @@ fn interpreter(site: &Site<'_>, script: &Path) -> Result<(String, String), Strin
         Some(folder) if script.is_relative() => folder.join(script),
         _ => script.to_owned(),
     };
+    // The program runs elsewhere: a relative path would lead it somewhere else.
+    let place = site.engine.permits().place(&place, own)?;
     let file = site.engine.permits().open(&place, own)?;
     let mut head = [0; HEAD];
     let count =

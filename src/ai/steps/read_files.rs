@@ -84,14 +84,9 @@ fn expand(permits: &crate::ai::Permits, path: &str, own: Option<&Path>) -> Resul
     if !name.contains('*') {
         return Ok(vec![whole.to_owned()]);
     }
-    let folder = whole.parent().unwrap_or(Path::new(""));
-    let roots = own.into_iter().chain(permits.read.iter().map(PathBuf::as_path));
-    let folder = if folder.is_absolute() {
-        folder.to_owned()
-    } else {
-        let found = roots.map(|root| root.join(folder)).find(|folder| folder.is_dir());
-        found.ok_or_else(|| format!("{path}: there is no such folder in ai_read_paths"))?
-    };
+    let folder = whole.parent().filter(|folder| !folder.as_os_str().is_empty());
+    // What is in a folder is told of those alone that may be read.
+    let folder = permits.folder(folder.unwrap_or(Path::new(".")), own)?;
     let entries = std::fs::read_dir(&folder).map_err(|error| format!("{path}: {error}"))?;
     let mut found: Vec<PathBuf> = entries
         .flatten()
@@ -112,14 +107,23 @@ fn expand(permits: &crate::ai::Permits, path: &str, own: Option<&Path>) -> Resul
     Ok(found)
 }
 
-/// Whether a name fits a pattern with `*`.
+/// Whether a name fits a pattern with `*`. Each part is looked for once, at its first place: what comes after it has the
+/// most room there.
 fn fits(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((start, rest)) => name
-            .strip_prefix(start)
-            .is_some_and(|name| (0..=name.len()).any(|at| name.get(at..).is_some_and(|name| fits(rest, name)))),
+    let Some((start, rest)) = pattern.split_once('*') else {
+        return pattern == name;
+    };
+    let (middle, end) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let Some(mut name) = name.strip_prefix(start) else {
+        return false;
+    };
+    for part in middle.split('*') {
+        match name.find(part) {
+            Some(at) => name = &name[at + part.len()..],
+            None => return false,
+        }
     }
+    name.ends_with(end)
 }
 
 #[cfg(test)]
@@ -129,6 +133,10 @@ mod tests {
     #[test]
     fn patterns_fit_names() {
         assert!(fits("*.txt", "a.txt") && fits("a*b*c", "aXbYc") && fits("*", ""));
-        assert!(!fits("*.txt", "a.md") && !fits("a*", "b"));
+        assert!(fits("ab*b", "abb") && fits("*a*a", "aa") && fits("a**b", "ab") && fits("*ß*", "größe"));
+        assert!(!fits("*.txt", "a.md") && !fits("a*", "b") && !fits("ab*b", "ab") && !fits("*a*a", "a"));
+        // In no time, where trying all places for each star would take longer than the world is old.
+        let (pattern, name) = ("*a".repeat(60), "a".repeat(200));
+        assert!(fits(&pattern, &name) && !fits(&format!("{pattern}b*"), &name));
     }
 }

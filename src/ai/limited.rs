@@ -1,0 +1,149 @@
+//! The other end of a program that runs within bounds: two processes of ours between the worker and the program. One
+//! watches: it ends all that the program started, when that ends and when the worker does not want it any more or is
+//! gone. The other sets the limits of its own process and becomes the program.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// The word with which our programs start themselves to watch over a program within limits.
+pub const LIMITED: &str = "__limited";
+/// The word after it of the process that becomes the program.
+const BECOME: &str = "become";
+/// What the names of a program's variables begin with until it is there: a loader that reads `LD_PRELOAD` is to find it
+/// in the program alone, not in our own processes before it, which have no limits yet.
+pub(super) const VARIABLE: &str = "ORCHESTRA_PROGRAM_";
+/// How often it is looked for what a program left behind, a millisecond apart: who cannot be ended is left.
+const ROUNDS: u32 = 5000;
+
+/// The whole of such a process. Returns what it exits with.
+pub fn become_limited(words: impl Iterator<Item = OsString>) -> ExitCode {
+    let words: Vec<OsString> = words.collect();
+    match words.split_first() {
+        Some((first, rest)) if first == BECOME => become_program(rest),
+        _ => watch(&words),
+    }
+}
+
+/// Runs the program in a process of its own, and ends what is left of it with it. Its input is nothing but a sign of
+/// life: it ends with the worker, or when the worker wants no more.
+fn watch(words: &[OsString]) -> ExitCode {
+    // Who leaves the group (`setsid`) and loses its parent becomes our child, and no other process's.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_child_subreaper(true);
+    let child = std::env::current_exe().and_then(|own| {
+        let mut command = Command::new(own);
+        command.arg(LIMITED).arg(BECOME).args(words);
+        command.stdin(Stdio::null()).process_group(0).spawn()
+    });
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("this program cannot start itself: {error}");
+            return ExitCode::from(126);
+        }
+    };
+    let group = i32::try_from(child.id()).ok().map(Pid::from_raw);
+    let watched = std::thread::Builder::new().spawn(move || {
+        let mut byte = [0];
+        while matches!(std::io::stdin().read(&mut byte), Ok(1)) {}
+        end_all(group);
+        std::process::exit(0);
+    });
+    if let Err(error) = watched {
+        eprintln!("this program cannot watch: {error}");
+        end_all(group);
+        return ExitCode::from(126);
+    }
+    let status = child.wait();
+    end_all(group);
+    status.map_or(ExitCode::FAILURE, same_end)
+}
+
+/// Ends as another process did.
+fn same_end(status: ExitStatus) -> ExitCode {
+    if status.signal().is_some() {
+        // Whichever it was: a limit that ends a program ends us the same way for whoever looks.
+        let _ = kill(Pid::this(), Signal::SIGKILL);
+    }
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+/// Ends the group, and then, one generation after the other, whoever has become our child.
+fn end_all(group: Option<Pid>) {
+    if let Some(group) = group {
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+    for _ in 0..ROUNDS {
+        for child in children() {
+            let _ = kill(child, Signal::SIGKILL);
+        }
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => break,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The processes whose parent we are, where the system tells.
+fn children() -> Vec<Pid> {
+    let own = std::process::id().to_string();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_ours = |process: &i32| {
+        let about = std::fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
+        let about = String::from_utf8_lossy(&about);
+        // After the name, which may hold anything: the state, and the parent.
+        let parent = about.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        parent == Some(own.as_str())
+    };
+    processes.filter(is_ours).map(Pid::from_raw).collect()
+}
+
+/// Sets the limits of this process and becomes the program. Returns only when that fails.
+fn become_program(words: &[OsString]) -> ExitCode {
+    let number = |at: usize| words.get(at).and_then(|word| word.to_str()?.parse::<u64>().ok());
+    let (Some(cpu), Some(memory), Some(file), Some(path)) = (number(0), number(1), number(2), words.get(3)) else {
+        return ExitCode::from(2);
+    };
+    let limits = [
+        (Resource::RLIMIT_CPU, cpu),
+        (Resource::RLIMIT_AS, memory),
+        (Resource::RLIMIT_FSIZE, file),
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_NOFILE, 256),
+    ];
+    for (resource, limit) in limits {
+        if let Err(error) = setrlimit(resource, limit, limit) {
+            eprintln!("{resource:?} cannot be set: {error}");
+            return ExitCode::from(126);
+        }
+    }
+    // When whoever watches is killed, so is what it started.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    let mut command = Command::new(path);
+    command.args(&words[4..]);
+    for (name, value) in std::env::vars_os() {
+        if let Some(own) = name.as_bytes().strip_prefix(VARIABLE.as_bytes()) {
+            command.env_remove(&name).env(OsStr::from_bytes(own), value);
+        }
+    }
+    let error = command.exec();
+    eprintln!("{}: {error}", Path::new(path).display());
+    ExitCode::from(127)
+}
