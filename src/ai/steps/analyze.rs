@@ -2,6 +2,7 @@
 //! otherwise each piece is asked (map) and the answers are put together (reduce), as often as needed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Map, Value, json};
@@ -96,6 +97,8 @@ struct Work<'a> {
     room: usize,
     overlap: usize,
     parallel: usize,
+    /// How many answers were cut off.
+    cut: AtomicUsize,
 }
 
 /// One answer: its text, and what it took.
@@ -107,8 +110,9 @@ struct Said {
 
 pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, Stop> {
     let input = fields.take("input").map_or_else(|| site.input.clone(), Arc::new);
-    let texts = texts(&input);
-    if texts.iter().all(|text| text.trim().is_empty()) {
+    let mut texts = texts(&input);
+    texts.retain(|text| !text.trim().is_empty());
+    if texts.is_empty() {
         return Err(Stop::wrong(format!(
             "step {:?} has nothing to analyze: input is empty",
             site.step.id
@@ -159,6 +163,7 @@ pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, St
         room,
         overlap: overlap.min(room / 2),
         parallel,
+        cut: AtomicUsize::new(0),
     };
     work.run(&texts).await
 }
@@ -262,6 +267,9 @@ impl Work<'_> {
             super::model::result(answer, given_up)
         };
         let whole = self.site.once(part, asked).await?;
+        if whole.get("truncated").and_then(Value::as_bool) == Some(true) {
+            self.cut.fetch_add(1, Ordering::Relaxed);
+        }
         let text = whole
             .get("text")
             .and_then(Value::as_str)
@@ -289,6 +297,10 @@ impl Work<'_> {
     fn result(&self, said: Said, pieces: usize, calls: usize, levels: usize) -> Value {
         let mut whole = said.whole;
         if let Value::Object(answer) = &mut whole {
+            // What was put together of answers that were cut off is no whole answer either.
+            let cut = self.cut.load(Ordering::Relaxed);
+            answer.insert("truncated".into(), (cut > 0).into());
+            answer.insert("cut".into(), cut.into());
             answer.insert("pieces".into(), pieces.into());
             answer.insert("calls".into(), calls.into());
             answer.insert("levels".into(), levels.into());
