@@ -104,6 +104,51 @@ fn rows_are_run_failures_are_listed_and_run_again_and_all_of_it_is_a_table() {
     drop(worker);
 }
 
+/// A pipe has its rows once: it is refused, and not taken for a file without rows.
+#[test]
+fn rows_of_a_pipe_are_refused() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    std::io::Write::write_all(&mut writer, b"[1, 2]\n[3, 4]\n").unwrap();
+    drop(writer);
+    let arguments = ["run", "/dev/stdin", "--task", "hello.add", "-o", "r.jsonl"];
+    let out = batch(&redis, &folder, &arguments).stdin(reader).output().unwrap();
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{error}");
+    assert!(
+        error.starts_with("orchestra: /dev/stdin is no regular file, and rows are read twice"),
+        "{error}"
+    );
+    assert!(!folder.path().join("r.jsonl").exists());
+}
+
+/// Rows that are gone before they are sent are missed; results of rows that the file never had are no rows of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_becomes_shorter_is_noticed() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    // As long as what is read at once: none is in memory before its turn.
+    let row = format!("{:<8191}\n", "{\"x\": 1, \"y\": 2}");
+    let file = folder.write("rows.jsonl", &row.repeat(4));
+    let arguments = [
+        "run",
+        "rows.jsonl",
+        "--task",
+        "hello.add",
+        "--in-flight",
+        "1",
+        "--quiet",
+    ];
+    let mut command = batch(&redis, &folder, &arguments);
+    let running = command.stderr(Stdio::piped()).spawn().unwrap();
+    until("a row was sent", async || redis.length("LLEN", "celery") == 1).await;
+    std::fs::write(&file, &row).unwrap();
+    let _worker = Worker::start(&redis, &[]);
+    let out = running.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{error}");
+    assert!(error.contains("rows.jsonl had 4 rows, and only "), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_was_killed_goes_on_and_sends_no_row_twice() {
     let redis = Redis::start();

@@ -107,6 +107,7 @@ impl Run {
             None => self.rows.with_extension("results.jsonl"),
         };
         let fixed = pairs("param", &self.params)?;
+        self.is_file()?;
         let task = self.task.as_deref().unwrap_or("orchestra.run");
         let (mut journal, known) = Journal::open(&output, task, self.template.as_deref()).map_err(world)?;
         let batch = known.head.map(|head| head.batch).unwrap_or_default();
@@ -117,15 +118,18 @@ impl Run {
             self.check(total, &row.map_err(usage)?, &last, &fixed)?;
             total += 1;
         }
-        if total > last.values().filter(|line| self.keeps(line)).count() as u64 {
+        let known = || {
+            last.range(..total)
+                .map(|(_, line)| line)
+                .filter(|line| self.keeps(line))
+        };
+        if total > known().count() as u64 {
             models::warm_all(common, &self.warm).await?;
         }
         let client = common.client().await?;
         let bar = self.bar(total);
         let mut count = Count::default();
-        last.values()
-            .filter(|line| self.keeps(line))
-            .for_each(|line| count.add(line));
+        known().for_each(|line| count.add(line));
         count.show(&bar);
         bar.set_position(count.done);
         bar.reset_eta();
@@ -134,7 +138,7 @@ impl Run {
         let wrong = RefCell::new(None);
         let rows = rows(&self.rows, &self.json_columns).map_err(usage)?;
         let rows = rows.map_while(|row| row.map_err(|error| *wrong.borrow_mut() = Some(error)).ok());
-        let calls = (0_u64..).zip(rows).filter_map(|(row, input)| {
+        let calls = (0_u64..total).zip(rows).filter_map(|(row, input)| {
             let attempt = match last.get(&row) {
                 None => 0,
                 Some(line) if self.keeps(line) => return None,
@@ -160,7 +164,7 @@ impl Run {
                 },
                 _ = &mut interrupted => {
                     bar.abandon();
-                    let left = total - count.done;
+                    let left = total.saturating_sub(count.done);
                     let text = format!("stopped with {left} rows left; the same command goes on, and sends no row twice");
                     return Err(Stopped { text, code: 130 });
                 }
@@ -176,6 +180,13 @@ impl Run {
             return Err(world(error));
         }
         let Count { done, failed, .. } = count;
+        if done < total {
+            return Err(world(format!(
+                "{} had {total} rows, and only {done} were there when they were sent: leave the file as it is until the \
+                 batch is done",
+                self.rows.display()
+            )));
+        }
         eprintln!("{done} rows, {failed} failed; results are in {}", output.display());
         if failed > 0 {
             eprintln!(
@@ -185,6 +196,18 @@ impl Run {
             return Ok(ExitCode::FAILURE);
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// A pipe has its rows once, and they are read twice: to find mistakes, and to send them.
+    fn is_file(&self) -> Result<(), Stopped> {
+        let shown = self.rows.display();
+        let about = std::fs::metadata(&self.rows).map_err(|error| usage(format!("cannot read {shown}: {error}")))?;
+        if about.is_file() {
+            return Ok(());
+        }
+        Err(usage(format!(
+            "{shown} is no regular file, and rows are read twice, first to check them: write them to a file"
+        )))
     }
 
     /// Whether a row that ended is left as it is.
