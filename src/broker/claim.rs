@@ -112,6 +112,10 @@ impl Broker {
         bytes: usize,
         due_by: Timestamp,
     ) -> Result<Claims, Error> {
+        if self.options.queue_order_strategy == QueueOrder::RoundRobin {
+            // Each may be full of what has to wait.
+            self.turn.fetch_add(1, Ordering::Relaxed);
+        }
         self.take(id, queues, (count, waiting), bytes, &clock::iso(due_by))
             .await
     }
@@ -253,7 +257,11 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
             }
             Err(_) => {
                 let reason = String::from_utf8_lossy(&body);
-                claims.unusable = Some(format!("the key {key:?} of queue {queue:?} holds no list: {reason}"));
+                claims.unusable = Some(if reason.starts_with("WRONGTYPE") {
+                    format!("the key {key:?} of queue {queue:?} holds no list; delete or rename that key")
+                } else {
+                    format!("messages of queue {queue:?} cannot be taken: {reason}")
+                });
             }
             Ok(tag) => claims.messages.push(Claimed {
                 tag: Tag(tag.into()),

@@ -137,7 +137,7 @@ impl Fetcher {
             if claims.unusable != unusable && way != Way::Newest {
                 // Once, and not at each look.
                 if let Some(reason) = &claims.unusable {
-                    error!("{reason}; delete or rename that key");
+                    error!("{reason}");
                 }
                 unusable = claims.unusable;
             }

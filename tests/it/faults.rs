@@ -109,6 +109,25 @@ async fn a_queue_key_of_another_type_is_named_once() {
     assert_eq!(worker.log().matches("holds no list").count(), 1, "{}", worker.log());
 }
 
+/// What cannot be run and cannot be kept as a dead letter either stays where it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_can_be_no_dead_letter_stays_in_its_queue() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &[]);
+    redis.command::<()>(&["SET", "celery.dead", "oops"]);
+    redis.command::<i64>(&["LPUSH", "celery", "garbage"]);
+    worker.wait_for_log("a dead letter cannot be kept");
+    assert_eq!(
+        (redis.length("LLEN", "celery"), redis.length("HLEN", "unacked")),
+        (1, 0)
+    );
+    redis.command::<()>(&["DEL", "celery.dead"]);
+    let client = redis.client().await;
+    let sum = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+    assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
+    assert_eq!(redis.length("LLEN", "celery.dead"), 1);
+}
+
 /// With a prefix, what cannot be run is kept below that prefix as everything else is.
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_have_the_global_prefix() {

@@ -11,8 +11,8 @@
 --       those first, 12.. routing key of each queue key
 -- RETURNS 1 when nothing is left and news of the next message will come, else 0; then a flat list: for a message what follows
 --       the prefix in its tag (the whole tag when it has an earlier prefix), index of its key (less than 0 when it is one of those
---       that wait), the message; for an element that is no message 0, index of its key, why; for a key that is no list -1, its
---       index, why. An error when the server takes no writes now.
+--       that wait), the message; for an element that is no message 0, index of its key, why; for a queue of which
+--       nothing can be taken -1, index of its key, why. An error when the server takes no writes now.
 -- No cjson here: it would change large numbers and fail on deep nesting after the pop. Taking many at once is no faster:
 -- what costs is that Lua reads each byte of a text that it makes.
 local found, bytes, out = 0, 0, {0}
@@ -101,7 +101,15 @@ for i = 3, #KEYS do
       if size > tonumber(ARGV[4]) then why = 'the message is larger than the limit of ' .. ARGV[4] .. ' bytes (max_message_bytes)' end
       local dead = ARGV[7] .. ARGV[i + 9] .. '.dead'
       local letter = '{"reason":"' .. why .. '","queue":"' .. ARGV[i + 9] .. '","worker":' .. ARGV[8] .. ',"time":' .. now .. '}'
-      redis.call('LPUSH', dead, letter .. '\n' .. message)
+      local kept = redis.pcall('LPUSH', dead, letter .. '\n' .. message)
+      if type(kept) == 'table' then
+        -- It may not be written, or is no list: the message stays where it was.
+        redis.call('RPUSH', KEYS[i], message)
+        out[#out + 1] = -1
+        out[#out + 1] = i - 2
+        out[#out + 1] = 'a dead letter cannot be kept in ' .. dead .. ': ' .. kept.err
+        break
+      end
       redis.call('LTRIM', dead, 0, tonumber(ARGV[5]) - 1)
       out[#out + 1] = 0
       out[#out + 1] = i - 2
