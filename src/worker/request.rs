@@ -2,7 +2,7 @@
 //!
 //! [`State::step`] is pure: from a state and an input it makes the next state and appends effects. It reads no clock,
 //! knows no Redis and awaits nothing. The delivery moves by value through the states into exactly one
-//! [`Effect::Ack`], [`Effect::Part`], [`Effect::Requeue`] or [`Effect::Forget`], so that it cannot be spent twice. The order of the
+//! [`Effect::Early`], [`Effect::Ack`], [`Effect::Part`], [`Effect::Requeue`] or [`Effect::Forget`], so that it cannot be spent twice. The order of the
 //! effects is the guarantee: a retry is published and a result stored before a late ack; an early ack comes before the
 //! start.
 
@@ -199,6 +199,8 @@ pub(crate) enum Effect {
     Start,
     /// End the run; if it has a process, by that signal.
     Cancel(i32),
+    /// Acknowledge it as it starts: that waits for nothing.
+    Early(Delivery),
     /// The message is done with.
     Ack(Delivery),
     /// The message goes back to its queue.
@@ -348,7 +350,7 @@ impl State {
                 let unacked = if request.policy.acks_late {
                     Some(delivery)
                 } else {
-                    effects.push(Effect::Ack(delivery));
+                    effects.push(Effect::Early(delivery));
                     None
                 };
                 effects.push(Effect::Emit(Happening::Started));

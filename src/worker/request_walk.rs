@@ -229,7 +229,7 @@ fn request_of(policy: &task::Options, follows: bool) -> Arc<Request> {
 /// Whether the delivery leaves with it.
 fn spends(effect: &Effect) -> bool {
     match effect {
-        Effect::Ack(_) | Effect::Requeue(..) | Effect::Forget(_) => true,
+        Effect::Early(_) | Effect::Ack(_) | Effect::Requeue(..) | Effect::Forget(_) => true,
         Effect::Part(done) => done.delivery.is_some(),
         _ => false,
     }

@@ -34,6 +34,8 @@ const TURNS: usize = 3;
 #[derive(Debug)]
 pub(crate) enum Out {
     Broker(broker::Write),
+    /// An ack that waits for nothing.
+    Early(broker::Write),
     /// A message that must not be there before the results are.
     Later(broker::Write),
     Backend(backend::Write),
@@ -57,7 +59,7 @@ impl Out {
     /// What it holds beside a few words.
     fn bytes(&self) -> usize {
         match self {
-            Self::Broker(write) | Self::Later(write) => write.bytes(),
+            Self::Broker(write) | Self::Early(write) | Self::Later(write) => write.bytes(),
             Self::Backend(write) => write.bytes(),
             Self::Event(event) => event.len(),
             Self::Flushed(_) => 0,
@@ -146,6 +148,7 @@ struct Batch {
     groups: Vec<backend::Write>,
     publishes: Vec<broker::Write>,
     results: Vec<backend::Write>,
+    early: Vec<broker::Write>,
     acks: Vec<broker::Write>,
     broadcasts: Vec<broker::Write>,
     events: Vec<Vec<u8>>,
@@ -158,7 +161,7 @@ struct Batch {
 
 impl Batch {
     fn has_only_acks(&self) -> bool {
-        self.acks.len() == self.size
+        self.acks.len() + self.early.len() == self.size
     }
 
     fn add(&mut self, (writes, bytes): Handed) {
@@ -173,6 +176,7 @@ impl Batch {
                     self.broadcasts.push(write);
                 }
                 Out::Broker(write) | Out::Later(write) => self.acks.push(write),
+                Out::Early(write) => self.early.push(write),
                 Out::Backend(write @ (backend::Write::ChordSize { .. } | backend::Write::Group { .. })) => {
                     self.groups.push(write);
                 }
@@ -316,15 +320,15 @@ impl Writer {
         let acks = std::mem::take(&mut batch.acks);
         // Redis may refuse what is in the pipe now, and do acks behind it.
         let must_wait = !broker_pipe.is_empty();
-        let acks = if must_wait {
-            std::mem::replace(owed, acks)
+        let mut due = std::mem::take(owed);
+        due.append(&mut batch.early);
+        if must_wait {
+            *owed = acks;
         } else {
-            let mut all = std::mem::take(owed);
-            all.extend(acks);
-            all
-        };
+            due.extend(acks);
+        }
         self.broker.append(&mut broker_pipe, &batch.broadcasts);
-        self.broker.append(&mut broker_pipe, &acks);
+        self.broker.append(&mut broker_pipe, &due);
         unheard.extend(self.insist("broker", self.broker.writer(), &broker_pipe).await);
         if let Some(backend) = &self.backend
             && !batch.again.is_empty()
