@@ -611,6 +611,46 @@ async fn budgets_that_count_the_same_calls_count_them_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_given_up_counts_with_what_it_had() {
+    let (redis, host) = (Redis::start(), Sim::start_with(&["--model=m=slow"]));
+    let settings = format!(
+        "ai_hosts = '{}'\n[[ai_budgets]]\ntenant = 'acme'\ntokens = 3\n",
+        host.url
+    );
+    let (_worker, folder) = worker(&redis, &settings, &[]);
+    let client = redis.client().await;
+    let call = || generate("m", "one two three four").header("tenant", "acme");
+    let pending = client.send(call()).await.unwrap();
+    let tokens = async || {
+        let entries = pending.stream("0").await.unwrap();
+        let is_token = |text: &str| text.contains("\"type\":\"token\"");
+        entries.iter().filter(|entry| is_token(entry.entry.get())).count()
+    };
+    until("it speaks", async || tokens().await >= 3).await;
+    pending.revoke(true).await.unwrap();
+    let mut line = Value::Null;
+    until("it is counted", async || {
+        let out = std::process::Command::new(crate::support::program("orchestra"))
+            .args(["models", "usage", "--json", "--broker", &redis.url(), "--config"])
+            .arg(folder.path().join("orchestra.toml"))
+            .output()
+            .unwrap();
+        let used: Vec<Value> = serde_json::from_slice(&out.stdout).unwrap();
+        let budget = used.into_iter().find(|line| line["what"] == "budget");
+        budget.map(|budget| line = budget).is_some()
+    })
+    .await;
+    assert_eq!((&line["calls"], &line["prompt_tokens"]), (&json!(1), &json!(4)));
+    // A token each tenth of a second.
+    assert!(
+        number(&line["completion_tokens"]) >= 3 && line["seconds"].as_f64().unwrap() > 0.2,
+        "{line}"
+    );
+    let (name, text) = failure(&client, call()).await;
+    assert_eq!(name, "BudgetExceeded", "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn models_can_be_seen_and_told() {
     let (redis, host) = (Redis::start(), Sim::start_with(&["--pullable=new=echo"]));
     let folder = Folder::new();

@@ -16,8 +16,11 @@ use super::Fleet;
 use super::calls::Trouble;
 use super::catalog::{canonical, fits};
 use super::strategy::Strategy;
-use crate::clock;
+use crate::clock::{self, Instant};
 use crate::wire::Headers;
+
+/// Bytes of a question that are about a token.
+const BYTES_OF_A_TOKEN: usize = 4;
 
 /// Who asks, and how.
 #[derive(Debug)]
@@ -287,6 +290,13 @@ impl Fleet {
     /// Writes down what a call used.
     pub(super) async fn account(&self, caller: &Caller<'_>, model: &str, usage: Usage, seconds: f64) {
         let Some(link) = self.link().await else { return };
+        if let Err(error) = link.pipeline(&self.bill(caller, model, 1, usage, seconds)).await {
+            tracing::warn!("what a call used is not in the accounts: {error}");
+        }
+    }
+
+    /// What is added to the accounts.
+    fn bill(&self, caller: &Caller<'_>, model: &str, calls: u64, usage: Usage, seconds: f64) -> redis::Pipeline {
         let budgets = self
             .options()
             .budgets
@@ -302,7 +312,7 @@ impl Fleet {
         lines.extend(budgets.map(|budget| (budget.per, "budget", budget.name())));
         let milliseconds = u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_millis());
         let figures = [
-            ("calls", 1),
+            ("calls", calls),
             ("in", usage.prompt_tokens),
             ("out", usage.completion_tokens),
             ("ms", milliseconds.unwrap_or(0)),
@@ -319,9 +329,7 @@ impl Fleet {
         for (key, seconds) in periods {
             pipe.expire(key, i64::try_from(seconds).unwrap_or(i64::MAX)).ignore();
         }
-        if let Err(error) = link.pipeline(&pipe).await {
-            tracing::warn!("what a call used is not in the accounts: {error}");
-        }
+        pipe
     }
 
     /// What was used on a day, such as `2026-11-25`, today if none is named; and of the budgets now.
@@ -360,6 +368,74 @@ impl Fleet {
             }
         }
         Ok(all.into_values().collect())
+    }
+}
+
+/// What a call used on a host so far. Dropped before its end it counts all the same: who revokes a call, or lets it run into a
+/// time limit, has used the model.
+pub(super) struct Unpaid<'a> {
+    fleet: &'a Fleet,
+    caller: &'a Caller<'a>,
+    model: &'a str,
+    began: Instant,
+    prompt_tokens: u64,
+    /// Pieces of the answer, which are about a token each.
+    pub pieces: u64,
+    calls: u64,
+    paid: bool,
+}
+
+impl<'a> Unpaid<'a> {
+    /// A call that goes to a host now; `bytes` is how large its question is.
+    pub(super) fn begin(fleet: &'a Fleet, caller: &'a Caller<'a>, model: &'a str, bytes: usize) -> Self {
+        Self {
+            fleet,
+            caller,
+            model,
+            began: clock::instant(),
+            prompt_tokens: u64::try_from(bytes / BYTES_OF_A_TOKEN).unwrap_or(0),
+            pieces: 0,
+            calls: 1,
+            paid: false,
+        }
+    }
+
+    /// The first batch of a list is done, the call is not.
+    pub(super) fn done(mut self, tokens: u64) -> Self {
+        (self.prompt_tokens, self.calls) = (tokens, 0);
+        self
+    }
+
+    /// One more is.
+    pub(super) fn add(&mut self, tokens: u64) {
+        self.prompt_tokens += tokens;
+    }
+
+    /// The whole is known, and counted elsewhere.
+    pub(super) fn paid(mut self) {
+        self.paid = true;
+    }
+
+    /// The host gave no whole answer, and the call goes on elsewhere or fails: what it said counts, and is no call.
+    pub(super) fn broke(mut self) {
+        self.paid = self.pieces == 0;
+        self.calls = 0;
+    }
+}
+
+impl Drop for Unpaid<'_> {
+    fn drop(&mut self) {
+        if self.paid {
+            return;
+        }
+        let usage = Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.pieces,
+            total_tokens: self.prompt_tokens + self.pieces,
+        };
+        let seconds = clock::instant().saturating_duration_since(self.began).as_secs_f64();
+        let bill = self.fleet.bill(self.caller, self.model, self.calls, usage, seconds);
+        self.fleet.keeper().owe(bill);
     }
 }
 

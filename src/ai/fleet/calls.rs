@@ -9,7 +9,7 @@ use super::super::ollama::{
     Answer, Class, Embedded, Embedding, Failed, Fault, Kind, Piece, Progress, Request, Route, Usage,
 };
 use super::Fleet;
-use super::accounts::Caller;
+use super::accounts::{Caller, Unpaid};
 use super::breaker::Told;
 use super::cache::Flight;
 use super::catalog::canonical;
@@ -159,9 +159,11 @@ impl Fleet {
             way.route.left_out = fitting.as_ref().map(|_| "think".to_owned());
             let request = fitting.as_ref().unwrap_or(request);
             let began = clock::instant();
+            let mut unpaid = Unpaid::begin(self, caller, request.model(), size(request));
             let first = self.prepare(&place, &way.model, hear).await;
             let mut on_piece = |piece| {
                 said_something = true;
+                unpaid.pieces += 1;
                 hear(Heard::Piece(piece));
             };
             // Boxed, since each that it is handed to would hold it once more.
@@ -169,6 +171,7 @@ impl Fleet {
             let asking = Box::pin(async { asking.await.map(Box::new) });
             match self.within_whole(&server.url, asking).await {
                 Ok(mut answer) => {
+                    unpaid.paid();
                     if way.strategy == Strategy::Latency {
                         let url = self.keeper().hosts[place.host].url();
                         self.keeper().paced(url, &way.key, pace(&answer));
@@ -180,7 +183,10 @@ impl Fleet {
                         None => answer,
                     });
                 }
-                Err(fault) => way.failed(self, place, fault)?,
+                Err(fault) => {
+                    unpaid.broke();
+                    way.failed(self, place, fault)?;
+                }
             }
         }
     }
@@ -209,16 +215,27 @@ impl Fleet {
         let mut all = Embedded::default();
         let mut host = String::new();
         let began = clock::instant();
+        // The batches that are done, should the rest fail.
+        let mut done: Option<Unpaid<'_>> = None;
         for batch in embedding.inputs.chunks(BATCH) {
             loop {
                 let place = self.next_place(&mut way, caller, hear).await?;
                 let server = &self.keeper().hosts[place.host].server;
                 let started = clock::instant();
+                let bytes = batch.iter().map(String::len).sum();
+                let unpaid = Unpaid::begin(self, caller, &embedding.model, bytes);
                 let first = self.prepare(&place, &way.model, hear).await;
                 let limit = first + EACH * u32::try_from(batch.len()).unwrap_or(1);
                 let asking = Box::pin(self.keeper().ollama.embed(server, &embedding, batch, limit));
                 match self.within_whole(&server.url, asking).await {
                     Ok(mut embedded) => {
+                        match &mut done {
+                            Some(done) => {
+                                done.add(embedded.prompt_tokens);
+                                unpaid.paid();
+                            }
+                            None => done = Some(unpaid.done(embedded.prompt_tokens)),
+                        }
                         way.answered(self, place, started, embedded.load_s);
                         let dimension = |vectors: &[Vec<f32>]| vectors.first().map_or(0, Vec::len);
                         // O-082: another host has other weights under this name.
@@ -235,7 +252,10 @@ impl Fleet {
                         way.last = None;
                         break;
                     }
-                    Err(fault) => way.failed(self, place, fault)?,
+                    Err(fault) => {
+                        unpaid.broke();
+                        way.failed(self, place, fault)?;
+                    }
                 }
             }
         }
@@ -244,6 +264,9 @@ impl Fleet {
             completion_tokens: 0,
             total_tokens: all.prompt_tokens,
         };
+        if let Some(done) = done {
+            done.paid();
+        }
         let took = clock::instant().saturating_duration_since(began).as_secs_f64();
         if let Some(turn) = turn {
             Box::pin(self.settle_turn(*turn, usage, took)).await;

@@ -51,6 +51,8 @@ struct State {
     waiting: Vec<Waiter>,
     /// What is written with the next entry.
     todo: Entry,
+    /// What calls used that were given up, for the accounts.
+    owed: Vec<redis::Pipeline>,
     told: Vec<(String, Told)>,
     /// Whether others see calls of ours wait.
     shown: bool,
@@ -191,6 +193,27 @@ impl Keeper {
         if let Some(load) = load {
             let load = u64::try_from(load.as_millis()).unwrap_or(u64::MAX);
             state.todo.loads.push((model.to_owned(), load));
+        }
+    }
+
+    /// Notes what a call used that was given up: nobody is left to write it down.
+    pub(super) fn owe(&self, bill: redis::Pipeline) {
+        self.state().owed.push(bill);
+        self.wake.notify_one();
+    }
+
+    /// Writes down what was used.
+    async fn pay(&self) {
+        let owed = std::mem::take(&mut self.state().owed);
+        let Ledger::Shared(shared) = &self.ledger else { return };
+        for bill in owed {
+            let paid = match shared.link().await {
+                Ok(link) => link.pipeline(&bill).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = paid {
+                tracing::warn!("what a call used is not in the accounts: {error}");
+            }
         }
     }
 

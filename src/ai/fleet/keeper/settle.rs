@@ -21,6 +21,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) async fn settle(keeper: Weak<Keeper>, wake: Arc<Notify>) {
     loop {
         let Some(one) = keeper.upgrade() else { return };
+        one.pay().await;
         let pause = if one.settle().await { one.pause() } else { PAUSE };
         tokio::select! {
             () = wake.notified() => {}
