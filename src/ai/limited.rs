@@ -23,8 +23,8 @@ const BECOME: &str = "become";
 /// What the names of a program's variables begin with until it is there: a loader that reads `LD_PRELOAD` is to find it
 /// in the program alone, not in our own processes before it, which have no limits yet.
 pub(super) const VARIABLE: &str = "ORCHESTRA_PROGRAM_";
-/// How often it is looked for what a program left behind, a millisecond apart: who cannot be ended is left.
-const ROUNDS: u32 = 5000;
+/// How often it is looked for what a program left behind, some milliseconds apart: who cannot be ended is left.
+const ROUNDS: u64 = 120;
 
 /// The whole of such a process. Returns what it exits with.
 pub fn become_limited(words: impl Iterator<Item = OsString>) -> ExitCode {
@@ -84,7 +84,7 @@ fn end_all(group: Option<Pid>) {
     if let Some(group) = group {
         let _ = killpg(group, Signal::SIGKILL);
     }
-    for _ in 0..ROUNDS {
+    for round in 1..=ROUNDS {
         for child in children() {
             let _ = kill(child, Signal::SIGKILL);
         }
@@ -95,7 +95,7 @@ fn end_all(group: Option<Pid>) {
                 Err(_) => return,
             }
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(round.min(50)));
     }
 }
 
