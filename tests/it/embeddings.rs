@@ -180,3 +180,19 @@ async fn a_batch_keeps_its_turn_whoever_leaves_it() {
     let batches = asked(&host).await.len() - 2;
     assert!((4..=12).contains(&batches), "{batches} requests");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_that_passes_does_not_cost_the_batches_that_are_done() {
+    let (redis, host) = (Redis::start(), Sim::start_with(&["--model=e=embed,error-500,embed"]));
+    let (_worker, _folder) = worker(&redis, &host, "");
+    let client = redis.client().await;
+    let texts: Vec<String> = (0..130).map(|at| format!("text {at}")).collect();
+    let answer = get(&client, Call::new("orchestra.embed").arg("e").arg(json!(texts))).await;
+    assert_eq!(answer["embeddings"].as_array().unwrap().len(), 130);
+    let sizes: Vec<usize> = asked(&host).await.iter().map(Vec::len).collect();
+    assert_eq!(
+        sizes,
+        [64, 64, 64, 2],
+        "the second batch failed once, and the first is not asked again"
+    );
+}

@@ -24,6 +24,10 @@ use crate::clock::{self, Instant};
 const TRIES: usize = 4;
 /// Texts that are embedded with one request.
 const BATCH: usize = 64;
+/// Before a batch goes there again; longer each time.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How often a batch goes to hosts again that all failed it, where others of its list are done.
+const AGAIN: u32 = 3;
 /// What each text of a batch adds to the time that its answer may take (O-084).
 const EACH: Duration = Duration::from_secs(10);
 
@@ -218,8 +222,20 @@ impl Fleet {
         // The batches that are done, should the rest fail.
         let mut done: Option<Unpaid<'_>> = None;
         for batch in embedding.inputs.chunks(BATCH) {
+            let mut again = 0;
             loop {
-                let place = self.next_place(&mut way, caller, hear).await?;
+                let place = match self.next_place(&mut way, caller, hear).await {
+                    // A fault that passes must not cost the batches that are done.
+                    Err(Trouble::Fault(fault))
+                        if done.is_some() && again < AGAIN && !way.not.is_empty() && fault.class.is_transient() =>
+                    {
+                        again += 1;
+                        way.not.clear();
+                        tokio::time::sleep(PAUSE * again).await;
+                        continue;
+                    }
+                    other => other?,
+                };
                 let server = &self.keeper().hosts[place.host].server;
                 let started = clock::instant();
                 let bytes = batch.iter().map(String::len).sum();

@@ -147,11 +147,14 @@ impl Backend for Script {
     }
 
     fn embed(&self, model: Arc<Model>, texts: Vec<String>) -> BoxFuture<Result<Vec<Vec<f32>>, Error>> {
-        let behaviour = self.behaviour(&model);
+        let behaviour = self.next_behaviour(&model);
         let delay = self.token_delay;
         Box::pin(async move {
             if !model.can("embedding") {
                 return Err(Error::no_embeddings());
+            }
+            if let Some(error) = behaviour.early_error() {
+                return Err(error);
             }
             let mut vectors = Vec::new();
             for text in &texts {
