@@ -313,10 +313,15 @@ impl Consumer {
                 let Some(active) = self.by_id.get(&id).and_then(|key| self.active.get(key)) else {
                     return;
                 };
-                let headers = &active.request.message.headers;
-                if matches!(active.state, State::Running { .. }) && !active.request.policy.ignore_result {
+                if !matches!(active.state, State::Running { .. }) {
+                    return;
+                }
+                let event = self.events.custom(&active.request, state.as_str(), &meta);
+                if !active.request.policy.ignore_result {
+                    let headers = &active.request.message.headers;
                     self.out.extend(self.scribe.custom(&id, state, &meta, Some(headers)));
                 }
+                self.out.extend(event.map(Out::Event));
             }
             Note::Event(id, kind, fields) => {
                 self.out.extend(self.events.own(&id, &kind, fields).map(Out::Broker));

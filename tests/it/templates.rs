@@ -531,6 +531,10 @@ assert result.info['total'] == 3 and result.info['step'] in ('one', 'two', 'thre
 with urllib.request.urlopen(f'API/task/result/{result.id}') as answer:
     shown = json.load(answer)
 assert shown['state'] == 'PROGRESS', shown
+# The page of the task goes by events.
+with urllib.request.urlopen(f'API/task/info/{result.id}') as answer:
+    shown = json.load(answer)
+assert shown['state'] == 'PROGRESS', shown
 assert result.get(timeout=30)['done_reason'] == 'length'
 print('seen')
 "

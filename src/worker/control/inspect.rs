@@ -163,7 +163,7 @@ impl Consumer {
     }
 
     /// As the pool of Celery shows itself that it is like: that of processes (`-P prefork`), or that of threads, which run
-    /// in this process, with the children besides that tasks have asked for. What its process pool counts of its pipes is not here.
+    /// in this process; where tasks have asked for children, those are told. What its process pool counts of its pipes is not here.
     fn pool_stats(&self) -> Value {
         let seconds = |limit: Option<std::time::Duration>| limit.map_or(json!(0), |limit| json!(limit.as_secs_f64()));
         let max_tasks = self.children.max_tasks();
@@ -177,8 +177,10 @@ impl Consumer {
         let mut processes = self.children.pids();
         if !self.children.are_the_pool() {
             stats["threads"] = self.pool.size().into();
-            // Celery's own suite wants to see a process for each place.
-            processes.resize(processes.len().max(self.pool.size()), std::process::id());
+            if processes.is_empty() {
+                // Celery's own suite wants to see a process for each place.
+                processes.resize(self.pool.size(), std::process::id());
+            }
         }
         stats["processes"] = processes.into();
         stats
