@@ -695,7 +695,7 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
         .await;
         assert!(text.contains("the program \"git\" is not allowed"), "{text}");
     }
-    let _worker = start(&redis, &sim, &folder, &[], &allowed);
+    let mut worker = start(&redis, &sim, &folder, &[], &allowed);
     let client = redis.client().await;
     let stored: Value = client
         .send(run("files", json!({"files": ["a.txt", "b.*"]})))
@@ -785,6 +785,14 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
     assert!(text.contains("example.com:443 is not allowed"), "{text}");
     // The private folders of all runs are gone with them.
     assert_eq!(std::fs::read_dir(&private).unwrap().count(), 0);
+    // What a program started does not outlive the worker either.
+    std::fs::remove_file(&noted).unwrap();
+    client.send(script("stay.sh")).await.unwrap();
+    until("it runs", async || noted.exists()).await;
+    let left = std::fs::read_to_string(&noted).unwrap();
+    assert!(!gone(&left), "{left:?}");
+    worker.process.kill();
+    until("all are gone", async || gone(&left)).await;
 }
 
 /// The form that AI Task Orchestra's templates have: parameters in a list, steps that take what the step before gave.
