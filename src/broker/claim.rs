@@ -14,6 +14,9 @@ use crate::conn::{Patience, invocation};
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
 const MOST_BYTES: usize = 8 << 20;
 
+/// The same for messages that are read again: others wait behind them on the same connection.
+const RECALLED_BYTES: usize = 1 << 20;
+
 /// So many earlier tries are asked about: each may have taken messages that nobody told us of. A connection that lost more than
 /// that in a row has been away for a minute.
 const TRIES: usize = 16;
@@ -179,21 +182,22 @@ impl Broker {
         }
     }
 
-    /// Reads held messages again, and renews their leases: for each tag what `unacked` has, if it is still ours.
+    /// Reads held messages again, and renews their leases: for each tag what `unacked` has, if it is still ours. Of large ones
+    /// only the first few; at least one.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub(crate) async fn recall(&self, tags: &[Tag]) -> Result<Vec<Option<Vec<u8>>>, Error> {
+    pub(crate) async fn recall(&self, tags: &[Tag], patience: &Patience) -> Result<Vec<Option<Vec<u8>>>, Error> {
         let mut call = invocation(&self.scripts.recall, 2);
         call.arg(self.keys.name("unacked")).arg(self.keys.name("unacked_index"));
-        call.arg(self.options.lease_shift());
+        call.arg(self.options.lease_shift()).arg(RECALLED_BYTES);
         for tag in tags {
             call.arg(&*tag.0);
         }
         let mut pipe = Pipeline::with_capacity(1);
         pipe.add_command(call);
-        match self.main.pipeline(&pipe).await?.pop() {
-            Some(Value::Array(held)) => Ok(held
+        match self.main.pipeline_with(&pipe, patience).await?.pop() {
+            Some(Value::Array(held)) if held.is_empty() == tags.is_empty() => Ok(held
                 .into_iter()
                 .map(|held| match held {
                     Value::BulkString(held) => Some(held),

@@ -28,7 +28,7 @@ pub use crate::conn::Error;
 pub use broadcast::Broadcasts;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
 pub use dead::{DeadLetter, DeadQueue, Found};
-pub use restore::{DELIVERIES, GivenUp, Restored, count_delivery, mark_redelivered};
+pub use restore::{DELIVERIES, GivenUp, Restored, Sweep, count_delivery, mark_redelivered};
 pub use write::{End, Write};
 
 /// How long queues of remote control are bound, which expire after 10 s (kombu: the larger of twice that and an hour).

@@ -2,25 +2,63 @@
 //!
 //! No mutex: what is moved must be unchanged and overdue at the moment of the move, so any number of workers may look.
 
+use std::time::Duration;
+
 use redis::{Pipeline, Value};
 use serde_json::value::RawValue;
 
 use super::claim::unexpected;
 use super::{Broker, Error};
+use crate::clock::{self, Instant};
+use crate::conn::Patience;
 
 /// Messages looked at in one go.
 const BATCH: usize = 100;
+/// Bytes of them: each goes both ways, and whoever waits behind them on the same connection has his time limits.
+const BYTES: usize = 1 << 20;
+
+/// How often those are tried again that Redis refused to move.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// The header that counts how often a message was given back because its holder was gone.
 pub const DELIVERIES: &str = "x-orchestra-deliveries";
 
-/// What a sweep did.
+/// Where a sweep through the overdue messages stands.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// So many were looked at and had to stay; they are the oldest, and those behind them get their turn.
+    passed: usize,
+    /// When it began with the oldest.
+    began: Option<Instant>,
+    /// More were left by the last look.
+    more: bool,
+    patience: Patience,
+}
+
+impl Sweep {
+    /// Those that had to stay are tried again once in a while, when all others have had their turn.
+    fn go_on(&mut self) {
+        let now = clock::instant();
+        let is_long_ago = |began| now.saturating_duration_since(began) > AGAIN;
+        if !self.more && self.began.is_none_or(is_long_ago) {
+            (self.passed, self.began) = (0, Some(now));
+        }
+    }
+}
+
+/// What a look did.
 #[derive(Debug, Default)]
 pub struct Restored {
     /// Back in their queues.
     pub requeued: usize,
     /// In a dead-letter list: beyond repair, or given back too often.
     pub dead: Vec<GivenUp>,
+    /// How many stay where they are, because Redis refused to move them.
+    pub stay: usize,
+    /// Why the first of those does.
+    pub refusal: Option<String>,
+    /// There are more to look at.
+    pub more: bool,
 }
 
 /// A message that nobody gets any more.
@@ -46,26 +84,35 @@ struct Fate {
 type Held<'a> = (&'a RawValue, String, String);
 
 impl Broker {
-    /// Puts back messages that nobody has kept fresh within the visibility timeout.
+    /// Puts back messages that nobody has kept fresh within the visibility timeout, some of them at a time.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn restore_overdue(&self) -> Result<Restored, Error> {
+    pub async fn restore_overdue(&self, sweep: &mut Sweep) -> Result<Restored, Error> {
         let timeout = self.options.visibility_timeout.as_secs_f64();
+        sweep.go_on();
         let mut call = self.scripts.overdue.prepare_invoke();
         call.key(self.keys.name("unacked"))
             .key(self.keys.name("unacked_index"))
             .arg(timeout)
-            .arg(BATCH);
+            .arg(sweep.passed)
+            .arg(BATCH)
+            .arg(BYTES);
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        let found = match self.main.pipeline(&pipe).await?.pop() {
+        let found = match self.main.pipeline_with(&pipe, &sweep.patience).await?.pop() {
             Some(Value::Array(found)) => found,
             other => return Err(unexpected(other.as_ref())),
         };
-        let mut restored = Restored::default();
         let mut found = found.into_iter();
-        while let (Some(Value::BulkString(tag)), Some(Value::BulkString(value))) = (found.next(), found.next()) {
+        let mut restored = Restored {
+            more: found.next() == Some(Value::Int(1)),
+            ..Restored::default()
+        };
+        let (mut pipe, mut whose, mut fates) = (Pipeline::new(), Vec::new(), Vec::new());
+        while let (Some(Value::BulkString(tag)), Some(Value::BulkString(value)), Some(Value::BulkString(digest))) =
+            (found.next(), found.next(), found.next())
+        {
             let fate = self.fate(&value);
             let mut call = self.scripts.restore.prepare_invoke();
             call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
@@ -73,21 +120,39 @@ impl Broker {
                 None => self.keys.bindings(&fate.exchange),
                 Some(_) => self.dead_key(&fate.routing_key),
             });
-            call.arg(&tag[..]).arg(&value[..]).arg(timeout).arg(&fate.push[..]);
+            call.arg(&tag[..]).arg(&digest[..]).arg(timeout).arg(&fate.push[..]);
             call.arg(fate.given_up.as_ref().map_or(0, |_| self.options.dead_limit));
             call.arg(&fate.exchange).arg(&fate.routing_key);
             call.arg(self.keys.name(""))
                 .arg(self.keys.suffix(fate.priority))
                 .arg(self.keys.sep());
-            let mut pipe = Pipeline::with_capacity(1);
             pipe.invoke_script(&call);
-            if self.main.pipeline(&pipe).await?.pop() == Some(Value::Int(1)) {
-                match fate.given_up {
+            whose.push((tag, fate.routing_key));
+            fates.push(fate.given_up);
+        }
+        let answers = match fates.is_empty() {
+            true => Vec::new(),
+            false => self.main.pipeline_with(&pipe, &sweep.patience).await?,
+        };
+        sweep.patience = Patience::default();
+        for ((answer, (tag, queue)), given_up) in answers.into_iter().zip(whose).zip(fates) {
+            match answer {
+                Value::Int(1) => match given_up {
                     Some(given_up) => restored.dead.push(given_up),
                     None => restored.requeued += 1,
+                },
+                Value::ServerError(error) => {
+                    restored.stay += 1;
+                    let tag = String::from_utf8_lossy(&tag);
+                    let refusal = || format!("{tag}, which belongs in {queue:?}: {error}");
+                    restored.refusal.get_or_insert_with(refusal);
                 }
+                // Somebody was quicker, or keeps it fresh again.
+                _ => {}
             }
         }
+        sweep.passed += restored.stay;
+        sweep.more = restored.more;
         if restored.requeued > 0 {
             self.main.wake();
         }

@@ -8,7 +8,7 @@ use redis::Pipeline;
 
 use super::{Broker, Error, Tag, mark_redelivered};
 use crate::clock::{self, Timestamp};
-use crate::conn::invocation;
+use crate::conn::{Patience, invocation};
 use crate::wire::Parcel;
 
 /// Seconds until a reply that nobody reads is gone.
@@ -160,6 +160,16 @@ impl Broker {
     /// # Errors
     /// The server cannot be reached or refuses. Asked again it sends nothing twice.
     pub async fn publish_once(&self, name: &str, writes: &[Write]) -> Result<bool, Error> {
+        self.publish_once_with(name, writes, &Patience::default()).await
+    }
+
+    /// The same for a caller who asks until he is answered.
+    pub(crate) async fn publish_once_with(
+        &self,
+        name: &str,
+        writes: &[Write],
+        patience: &Patience,
+    ) -> Result<bool, Error> {
         let mut call = self.scripts.publish_once.prepare_invoke();
         call.key(self.once_key(name));
         call.arg(ONCE).arg(self.keys.name("")).arg(self.keys.sep());
@@ -180,7 +190,7 @@ impl Broker {
         }
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        match self.writer.pipeline(&pipe).await?.pop() {
+        match self.writer.pipeline_with(&pipe, patience).await?.pop() {
             Some(redis::Value::Int(sent)) => Ok(sent == 1),
             other => Err(Error::Refused(format!("messages cannot be sent: {other:?}"))),
         }

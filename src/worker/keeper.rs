@@ -5,11 +5,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::broker::{Broker, GivenUp, Tag};
-use crate::clock;
+use crate::broker::{Broker, GivenUp, Sweep, Tag};
+use crate::clock::{self, Instant};
 
 /// Tags in one script call.
 const BATCH: usize = 1000;
+
+/// How often it is said that messages cannot be restored.
+const SAY: Duration = Duration::from_secs(60);
 
 /// What the consumer loop is told of held messages.
 pub(crate) enum Kept {
@@ -57,6 +60,7 @@ impl Keeper {
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut connection = self.broker.connection();
         let mut from = clock::instant();
+        let (mut at, mut said) = (Sweep::default(), None);
         loop {
             tokio::select! {
                 held = self.held.recv() => match held {
@@ -69,7 +73,10 @@ impl Keeper {
                         from = clock::instant() + self.grace;
                     }
                     if now != 0 && clock::instant() >= from {
-                        self.restore().await;
+                        // Leases get their turn in between.
+                        if self.restore(&mut at, &mut said).await {
+                            sweep.reset_immediately();
+                        }
                     }
                 }
                 // What cannot be renewed now is renewed long before its deadline.
@@ -98,8 +105,9 @@ impl Keeper {
         }
     }
 
-    async fn restore(&self) {
-        match self.broker.restore_overdue().await {
+    /// Some of what is overdue; whether there is more of it.
+    async fn restore(&self, at: &mut Sweep, said: &mut Option<Instant>) -> bool {
+        match self.broker.restore_overdue(at).await {
             Ok(restored) => {
                 if restored.requeued > 0 {
                     info!("restored {} message(s) whose worker is gone", restored.requeued);
@@ -107,9 +115,23 @@ impl Keeper {
                 for given_up in restored.dead {
                     let _ = self.kept.send(Kept::GivenUp(given_up));
                 }
+                let now = clock::instant();
+                if let Some(refusal) = restored.refusal
+                    && said.is_none_or(|said| now.saturating_duration_since(said) > SAY)
+                {
+                    *said = Some(now);
+                    warn!(
+                        "overdue messages cannot be restored and stay in unacked, {} or more; the first is {refusal}",
+                        restored.stay
+                    );
+                }
+                restored.more
             }
-            Err(error) if error.is_transient() => {}
-            Err(error) => warn!(%error, "overdue messages cannot be restored"),
+            Err(error) if error.is_transient() => false,
+            Err(error) => {
+                warn!(%error, "overdue messages cannot be restored");
+                false
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use super::request::Delivery;
 use super::room::{Room, Share};
 use crate::broker::{Broker, Tag};
 use crate::clock::{self, Timestamp};
+use crate::conn::Patience;
 
 /// So many requests are kept whole, which is what `inspect scheduled` can show.
 const WHOLE: usize = 4000;
@@ -181,10 +182,13 @@ impl Recaller {
     /// Runs until the consumer loop is gone.
     pub(crate) async fn run(mut self) {
         while let Some(places) = self.wanted.recv().await {
-            for places in places.chunks(BATCH) {
-                let tags: Vec<Tag> = places.iter().map(|place| place.tag.clone()).collect();
+            let mut places = &places[..];
+            while !places.is_empty() {
+                let batch = &places[..places.len().min(BATCH)];
+                let tags: Vec<Tag> = batch.iter().map(|place| place.tag.clone()).collect();
+                let patience = Patience::default();
                 let found = loop {
-                    match self.broker.recall(&tags).await {
+                    match self.broker.recall(&tags, &patience).await {
                         Ok(found) => break found,
                         Err(error) => {
                             debug!(%error, "parked messages cannot be read");
@@ -192,7 +196,10 @@ impl Recaller {
                         }
                     }
                 };
-                let messages = places.iter().zip(found).filter_map(|(place, held)| {
+                // Large ones come a few at a time.
+                let (asked, rest) = places.split_at(found.len().min(batch.len()));
+                places = rest;
+                let messages = asked.iter().zip(found).filter_map(|(place, held)| {
                     let raw = unwrapped(&held?, &place.queue)?;
                     let delivery = Delivery {
                         tag: place.tag.clone(),
@@ -203,7 +210,7 @@ impl Recaller {
                     Some((delivery, raw, share))
                 });
                 let recalled = Recalled {
-                    asked: places.len(),
+                    asked: asked.len(),
                     messages: messages.collect(),
                 };
                 if self.to.send(recalled).is_err() {

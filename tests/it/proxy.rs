@@ -24,6 +24,8 @@ struct Weather {
     refuses: bool,
     /// Everything is late by this.
     late: Duration,
+    /// Bytes that pass in a second each way; 0 is without limit.
+    rate: u64,
 }
 
 pub struct Proxy {
@@ -94,6 +96,11 @@ impl Proxy {
     pub fn delay(&self, late: Duration) {
         self.change(|weather, _| weather.late = late);
     }
+
+    /// No more than so many bytes pass in a second each way.
+    pub fn limit(&self, rate: u64) {
+        self.change(|weather, _| weather.rate = rate);
+    }
 }
 
 async fn join(near: TcpStream, to: u16, number: u64, mut weather: watch::Receiver<Weather>) {
@@ -133,7 +140,8 @@ async fn pass(
         if !answers && weather.wait_for(|weather| weather.held <= number).await.is_err() {
             return;
         }
-        tokio::time::sleep(now.late).await;
+        let takes = (count as u64 * 1_000_000).checked_div(now.rate).unwrap_or(0);
+        tokio::time::sleep(now.late + Duration::from_micros(takes)).await;
         if to.write_all(&bytes[..count]).await.is_err() {
             return;
         }

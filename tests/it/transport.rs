@@ -164,6 +164,46 @@ app.connection_for_write().default_channel.client.lpush('celery', 'garbage')
     assert_eq!(denied(&redis), Vec::<String>::new());
 }
 
+/// Two teams share `unacked`, and each may write to its own queues only. What a worker may not put back it leaves where it is,
+/// says so, and restores what is behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overdue_message_that_may_not_be_restored_stays_where_it_is() {
+    let redis = Redis::start();
+    let url = documented_user(&redis, "worker");
+    let envelope = |id: &str| {
+        format!(
+            r#"{{"body": "W1sxXSwge30sIG51bGxd", "content-type": "application/json", "headers": {{"task": "hello.add", "id": "{id}"}}, "properties": {{"body_encoding": "base64"}}}}"#
+        )
+    };
+    let hold = |tag: &str, queue: &str, since: &str| {
+        redis.command::<i64>(&["HSET", "unacked", tag, &format!(r#"[{},"","{queue}"]"#, envelope(tag))]);
+        redis.command::<i64>(&["ZADD", "unacked_index", since, tag]);
+    };
+    // More of theirs than are looked at in one go, all overdue for longer than ours.
+    const THEIRS: usize = 230;
+    for n in 0..THEIRS {
+        hold(&format!("theirs-{n}"), "reports", "0");
+    }
+    hold("ours", "celery", "1000");
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 1}")];
+    let worker = Worker::spawn_at("hello_task", &url, &["-c", "1"], &settings);
+    until("ours is done", async || {
+        redis.length("EXISTS", "celery-task-meta-ours") == 1
+    })
+    .await;
+    worker.wait_for_log("overdue messages cannot be restored");
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(
+        (redis.length("HLEN", "unacked"), redis.length("ZCARD", "unacked_index")),
+        (THEIRS, THEIRS),
+        "{}",
+        worker.log()
+    );
+    assert_eq!(redis.length("LLEN", "reports"), 0);
+    let said = worker.log().matches("which belongs in \"reports\"").count();
+    assert_eq!(said, 1, "{}", worker.log());
+}
+
 /// The same for whoever looks after dead letters.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acl_user_for_dead_letters() {

@@ -2,6 +2,8 @@
 -- KEYS  1 unacked, 2 unacked_index, 3 dead-letter list
 -- ARGV  1 tag, 2 the dead letter, 3 longest list
 -- RETURNS 1 when it was moved
+-- First what can be refused: a script that fails stops where it is.
+redis.call('LLEN', KEYS[3])
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('LPUSH', KEYS[3], ARGV[2])

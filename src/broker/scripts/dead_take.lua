@@ -4,9 +4,8 @@
 -- ARGV  1 the letter, 2 "requeue" or "drop", 3 the message, 4 exchange, 5 routing key, 6 prefix of every key, 7 what
 --       follows a queue's name for this priority, 8 separator in bindings
 -- RETURNS 1 when it was there
+local lists = {}
+if ARGV[2] == 'requeue' then lists = lists_of(KEYS[2], ARGV[4], ARGV[5], ARGV[8], ARGV[6], ARGV[7]) end
 if redis.call('LREM', KEYS[1], -1, ARGV[1]) == 0 then return 0 end
-if ARGV[2] == 'requeue' then
-  local queues = route(KEYS[2], ARGV[4], ARGV[5], ARGV[8])
-  for i = 1, #queues do redis.call('LPUSH', ARGV[6] .. queues[i] .. ARGV[7], ARGV[3]) end
-end
+for i = 1, #lists do redis.call('LPUSH', lists[i], ARGV[3]) end
 return 1

@@ -2,6 +2,8 @@
 -- KEYS  1 unacked, 2 unacked_index, 3 queue key
 -- ARGV  1 routing key, 2.. tags
 -- RETURNS how many were given back; what is not ours any more is left alone
+-- First what can be refused: a script that fails stops where it is.
+redis.call('LLEN', KEYS[3])
 local tail, given = ',"","' .. ARGV[1] .. '"]', 0
 for i = 2, #ARGV do
   local held = redis.call('HGET', KEYS[1], ARGV[i])

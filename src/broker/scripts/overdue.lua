@@ -1,12 +1,21 @@
 -- Finds held messages whose lease has run out, by the server's clock.
 -- KEYS  1 unacked, 2 unacked_index
--- ARGV  1 visibility timeout in seconds, 2 how many
--- RETURNS a flat list: tag, stored value ("" when there is none)
+-- ARGV  1 visibility timeout in seconds, 2 how many of them are passed over, 3 how many are looked at, 4 bytes that are not
+--       exceeded by more than one message
+-- RETURNS 1 when there are more, else 0; then a flat list: tag, stored value ("" when there is none), SHA-1 of the value
 local time = redis.call('TIME')
-local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', time[1] + time[2] / 1000000 - ARGV[1], 'LIMIT', 0, ARGV[2])
-local out = {}
-for i = 1, #tags do
+local due, most = time[1] + time[2] / 1000000 - ARGV[1], tonumber(ARGV[3])
+local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', due, 'LIMIT', ARGV[2], most + 1)
+local out, bytes = {#tags > most and 1 or 0}, 0
+for i = 1, math.min(#tags, most) do
+  local held = redis.call('HGET', KEYS[1], tags[i]) or ''
+  bytes = bytes + #held
+  if i > 1 and bytes > tonumber(ARGV[4]) then
+    out[1] = 1
+    break
+  end
   out[#out + 1] = tags[i]
-  out[#out + 1] = redis.call('HGET', KEYS[1], tags[i]) or ''
+  out[#out + 1] = held
+  out[#out + 1] = held == '' and '' or redis.sha1hex(held)
 end
 return out

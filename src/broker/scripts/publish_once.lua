@@ -3,10 +3,14 @@
 -- ARGV  1 seconds to keep the marker, 2 prefix of every key, 3 separator in bindings, then four for each message:
 --       exchange, routing key, what follows a queue's name for its priority, the envelope
 -- RETURNS 1 when they were sent, 0 when they had been
-if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[1]) then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local lists = {}
 for n = 2, #KEYS do
   local at = 4 * (n - 1)
-  local queues = route(KEYS[n], ARGV[at], ARGV[at + 1], ARGV[3])
-  for i = 1, #queues do redis.call('LPUSH', ARGV[2] .. queues[i] .. ARGV[at + 2], ARGV[at + 3]) end
+  lists[n] = lists_of(KEYS[n], ARGV[at], ARGV[at + 1], ARGV[3], ARGV[2], ARGV[at + 2])
+end
+redis.call('SET', KEYS[1], '1', 'EX', ARGV[1])
+for n = 2, #KEYS do
+  for i = 1, #lists[n] do redis.call('LPUSH', lists[n][i], ARGV[4 * (n - 1) + 3]) end
 end
 return 1

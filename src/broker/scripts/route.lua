@@ -57,3 +57,14 @@ local function route(bindings, exchange, key, sep)
   return queues
 end
 
+
+-- The lists of those queues, each looked at: a script that fails stops where it is, and a list that is none, or is not for
+-- this user, is found out before a message leaves the place where it was.
+local function lists_of(bindings, exchange, key, sep, prefix, suffix)
+  local lists = route(bindings, exchange, key, sep)
+  for i = 1, #lists do
+    lists[i] = prefix .. lists[i] .. suffix
+    redis.call('LLEN', lists[i])
+  end
+  return lists
+end
