@@ -67,11 +67,11 @@ pub enum Counted {
 }
 
 impl Backend {
-    /// Counts parts, in one round trip.
+    /// Counts parts, in one round trip; for each what that gave, or why it cannot be counted.
     ///
     /// # Errors
-    /// The server cannot be reached or refuses. Counting a part again counts it once.
-    pub async fn count_parts(&self, parts: &[Part]) -> Result<Vec<Counted>, Error> {
+    /// The server cannot be reached. Counting a part again counts it once.
+    pub async fn count_parts(&self, parts: &[Part]) -> Result<Vec<Result<Counted, Error>>, Error> {
         let mut pipe = Pipeline::with_capacity(parts.len());
         let mut claims = Vec::with_capacity(parts.len());
         for part in parts {
@@ -94,19 +94,19 @@ impl Backend {
             pipe.invoke_script(&call);
             claims.push(claim);
         }
-        let answers = self.link.pipeline(&pipe).await?;
+        let answers = self.pipeline(&pipe).await?;
         let counted = answers.into_iter().zip(claims).map(|(answer, claim)| match answer {
             Value::BulkString(word) => match &word[..] {
                 b"mine" => Ok(Counted::Mine(claim)),
                 b"taken" => Ok(Counted::Taken),
                 _ => Ok(Counted::Settled),
             },
-            Value::ServerError(error) => Err(Error::Refused(format!("a chord cannot be counted: {error}"))),
+            Value::ServerError(error) => Err(Error::Refused(error.to_string())),
             other => Err(Error::Refused(format!(
                 "unexpected answer to a chord's count: {other:?}"
             ))),
         });
-        counted.collect()
+        Ok(counted.collect())
     }
 
     /// The entries of the parts of a chord, in the order of their places or as they came; see [`Part::entry`].
@@ -116,7 +116,7 @@ impl Backend {
     pub async fn parts(&self, group: &str) -> Result<Vec<String>, Error> {
         let mut command = cmd(if self.options.chord_ordered { "ZRANGE" } else { "LRANGE" });
         command.arg(self.group_key(group, ".j")).arg(0).arg(-1);
-        let entries: Vec<Vec<u8>> = self.link.query(&command).await?;
+        let entries: Vec<Vec<u8>> = self.query(&command).await?;
         entries.into_iter().map(|entry| self.read(entry)).collect()
     }
 
@@ -138,7 +138,7 @@ impl Backend {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn group(&self, group: &str) -> Result<Option<String>, Error> {
-        let stored: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.group_key(group, ""))).await?;
+        let stored: Option<Vec<u8>> = self.query(cmd("GET").arg(self.group_key(group, ""))).await?;
         stored.map(|stored| self.read(stored)).transpose()
     }
 
@@ -158,7 +158,7 @@ impl Backend {
             .arg(RUN.as_secs());
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        match self.link.pipeline(&pipe).await?.pop() {
+        match self.pipeline(&pipe).await?.pop() {
             Some(Value::BulkString(run)) => Ok(Some(String::from_utf8_lossy(&run).into_owned())),
             Some(Value::Nil) => Ok(None),
             other => Err(Error::Refused(format!(
@@ -183,7 +183,7 @@ impl Backend {
         }
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        match self.link.pipeline(&pipe).await?.pop() {
+        match self.pipeline(&pipe).await?.pop() {
             Some(Value::BulkString(word)) => Ok(word != b"lost"),
             other => Err(Error::Refused(format!("the body of a chord cannot be sent: {other:?}"))),
         }
@@ -201,7 +201,7 @@ impl Backend {
         call.arg(&claim.token).arg(DONE.as_secs());
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        self.link.pipeline(&pipe).await.map(drop)
+        self.pipeline(&pipe).await.map(drop)
     }
 
     /// Ends a chord whose header failed: its size goes, so that a late part does not fail it again.
@@ -209,7 +209,7 @@ impl Backend {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn fail_chord(&self, group: &str) -> Result<(), Error> {
-        self.link.query(cmd("DEL").arg(self.group_key(group, ".s"))).await
+        self.query(cmd("DEL").arg(self.group_key(group, ".s"))).await
     }
 
     /// One more part for a chord to wait for (`Task.add_to_chord`).
@@ -217,8 +217,7 @@ impl Backend {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn add_to_chord(&self, group: &str) -> Result<(), Error> {
-        self.link
-            .query::<i64>(cmd("INCRBY").arg(self.group_key(group, ".t")).arg(1))
+        self.query::<i64>(cmd("INCRBY").arg(self.group_key(group, ".t")).arg(1))
             .await
             .map(drop)
     }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use redis::Script;
+use redis::{Cmd, FromRedisValue, Pipeline, Script, Value};
 
-use crate::conn::Link;
+use crate::conn::{Link, Patience};
 use crate::wire::ResultFormat;
 
 pub use crate::conn::Error;
@@ -74,6 +74,8 @@ pub struct Backend {
     scripts: Arc<Scripts>,
     /// Results are compressed, by us or by others: their states are looked at before they are replaced.
     looks: Arc<AtomicBool>,
+    /// What is asked with it is asked again until it is answered.
+    patience: Option<Patience>,
 }
 
 /// Compiled in, loaded on every connection.
@@ -147,7 +149,32 @@ impl Backend {
             options: Arc::new(options),
             prefix,
             scripts: Arc::new(scripts),
+            patience: None,
         })
+    }
+
+    /// The same for a caller who asks until he is answered: each answer that did not come in time is waited for longer by the
+    /// next try, so that what is large gets through a slow network.
+    pub(crate) fn patient(&self) -> Self {
+        Self {
+            patience: Some(Patience::default()),
+            ..self.clone()
+        }
+    }
+
+    async fn pipeline(&self, pipe: &Pipeline) -> Result<Vec<Value>, Error> {
+        let patience = self.patience.clone().unwrap_or_default();
+        self.link.pipeline_with(pipe, &patience).await
+    }
+
+    async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.add_command(command.clone());
+        match self.pipeline(&pipe).await?.pop().unwrap_or(Value::Nil) {
+            Value::ServerError(error) => Err(Error::Refused(format!("Redis refused: {error}"))),
+            value => T::from_redis_value(value)
+                .map_err(|error| Error::Refused(format!("unexpected answer of Redis: {error}"))),
+        }
     }
 
     /// Its connection.

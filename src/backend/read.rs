@@ -22,7 +22,7 @@ impl Backend {
     /// # Errors
     /// The server cannot be reached or refuses, or the record is in no form that is read.
     pub async fn get(&self, id: &str) -> Result<Option<String>, Error> {
-        let stored: Option<Vec<u8>> = self.link.query(cmd("GET").arg(self.result_key(id))).await?;
+        let stored: Option<Vec<u8>> = self.query(cmd("GET").arg(self.result_key(id))).await?;
         stored.map(|stored| self.read(stored)).transpose()
     }
 

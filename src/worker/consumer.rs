@@ -431,19 +431,7 @@ impl Consumer {
         self.out.extend(settled);
         for effect in local.drain(..) {
             match effect {
-                Effect::Fallout(exception, in_task) => {
-                    if let Some(embed) = &request.embed {
-                        let parent = request.as_parent(trace);
-                        let fallout = scribe.failed(
-                            &parent,
-                            embed.chain.as_ref(),
-                            embed.errbacks.as_deref().unwrap_or_default(),
-                            &exception,
-                            request.stores_errors(),
-                        );
-                        self.on_fallout(&parent, fallout, in_task, Some(&request));
-                    }
-                }
+                Effect::Fallout(failing) => self.on_failing(&request, trace, *failing),
                 Effect::Part(done) => self.on_part(&request, trace, *done, &children),
                 Effect::Cancel(signal) => {
                     if let Some(context) = &context {

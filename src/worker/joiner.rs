@@ -22,7 +22,7 @@ use crate::backend::{Backend, Claim, Counted, Error, Part};
 use crate::broker::{self, Broker};
 use crate::canvas::{Parent, ResultNode};
 use crate::clock;
-use crate::conn::Link;
+use crate::conn::{Link, Patience};
 use crate::wire::{CallOptions, Exception, Json, Signature, State, json};
 
 /// Parts counted in one round trip.
@@ -39,13 +39,32 @@ pub(crate) struct Member {
     pub parent: Parent,
     /// What the member has sent already; `None` where Celery does not know.
     pub children: Option<Vec<ResultNode>>,
-    /// Its message, if it is still to be acknowledged.
-    pub delivery: Option<Delivery>,
+    /// What is done with its message, if that is still to do.
+    pub last: Option<Last>,
+}
+
+/// A message that is kept until all that hangs on it is accounted for, and what is done with it then.
+pub(crate) struct Last {
+    pub delivery: Delivery,
+    pub write: broker::Write,
+}
+
+impl Last {
+    /// It is acknowledged.
+    pub(crate) fn ack(delivery: Delivery) -> Self {
+        let write = broker::Write::Ack(delivery.tag.clone());
+        Self { delivery, write }
+    }
+
+    /// That is done now.
+    pub(crate) fn write(self) -> Out {
+        Out::Broker(self.write)
+    }
 }
 
 /// The member is accounted for.
 pub(crate) struct Joined {
-    pub delivery: Option<Delivery>,
+    pub last: Option<Last>,
     /// Members of other chords that failed with it, and error callbacks that are to be called.
     pub fallout: Fallout,
     /// As of the member that completed the chord ([`Done::in_task`](super::request::Done::in_task)).
@@ -89,7 +108,7 @@ impl Joiner {
             let join = Join {
                 scribe: self.scribe.clone(),
                 broker: self.broker.clone(),
-                backend: backend.clone(),
+                backend: backend.patient(),
                 outbox: self.outbox.clone(),
                 joined: self.joined.clone(),
             };
@@ -103,7 +122,7 @@ impl Joiner {
 fn report(joined: &mpsc::UnboundedSender<Joined>, member: Member, fallout: Fallout) {
     // A loop that is gone has given its messages back.
     let _ = joined.send(Joined {
-        delivery: member.delivery,
+        last: member.last,
         fallout,
         in_task: member.children.is_some(),
         parent: member.parent,
@@ -115,24 +134,23 @@ impl Join {
         let parts: Vec<Part> = members.iter().map(|member| member.part.clone()).collect();
         let counted = match self.insist(|| self.backend.count_parts(&parts)).await {
             Ok(counted) => counted,
-            Err(error) => {
-                error!(%error, "members of a chord cannot be counted");
-                members
-                    .into_iter()
-                    .for_each(|member| report(&self.joined, member, Fallout::default()));
-                return;
-            }
+            Err(error) => members.iter().map(|_| Err(error.clone())).collect(),
         };
         for (member, counted) in members.into_iter().zip(counted) {
             match counted {
-                Counted::Taken if member.delivery.is_some() => {
+                Ok(Counted::Taken) if member.last.is_some() => {
                     let join = self.clone();
                     spawn_join(async move { join.watch(member).await });
                 }
-                Counted::Settled | Counted::Taken => report(&self.joined, member, Fallout::default()),
-                Counted::Mine(claim) => {
+                Ok(Counted::Settled | Counted::Taken) => report(&self.joined, member, Fallout::default()),
+                Ok(Counted::Mine(claim)) => {
                     let join = self.clone();
                     spawn_join(async move { join.end(claim, member).await });
+                }
+                Err(error) => {
+                    let (id, group) = (&member.part.task_id, &member.part.group);
+                    error!(task.id = %id, "a member of chord {group} cannot be counted: {error}");
+                    report(&self.joined, member, Fallout::default());
                 }
             }
         }
@@ -146,9 +164,9 @@ impl Join {
                 .insist(|| self.backend.count_parts(std::slice::from_ref(&member.part)))
                 .await;
             match counted.ok().and_then(|mut counted| counted.pop()) {
-                Some(Counted::Taken) => {}
-                Some(Counted::Mine(claim)) => return self.end(claim, member).await,
-                Some(Counted::Settled) | None => return report(&self.joined, member, Fallout::default()),
+                Some(Ok(Counted::Taken)) => {}
+                Some(Ok(Counted::Mine(claim))) => return self.end(claim, member).await,
+                Some(Ok(Counted::Settled) | Err(_)) | None => return report(&self.joined, member, Fallout::default()),
             }
         }
     }
@@ -231,8 +249,11 @@ impl Join {
         let Some(run) = self.insist(|| self.backend.keep_claim(claim)).await? else {
             return Ok(false);
         };
-        self.insist_at(self.broker.writer(), || self.broker.publish_once(&run, messages))
-            .await?;
+        let patience = Patience::default();
+        self.insist_at(self.broker.writer(), || {
+            self.broker.publish_once_with(&run, messages, &patience)
+        })
+        .await?;
         match self.insist(|| self.backend.end_chord(claim)).await {
             // Nobody will ask for it any more.
             Ok(()) => drop(self.broker.forget_once(&run).await),

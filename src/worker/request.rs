@@ -2,9 +2,9 @@
 //!
 //! [`State::step`] is pure: from a state and an input it makes the next state and appends effects. It reads no clock,
 //! knows no Redis and awaits nothing. The delivery moves by value through the states into exactly one
-//! [`Effect::Early`], [`Effect::Ack`], [`Effect::Part`], [`Effect::Requeue`] or [`Effect::Forget`], so that it cannot be spent twice. The order of the
-//! effects is the guarantee: a retry is published and a result stored before a late ack; an early ack comes before the
-//! start.
+//! [`Effect::Early`], [`Effect::Ack`], [`Effect::Part`], [`Effect::Fallout`], [`Effect::Requeue`] or [`Effect::Forget`], so that
+//! it cannot be spent twice. The order of the effects is the guarantee: a retry is published and a result stored before a
+//! late ack; an early ack comes before the start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -213,9 +213,9 @@ pub(crate) enum Effect {
     Store(Stored, Content),
     /// Send what follows a success: callbacks and the next step of the chain.
     Follow(Json),
-    /// Do what follows a failure: the rest of the chain fails as well, and error callbacks are called. As for
-    /// [`Done::in_task`].
-    Fallout(Exception, bool),
+    /// Do what follows a failure: the rest of the chain fails as well, and error callbacks are called; and only then
+    /// acknowledge the message, if that is still to do.
+    Fallout(Box<Failing>),
     /// The task goes on elsewhere under its id: put down, or in the hands of what takes its place.
     Leave,
     /// Send what takes the task's place.
@@ -239,6 +239,16 @@ pub(crate) struct Done {
     /// Whether Celery counts it where the task ran. It counts elsewhere what was rejected, revoked, or ended by its hard
     /// limit; there nobody knows what the task has sent.
     pub in_task: bool,
+}
+
+/// What follows a failure.
+#[derive(Debug)]
+pub(crate) struct Failing {
+    pub exception: Exception,
+    /// As for [`Done::in_task`].
+    pub in_task: bool,
+    /// The message, unless it was acknowledged before the task ran, or waits until the task is counted in its own chord.
+    pub delivery: Option<Delivery>,
 }
 
 /// What a stored state carries.
@@ -737,11 +747,20 @@ impl Request {
     fn end_failed(&self, unacked: Option<Delivery>, exception: &Exception, in_task: bool, effects: &mut Vec<Effect>) {
         self.store(Stored::Failure, exception.clone(), effects);
         self.end_stream(Stored::Failure, effects);
-        if self.embed.is_some() {
-            effects.push(Effect::Fallout(exception.clone(), in_task));
-        }
         let part = self.is_part().then(|| failed_value(exception));
-        self.settle(unacked, Stored::Failure, part, in_task, effects);
+        let (here, later) = match part {
+            Some(_) => (None, unacked),
+            None if self.embed.is_some() => (unacked, None),
+            None => (None, unacked),
+        };
+        if self.embed.is_some() {
+            effects.push(Effect::Fallout(Box::new(Failing {
+                exception: exception.clone(),
+                in_task,
+                delivery: here,
+            })));
+        }
+        self.settle(later, Stored::Failure, part, in_task, effects);
     }
 
     fn retry(

@@ -401,7 +401,7 @@ async fn the_body_of_a_chord_is_sent_once_over_two_servers() {
         second.command::<String>(&["SET", "celery-taskset-meta-g.s", "1"]);
     };
     let claim = async || match backend.count_parts(std::slice::from_ref(&part)).await.unwrap().pop() {
-        Some(Counted::Mine(claim)) => claim,
+        Some(Ok(Counted::Mine(claim))) => claim,
         other => panic!("{other:?}"),
     };
     begin();
@@ -425,6 +425,41 @@ async fn the_body_of_a_chord_is_sent_once_over_two_servers() {
     assert_ne!(other, run);
     assert!(broker.publish_once(&other, &body).await.unwrap());
     assert_eq!(first.length("LLEN", "bodies"), 2);
+}
+
+/// Of what goes to Redis together each stands alone: a chord that somebody broke does not hold up the one beside it, nor a
+/// key that is no result the other results.
+#[tokio::test]
+async fn what_redis_refuses_of_a_batch_is_alone_in_it() {
+    let redis = Redis::start();
+    let link = Link::connect(&Endpoint::parse(&redis.url()).unwrap(), LinkOptions::default())
+        .await
+        .unwrap();
+    let backend = Backend::new(link.clone(), backend::Options::default()).await.unwrap();
+    let part = |group: &str| Part::new(group, Some(0), "member", "SUCCESS", &Json::number(1));
+    for group in ["broken", "sound"] {
+        redis.command::<String>(&["SET", &format!("celery-taskset-meta-{group}.s"), "1"]);
+    }
+    redis.command::<String>(&["SET", "celery-taskset-meta-broken.j", "x"]);
+    let counted = backend.count_parts(&[part("broken"), part("sound")]).await.unwrap();
+    assert!(matches!(&counted[..], [Err(_), Ok(Counted::Mine(_))]), "{counted:?}");
+
+    redis.command::<i64>(&["RPUSH", "celery-task-meta-list", "x"]);
+    let store = |id: &str| backend::Write::Store {
+        id: id.into(),
+        status: orchestra::wire::State::Success,
+        record: br#"{"status": "SUCCESS", "result": 1}"#.to_vec().into(),
+        late: false,
+    };
+    let mut pipe = redis::Pipeline::new();
+    backend.append(&mut pipe, &[store("list"), store("sound")]);
+    let answers = link.pipeline(&pipe).await.unwrap();
+    assert!(
+        matches!(&answers[..], [redis::Value::ServerError(error)] if error.code() == "WRONGTYPE"),
+        "{answers:?}"
+    );
+    assert_eq!(redis.length("EXISTS", "celery-task-meta-sound"), 1);
+    assert_eq!(redis.length("LLEN", "celery-task-meta-list"), 1);
 }
 
 /// Stamps each call with its name and everything in a group, a chain, a body or behind a call with where it is.

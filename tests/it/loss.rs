@@ -335,3 +335,103 @@ async fn the_body_of_a_chord_with_early_acks_is_not_lost() {
         results.command::<()>(&["FLUSHALL"]);
     }
 }
+
+/// Somebody puts something else where a queue was: a worker that stops gives nothing away that nobody would have.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_given_back_stays_held() {
+    let redis = Redis::start();
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 1}")];
+    let mut worker = Worker::start_with(&redis, &["-c", "1"], &settings);
+    let client = redis.client().await;
+    let mut pending = client
+        .send_many(&[Call::new("hello.nap").arg(3000).arg(0)])
+        .await
+        .unwrap();
+    worker.wait_for_log("hello.nap");
+    let calls: Vec<Call> = (1..4).map(|n| Call::new("hello.nap").arg(0).arg(n)).collect();
+    pending.extend(client.send_many(&calls).await.unwrap());
+    until("they are reserved", async || redis.length("HLEN", "unacked") == 3).await;
+    redis.command::<String>(&["SET", "celery", "x"]);
+    assert_eq!(worker.stop(), Some(0), "{}", worker.log());
+    assert!(worker.log().contains("WRONGTYPE"), "{}", worker.log());
+    assert_eq!(redis.length("HLEN", "unacked"), 3, "{}", worker.log());
+    redis.command::<i64>(&["DEL", "celery"]);
+    let second = Worker::start_with(&redis, &["-c", "1"], &settings);
+    for (n, pending) in pending.iter().enumerate() {
+        assert_eq!(pending.get::<usize>(LONG).await.unwrap(), n, "{}", second.log());
+    }
+}
+
+/// With late acks a message is done with when what hangs on its failure is: a part of a chord that never ran is counted
+/// first, be it the end of a chain or a task that nobody knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chord_fails_whose_header_failed_as_its_worker_died() {
+    let (redis, results) = (Redis::start(), Redis::start());
+    let proxy = Proxy::start(results.port).await;
+    let start = |results: &str| {
+        let worker = Worker::spawn("workflow", &redis, &["-c", "2", "--result-backend", results], SOON);
+        worker.wait_for_log("orchestra-worker: ready");
+        worker
+    };
+    let late = Duration::from_millis(600);
+    let chain_that_fails =
+        || orchestra::canvas::chain([Signature::new("flow.fail").arg("why"), Signature::new("flow.note")]);
+    for (header, why) in [
+        (chain_that_fails(), "why"),
+        (Signature::new("flow.nobody.knows"), "flow.nobody.knows"),
+    ] {
+        let mut first = start(&proxy.url());
+        let client = Client::connect_to(&redis.url(), Some(&results.url())).await.unwrap();
+        proxy.delay(late);
+        let applied = client.apply(chord([header], Signature::new("flow.sum"))).await.unwrap();
+        let found = |pattern: &str| -> usize { results.command::<Vec<String>>(&["KEYS", pattern]).len() };
+        until("the failure is stored", async || found("celery-task-meta-*") > 0).await;
+        // The worker hears of that after one such time; what it asks then is here after another.
+        tokio::time::sleep(late * 3 / 2).await;
+        assert_eq!(
+            found("celery-taskset-meta-*.d"),
+            0,
+            "it was counted: the test proves nothing"
+        );
+        first.process.kill();
+        proxy.delay(Duration::ZERO);
+        let second = start(&results.url());
+        let ended = applied.get::<u64>(LONG).await;
+        let text = ended.expect_err("the body ran").to_string();
+        assert!(
+            text.contains("ChordError") && text.contains(why),
+            "{text}: {}",
+            second.log()
+        );
+        until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+        results.command::<()>(&["FLUSHALL"]);
+    }
+}
+
+/// A slow network is no broken one: what a dead worker held comes back, however much it is, and no connection is given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_large_messages_come_back_over_a_slow_network() {
+    let redis = Redis::start();
+    let pad = "x".repeat(1_000_000);
+    for n in 0..10 {
+        let held = format!(
+            r#"[{{"body": "W1sxXSwge30sIG51bGxd", "content-type": "application/json", "headers": {{"task": "hello.add", "id": "large-{n}", "pad": "{pad}"}}, "properties": {{"body_encoding": "base64"}}}},"","celery"]"#
+        );
+        redis.command::<i64>(&["HSET", "unacked", &format!("dead.{n}"), &held]);
+        redis.command::<i64>(&["ZADD", "unacked_index", "0", &format!("dead.{n}")]);
+    }
+    let proxy = Proxy::start(redis.port).await;
+    proxy.limit(1_000_000);
+    let settings = [
+        ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 30}"),
+        ("ORCHESTRA_WORKER_PREFETCH_MULTIPLIER", "1"),
+    ];
+    let worker = Worker::spawn_at("hello_task", &proxy.url(), &["-c", "1"], &settings);
+    until("all have run", async || {
+        (0..10).all(|n| redis.length("EXISTS", &format!("celery-task-meta-large-{n}")) == 1)
+    })
+    .await;
+    assert_eq!(redis.length("HLEN", "unacked"), 0);
+    assert!(!worker.log().contains("lost the connection"), "{}", worker.log());
+    assert_eq!(worker.log().matches("hello.add[large-").count(), 20, "{}", worker.log());
+}

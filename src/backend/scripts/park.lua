@@ -9,5 +9,8 @@ for i = 5, #ARGV do
 end
 redis.call('HSET', KEYS[1], '@parked', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
+-- Those whose notes have gone with time are put down no more. Nothing but this list knows them, and others may have less time:
+-- none is taken away that a template put down, which keeps its notes for 30 days.
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[4] - math.max(ARGV[3], 2592000))
 redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
 return 1

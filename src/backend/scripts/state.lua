@@ -1,8 +1,10 @@
 -- Stands before the scripts that replace records: the state of what is stored.
 
--- The state, nil where there is none, '' where it cannot be told, 'opaque' for a record that is compressed.
+-- The state, nil where there is none, '' where it cannot be told, 'opaque' for a record that is compressed. Behind it why the
+-- key cannot be looked at: it is no result.
 local function state(key)
-  local head = redis.call('GETRANGE', key, 0, 63)
+  local head = redis.pcall('GETRANGE', key, 0, 63)
+  if type(head) ~= 'string' then return '', head end
   if head == '' then return nil end
   -- The state is the first member of every record in JSON, in Python's spacing or in ours, and in msgpack.
   local found = string.match(head, '^{%s*"status":%s*"(%u+)"')

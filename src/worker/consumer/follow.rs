@@ -6,15 +6,15 @@ use tracing::error;
 
 use super::Consumer;
 use crate::backend::Part;
-use crate::broker::{self, GivenUp};
+use crate::broker::GivenUp;
 use crate::canvas::{Parent, ResultNode};
 use crate::task::{Context, Details};
 use crate::trace::{Trace, carried};
 use crate::wire::Json;
 use crate::worker::errback;
 use crate::worker::follow::{ErrbackCall, Fallout};
-use crate::worker::joiner::{Joined, Member};
-use crate::worker::request::{Delivery, Done, Request};
+use crate::worker::joiner::{Joined, Last, Member};
+use crate::worker::request::{Delivery, Done, Failing, Request};
 use crate::worker::strategy::{self, Failed};
 use crate::worker::writer::Out;
 
@@ -23,18 +23,21 @@ impl Consumer {
     pub(super) fn on_given_up(&mut self, given_up: &GivenUp) {
         error!("a held message went to the dead-letter list: {}", given_up.reason);
         if let Some(failed) = strategy::given_up(given_up, &self.options) {
-            self.fail(&failed);
+            self.fail(&failed, None);
         }
     }
 
     /// Writes down the failure of a task that will not run, and of what hangs on it: its chain, its chord, its error
-    /// callbacks.
-    pub(super) fn fail(&mut self, failed: &Failed) {
+    /// callbacks. Its message is done with when all of that is.
+    pub(super) fn fail(&mut self, failed: &Failed, last: Option<Last>) {
         let Failed {
             headers,
             exception,
             embed,
         } = failed;
+        self.out.extend(self.scribe.refusal(headers, exception));
+        self.out
+            .extend(self.events.refused(&headers.id, exception).map(Out::Event));
         if let Some(embed) = embed {
             let parent = Parent {
                 id: headers.id.clone(),
@@ -42,55 +45,79 @@ impl Consumer {
                 priority: 0,
                 carried: carried(Trace::of(&headers.extra).as_ref()),
             };
-            let fallout = self.scribe.failed(
+            let mut fallout = self.scribe.failed(
                 &parent,
                 embed.chain.as_ref(),
                 embed.errbacks.as_deref().unwrap_or_default(),
                 exception,
                 headers.ignore_result != Some(true),
             );
-            self.on_fallout(&parent, fallout, false, None);
             if let (Some(body), Some(group)) = (&embed.chord, &headers.group) {
                 let value = Json::new(exception).unwrap_or_else(|_| Json::null());
                 let part = Part::new(group, headers.group_index, &headers.id, "FAILURE", &value);
-                self.join(Member {
-                    part,
-                    body: body.clone(),
-                    parent,
-                    children: None,
-                    delivery: None,
-                });
+                fallout.parts.push((part, body.clone()));
             }
+            self.on_fallout(&parent, fallout, false, None, last);
+        } else {
+            self.out.extend(last.map(Last::write));
         }
-        self.out.extend(self.scribe.refusal(headers, exception));
-        self.out
-            .extend(self.events.refused(&headers.id, exception).map(Out::Event));
+    }
+
+    /// What follows the failure of a task that ran.
+    pub(super) fn on_failing(&mut self, request: &Request, trace: Option<&Trace>, failing: Failing) {
+        let Failing {
+            exception,
+            in_task,
+            delivery,
+        } = failing;
+        let last = delivery.map(Last::ack);
+        let Some(embed) = &request.embed else {
+            self.out.extend(last.map(Last::write));
+            return;
+        };
+        let parent = request.as_parent(trace);
+        let fallout = self.scribe.failed(
+            &parent,
+            embed.chain.as_ref(),
+            embed.errbacks.as_deref().unwrap_or_default(),
+            &exception,
+            request.stores_errors(),
+        );
+        self.on_fallout(&parent, fallout, in_task, Some(request), last);
     }
 
     /// A member of a chord was counted, and the body sent if it was the last one.
     pub(super) fn on_joined(&mut self, joined: Joined) {
-        let tag = joined.delivery.as_ref().map(|delivery| &delivery.tag);
+        let tag = joined.last.as_ref().map(|last| &last.delivery.tag);
         if let Some(at) = self.joining.iter().position(|joining| joining.as_ref() == tag) {
             self.joining.swap_remove(at);
         }
-        if let Some(delivery) = joined.delivery {
-            self.out.push(Out::Broker(broker::Write::Ack(delivery.tag)));
-        }
-        self.on_fallout(&joined.parent, joined.fallout, joined.in_task, None);
+        self.on_fallout(&joined.parent, joined.fallout, joined.in_task, None, joined.last);
     }
 
     /// What follows a failure beyond what is written: other chords, and error callbacks that run here.
-    pub(super) fn on_fallout(&mut self, parent: &Parent, fallout: Fallout, in_task: bool, request: Option<&Request>) {
+    /// The message is done with last, when the last of those parts is counted.
+    fn on_fallout(
+        &mut self,
+        parent: &Parent,
+        fallout: Fallout,
+        in_task: bool,
+        request: Option<&Request>,
+        mut last: Option<Last>,
+    ) {
         self.out.extend(fallout.out);
-        for (part, body) in fallout.parts {
+        let mut parts = fallout.parts.into_iter().peekable();
+        while let Some((part, body)) = parts.next() {
+            let last = last.take_if(|_| parts.peek().is_none());
             self.join(Member {
                 part,
                 body,
                 parent: parent.clone(),
                 children: in_task.then(Vec::new),
-                delivery: None,
+                last,
             });
         }
+        self.out.extend(last.map(Last::write));
         for call in &fallout.calls {
             self.call_errback(call, parent, request);
         }
@@ -98,7 +125,7 @@ impl Consumer {
 
     pub(super) fn join(&mut self, member: Member) {
         self.joining
-            .push(member.delivery.as_ref().map(|delivery| delivery.tag.clone()));
+            .push(member.last.as_ref().map(|last| last.delivery.tag.clone()));
         self.ended.push(member);
     }
 
@@ -144,7 +171,7 @@ impl Consumer {
                 body,
                 parent: request.as_parent(trace),
                 children: done.in_task.then(|| children.to_vec()),
-                delivery,
+                last: delivery.map(Last::ack),
             });
         }
     }

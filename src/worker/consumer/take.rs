@@ -10,6 +10,7 @@ use super::{Active, BACK, Consumer, Key};
 use crate::broker::{self, Tag};
 use crate::clock::{self, Timestamp};
 use crate::worker::fetcher::Fetched;
+use crate::worker::joiner::Last;
 use crate::worker::parked::{Recalled, Spot};
 use crate::worker::request::{Delivery, Hold, Input, Request, State, Waiting};
 use crate::worker::room::Share;
@@ -145,6 +146,10 @@ impl Consumer {
         else {
             return false;
         };
+        // Others with its key wait for it: that it has it must not be forgotten.
+        if active.holder.is_some() {
+            return false;
+        }
         let place = Spot {
             tag: delivery.tag.clone(),
             queue: delivery.queue.clone(),
@@ -166,19 +171,21 @@ impl Consumer {
         let queue = delivery.queue.clone();
         self.metrics.refused();
         error!(queue.name = %queue, "a message in queue {queue:?} was refused: {}", refusal.reason);
-        if let Some(failed) = &refusal.failure {
-            self.fail(failed);
-        }
-        self.out.push(Out::Broker(if refusal.bury {
-            broker::Write::Dead {
-                tag: delivery.tag,
+        let last = if refusal.bury {
+            let write = broker::Write::Dead {
+                tag: delivery.tag.clone(),
                 queue,
                 raw,
                 reason: refusal.reason,
-            }
+            };
+            Last { delivery, write }
         } else {
-            broker::Write::Ack(delivery.tag)
-        }));
+            Last::ack(delivery)
+        };
+        match &refusal.failure {
+            Some(failed) => self.fail(failed, Some(last)),
+            None => self.out.push(last.write()),
+        }
     }
 
     pub(super) fn on_lost(&mut self, tags: &[Tag]) {
