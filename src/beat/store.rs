@@ -37,6 +37,7 @@ pub struct Store {
     release: Script,
     advance: Script,
     files: Script,
+    forget: Script,
 }
 
 /// An entry as it stands in Redis, not yet understood.
@@ -95,8 +96,9 @@ impl Store {
             release: Script::new(include_str!("scripts/release.lua")),
             advance: Script::new(include_str!("scripts/advance.lua")),
             files: Script::new(include_str!("scripts/files.lua")),
+            forget: Script::new(include_str!("scripts/forget.lua")),
         };
-        let scripts = [&store.hold, &store.release, &store.advance, &store.files];
+        let scripts = [&store.hold, &store.release, &store.advance, &store.files, &store.forget];
         store.broker.writer().register(scripts.map(Clone::clone)).await?;
         Ok(store)
     }
@@ -152,13 +154,8 @@ impl Store {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn remove(&self, name: &str) -> Result<(), Error> {
-        let mut pipe = Pipeline::with_capacity(4);
-        pipe.hdel(self.key(SCHEDULE), name)
-            .hdel(self.key(LAST_RUN_AT), name)
-            .hdel(self.key(TOTAL_RUN_COUNT), name)
-            .srem(self.key(DISABLED), name);
-        pipe.atomic();
-        self.run(&pipe).await.map(drop)
+        self.forget(&[SCHEDULE, LAST_RUN_AT, TOTAL_RUN_COUNT, DISABLED], name)
+            .await
     }
 
     /// Says whether an entry is sent. One that is sent again counts from now on: what was due in between is not made up
@@ -167,14 +164,22 @@ impl Store {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn enable(&self, name: &str, enabled: bool) -> Result<(), Error> {
-        let mut pipe = Pipeline::with_capacity(2);
         if enabled {
-            pipe.hdel(self.key(LAST_RUN_AT), name).srem(self.key(DISABLED), name);
-            pipe.atomic();
-        } else {
-            pipe.sadd(self.key(DISABLED), name);
+            return self.forget(&[LAST_RUN_AT, DISABLED], name).await;
         }
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.sadd(self.key(DISABLED), name);
         self.run(&pipe).await.map(drop)
+    }
+
+    /// Removes a name from hashes and from the set behind them.
+    async fn forget(&self, keys: &[&str], name: &str) -> Result<(), Error> {
+        let mut call = self.forget.prepare_invoke();
+        for key in keys {
+            call.key(self.key(key));
+        }
+        call.arg(name);
+        self.invoke::<i64>(&call).await.map(drop)
     }
 
     /// Asks to be woken when entries change or the lock is given back.

@@ -30,7 +30,7 @@ pub fn retry_envelope(
     if !headers.contains_key("task") {
         headers.extend(object(Some(serde_json::to_value(&message.headers)?)));
     }
-    headers.insert("retries".into(), (message.headers.retries + 1).into());
+    headers.insert("retries".into(), message.headers.retries.saturating_add(1).into());
     headers.insert("eta".into(), clock::iso(eta).into());
     // Celery: a retried task is its own parent when it had none (P-088).
     let parent = message.headers.parent_id.as_deref().unwrap_or(&message.headers.id);
