@@ -127,13 +127,15 @@ impl Task for Grow {
     }
 }
 
-/// `flow.apology(request, exc, traceback)`: an error callback that runs where the failure is handled.
+/// `flow.apology(request, exc, traceback, ms=0)`: an error callback that runs where the failure is handled.
 #[derive(Deserialize)]
 struct Apology {
     request: Value,
     exc: Value,
     #[expect(dead_code, reason = "part of the call")]
     traceback: String,
+    #[serde(default)]
+    ms: u64,
 }
 
 impl Task for Apology {
@@ -146,6 +148,7 @@ impl Task for Apology {
     type Output = ();
 
     async fn run(self, (): (), context: Context) -> Result<(), Failure> {
+        tokio::time::sleep(Duration::from_millis(self.ms)).await;
         // Whoever waits for `sorry-<id>` hears of it.
         let text = format!("{} said {}", self.request["task"], self.exc["exc_message"][0]);
         let note = Signature::new("flow.note")

@@ -19,6 +19,7 @@ use super::autoscale::Autoscaler;
 use super::control::{Order, Panel};
 use super::done::Succeeded;
 use super::effects::Scribe;
+use super::errback::Errbacks;
 use super::events::Events;
 use super::fetcher::Fetched;
 use super::flood::Waits;
@@ -142,6 +143,8 @@ pub(crate) struct Consumer {
     pub(super) ended: Vec<Member>,
     /// The messages of members that are being counted, by how often they are.
     pub joining: Vec<Option<Tag>>,
+    /// Error callbacks that run here.
+    pub errbacks: Errbacks,
     pub shutdown: super::Stop,
     /// The connection to the broker as it was last seen.
     pub(super) connection: u64,
@@ -214,7 +217,8 @@ impl Consumer {
             self.autoscale();
             self.start_reserved();
             self.send();
-            if self.phase != Phase::Run && self.drained && self.active.is_empty() && !self.lingers() {
+            let is_done = self.active.is_empty() && (self.errbacks.are_done() || self.phase == Phase::Cold);
+            if self.phase != Phase::Run && self.drained && is_done && !self.lingers() {
                 break;
             }
         }
@@ -235,6 +239,9 @@ impl Consumer {
             {
                 self.on_joined(joined);
                 self.send();
+            }
+            if self.phase != Phase::Cold {
+                self.errbacks.done().await;
             }
             self.outbox.settled().await;
         };

@@ -2,6 +2,7 @@
 //! request, the exception and the traceback. No message, no place in the pool, no result.
 
 use serde_json::json;
+use tokio::sync::mpsc;
 use tracing::error;
 
 use super::follow::ErrbackCall;
@@ -10,8 +11,37 @@ use super::services::spawn_run;
 use crate::task::{Context, Entry, Failure};
 use crate::wire::{Body, Json, Kwargs};
 
+/// Those that run. A worker that stops waits for them.
+pub(crate) struct Errbacks {
+    /// Each has a clone while it runs.
+    run: mpsc::Sender<()>,
+    /// Ends with the last of them; nothing comes through it.
+    ended: mpsc::Receiver<()>,
+}
+
+impl Default for Errbacks {
+    fn default() -> Self {
+        let (run, ended) = mpsc::channel(1);
+        Self { run, ended }
+    }
+}
+
+impl Errbacks {
+    /// Whether none runs.
+    pub(crate) fn are_done(&self) -> bool {
+        self.run.strong_count() == 1
+    }
+
+    /// Waits until none runs.
+    pub(crate) async fn done(&mut self) {
+        let Self { run, mut ended } = std::mem::take(self);
+        drop(run);
+        ended.recv().await;
+    }
+}
+
 /// Calls it and logs what goes wrong.
-pub(crate) fn call(entry: Entry, call: &ErrbackCall, request: Option<&Request>, context: Context) {
+pub(crate) fn call(entry: Entry, call: &ErrbackCall, request: Option<&Request>, context: Context, running: &Errbacks) {
     let name = entry.name.clone();
     let body = match body(call, request) {
         Ok(body) => body,
@@ -21,7 +51,9 @@ pub(crate) fn call(entry: Entry, call: &ErrbackCall, request: Option<&Request>, 
         }
     };
     let failed = call.failed.clone();
+    let running = running.run.clone();
     spawn_run(async move {
+        let _running = running;
         let ended = match entry.start(&body, context) {
             Ok(run) => run.await.map(drop),
             Err(failure) => Err(failure),

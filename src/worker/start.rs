@@ -13,6 +13,7 @@ use super::consumer::{Consumer, Inputs};
 use super::control::{self, Order, Panel};
 use super::done::Succeeded;
 use super::effects::{Scribe, Sender};
+use super::errback::Errbacks;
 use super::events::Events;
 use super::fetcher::Fetcher;
 use super::flood::{Flood, Waits};
@@ -354,6 +355,7 @@ impl Worker {
             members,
             ended: Vec::new(),
             joining: Vec::new(),
+            errbacks: Errbacks::default(),
             metrics,
             events,
             autoscaler: options

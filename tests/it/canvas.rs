@@ -235,6 +235,20 @@ async fn a_worker_that_counts_can_be_stopped_without_redis() {
     assert_eq!(worker.stop(), Some(0), "{}", worker.log());
 }
 
+/// An error callback that runs in the worker is part of what a warm stop waits for, as it is in Celery.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_warm_stop_waits_for_error_callbacks() {
+    let redis = Redis::start();
+    let mut worker = Worker::start_program("workflow", &redis, &["-c", "1"], &[]);
+    let apology = Signature::new("flow.apology").kwarg("ms", 1500);
+    let fails = Signature::new("flow.fail").arg("no").link_error(apology);
+    redis.client().await.apply(fails).await.unwrap();
+    worker.wait_for_log("failed");
+    assert_eq!(worker.stop(), Some(0), "{}", worker.log());
+    // Its note waits for the next worker.
+    assert_eq!(redis.length("LLEN", "celery"), 1, "{}", worker.log());
+}
+
 /// What the tests above leave out: the same messages, looked at from beside.
 #[test]
 fn p_118_to_p_143_what_is_seen_beside_a_workflow() {

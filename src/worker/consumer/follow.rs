@@ -129,8 +129,8 @@ impl Consumer {
         self.ended.push(member);
     }
 
-    /// Runs an error callback here: `errback(request, exc, traceback, …)`. Nobody waits for it; what goes wrong is
-    /// logged.
+    /// Runs an error callback here: `errback(request, exc, traceback, …)`. Its task has ended meanwhile; only a worker
+    /// that stops waits for it. What goes wrong is logged.
     pub(super) fn call_errback(&self, call: &ErrbackCall, parent: &Parent, request: Option<&Request>) {
         let Some(entry) = self.registry.get(&call.errback.task) else {
             return;
@@ -144,7 +144,7 @@ impl Consumer {
             ..Details::default()
         };
         let context = Context::new(details, self.notes.clone(), Some(self.client.clone()));
-        errback::call(entry.clone(), call, request, context);
+        errback::call(entry.clone(), call, request, context, &self.errbacks);
     }
 
     pub(super) fn on_part(&mut self, request: &Request, trace: Option<&Trace>, done: Done, children: &[ResultNode]) {
