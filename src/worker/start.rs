@@ -40,7 +40,7 @@ use crate::backend::Backend;
 use crate::broker::Broker;
 use crate::client::SentEvents;
 use crate::clock;
-use crate::conn::{self, Link};
+use crate::conn::{self, Link, Push};
 use crate::task::{Registry, builtins};
 use crate::wire::{Lamport, Queue};
 
@@ -70,6 +70,7 @@ pub struct Worker {
     backend: Option<Backend>,
     state: Option<(StateDb, Saved)>,
     metrics: Metrics,
+    heard: Option<Heard>,
 }
 
 impl Worker {
@@ -139,7 +140,13 @@ impl Worker {
             warn!("{line}");
         }
         let metrics = Metrics::new(registry.meters());
+        // Who is told that it is ready may have something to say to it at once.
+        let heard = match options.remote_control {
+            true => hear(&broker, &options).await,
+            false => None,
+        };
         Ok(Self {
+            heard,
             options,
             registry,
             broker,
@@ -182,6 +189,7 @@ impl Worker {
             backend,
             state,
             metrics,
+            heard,
         } = self;
         let hostname: Arc<str> = options.hostname.as_str().into();
         let (outbox, writer) = Writer::new(
@@ -277,7 +285,8 @@ impl Worker {
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         let (mingled, is_mingled) = oneshot::channel();
-        if options.remote_control && listen(&broker, &options, &orders_to, looks, &metrics).await {
+        if let Some(heard) = heard {
+            heard.listen(&options, &orders_to, looks, &metrics);
             let mingle = Mingle {
                 broker: broker.clone(),
                 hostname: options.hostname.clone(),
@@ -416,22 +425,22 @@ impl Worker {
     }
 }
 
-/// Remote control, and gossip beside it on the same connection; whether there is any. Tasks matter more: an ACL may
-/// allow the one and not the other.
-async fn listen(
-    broker: &Broker,
-    options: &Options,
-    orders: &mpsc::Sender<Order>,
-    looks: mpsc::Sender<oneshot::Sender<()>>,
-    metrics: &Metrics,
-) -> bool {
+/// What comes from others: remote control, and gossip beside it on the same connection.
+struct Heard {
+    messages: mpsc::Receiver<Push>,
+    /// The channels of workers' events begin so.
+    events: Option<String>,
+}
+
+/// Begins to hear others, if that can be. Tasks matter more: an ACL may allow the one and not the other.
+async fn hear(broker: &Broker, options: &Options) -> Option<Heard> {
     let (exchange, node) = (&options.control_exchange, &options.hostname);
     let messages = conn::patiently(|| broker.subscribe_control(exchange, node)).await;
     let messages = match messages {
         Ok(messages) => messages,
         Err(error) => {
             warn!("no remote control: {error}");
-            return false;
+            return None;
         }
     };
     let events = if options.gossip {
@@ -440,17 +449,29 @@ async fn listen(
     } else {
         None
     };
-    let ear = control::Ear {
-        hostname: options.hostname.clone(),
-        events,
-        accept: options.accept.clone(),
-        largest: options.limits.control,
-        orders: orders.clone(),
-        looks,
-        metrics: metrics.clone(),
-    };
-    spawn(ServiceKind::Control, ear.listen(messages));
-    true
+    Some(Heard { messages, events })
+}
+
+impl Heard {
+    /// Reads it, also what came before.
+    fn listen(
+        self,
+        options: &Options,
+        orders: &mpsc::Sender<Order>,
+        looks: mpsc::Sender<oneshot::Sender<()>>,
+        metrics: &Metrics,
+    ) {
+        let ear = control::Ear {
+            hostname: options.hostname.clone(),
+            events: self.events,
+            accept: options.accept.clone(),
+            largest: options.limits.control,
+            orders: orders.clone(),
+            looks,
+            metrics: metrics.clone(),
+        };
+        spawn(ServiceKind::Control, ear.listen(self.messages));
+    }
 }
 
 /// The tasks of a program and those that every worker has.
