@@ -831,6 +831,10 @@ async fn a_text_longer_than_the_window_is_analyzed_in_pieces() {
         "long.yaml",
         "parameters:\n  text: {type: string}\nsteps:\n- {id: a, type: ollama_analyze, model: lorem, input: \"{{ text }}\", prompt: Summarize., window: 1024, max_tokens: 200, overlap: 10, at_once: 4}\n",
     );
+    folder.write(
+        "short.yaml",
+        "parameters:\n  texts: {type: any}\nsteps:\n- {id: a, type: ollama_analyze, model: lorem, input: \"{{ texts }}\", prompt: Summarize., window: 1024, max_tokens: 5}\n",
+    );
     let _worker = start(&redis, &sim, &folder, &[], &[]);
     let text: String = (0..2000).map(|n| format!("Sentence {n} of a long text. ")).collect();
     let answer: Value = redis
@@ -855,10 +859,6 @@ async fn a_text_longer_than_the_window_is_analyzed_in_pieces() {
         "{answer}"
     );
     // Answers that were cut off are told, also where the last one was whole; a text without a word is no piece.
-    folder.write(
-        "short.yaml",
-        "parameters:\n  texts: {type: any}\nsteps:\n- {id: a, type: ollama_analyze, model: lorem, input: \"{{ texts }}\", prompt: Summarize., window: 1024, max_tokens: 5}\n",
-    );
     let short = async |texts: Value| -> Value {
         let client = redis.client().await;
         let pending = client.send(run("short", json!({"texts": texts}))).await.unwrap();
