@@ -70,7 +70,8 @@ async fn who_waits_for_an_answer_that_is_not_kept_has_it_too() {
         Sim::start_with(&["--model=m=echo", "--token-delay=700ms"]),
     );
     let settings = format!("ai_hosts = '{}'\n", host.url);
-    let _workers: Vec<_> = (0..2).map(|_| worker(&redis, &settings, &["-c", "4"])).collect();
+    // Room for all in each: one that has to wait for a place comes when the answer is over.
+    let _workers: Vec<_> = (0..2).map(|_| worker(&redis, &settings, &["-c", "6"])).collect();
     let client = redis.client().await;
     let call = || {
         generate("m", "one two three four five")
