@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchestra::backend::{self, Backend};
-use orchestra::broker::{self, Broker, ClaimId, Write};
+use orchestra::broker::{self, Broker, ClaimId, Claims, Write};
 use orchestra::conn::{Endpoint, LinkOptions};
 use redis::Pipeline;
 
@@ -32,8 +32,28 @@ fn publish(n: usize) -> Write {
     }
 }
 
+async fn write(broker: &Broker, writes: &[Write]) {
+    let mut pipe = Pipeline::new();
+    broker.append(&mut pipe, writes);
+    broker.writer().pipeline(&pipe).await.unwrap();
+}
+
+async fn push(broker: &Broker, count: usize) {
+    write(broker, &(0..count).map(publish).collect::<Vec<_>>()).await;
+}
+
 fn queues() -> [Arc<str>; 1] {
     ["celery".into()]
+}
+
+/// Asks until it is answered.
+async fn claim(broker: &Broker, id: &ClaimId, count: usize) -> Claims {
+    loop {
+        match broker.claim(id, &queues(), count, 1 << 20).await {
+            Ok(claims) => return claims,
+            Err(_) => broker.ready().await,
+        }
+    }
 }
 
 /// A network that drops packets delivers them when it is well again, and a server does what they say, also when whoever sent
@@ -43,18 +63,11 @@ async fn a_claim_that_comes_late_takes_nothing_from_the_one_in_its_place() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.port).await;
     let broker = connect(&proxy.url()).await;
-    let mut pipe = Pipeline::new();
-    broker.append(&mut pipe, &(0..4).map(publish).collect::<Vec<_>>());
-    broker.writer().pipeline(&pipe).await.unwrap();
+    push(&broker, 4).await;
     let id = ClaimId::new();
     proxy.hold();
     assert!(broker.claim(&id, &queues(), 2, 1 << 20).await.is_err());
-    let claims = loop {
-        match broker.claim(&id, &queues(), 2, 1 << 20).await {
-            Ok(claims) => break claims,
-            Err(_) => broker.ready().await,
-        }
-    };
+    let claims = claim(&broker, &id, 2).await;
     assert_eq!(claims.messages.len(), 2);
     proxy.release();
     until("the late one has come", async || redis.length("LLEN", "celery") == 0).await;
@@ -64,9 +77,7 @@ async fn a_claim_that_comes_late_takes_nothing_from_the_one_in_its_place() {
         .into_iter()
         .map(|message| Write::Ack(message.tag))
         .collect();
-    let mut pipe = Pipeline::new();
-    broker.append(&mut pipe, &acks);
-    broker.writer().pipeline(&pipe).await.unwrap();
+    write(&broker, &acks).await;
     // What the late one took is nobody's, and comes back when its lease ends.
     let left: Vec<String> = redis.command(&["HVALS", "unacked"]);
     let has = |n: usize| left.iter().any(|held| held.contains(&format!("\"n\": {n}")));
@@ -79,18 +90,11 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.port).await;
     let broker = connect(&proxy.url()).await;
-    let mut pipe = Pipeline::new();
-    broker.append(&mut pipe, &(0..3).map(publish).collect::<Vec<_>>());
-    broker.writer().pipeline(&pipe).await.unwrap();
+    push(&broker, 3).await;
     let id = ClaimId::new();
     proxy.cut();
     assert!(broker.claim(&id, &queues(), 2, 1 << 20).await.is_err());
-    let claims = loop {
-        match broker.claim(&id, &queues(), 2, 1 << 20).await {
-            Ok(claims) => break claims,
-            Err(_) => broker.ready().await,
-        }
-    };
+    let claims = claim(&broker, &id, 2).await;
     let raw: Vec<&[u8]> = claims.messages.iter().map(|message| &message.raw[..]).collect();
     assert_eq!(raw, [b"{\"n\": 0}", b"{\"n\": 1}"]);
     assert_eq!(
@@ -129,9 +133,7 @@ async fn what_was_done_of_a_pipeline_is_not_done_again() {
 async fn a_server_that_takes_no_writes_is_asked_again() {
     let redis = Redis::start();
     let broker = connect(&redis.url()).await;
-    let mut pipe = Pipeline::new();
-    broker.append(&mut pipe, &[publish(1)]);
-    broker.writer().pipeline(&pipe).await.unwrap();
+    push(&broker, 1).await;
     let id = ClaimId::new();
     for (no, yes) in [
         (
@@ -145,11 +147,6 @@ async fn a_server_that_takes_no_writes_is_asked_again() {
         assert!(error.is_transient(), "{error}");
         redis.command::<()>(yes);
     }
-    let claims = loop {
-        match broker.claim(&id, &queues(), 1, 1 << 20).await {
-            Ok(claims) => break claims,
-            Err(_) => broker.ready().await,
-        }
-    };
+    let claims = claim(&broker, &id, 1).await;
     assert_eq!((claims.messages.len(), claims.unusable), (1, None));
 }
