@@ -25,7 +25,7 @@ const TRIES: usize = 16;
 /// that reply carried.
 #[derive(Clone, Debug)]
 pub struct ClaimId {
-    /// What the tags of each try begin with: the first bytes of what it may still do when its reply was lost.
+    /// What the tags of each try begin with, the last try's last.
     prefixes: Arc<Mutex<Vec<String>>>,
     patience: Patience,
 }

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use redis::{Pipeline, ServerError, Value};
+use redis::{Pipeline, Value};
 
 use super::error::{Error, code, is_transient_code};
 
@@ -89,10 +89,6 @@ pub(super) fn has_no_script(answer: &Value) -> Option<()> {
 /// `MOVED 1234 host:port`.
 pub(super) fn moved_to(answer: &Value) -> Option<(String, u16)> {
     let Value::ServerError(error) = answer else { return None };
-    moved(error)
-}
-
-fn moved(error: &ServerError) -> Option<(String, u16)> {
     if error.code() != "MOVED" {
         return None;
     }
