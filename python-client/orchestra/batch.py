@@ -6,20 +6,24 @@ goes on where it stopped, with either of the two.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import reprlib
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Callable, Optional, Union
 
 from celery.backends.redis import RedisBackend
+from kombu.utils.json import dumps
+from kombu.utils.json import object_hook as _typed
 
-from .waiting import LONGEST, SHORTEST, records
+from .backend import ask, records
+from .pipelined import Outbox
+from .waiting import LONGEST, SHORTEST
 
 #: What a row is: parameters by name, or for a task also arguments in order.
 Input = Union[Mapping[str, Any], Sequence[Any]]
@@ -45,10 +49,24 @@ class Row:
     """The exception as Python shows it, if it failed."""
 
 
+def arguments(row: Input) -> tuple[list[Any], dict[str, Any]]:
+    """What a row calls a task with: arguments in order, and by name."""
+    if isinstance(row, Mapping):
+        return [], dict(row)
+    if isinstance(row, (str, bytes, bytearray)) or not isinstance(row, Iterable):
+        what = f"{type(row).__name__}: {reprlib.repr(row)}"
+        raise TypeError(f"a call is a list of arguments or a mapping of keyword arguments, and not a {what}")
+    return list(row), {}
+
+
 class Journal:
     """A file of results."""
 
     def __init__(self, path: Union[str, os.PathLike[str]], task: str, template: Optional[str]) -> None:
+        try:
+            import fcntl
+        except ImportError:
+            raise OSError("map() with output= locks its file, which this system cannot do; leave output= out") from None
         self.rows: dict[int, Row] = {}
         head = {"batch": str(uuid.uuid4()), "task": task}
         if template is not None:
@@ -83,7 +101,7 @@ class Journal:
                         entry["id"],
                         entry["attempt"],
                         entry["state"],
-                        entry.get("result"),
+                        _python(entry.get("result")),
                         entry.get("error"),
                     )
                     self.rows[row.index] = row
@@ -97,7 +115,7 @@ class Journal:
         if (found["task"], found.get("template")) != (head["task"], head.get("template")):
             what = found.get("template") or found["task"]
             raise ValueError(f"{path} has the results of {what!r}; name another file")
-        return found["batch"]
+        return str(found["batch"])
 
     def add(self, row: Row) -> None:
         """Notes a row; it is in the file when this returns."""
@@ -109,7 +127,8 @@ class Journal:
         self._append(entry)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        # What a message can carry, a line can: dates, bytes, and halves of characters, which UTF-8 has none of.
+        self._file.write(dumps(entry, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -138,19 +157,14 @@ def run(
                 more = False
                 break
             before = known.get(index)
-            # What is in the file went through JSON.
-            if before is not None and before.input != json.loads(json.dumps(row)):
+            if before is not None and not _same(before.input, row):
                 raise ValueError(f"row {index} is not the one that was run before; name another file")
             if before is not None and (before.error is None or not retry_failed):
-                yield before
+                yield replace(before, input=row)
                 continue
             attempt = 0 if before is None else before.attempt + 1
             task_id = f"{batch}-{index}-{attempt}"
-            # One that an earlier run sent is waited for, not sent again.
-            if journal is None or not backend.client.exists(backend.get_key_for_task(task_id)):
-                send(task_id, row)
-                if journal is not None:
-                    _note(backend, task_id)
+            send(task_id, row)
             waiting[task_id] = (index, row, attempt)
         ended = records(backend, list(waiting))
         for task_id, record in ended.items():
@@ -164,12 +178,50 @@ def run(
         pause = SHORTEST if ended else min(pause * 1.5, LONGEST)
 
 
-def _note(backend: RedisBackend, task_id: str) -> None:
-    """Notes that a task was sent; PENDING says to everybody else that nothing is known. What came meanwhile stays."""
-    record = {"status": "PENDING", "result": None, "traceback": None, "children": [], "date_done": None}
+def once(backend: RedisBackend, outbox: Outbox, send: Callable[[str, Input], None]) -> Callable[[str, Input], None]:
+    """Sends rows that an earlier run may have sent; ``send`` puts a row into the outbox.
+
+    A row whose task is known to the result backend is only waited for. What is sent is noted there as PENDING, which
+    says to everybody else that nothing is known; until it is noted, the broker remembers that it was sent. A process
+    that is killed at any point in between sends nothing twice when it is started again within a day.
+    """
+
+    def send_once(task_id: str, row: Input) -> None:
+        key = backend.get_key_for_task(task_id)
+        if ask(backend, backend.client.exists, key):
+            return
+        send(task_id, row)
+        outbox.send_once(task_id)
+        _note(backend, key, task_id)
+        outbox.forget(task_id)
+
+    return send_once
+
+
+def _note(backend: RedisBackend, key: Any, task_id: str) -> None:
+    """Notes that a task was sent. What came meanwhile stays."""
+    record = {"task_id": task_id, "status": "PENDING", "result": None, "traceback": None, "date_done": None}
     expires = int(backend.expires) if backend.expires else None
-    key = backend.get_key_for_task(task_id)
-    backend.client.set(key, json.dumps({**record, "task_id": task_id}), ex=expires, nx=True)
+    payload = backend.encode({**record, "children": []})
+    ask(backend, lambda: backend.client.set(key, payload, ex=expires, nx=True))
+
+
+def _same(before: Any, row: Input) -> bool:
+    """Whether a row is the one in the file. As texts, for there are values that are not equal to themselves."""
+    return json.dumps(before, sort_keys=True) == json.dumps(json.loads(dumps(row)), sort_keys=True)
+
+
+def _python(value: Any) -> Any:
+    """A result of the file as a result backend would give it: with dates and the like in place of their JSON."""
+    if isinstance(value, list):
+        return [_python(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    value = {name: _python(item) for name, item in value.items()}
+    try:
+        return _typed(value)
+    except (ValueError, TypeError):
+        return value  # It only looks like one.
 
 
 def _row(backend: RedisBackend, index: int, row: Input, task_id: str, attempt: int, record: Any) -> Row:

@@ -10,16 +10,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Optional, TypedDict, Union
 
 from celery import Celery
-from kombu.exceptions import OperationalError
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 
-from . import batch, pipelined, sending, stream
+from . import batch, pipelined, sending
+from .backend import operational, require_redis
 from .result import Result
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
+
+#: What the worker can store results as (its own ``result_serializer``).
+_RESULT_SERIALIZERS = ("json", "msgpack", "yaml")
 
 
 class ModelFields(TypedDict, total=False):
@@ -40,7 +43,7 @@ class ModelFields(TypedDict, total=False):
     cache: Union[bool, float]
     """How many seconds the same call may get the same answer; ``True`` is a day."""
     routing: str
-    """How its host is chosen: ``"warm-first"``, ``"least-busy"``, ``"latency"``, ``"weighted"``, ``"sticky(header)"``."""
+    """How a host is chosen: ``"warm-first"``, ``"least-busy"``, ``"latency"``, ``"weighted"``, ``"sticky(header)"``."""
 
 
 class GenerateFields(ModelFields, total=False):
@@ -148,12 +151,11 @@ class Client:
         """Calls a task many times: with each of ``calls``, a sequence of arguments or a mapping of keyword arguments.
 
         Messages leave some hundred at a time, so this is several times faster than as many :meth:`call`. ``calls`` may
-        be a generator, which is read as they leave, on another thread. When it raises, those before it may have been
-        sent, and when Redis is lost on the way some may not; nothing is sent twice by itself.
+        be a generator, which is read as they leave. When it raises, those before it may have been sent. When Redis is
+        lost on the way, or takes no more, the error says how many were sent; nothing is sent twice by itself.
         """
         self._check()
-        backend = self.app.backend
-        return sending.on_thread(self.app, lambda: self._send_many(name, calls, backend))
+        return self._send_many(name, calls, self.app.backend)
 
     def embed(self, model: str, input: Union[str, Sequence[str]], **fields: Unpack[EmbedFields]) -> Result:
         """Makes vectors of texts. The result has ``"embeddings"``, one for each text, in their order."""
@@ -181,32 +183,36 @@ class Client:
         ``retry_failed`` those that failed are run again. ``orchestra batch failed`` and ``export`` read the file.
         ``progress`` shows a bar on the standard error (needs ``tqdm``).
 
-        Raises ``ValueError`` when the file is of other rows, or in use. Ending the iteration early leaves the rows that
-        were sent to the workers.
+        Raises ``ValueError`` when the file is of other rows, or in use, and ``kombu.exceptions.OperationalError`` when
+        Redis cannot be reached; with ``output`` the same call goes on later. Ending the iteration early leaves the rows
+        that were sent to the workers.
         """
         if (template is None) == (task is None):
             raise TypeError("map() needs a template, or task=")
         if in_flight < 1:
             raise ValueError("in_flight must be 1 at least")
         self._check()
-        backend = stream.require_redis(self.app.backend)
+        if self._options.get("ignore_result"):
+            raise ValueError("map() waits for results, and this client sends with ignore_result")
+        backend = require_redis(self.app.backend)
         name = task or "orchestra.run"
 
-        def send(task_id: str, row: batch.Input) -> None:
-            client = self.options(task_id=task_id)
-            args, kwargs = ([], row) if isinstance(row, Mapping) else (row, {})
+        def send(task_id: str, row: batch.Input, **options: Any) -> None:
+            args, kwargs = batch.arguments(row)
             if template is not None:
-                if args:
+                if not isinstance(row, Mapping):
                     raise TypeError("parameters of a template have names: a row must be a mapping")
-                kwargs = {"template": template, "params": dict(kwargs)}
-            sending.on_thread(self.app, lambda: client._send(name, args, kwargs, backend))
+                kwargs = {"template": template, "params": kwargs}
+            if self.options(task_id=task_id, **options)._send(name, args, kwargs, backend).ignored:
+                raise ValueError(f"map() waits for results, and this application ignores those of {name!r}")
 
         def ends() -> Iterator[batch.Row]:
             if output is None:
                 yield from batch.run(backend, send, rows, in_flight, None, retry_failed)
                 return
-            with closing(batch.Journal(output, name, template)) as journal:
-                yield from batch.run(backend, send, rows, in_flight, journal, retry_failed)
+            with closing(batch.Journal(output, name, template)) as journal, pipelined.outbox(self.app) as outbox:
+                once = batch.once(backend, outbox, partial(send, **_by(outbox.producer)))
+                yield from batch.run(backend, once, rows, in_flight, journal, retry_failed)
 
         if not progress:
             return ends()
@@ -240,25 +246,25 @@ class Client:
     async def acall_many(self, name: str, calls: Iterable[batch.Input], /) -> list[Result]:
         """:meth:`call_many` for event loops."""
         self._check()
+        # The results belong to the thread of the loop, where they will be waited for.
         backend = self.app.backend
-        return await sending.in_thread(self.app, lambda: self._send_many(name, calls, backend))
+        return await sending.in_own_thread(lambda: self._send_many(name, calls, backend))
 
     def _send_many(self, name: str, calls: Iterable[batch.Input], backend: Any) -> list[Result]:
+        if "task_id" in self._options:
+            raise ValueError("many calls cannot have one task_id")
         with pipelined.producer(self.app) as producer:
-            sender = self.options(producer=producer)
-            return [
-                sender._send(name, [], call, backend)
-                if isinstance(call, Mapping)
-                else sender._send(name, call, {}, backend)
-                for call in calls
-            ]
+            sender = self.options(**_by(producer))
+            return [sender._send(name, *batch.arguments(call), backend) for call in calls]
 
     def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], backend: Any = None) -> Result:
+        """Sends a call. With a ``backend``, which the result then has, Celery subscribes to nothing."""
         self._check()
+        send = self.app.send_task if backend is None else sending.without_subscription(self.app, backend)
         # The worker speaks JSON whatever the application's default is.
         options = {"serializer": "json", **self._options}
         try:
-            result: Result = self.app.send_task(
+            result: Result = send(
                 name,
                 args=list(args),
                 kwargs=dict(kwargs),
@@ -267,27 +273,32 @@ class Client:
             )
         except RuntimeError as error:
             # Celery subscribes to the result first, and says nothing of the address when that fails.
-            if not isinstance(error.__cause__, RedisConnectionError):
+            if not isinstance(error.__cause__, RedisError):
                 raise
-            raise OperationalError(f"the result backend cannot be reached: {error.__cause__}") from error
+            raise operational(error.__cause__) from error
         return result
 
     async def _asend(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Result:
         self._check()
         # The result belongs to the thread of the loop, where it will be waited for.
         backend = self.app.backend
-        return await sending.in_thread(self.app, lambda: self._send(name, args, kwargs, backend))
+        return await sending.in_thread(lambda: self._send(name, args, kwargs, backend))
 
     def _check(self) -> None:
         """Refuses an application that could not read its results; not sooner, for it may be configured late."""
         if not self._checked:
             serializer = self.app.conf.result_serializer
-            if serializer != "json":
+            if serializer not in _RESULT_SERIALIZERS:
                 raise ValueError(
-                    f"orchestra-worker stores results as JSON, and this application reads them as {serializer!r}; "
-                    "pass the Redis URL to Client instead of the application, or set result_serializer to 'json'"
+                    f"orchestra-worker does not store results as {serializer!r}, which this application reads; "
+                    f"set result_serializer of both to one of {', '.join(_RESULT_SERIALIZERS)}"
                 )
             self._checked = True
+
+
+def _by(producer: Any) -> dict[str, Any]:
+    """Options that send with this producer, which Celery must not replace when something goes wrong."""
+    return {"producer": producer, "connection": None, "retry": False}
 
 
 def _make_app(broker: Optional[str], backend: Optional[str]) -> Celery:
@@ -310,6 +321,8 @@ def _generate(model: str, prompt: str, fields: Mapping[str, Any]) -> dict[str, A
 
 
 def _chat(model: str, messages: Sequence[Mapping[str, Any]], fields: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(messages, (str, Mapping)):
+        raise TypeError("messages is a list of objects with a role and a content")
     encoded = [_with_images(message) for message in messages]
     return {"model": model, "messages": encoded, **_given("chat", ChatFields, fields)}
 
@@ -332,4 +345,6 @@ def _with_images(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _images(images: Sequence[Union[str, bytes]]) -> list[str]:
+    if isinstance(images, (str, bytes)):
+        raise TypeError("images is a list of images, and not one")
     return [base64.b64encode(image).decode() if isinstance(image, bytes) else image for image in images]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -10,9 +9,12 @@ from typing import Any, Optional
 
 from celery import states
 from celery.backends.redis import RedisBackend
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
+from redis.exceptions import RedisError
 
 from . import sending, stream, waiting
+from .backend import ask, operational, records, require_redis, stream_key
 from .exceptions import OrchestraError
 from .tokens import Event, Token
 
@@ -39,8 +41,7 @@ class Result(AsyncResult):
         Raises ``celery.exceptions.TimeoutError`` when the task is not over after ``timeout`` seconds; without one it
         waits for as long as it takes.
         """
-        backend = stream.require_redis(self.backend)
-        return stream.events(backend, self.id, lambda: self.state if self.ready() else None, timeout)
+        return stream.events(require_redis(self.backend), self.id, self._ready_state, timeout)
 
     def stream(self, timeout: Optional[float] = None, *, thinking: bool = False) -> Iterator[Token]:
         """The text of the models, as they write it; then the exception of the task, if it failed.
@@ -77,8 +78,19 @@ class Result(AsyncResult):
     def forget(self) -> None:
         """Deletes the result of the task, and its token stream."""
         if isinstance(self.backend, RedisBackend):
-            self.backend.client.delete(stream.stream_key(self.backend, self.id))
+            ask(self.backend, self.backend.client.delete, stream_key(self.backend, self.id))
         super().forget()
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Celery's ``get()``, which raises ``kombu.exceptions.OperationalError`` when Redis cannot be reached."""
+        try:
+            return super().get(*args, **kwargs)
+        except (RedisError, RuntimeError) as error:
+            # Celery hides some behind a RuntimeError. And a task may itself have failed with one of these.
+            cause = error.__cause__ if isinstance(error, RuntimeError) else error
+            if self._cache is not None or not isinstance(cause, RedisError):
+                raise
+            raise operational(cause) from error
 
     async def aget(self, timeout: Optional[float] = None, propagate: bool = True) -> Any:
         """``get()`` for event loops: the value of the task, or its exception raised.
@@ -88,13 +100,13 @@ class Result(AsyncResult):
         if self.ignored:
             return None
         if self._cache is None:
-            backend = stream.require_redis(self.backend)
+            backend = require_redis(self.backend)
             self._maybe_set_cache(await waiting.record(backend, self.id, timeout))
         return self.maybe_throw(propagate=propagate)
 
     def aevents(self, timeout: Optional[float] = None) -> AsyncIterator[Event]:
         """:meth:`events` for ``async for``."""
-        return waiting.events(stream.require_redis(self.backend), self.id, timeout)
+        return waiting.events(require_redis(self.backend), self.id, timeout)
 
     async def astream(self, timeout: Optional[float] = None, *, thinking: bool = False) -> AsyncIterator[Token]:
         """:meth:`stream` for ``async for``."""
@@ -104,25 +116,44 @@ class Result(AsyncResult):
                 yield _token(event)
             end = event
         if _failed(end):
-            await asyncio.to_thread(self._wait_for_record)
+            await self._await_record()
             self.maybe_throw()
 
     async def arevoke(self, terminate: bool = True) -> None:
         """:meth:`revoke` for event loops."""
-        await sending.in_thread(self.app, lambda: self.revoke(terminate=terminate))
+        await sending.in_thread(lambda: self.revoke(terminate=terminate))
 
     def __del__(self) -> None:
         # Celery unsubscribes here. When Redis or the interpreter is going away, nobody needs to read that it failed.
         with suppress(Exception):
             super().__del__()
 
+    def _ready_state(self) -> Optional[str]:
+        if self._cache is None:
+            record = records(require_redis(self.backend), [self.id]).get(self.id)
+            if isinstance(record, Exception):
+                raise record
+            self._maybe_set_cache(record)
+        return None if self._cache is None else str(self._cache["status"])
+
     def _wait_for_record(self) -> None:
         """The stream ended; its result, which carries the exception, may come a moment later."""
         deadline = time.monotonic() + _RESULT_GRACE
-        while not self.ready():
+        while self._ready_state() is None:
             if time.monotonic() > deadline:
-                raise OrchestraError(f"task {self.id} failed, and its result, which says why, is not stored")
+                raise self._lost()
             time.sleep(0.02)
+
+    async def _await_record(self) -> None:
+        if self._cache is None:
+            try:
+                record = await waiting.record(require_redis(self.backend), self.id, _RESULT_GRACE)
+            except CeleryTimeoutError:
+                raise self._lost() from None
+            self._maybe_set_cache(record)
+
+    def _lost(self) -> OrchestraError:
+        return OrchestraError(f"task {self.id} failed, and its result, which says why, is not stored")
 
 
 def _wanted(event: Event, thinking: bool) -> bool:

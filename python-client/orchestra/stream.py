@@ -15,7 +15,7 @@ from celery import states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from .exceptions import OrchestraError
+from .backend import ask, stream_key, text
 from .tokens import Event
 
 #: An entry: its place in the stream, and its JSON object.
@@ -33,46 +33,22 @@ GRACE = 1.0
 #: Entries fetched at once.
 BATCH = 1000
 
-_RESULT_PREFIX = "celery-task-meta-"
-
-
-def require_redis(backend: Any) -> RedisBackend:
-    """The backend, if it can hold token streams."""
-    if not isinstance(backend, RedisBackend):
-        raise OrchestraError(
-            f"token streams are kept in the Redis result backend, and this application has {type(backend).__name__}; "
-            "set result_backend to the Redis URL that the worker uses for results"
-        )
-    return backend
-
-
-def stream_key(backend: RedisBackend, task_id: str) -> str:
-    """The key of a task's stream.
-
-    The prefix is read off the keys of results and not from the settings: versions of Celery differ in how they apply
-    ``global_keyprefix``.
-    """
-    prefix = _text(backend.task_keyprefix)
-    if prefix.endswith(_RESULT_PREFIX):
-        prefix = prefix[: -len(_RESULT_PREFIX)]
-    return f"{prefix}orchestra:stream:{task_id}"
-
 
 def read(backend: RedisBackend, after: Mapping[str, str], block: Optional[float] = None) -> dict[str, list[Entry]]:
     """New entries of several streams.
 
     ``after`` maps keys to the last place seen. ``block`` is how many seconds to wait for the first entry; ``None``
-    does not wait. A broken connection is tried again by the backend's own policy.
+    does not wait.
     """
     block_ms = None if block is None else max(1, int(_bounded(backend, block) * 1000))
-    reply = backend.ensure(lambda: backend.client.xread(dict(after), count=BATCH, block=block_ms), ())
+    reply = ask(backend, lambda: backend.client.xread(dict(after), count=BATCH, block=block_ms))
     # The shape of the reply depends on the version of redis-py and on the protocol it speaks.
     pairs = reply.items() if isinstance(reply, dict) else (reply or ())
     streams = {}
     for key, entries in pairs:
         if len(entries) == 1 and isinstance(entries[0], list):
             entries = entries[0]
-        streams[_text(key)] = [(_text(place), _object(fields)) for place, fields in entries]
+        streams[text(key)] = [(text(place), _object(fields)) for place, fields in entries]
     return streams
 
 
@@ -85,17 +61,13 @@ def _bounded(backend: RedisBackend, seconds: float) -> float:
 def _object(fields: Optional[Mapping[Any, Any]]) -> dict[str, Any]:
     """The JSON object of an entry; an empty one, which is no event, for anything else."""
     for name, value in (fields or {}).items():
-        if _text(name) == "e":
+        if text(name) == "e":
             try:
                 decoded = json.loads(value)
             except ValueError:
                 return {}
             return decoded if isinstance(decoded, dict) else {}
     return {}
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 class Reader:
@@ -158,7 +130,7 @@ def events(
             state = ready_state()
         if state is not None:
             # The result is there, so the last entries are, or come within moments; without a stream none will.
-            block = GRACE if backend.client.exists(key) else None
+            block = GRACE if ask(backend, backend.client.exists, key) else None
             continue
         left = BLOCK if deadline is None else deadline - time.monotonic()
         if left <= 0:

@@ -8,17 +8,18 @@ results with ``MGET``, streams with one ``XREAD`` that returns at the first new 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any, Optional
 from weakref import WeakKeyDictionary
 
-from celery import states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from .stream import GRACE, START, Entry, Reader, read, stream_key
+from .backend import ask, records, stream_key
+from .stream import GRACE, START, Entry, Reader, read
 from .tokens import Event
 
 #: Seconds between two rounds: short after something happened, longer the longer nothing does.
@@ -27,9 +28,6 @@ SHORTEST, LONGEST = 0.01, 0.1
 #: Longest wait of a round for entries of streams. Who begins to read while a round waits has to wait for its end, and a
 #: first token is to be seen within 50 ms.
 LONGEST_READ = 0.03
-
-#: Records fetched at once: bounds how long the others of a Redis wait for us.
-MGET_LIMIT = 1000
 
 
 @dataclass
@@ -54,7 +52,8 @@ class Watcher:
 
     def __init__(self, backend: RedisBackend) -> None:
         self._backend = backend
-        self._waits: list[_Wait] = []
+        #: In the order in which they came; a dictionary, because each leaves on its own.
+        self._waits: dict[_Wait, None] = {}
         self._rounds: Optional[asyncio.Task[None]] = None
         self._interval = SHORTEST
 
@@ -64,15 +63,14 @@ class Watcher:
         """Returns when ``stream`` has entries behind ``after``, or the task its result, whichever is asked for."""
         loop = asyncio.get_running_loop()
         wait = _Wait(loop.create_future(), task_id, stream, after, for_result)
-        self._waits.append(wait)
+        self._waits[wait] = None
         self._interval = SHORTEST
         if self._rounds is None:
             self._rounds = loop.create_task(self._run())
         try:
             return await wait.future
         finally:
-            if wait in self._waits:
-                self._waits.remove(wait)
+            self._waits.pop(wait, None)
 
     async def _run(self) -> None:
         try:
@@ -84,13 +82,13 @@ class Watcher:
                     self._fail(waits, error)
                     continue
                 for wait, answer in answers:
+                    self._waits.pop(wait, None)
                     if wait.future.done():
                         continue
                     if isinstance(answer, Exception):
                         wait.future.set_exception(answer)
                     else:
                         wait.future.set_result(answer)
-                self._waits = [wait for wait in self._waits if not wait.future.done()]
                 if not answers:
                     self._interval = min(self._interval * 1.5, LONGEST)
                     if not any(wait.stream for wait in waits):
@@ -100,17 +98,17 @@ class Watcher:
                     await asyncio.sleep(0)
         finally:
             self._rounds = None
-            self._fail(self._waits, asyncio.CancelledError())
+            self._fail(list(self._waits), asyncio.CancelledError())
 
     def _fail(self, waits: list[_Wait], error: BaseException) -> None:
         for wait in waits:
+            self._waits.pop(wait, None)
             if wait.future.done():
                 continue
             if isinstance(error, asyncio.CancelledError):
                 wait.future.cancel()
             else:
                 wait.future.set_exception(error)
-        self._waits = [wait for wait in self._waits if not wait.future.done()]
 
     def _round(self, waits: list[_Wait], interval: float) -> list[tuple[_Wait, Answer | Exception]]:
         """One round, on a thread."""
@@ -133,31 +131,25 @@ class Watcher:
         return answers
 
 
-def records(backend: RedisBackend, ids: list[str]) -> dict[str, Union[dict[str, Any], Exception]]:
-    """The records of those tasks that are over; an error in place of one that cannot be read."""
-    found: dict[str, Union[dict[str, Any], Exception]] = {}
-    for start in range(0, len(ids), MGET_LIMIT):
-        batch = ids[start : start + MGET_LIMIT]
-        keys = [backend.get_key_for_task(task_id) for task_id in batch]
-        for task_id, payload in zip(batch, backend.ensure(backend.client.mget, (keys,))):
-            try:
-                record = backend.decode_result(payload) if payload else None
-                if record is not None and record["status"] in states.READY_STATES:
-                    found[task_id] = record
-            except Exception as error:
-                # It concerns who waits for this task, and not the others of the round.
-                found[task_id] = error
-    return found
-
-
 def _place(text: str) -> tuple[int, int]:
     """A place in a stream, in its order: milliseconds and a number."""
     milliseconds, _, number = text.partition("-")
     return int(milliseconds), int(number or 0)
 
 
-_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, Watcher]] = WeakKeyDictionary()
-_lock = threading.Lock()
+_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, Watcher]]
+_lock: threading.Lock
+
+
+def _start() -> None:
+    global _watchers, _lock
+    _watchers, _lock = WeakKeyDictionary(), threading.Lock()
+
+
+_start()
+if hasattr(os, "register_at_fork"):
+    # A thread that is not in the child may have held the lock.
+    os.register_at_fork(after_in_child=_start)
 
 
 def watcher(backend: RedisBackend) -> Watcher:
@@ -208,6 +200,6 @@ async def events(backend: RedisBackend, task_id: str, timeout: Optional[float] =
             return
         if answer.record is not None and not answer.entries:
             state = str(answer.record["status"])
-            if not await asyncio.to_thread(backend.client.exists, key):
+            if not await asyncio.to_thread(ask, backend, backend.client.exists, key):
                 yield reader.end(state)
                 return

@@ -4,6 +4,7 @@ The worker and the model server are ``target/debug/orchestra-worker`` and ``olla
 that ``ORCHESTRA_WORKER`` and ``OLLAMA_SIM`` name.
 """
 
+import base64
 import gc
 import json
 import os
@@ -122,6 +123,30 @@ def raw(redis_port):
 @pytest.fixture
 def client(redis_url):
     return Client(redis_url)
+
+
+@pytest.fixture
+def queue(raw):
+    """What waits in the queue ``client-test``, as (task, arguments, keyword arguments, envelope)."""
+    raw.delete("client-test", "other")
+
+    def take(name="client-test"):
+        messages = []
+        while True:
+            raw_message = raw.rpop(name)
+            if raw_message is None:
+                return messages
+            envelope = json.loads(raw_message)
+            args, kwargs, _ = json.loads(base64.b64decode(envelope["body"]))
+            messages.append((envelope["headers"]["task"], args, kwargs, envelope))
+
+    yield take
+    raw.delete("client-test", "other")
+
+
+@pytest.fixture
+def sender(redis_url):
+    return Client(redis_url, options={"queue": "client-test"})
 
 
 def program(variable, name):

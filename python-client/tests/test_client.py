@@ -1,43 +1,20 @@
 """What the client sends, and what it leaves alone."""
 
 import asyncio
-import base64
 import copy
-import json
 import pickle
-import time
+import re
 
 import pytest
+import redis
 from celery import Celery, current_app
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.exceptions import OperationalError
 
 import orchestra
+from conftest import PACKAGE, REPOSITORY
 from orchestra import Client, Result, Token
-
-
-@pytest.fixture
-def queue(raw):
-    """What waits in the queue ``client-test``, as (task, arguments, keyword arguments, envelope)."""
-    raw.delete("client-test", "other")
-
-    def take(name="client-test"):
-        messages = []
-        while True:
-            raw_message = raw.rpop(name)
-            if raw_message is None:
-                return messages
-            envelope = json.loads(raw_message)
-            args, kwargs, _ = json.loads(base64.b64decode(envelope["body"]))
-            messages.append((envelope["headers"]["task"], args, kwargs, envelope))
-
-    yield take
-    raw.delete("client-test", "other")
-
-
-@pytest.fixture
-def sender(redis_url):
-    return Client(redis_url, options={"queue": "client-test"})
+from writer import Writer
 
 
 def test_generate_sends_what_was_given(sender, queue):
@@ -126,54 +103,6 @@ def test_sending_from_a_loop_leaves_no_subscriptions(sender, queue, raw):
         results[0].get(timeout=0.2)
 
 
-def test_many_calls_are_the_messages_of_as_many_calls(sender, queue, raw):
-    def comparable(envelope):
-        envelope = json.loads(json.dumps(envelope))
-        for name in ("id", "root_id"):
-            envelope["headers"].pop(name)
-        for name in ("correlation_id", "delivery_tag", "reply_to"):
-            envelope["properties"].pop(name)
-        return envelope
-
-    urgent = sender.options(priority=3, headers={"x-mine": 1})
-    one, other = urgent.call("t", 1, "é"), urgent.call("t", a=[1])
-    alone = queue("client-test\x06\x163")
-    before = raw.execute_command("PUBSUB", "CHANNELS")
-    results = urgent.call_many("t", (call for call in [(1, "é"), {"a": [1]}]))
-    together = queue("client-test\x06\x163")
-    assert [comparable(envelope) for *_, envelope in together] == [comparable(envelope) for *_, envelope in alone]
-    assert [result.id for result in results] == [envelope["headers"]["id"] for *_, envelope in together]
-    assert len({one.id, other.id, *(result.id for result in results)}) == 4
-    # Nobody listens to results before they are asked for.
-    assert set(raw.execute_command("PUBSUB", "CHANNELS")) <= set(before)
-    assert asyncio.run(sender.acall_many("t", [(n,) for n in range(1200)]))[1199].id
-    assert [args for _, args, _, _ in queue()] == [[n] for n in range(1200)]
-
-
-def test_many_calls_beat_as_many_single_ones(sender, queue):
-    def seconds(send):
-        began = time.perf_counter()
-        send()
-        return time.perf_counter() - began
-
-    calls = [(n, 2) for n in range(400)]
-    sender.call("warm", 1)
-    sender.call_many("warm", [(1,)])
-    ratios = [
-        seconds(lambda: [sender.call("t", *call) for call in calls]) / seconds(lambda: sender.call_many("t", calls))
-        for _ in range(3)
-    ]
-    assert len(queue()) == 2 + 6 * len(calls)
-    assert max(ratios) > 2, ratios
-
-
-def test_many_calls_say_when_redis_is_gone(redis_url):
-    with pytest.raises(OperationalError):
-        Client("redis://127.0.0.1:1/0", backend=redis_url).call_many("t", [(1,)])
-    with pytest.raises(TypeError, match="Redis"):
-        Client(app=Celery(broker="memory://", backend="cache+memory://")).call_many("t", [(1,)])
-
-
 def test_the_application_of_the_user_is_left_alone(redis_url, queue):
     app = Celery("mine", broker=redis_url, backend=redis_url, set_as_current=False)
     app.conf.task_default_queue = "client-test"
@@ -192,11 +121,11 @@ def test_a_client_does_not_become_the_current_application(redis_url):
     assert Client(redis_url).app is not current_app._get_current_object()
 
 
-def test_an_application_that_cannot_read_json_results_is_refused(redis_url):
+def test_an_application_whose_results_the_worker_does_not_store_is_refused(redis_url):
     app = Celery(broker=redis_url, backend=redis_url, set_as_current=False)
     client = Client(app=app)  # It may be configured later than this.
     app.conf.result_serializer = "pickle"
-    with pytest.raises(ValueError, match="stores results as JSON.*'pickle'"):
+    with pytest.raises(ValueError, match="does not store results as 'pickle'"):
         client.call("t")
 
 
@@ -265,6 +194,80 @@ def test_results_survive_pickling(redis_url):
     assert (type(result), result.id) == (Result, "an-id")
 
 
-def test_everything_that_is_exported_exists():
-    assert all(hasattr(orchestra, name) for name in orchestra.__all__)
+def test_everything_that_is_exported_or_documented_exists():
+    readme = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `orchestra\.(\w+)`(.*?)\|", readme, re.MULTILINE)
+    names = {name for first, others in documented for name in (first, *re.findall(r"`(\w+)`", others))}
+    assert {"ResultTooLarge", "HttpError", "GitError"} <= names
+    assert all(hasattr(orchestra, name) for name in names | set(orchestra.__all__))
+    assert names <= set(orchestra.__all__)
     assert orchestra.__version__ == "0.1.0"
+
+
+def test_the_package_has_its_licences():
+    """What setuptools puts into a wheel lies beside its pyproject.toml."""
+    for name in ("LICENSE-APACHE", "LICENSE-MIT"):
+        assert (PACKAGE / name).read_text() == (REPOSITORY / name).read_text()
+
+
+def test_one_thing_where_a_list_belongs_is_an_error_at_once(sender, queue):
+    for wrong in (
+        lambda: sender.generate("m", "p", images="AA=="),
+        lambda: sender.generate("m", "p", images=b"\x00"),
+        lambda: sender.chat("m", "Hi"),
+        lambda: sender.chat("m", {"role": "user", "content": "Hi"}),
+    ):
+        with pytest.raises(TypeError, match="is a list of"):
+            wrong()
+    assert queue() == []
+
+
+@pytest.mark.parametrize("serializer", ["msgpack", "yaml"])
+def test_results_may_be_in_another_format_of_the_worker(redis_url, serializer):
+    app = Celery(broker=redis_url, backend=redis_url, set_as_current=False)
+    app.conf.update(result_serializer=serializer, result_accept_content=[serializer])
+    client = Client(app=app, options={"queue": "client-test"})
+    result = client.call("t")
+    app.backend.store_result(result.id, {"n": 1}, "SUCCESS")
+    assert result.get(timeout=5) == {"n": 1}
+    assert asyncio.run(client.result(result.id).aget(timeout=5)) == {"n": 1}
+
+
+@pytest.fixture
+def without_results(redis_url):
+    """A client whose results cannot be reached, and which does not try for long."""
+    client = Client(redis_url, backend="redis://127.0.0.1:1/0", options={"queue": "client-test"})
+    client.app.conf.result_backend_transport_options = {"retry_policy": {"max_retries": 0, "interval_start": 0}}
+    return client
+
+
+async def drain(items):
+    async for _ in items:
+        pass
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.result("x").get(timeout=5),
+        lambda client: client.result("x").forget(),
+        lambda client: list(client.result("x").stream(timeout=5)),
+        lambda client: list(client.result("x").events(timeout=5)),
+        lambda client: asyncio.run(client.result("x").aget(timeout=5)),
+        lambda client: asyncio.run(drain(client.result("x").astream(timeout=5))),
+        lambda client: asyncio.run(drain(client.result("x").aevents(timeout=5))),
+        lambda client: list(client.map(None, [[1]], task="t")),
+    ],
+)
+def test_results_that_cannot_be_reached_are_one_kind_of_error(without_results, queue, ask):
+    with pytest.raises(OperationalError, match="the result backend cannot be reached.*127.0.0.1:1"):
+        ask(without_results)
+
+
+def test_a_task_that_failed_with_an_error_of_redis_raises_that(client, raw):
+    writer = Writer(raw)
+    writer.failure("ConnectionError", "not here", "redis.exceptions")
+    with pytest.raises(redis.ConnectionError, match="not here"):
+        client.result(writer.id).get(timeout=5)
+    with pytest.raises(redis.ConnectionError, match="not here"):
+        asyncio.run(client.result(writer.id).aget(timeout=5))
