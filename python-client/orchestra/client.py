@@ -260,6 +260,7 @@ class Client:
     def _send(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], backend: Any = None) -> Result:
         """Sends a call. With a ``backend``, which the result then has, Celery subscribes to nothing."""
         self._check()
+        _require_text([args, kwargs])
         send = self.app.send_task if backend is None else sending.without_subscription(self.app, backend)
         # The worker speaks JSON whatever the application's default is.
         options = {"serializer": "json", **self._options}
@@ -338,6 +339,24 @@ def _given(method: str, known: Any, fields: Mapping[str, Any]) -> dict[str, Any]
         if name not in known.__annotations__:
             raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _require_text(value: Any) -> None:
+    """Refuses halves of characters (lone surrogates): the worker does, and then no result would ever come."""
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                half = value[error.start : error.end]
+                raise ValueError(f"an argument has half of a character in it, {half!r}, and is no text") from None
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            _require_text(name)
+            _require_text(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _require_text(item)
 
 
 def _with_images(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -29,6 +29,8 @@ class Result(AsyncResult):
     with an event loop.
     """
 
+    _has_callback = False
+
     def events(self, timeout: Optional[float] = None) -> Iterator[Event]:
         """Everything that happens in the task, from its beginning, as it happens.
 
@@ -85,12 +87,22 @@ class Result(AsyncResult):
         """Celery's ``get()``, which raises ``kombu.exceptions.OperationalError`` when Redis cannot be reached."""
         try:
             return super().get(*args, **kwargs)
+        except CeleryTimeoutError:
+            if self._cache is None and not self._has_callback:
+                # Celery would listen on, and keep this object, for as long as the task goes on.
+                self.backend.remove_pending_result(self)
+            raise
         except (RedisError, RuntimeError) as error:
             # Celery hides some behind a RuntimeError. And a task may itself have failed with one of these.
             cause = error.__cause__ if isinstance(error, RuntimeError) else error
             if self._cache is not None or not isinstance(cause, RedisError):
                 raise
             raise operational(cause) from error
+
+    def then(self, *args: Any, **kwargs: Any) -> Any:
+        """Celery's ``then()``."""
+        self._has_callback = True
+        return super().then(*args, **kwargs)
 
     async def aget(self, timeout: Optional[float] = None, propagate: bool = True) -> Any:
         """``get()`` for event loops: the value of the task, or its exception raised.

@@ -12,7 +12,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu.exceptions import OperationalError
 
 import orchestra
-from conftest import PACKAGE, REPOSITORY
+from conftest import PACKAGE, REPOSITORY, wait_until
 from orchestra import Client, Result, Token
 from writer import Writer
 
@@ -171,6 +171,25 @@ def test_an_unreachable_result_backend_is_an_error(redis_url):
         client.call("t")
 
 
+def test_a_wait_that_timed_out_leaves_no_subscription(sender, queue, raw):
+    result = sender.call("t")
+    channel = f"celery-task-meta-{result.id}".encode()
+    for _ in range(2):
+        with pytest.raises(CeleryTimeoutError):
+            result.get(timeout=0.1)
+        wait_until(lambda: channel not in raw.execute_command("PUBSUB", "CHANNELS"), "nobody listens")
+    result.app.backend.store_result(result.id, 7, "SUCCESS")
+    assert result.get(timeout=5) == 7
+
+    told = sender.call("t")
+    values = []
+    told.then(lambda done: values.append(done.result))
+    with pytest.raises(CeleryTimeoutError):
+        told.get(timeout=0.1)
+    told.app.backend.store_result(told.id, 8, "SUCCESS")
+    assert (told.get(timeout=5), values) == (8, [8])
+
+
 def test_revoke_terminates_unless_told_otherwise(sender, queue, monkeypatch):
     revoked = []
     result = sender.call("t")
@@ -219,6 +238,19 @@ def test_one_thing_where_a_list_belongs_is_an_error_at_once(sender, queue):
     ):
         with pytest.raises(TypeError, match="is a list of"):
             wrong()
+    assert queue() == []
+
+
+def test_half_of_a_character_is_refused_before_the_worker_refuses_it(sender, queue):
+    for send in (
+        lambda half: sender.generate("m", half),
+        lambda half: sender.call("t", {half: 1}),
+        lambda half: sender.call_many("t", [{"a": [("é", half)]}]),
+        lambda half: asyncio.run(sender.arun("t", a=half)),
+        lambda half: next(sender.map("t", [{"a": half}])),
+    ):
+        with pytest.raises(ValueError, match=r"half of a character in it, '\\ud83e'"):
+            send("x\ud83e")
     assert queue() == []
 
 

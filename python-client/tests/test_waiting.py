@@ -8,7 +8,7 @@ import pytest
 from celery.exceptions import SecurityError, TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from orchestra import ModelError
+from orchestra import ModelError, OrchestraError
 from writer import Writer
 
 
@@ -175,6 +175,42 @@ def test_a_wait_can_be_cancelled_and_leaves_nothing_running(client, writer):
         return len(asyncio.all_tasks())
 
     assert asyncio.run(main()) == 1
+
+
+def test_the_order_in_which_waits_end_costs_nothing(client, raw):
+    async def main(order):
+        waiting = [asyncio.ensure_future(client.result(f"never-{number}").aget()) for number in range(4000)]
+        await asyncio.sleep(0.3)
+        started = time.perf_counter()
+        for wait in order(waiting):
+            wait.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return time.perf_counter() - started
+
+    oldest_first = max(asyncio.run(main(list)) for _ in range(2))
+    newest_first = min(asyncio.run(main(reversed)) for _ in range(2))
+    assert newest_first < 3 * oldest_first
+
+
+def test_who_stops_reading_a_stream_leaves_nothing_behind(client, writer):
+    writer.token("a")
+
+    async def main():
+        async for _ in client.result(writer.id).astream(timeout=5):
+            break
+        with pytest.raises(CeleryTimeoutError):
+            await collect(client.result(writer.id).astream(timeout=0.2))
+        await asyncio.sleep(0.3)
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(main()) == 1
+
+
+def test_a_failure_whose_result_is_missing_says_so(client, writer, monkeypatch):
+    monkeypatch.setattr("orchestra.result._RESULT_GRACE", 0.1)
+    writer.end("FAILURE")
+    with pytest.raises(OrchestraError, match="not stored"):
+        asyncio.run(collect(client.result(writer.id).astream()))
 
 
 def test_one_client_serves_one_loop_after_another(client, raw):
