@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::sixtyfour;
+
 /// An envelope, borrowed from the bytes it was read from. Its headers are text still, or read with it.
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "H: Deserialize<'de>"))]
@@ -198,9 +200,8 @@ pub(crate) struct Outgoing<'a, H: Serialize> {
 impl<H: Serialize> Outgoing<'_, H> {
     /// A body as it goes into an envelope: JSON in base64.
     pub(crate) fn encode<B: Serialize + ?Sized>(body: &B) -> Result<String, serde_json::Error> {
-        use base64::Engine as _;
         let text = serde_json::to_vec(body)?;
-        Ok(base64::engine::general_purpose::STANDARD.encode(super::json::restored(&text)))
+        Ok(sixtyfour::encode(super::json::restored(&text)))
     }
 }
 
@@ -257,14 +258,21 @@ pub(crate) fn wrap_text<H: Serialize>(
     exchange: &str,
     routing_key: &str,
 ) -> Result<Vec<u8>, serde_json::Error> {
-    use base64::Engine as _;
-    let empty = serde_json::to_string(&plain(headers, String::new(), exchange, routing_key, false))?;
+    with_body(&plain(headers, String::new(), exchange, routing_key, false), body)
+}
+
+/// Puts a body, as JSON, into an envelope that has an empty one.
+///
+/// # Errors
+/// The envelope cannot be serialized.
+pub(super) fn with_body<H: Serialize>(empty: &Outgoing<'_, H>, body: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
+    let empty = serde_json::to_string(empty)?;
     let body = super::json::restored(body);
     let mut payload = String::with_capacity(empty.len() + body.len().div_ceil(3) * 4);
     // The body comes first.
     let (before, after) = empty.split_at(r#"{"body":""#.len());
     payload.push_str(before);
-    base64::engine::general_purpose::STANDARD.encode_string(body, &mut payload);
+    sixtyfour::encode_to(body, &mut payload);
     payload.push_str(after);
     Ok(payload.into_bytes())
 }

@@ -2,11 +2,10 @@
 
 use std::borrow::Cow;
 
-use base64::Engine as _;
 use serde_json::value::RawValue;
 
 use super::serializer::{Accept, Reader};
-use super::{Body, Envelope, Headers, Limits, Properties, decompress, protocol1};
+use super::{Body, Envelope, Headers, Limits, Properties, decompress, protocol1, sixtyfour};
 
 /// A task message that can be given to its task.
 #[derive(Debug)]
@@ -187,8 +186,7 @@ fn text(
             if encoded.len() / 4 * 3 > limits.body.saturating_add(4) {
                 return Err(too_large(limits));
             }
-            base64::engine::general_purpose::STANDARD
-                .decode(encoded.as_bytes())
+            sixtyfour::decode(encoded.as_bytes())
                 .map_err(|error| DecodeError::Body(format!("invalid base64: {error}")))?
         }
         None | Some("utf-8") => encoded.into_owned().into_bytes(),

@@ -33,6 +33,7 @@ mod scan;
 mod security;
 mod serializer;
 mod signature;
+mod sixtyfour;
 mod state;
 mod transcode;
 mod yaml;

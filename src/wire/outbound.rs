@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::envelope::with_body;
 use super::{
     CallOptions, Destination, Headers, Json, Kwargs, Outgoing, OutgoingInfo, OutgoingProperties, Routes, TimeLimit,
     repr,
@@ -60,14 +60,6 @@ const PROPERTIES: [&str; 6] = ["app_id", "cluster_id", "message_id", "timestamp"
 /// Options of a route that say where.
 const WAY: [&str; 4] = ["queue", "exchange", "exchange_type", "routing_key"];
 
-#[derive(Serialize)]
-struct EmbedOut<'a> {
-    callbacks: Option<&'a [super::Signature]>,
-    errbacks: Option<&'a [super::Signature]>,
-    chain: Option<&'a super::Rest>,
-    chord: Option<&'a super::Signature>,
-}
-
 impl Outbound {
     /// The message, at the time `now`, sent by `origin`, to where the call or its route says.
     ///
@@ -96,12 +88,6 @@ impl Outbound {
         let options = &self.options;
         let expires = options.get("expires").and_then(|expires| time(expires, now));
         let headers = self.headers(now, origin, expires.as_ref());
-        let embed = EmbedOut {
-            callbacks: (!options.link.is_empty()).then_some(&options.link[..]),
-            errbacks: (!options.link_error.is_empty()).then_some(&options.link_error[..]),
-            chain: options.chain.as_ref(),
-            chord: options.chord.as_deref(),
-        };
         let priority = options
             .get("priority")
             .and_then(|priority| priority.parse::<f64>().ok())
@@ -116,8 +102,8 @@ impl Outbound {
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), options.get(name)?.parse().ok()?)))
             .collect();
-        let envelope = serde_json::to_vec(&Outgoing {
-            body: Outgoing::<Headers>::encode(&(&self.args, &self.kwargs, embed))?,
+        let empty = Outgoing {
+            body: String::new(),
             content_encoding: "utf-8",
             content_type: "application/json",
             headers,
@@ -135,7 +121,8 @@ impl Outbound {
                 delivery_tag: Uuid::new_v4().to_string(),
                 extra: properties,
             },
-        })?;
+        };
+        let envelope = with_body(&empty, &self.body()?)?;
         Ok(Parcel {
             exchange,
             routing_key,
@@ -143,6 +130,28 @@ impl Outbound {
             priority,
             envelope,
         })
+    }
+
+    /// `[args, kwargs, embed]`. What is text already, and mostly the longest part, is put in and not read again.
+    fn body(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let options = &self.options;
+        let mut body = b"[".to_vec();
+        serde_json::to_writer(&mut body, &self.args)?;
+        body.push(b',');
+        serde_json::to_writer(&mut body, &self.kwargs)?;
+        body.extend_from_slice(br#",{"callbacks":"#);
+        serde_json::to_writer(&mut body, &(!options.link.is_empty()).then_some(&options.link))?;
+        body.extend_from_slice(br#","errbacks":"#);
+        serde_json::to_writer(
+            &mut body,
+            &(!options.link_error.is_empty()).then_some(&options.link_error),
+        )?;
+        body.extend_from_slice(br#","chain":"#);
+        body.extend_from_slice(options.chain.as_ref().map_or("null", super::Rest::get).as_bytes());
+        body.extend_from_slice(br#","chord":"#);
+        serde_json::to_writer(&mut body, &options.chord)?;
+        body.extend_from_slice(b"}]");
+        Ok(body)
     }
 
     fn headers(&self, now: Timestamp, origin: &str, expires: Option<&(Duration, String)>) -> Headers {

@@ -1,12 +1,11 @@
 //! Remote control requests and replies (`kombu.pidbox`).
 
-use base64::Engine as _;
 use regex::RegexBuilder;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::envelope::wrap;
-use super::{Accept, Envelope, json};
+use super::{Accept, Envelope, json, sixtyfour};
 
 /// No request or reply is larger than this once it is read.
 const LIMIT: usize = 16 << 20;
@@ -144,9 +143,7 @@ fn body<T: serde::de::DeserializeOwned>(envelope: Envelope<'_>, accept: &Accept)
     let body = envelope.body.ok_or("no body")?;
     let properties = envelope.properties.unwrap_or_default();
     let bytes = match properties.body_encoding.as_deref() {
-        Some("base64") => base64::engine::general_purpose::STANDARD
-            .decode(body.as_bytes())
-            .map_err(|error| error.to_string())?,
+        Some("base64") => sixtyfour::decode(body.as_bytes()).map_err(|error| error.to_string())?,
         _ => body.into_owned().into_bytes(),
     };
     let text = reader.read(bytes, LIMIT).map_err(|error| error.to_string())?;

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use super::{Arguments, Json, Message, Parcel, Signature, shown_args, shown_kwargs};
+use super::{Arguments, Json, Message, Parcel, Signature, shown_args, shown_kwargs, sixtyfour};
 use crate::clock::{self, Timestamp};
 
 /// The envelope that runs `message` again at `eta`.
@@ -40,7 +38,7 @@ pub fn retry_envelope(
     headers.remove("x-orchestra-deliveries");
     if let Some(arguments) = arguments {
         let text = message.body.with_arguments(arguments)?;
-        envelope.insert("body".into(), STANDARD.encode(text).into());
+        envelope.insert("body".into(), sixtyfour::encode(text).into());
         envelope.insert("content-type".into(), "application/json".into());
         envelope.insert("content-encoding".into(), "utf-8".into());
         headers.remove("compression");
@@ -95,7 +93,7 @@ pub fn counting_envelope(
         r#"[{}, {{}}, {{"callbacks": null, "errbacks": null, "chain": null, "chord": {chord}}}]"#,
         Json::list(args.iter().copied()).get()
     );
-    envelope.insert("body".into(), STANDARD.encode(body).into());
+    envelope.insert("body".into(), sixtyfour::encode(body).into());
     envelope.insert("content-type".into(), "application/json".into());
     envelope.insert("content-encoding".into(), "utf-8".into());
     let mut properties = object(envelope.remove("properties"));
