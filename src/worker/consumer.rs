@@ -3,11 +3,13 @@
 
 mod follow;
 mod starting;
+mod stay;
 mod stopping;
 mod take;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +23,7 @@ use super::done::Succeeded;
 use super::effects::Scribe;
 use super::errback::Errbacks;
 use super::events::Events;
-use super::fetcher::Fetched;
+use super::fetcher::{Fetched, Taken};
 use super::flood::Waits;
 use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
@@ -34,7 +36,7 @@ use super::process::Children;
 use super::rate_limit::RateLimits;
 use super::request::{Effect, Happening, Input, Outcome, Request, State};
 use super::revoke::Revoked;
-use super::room::Share;
+use super::room::{Room, Share};
 use super::spans;
 use super::state_db::StateDb;
 use super::stop::{Exit, Phase};
@@ -88,6 +90,7 @@ pub(crate) struct Active {
 /// What the loop listens to.
 pub(crate) struct Inputs {
     pub fetched: mpsc::Receiver<Vec<Fetched>>,
+    pub stays: mpsc::UnboundedReceiver<Vec<Tag>>,
     pub ends: mpsc::UnboundedReceiver<Ended>,
     pub orders: mpsc::Receiver<Order>,
     pub kept: mpsc::UnboundedReceiver<Kept>,
@@ -133,6 +136,12 @@ pub(crate) struct Consumer {
     pub running: usize,
     pub born: Instant,
     pub credit: Arc<Semaphore>,
+    pub room: Room,
+    /// Whether the queues are empty, as far as the fetcher knows.
+    pub idle: Arc<AtomicBool>,
+    /// What follows a task and stays here: to be taken in this turn, and what may not be in Redis yet.
+    pub(super) kept: Vec<Taken>,
+    pub(super) staying: HashSet<Tag>,
     pub prefetch: usize,
     pub queues: watch::Sender<Vec<Arc<str>>>,
     pub held: mpsc::Sender<Vec<Tag>>,
@@ -179,6 +188,7 @@ impl Consumer {
                     None => self.drained = true,
                     Some(fetched) => fetched.into_iter().for_each(|fetched| self.on_fetched(fetched)),
                 },
+                Some(tags) = inputs.stays.recv() => self.on_stayed(&tags),
                 _ = inputs.ends.recv_many(&mut ends, TURN) => {
                     // What a run said comes before how it ended.
                     while let Ok(note) = inputs.notes.try_recv() {
@@ -215,6 +225,7 @@ impl Consumer {
                 }
             }
             self.autoscale();
+            self.take_kept();
             self.start_reserved();
             self.send();
             let is_done = self.active.is_empty() && (self.errbacks.are_done() || self.phase == Phase::Cold);
@@ -382,7 +393,8 @@ impl Consumer {
             .values()
             .filter_map(|active| active.state.tag().cloned())
             .chain(self.joining.iter().flatten().cloned())
-            .filter(Tag::is_held)
+            // What is on its way is not lost because it is not there.
+            .filter(|tag| tag.is_held() && !self.staying.contains(tag))
             .collect();
         if !tags.is_empty() {
             // A keeper that is still busy with the last round keeps these in its next one.
@@ -433,8 +445,13 @@ impl Consumer {
         let mut children = context.as_ref().map(Context::children).unwrap_or_default();
         let scribe = self.scribe.clone();
         let trace = context.as_ref().and_then(|context| context.details().trace.as_ref());
+        let written = self.out.len();
+        let follows = effects.iter().any(|effect| matches!(effect, Effect::Follow(_)));
         let to = (&mut self.events, &mut self.out);
         scribe.write(&mut effects, &mut local, (&request, trace), &mut children, to);
+        if follows {
+            self.keep_next(written);
+        }
         self.out.extend(settled);
         for effect in local.drain(..) {
             match effect {

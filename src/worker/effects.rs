@@ -91,8 +91,10 @@ impl Scribe {
         let mut shown = None;
         for effect in effects.drain(..) {
             match effect {
-                Effect::Early(delivery) => out.push(Out::Early(broker::Write::Ack(delivery.tag))),
-                Effect::Ack(delivery) => out.push(Out::Broker(broker::Write::Ack(delivery.tag))),
+                Effect::Early(Delivery { tag, is_new: false, .. }) => out.push(Out::Early(broker::Write::Ack(tag))),
+                Effect::Ack(delivery) | Effect::Early(delivery) => {
+                    out.push(Out::Broker(broker::Write::Ack(delivery.tag)))
+                }
                 Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) | Effect::Leave => {}

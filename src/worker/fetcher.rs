@@ -2,6 +2,7 @@
 //! there are none.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -35,16 +36,24 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
 /// What the fetcher hands to the consumer loop.
 pub(crate) enum Fetched {
-    Message {
-        delivery: Delivery,
-        raw: bytes::Bytes,
-        /// What it takes of the room for messages.
-        share: Share,
-    },
+    Message(Taken),
     /// An element that is no message at all; it is in the dead-letter list already.
-    Dead { queue: Arc<str>, reason: String },
+    Dead {
+        queue: Arc<str>,
+        reason: String,
+    },
     /// What was in the queues when somebody wanted to know has come before this, as far as there is room for it.
     Looked(oneshot::Sender<()>),
+}
+
+/// A message that is ours now.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub delivery: Delivery,
+    /// The envelope.
+    pub raw: bytes::Bytes,
+    /// What it takes of the room for messages.
+    pub share: Share,
 }
 
 /// The service that fetches.
@@ -63,6 +72,8 @@ pub(crate) struct Fetcher {
     pub asked: mpsc::Receiver<oneshot::Sender<()>>,
     /// Whether what is due is hidden behind what is not.
     pub flood: Flood,
+    /// Whether it found the queues empty, and has not heard of a message since.
+    pub idle: Arc<AtomicBool>,
     /// What one claim brought goes over at once.
     pub to: mpsc::Sender<Vec<Fetched>>,
 }
@@ -146,20 +157,25 @@ impl Fetcher {
                 reason: dead.reason,
             });
             let mut fetched: Vec<Fetched> = dead.collect();
-            fetched.extend(claims.messages.into_iter().map(|message| Fetched::Message {
-                share: self.room.take(message.raw.len()),
-                delivery: Delivery {
-                    tag: message.tag,
-                    queue: message.queue,
-                    credit: if message.waits { None } else { credit.split(1) },
-                },
-                raw: message.raw,
+            fetched.extend(claims.messages.into_iter().map(|message| {
+                Fetched::Message(Taken {
+                    share: self.room.take(message.raw.len()),
+                    delivery: Delivery {
+                        is_new: false,
+                        tag: message.tag,
+                        queue: message.queue,
+                        credit: if message.waits { None } else { credit.split(1) },
+                    },
+                    raw: message.raw,
+                })
             }));
             fetched.extend(curious.drain(..).map(Fetched::Looked));
+            // Before what came is handed over: it may be done with, and followed by more, before others get their turn.
+            drop(credit);
+            self.idle.store(claims.drained && way != Way::Newest, Ordering::Relaxed);
             if !fetched.is_empty() && self.to.send(fetched).await.is_err() {
                 return;
             }
-            drop(credit);
             if way == Way::Newest {
                 continue;
             }
@@ -178,6 +194,7 @@ impl Fetcher {
                     false
                 }
             };
+            self.idle.store(false, Ordering::Relaxed);
             // What comes seldom costs nobody much, and whoever is always late would never have anything.
             let now = clock::instant();
             let often = now.saturating_duration_since(std::mem::replace(&mut looked, now)) < SELDOM;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::warn;
 
-use super::fetcher::Fetched;
+use super::fetcher::{Fetched, Taken};
 use super::request::Delivery;
 use super::room::Room;
 use super::stop::Phase;
@@ -69,16 +69,14 @@ impl Listener {
                     return;
                 };
                 let delivery = Delivery {
+                    is_new: false,
                     tag: message.tag,
                     queue: message.queue,
                     credit: Some(credit),
                 };
                 let share = self.room.take(message.raw.len());
-                let fetched = Fetched::Message {
-                    delivery,
-                    raw: message.raw,
-                    share,
-                };
+                let raw = message.raw;
+                let fetched = Fetched::Message(Taken { delivery, raw, share });
                 if self.to.send(vec![fetched]).await.is_err() {
                     return;
                 }

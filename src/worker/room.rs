@@ -18,6 +18,7 @@ pub(crate) struct Room {
     shared: Arc<Shared>,
 }
 
+#[derive(Debug)]
 struct Shared {
     bound: usize,
     taken: AtomicUsize,
@@ -25,6 +26,7 @@ struct Shared {
 }
 
 /// The part of the room that one message takes; it is free again when this is dropped.
+#[derive(Debug)]
 pub(crate) struct Share {
     shared: Arc<Shared>,
     bytes: usize,
@@ -61,6 +63,11 @@ impl Room {
             }
             freed.await;
         }
+    }
+
+    /// Whether no more messages should be taken.
+    pub(crate) fn is_full(&self) -> bool {
+        self.shared.taken.load(Ordering::Relaxed) >= self.shared.bound
     }
 
     /// Takes the part of a message of that many bytes.

@@ -1,7 +1,8 @@
 //! Puts a worker together: connections, declarations, services, and the loop between them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -192,6 +193,7 @@ impl Worker {
             heard,
         } = self;
         let hostname: Arc<str> = options.hostname.as_str().into();
+        let (stays_to, stays) = mpsc::unbounded_channel();
         let (outbox, writer) = Writer::new(
             broker.clone(),
             backend.clone(),
@@ -199,6 +201,7 @@ impl Worker {
             options.event_exchange.clone(),
             options.backlog_bytes,
             metrics.clone(),
+            stays_to,
         );
         let writing = spawn(ServiceKind::Writer, writer.run());
 
@@ -254,17 +257,18 @@ impl Worker {
             };
             spawn(ServiceKind::Listener, listener.run());
         }
-        let waits = Waits::default();
+        let (waits, idle) = (Waits::default(), Arc::new(AtomicBool::new(false)));
         let fetcher = Fetcher {
             broker: broker.clone(),
             credit: credit.clone(),
-            room,
+            room: room.clone(),
             queues: queues_seen,
             stop: stop.phases(),
             outbox: outbox.clone(),
             metrics: metrics.clone(),
             asked,
             flood: Flood::new(waits.clone()),
+            idle: idle.clone(),
             to: fetched_to,
         };
 
@@ -331,6 +335,7 @@ impl Worker {
         phases.mark_changed();
         let inputs = Inputs {
             fetched,
+            stays,
             ends,
             orders,
             kept,
@@ -395,6 +400,10 @@ impl Worker {
             running: 0,
             born: clock::instant(),
             credit,
+            room,
+            idle,
+            kept: Vec::new(),
+            staying: HashSet::new(),
             prefetch,
             queues,
             held,

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use redis::Pipeline;
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +17,7 @@ use tracing::{error, warn};
 use super::metrics::Metrics;
 use super::unheard::Unheard;
 use crate::backend::{self, Backend};
-use crate::broker::{self, Broker};
+use crate::broker::{self, Broker, Tag};
 use crate::clock;
 use crate::conn::{Errand, Link, Patience};
 use crate::wire::Events as Envelopes;
@@ -27,8 +28,9 @@ const BATCH: usize = 1024;
 /// With so many writes waiting nothing is started: what cannot be acknowledged should not be claimed.
 const WRITES: usize = 20_000;
 
-/// How often others get their turn before acks leave alone.
+/// How often others get their turn before acks leave alone, and how long they wait for company then.
 const TURNS: usize = 3;
+const COMPANY: Duration = Duration::from_millis(1);
 
 /// One thing to send.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub(crate) enum Out {
     Early(broker::Write),
     /// A message that must not be there before the results are.
     Later(broker::Write),
+    /// A message that is ours from the start. The consumer loop is told when it is in Redis.
+    Stay(Tag, broker::Write),
     Backend(backend::Write),
     /// A task event, as text; all of a flush go in one message.
     Event(Vec<u8>),
@@ -59,7 +63,7 @@ impl Out {
     /// What it holds beside a few words.
     fn bytes(&self) -> usize {
         match self {
-            Self::Broker(write) | Self::Early(write) | Self::Later(write) => write.bytes(),
+            Self::Broker(write) | Self::Early(write) | Self::Later(write) | Self::Stay(_, write) => write.bytes(),
             Self::Backend(write) => write.bytes(),
             Self::Event(event) => event.len(),
             Self::Flushed(_) => 0,
@@ -95,6 +99,7 @@ pub(crate) struct Writer {
     event_exchange: String,
     metrics: Metrics,
     unheard: Unheard,
+    stays: mpsc::UnboundedSender<Vec<Tag>>,
 }
 
 impl Outbox {
@@ -152,6 +157,7 @@ struct Batch {
     acks: Vec<broker::Write>,
     broadcasts: Vec<broker::Write>,
     events: Vec<Vec<u8>>,
+    stays: Vec<Tag>,
     flushed: Vec<oneshot::Sender<()>>,
     /// Keys of results that are told once more.
     again: Vec<Vec<u8>>,
@@ -177,6 +183,10 @@ impl Batch {
                 }
                 Out::Broker(write) | Out::Later(write) => self.acks.push(write),
                 Out::Early(write) => self.early.push(write),
+                Out::Stay(tag, write) => {
+                    self.publishes.push(write);
+                    self.stays.push(tag);
+                }
                 Out::Backend(write @ (backend::Write::ChordSize { .. } | backend::Write::Group { .. })) => {
                     self.groups.push(write);
                 }
@@ -196,6 +206,7 @@ impl Writer {
         event_exchange: String,
         bound: usize,
         metrics: Metrics,
+        stays: mpsc::UnboundedSender<Vec<Tag>>,
     ) -> (Outbox, Self) {
         let (sender, queue) = mpsc::unbounded_channel();
         let backlog = Arc::new(Backlog {
@@ -216,6 +227,7 @@ impl Writer {
             event_exchange,
             metrics,
             unheard: Unheard::default(),
+            stays,
         };
         (outbox, writer)
     }
@@ -246,6 +258,16 @@ impl Writer {
                 tokio::task::yield_now().await;
                 self.fill(&mut batch);
             }
+            if batch.has_only_acks() {
+                // It runs on another thread.
+                tokio::select! {
+                    biased;
+                    Some(handed) = self.queue.recv() => batch.add(handed),
+                    () = self.unheard.due() => {}
+                    () = tokio::time::sleep(COMPANY) => {}
+                }
+                self.fill(&mut batch);
+            }
             let began = clock::instant();
             batch.again = self.unheard.take_due(began);
             let unheard = self.flush(&mut batch, &mut owed).await;
@@ -257,6 +279,10 @@ impl Writer {
             self.metrics.flushed(clock::instant().saturating_duration_since(began));
             self.backlog.writes.fetch_sub(batch.size, Ordering::Relaxed);
             self.backlog.bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
+            if !batch.stays.is_empty() {
+                // A loop that is gone has ended the worker.
+                let _ = self.stays.send(batch.stays);
+            }
             for done in batch.flushed {
                 let _ = done.send(());
             }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use orchestra::canvas::chord;
+use orchestra::canvas::{chain, chord};
 use orchestra::client::{Call, Client, Signature};
 
 use crate::proxy::Proxy;
@@ -125,6 +125,70 @@ async fn with_a_short_lease_the_dead_are_followed_soon_whatever_the_visibility_t
     drop(two);
     let _theirs = python_worker_with(&redis, &folder, "600");
     assert_eq!(begun.get::<String>(LONG).await.unwrap(), "from Python");
+}
+
+/// The next step of a chain stays with the worker that has a place for it, and is in Redis as its own from the start; where
+/// others wait it goes behind them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_step_stays_here_and_is_not_lost_with_us() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let pushes = || {
+        let info: String = redis.command(&["INFO", "commandstats"]);
+        let found = info.lines().find_map(|line| line.strip_prefix("cmdstat_lpush:calls="));
+        let digits = found.and_then(|rest| rest.split(',').next());
+        digits.map_or(0, |digits| digits.parse::<u64>().unwrap())
+    };
+    let add = |n: i64| Signature::new("hello.add").arg(n);
+    let mut one = Worker::start_with(&redis, &["-c", "1"], SOON);
+    let before = pushes();
+    for _ in 0..10 {
+        let steps = [add(1).arg(1), add(2), add(3), add(4)];
+        let applied = client.apply(chain(steps)).await.unwrap();
+        assert_eq!(applied.get::<i64>(LONG).await.unwrap(), 11);
+    }
+    // Of each the first step is in the queue; another where we were just looking for more.
+    let pushed = pushes() - before;
+    assert!(pushed <= 20, "{pushed} of 40 steps went to the queue");
+    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+    assert_eq!(redis.length("ZCARD", "unacked_index"), 0);
+
+    // Whoever waits goes first.
+    let before = pushes();
+    let nap = |n: i64| Signature::new("hello.nap").kwarg("ms", 400).kwarg("n", n);
+    let applied = client.apply(chain([nap(1), add(5)])).await.unwrap();
+    until("it runs", async || redis.length("HLEN", "unacked") == 1).await;
+    let calls = [
+        Call::new("hello.nap").arg(200).arg(2),
+        Call::new("hello.nap").arg(1).arg(3),
+    ];
+    let others = client.send_many(&calls).await.unwrap();
+    assert_eq!(applied.get::<i64>(LONG).await.unwrap(), 6);
+    for other in &others {
+        let key = format!("celery-task-meta-{}", other.id());
+        assert_eq!(redis.length("EXISTS", &key), 1, "it came first: {}", one.log());
+    }
+    assert_eq!(pushes() - before, 4, "the second step went to the queue");
+
+    // One that stays is restored when its worker dies.
+    let rest = Signature::new("hello.sleep").arg(2).immutable();
+    let applied = client.apply(chain([add(1), rest])).await.unwrap();
+    // STARTED.
+    let key = format!("celery-task-meta-{}", applied.result().id());
+    until("it runs", async || redis.length("EXISTS", &key) == 1).await;
+    one.process.kill();
+    assert_eq!(redis.length("HLEN", "unacked"), 1);
+    let mut two = Worker::start_with(&redis, &["-c", "1"], SOON);
+    assert_eq!(applied.get::<String>(LONG).await.unwrap(), "rested");
+    assert!(two.log().contains("restored 1 message"), "{}", two.log());
+
+    // A warm stop waits for what runs; what follows it is for others.
+    let applied = client.apply(chain([nap(7), add(8)])).await.unwrap();
+    until("it runs", async || redis.length("HLEN", "unacked") == 1).await;
+    assert_eq!(two.stop(), Some(0), "{}", two.log());
+    assert_eq!(redis.length("LLEN", "celery"), 1, "{}", two.log());
+    let _three = Worker::start_with(&redis, &["-c", "1"], SOON);
+    assert_eq!(applied.get::<i64>(LONG).await.unwrap(), 15);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -158,7 +158,14 @@ impl Consumer {
             {
                 self.out.push(hold);
                 let (queue, credit) = (Arc::default(), None);
-                delivery = Some(Delivery { tag, queue, credit });
+                // Who counts it acknowledges it only then.
+                let is_new = false;
+                delivery = Some(Delivery {
+                    tag,
+                    queue,
+                    credit,
+                    is_new,
+                });
             }
             self.join(Member {
                 part: Part::new(

@@ -9,7 +9,7 @@ use tracing::{error, warn};
 use super::{Active, BACK, Consumer, Key};
 use crate::broker::{self, Tag};
 use crate::clock::{self, Timestamp};
-use crate::worker::fetcher::Fetched;
+use crate::worker::fetcher::{Fetched, Taken};
 use crate::worker::joiner::Last;
 use crate::worker::parked::{Recalled, Spot};
 use crate::worker::request::{Delivery, Hold, Input, Request, State, Waiting};
@@ -20,18 +20,19 @@ use crate::worker::writer::Out;
 
 impl Consumer {
     pub(super) fn on_fetched(&mut self, fetched: Fetched) {
-        let (delivery, raw, share) = match fetched {
-            Fetched::Message { delivery, raw, share } => (delivery, raw, share),
+        match fetched {
+            Fetched::Message(taken) => self.on_taken(taken),
             Fetched::Dead { queue, reason } => {
                 error!(queue.name = %queue, "a message in queue {queue:?} was moved to {queue}.dead: {reason}");
-                return;
             }
             Fetched::Looked(looked) => {
                 // Who asked may have lost patience.
                 let _ = looked.send(());
-                return;
             }
-        };
+        }
+    }
+
+    pub(super) fn on_taken(&mut self, Taken { delivery, raw, share }: Taken) {
         match strategy::receive(raw.clone(), &self.registry, &self.options) {
             Ok(request) => {
                 let key = self.insert(request, State::Received { delivery }, share);
