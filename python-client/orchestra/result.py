@@ -83,10 +83,10 @@ class Result(AsyncResult):
             ask(self.backend, self.backend.client.delete, stream_key(self.backend, self.id))
         super().forget()
 
-    def get(self, *args: Any, **kwargs: Any) -> Any:
+    def get(self, timeout: Optional[float] = None, propagate: bool = True, *args: Any, **kwargs: Any) -> Any:
         """Celery's ``get()``, which raises ``kombu.exceptions.OperationalError`` when Redis cannot be reached."""
         try:
-            return super().get(*args, **kwargs)
+            return super().get(timeout, propagate, *args, **kwargs)
         except CeleryTimeoutError:
             if self._cache is None and not self._has_callback:
                 # Celery would listen on, and keep this object, for as long as the task goes on.
@@ -107,7 +107,8 @@ class Result(AsyncResult):
     async def aget(self, timeout: Optional[float] = None, propagate: bool = True) -> Any:
         """``get()`` for event loops: the value of the task, or its exception raised.
 
-        With ``propagate=False`` an exception is returned and not raised. A thousand of these wait on one connection.
+        With ``propagate=False`` an exception is returned and not raised; ``timeout=0`` looks once. A thousand of these
+        wait on one connection.
         """
         if self.ignored:
             return None

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Optional
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
@@ -137,7 +137,8 @@ def _place(text: str) -> tuple[int, int]:
     return int(milliseconds), int(number or 0)
 
 
-_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, Watcher]]
+#: A watcher lives as long as somebody waits, so that a backend that nobody uses any more can go.
+_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[int, Watcher]]
 _lock: threading.Lock
 
 
@@ -155,7 +156,7 @@ if hasattr(os, "register_at_fork"):
 def watcher(backend: RedisBackend) -> Watcher:
     """The watcher of the running loop for a backend."""
     with _lock:
-        watchers = _watchers.setdefault(asyncio.get_running_loop(), {})
+        watchers = _watchers.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
         found = watchers.get(id(backend))
         if found is None:
             # The watcher keeps its backend alive, so the number stays its own.
@@ -164,8 +165,15 @@ def watcher(backend: RedisBackend) -> Watcher:
 
 
 async def record(backend: RedisBackend, task_id: str, timeout: Optional[float] = None) -> dict[str, Any]:
-    """The record of a task when it is over."""
+    """The record of a task when it is over. A ``timeout`` of 0 looks once."""
     try:
+        if timeout is not None and timeout <= 0:
+            found = (await asyncio.to_thread(records, backend, [task_id])).get(task_id)
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                raise asyncio.TimeoutError
+            return found
         answer = await asyncio.wait_for(watcher(backend).wait(task_id), timeout)
     except asyncio.TimeoutError:
         raise CeleryTimeoutError(f"task {task_id} did not end within {timeout} s") from None

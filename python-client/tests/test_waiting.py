@@ -1,14 +1,16 @@
 """The same from an event loop."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 from celery.exceptions import SecurityError, TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from orchestra import ModelError, OrchestraError
+from orchestra import Client, ModelError, OrchestraError
 from writer import Writer
 
 
@@ -190,6 +192,33 @@ def test_the_order_in_which_waits_end_costs_nothing(client, raw):
     oldest_first = max(asyncio.run(main(list)) for _ in range(2))
     newest_first = min(asyncio.run(main(reversed)) for _ in range(2))
     assert newest_first < 3 * oldest_first
+
+
+def test_a_loop_keeps_nothing_of_clients_that_are_gone(redis_url, raw):
+    async def main():
+        backends = []
+        for number in range(3):
+            writer, client = Writer(raw), Client(redis_url)
+            writer.record("SUCCESS", number)
+            assert await client.result(writer.id).aget(timeout=5) == number
+            backends.append(weakref.ref(client.app.backend))
+            del client
+        await asyncio.sleep(0.05)
+        gc.collect()
+        return [backend() for backend in backends]
+
+    assert asyncio.run(main()) == [None] * 3
+
+
+def test_a_timeout_of_nothing_looks_once(client, raw):
+    done, failed, never = Writer(raw), Writer(raw), Writer(raw)
+    done.record("SUCCESS", 1)
+    failed.failure()
+    assert asyncio.run(client.result(done.id).aget(timeout=0)) == 1
+    with pytest.raises(ModelError):
+        asyncio.run(client.result(failed.id).aget(timeout=0))
+    with pytest.raises(CeleryTimeoutError):
+        asyncio.run(client.result(never.id).aget(timeout=0))
 
 
 def test_who_stops_reading_a_stream_leaves_nothing_behind(client, writer):
