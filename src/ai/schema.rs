@@ -1,4 +1,4 @@
-//! Structured answers: what was asked for is checked when it comes, never assumed (`ollama-api.md`, section 9).
+//! Structured answers: what was asked for is checked when it comes, never assumed.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! The names of kombu's keys and channels (protocol 1.3, 1.10, 1.18).
+//! The names of kombu's keys and channels.
 
 use super::Options;
 

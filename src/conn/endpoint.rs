@@ -1,4 +1,4 @@
-//! Redis URLs as Celery users write them (kombu's and redis-py's forms; protocol 1.19).
+//! Redis URLs as Celery users write them (kombu's and redis-py's forms).
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use super::envelope::{wrap, wrap_text};
 use super::{Accept, Headers, pidbox};
 use crate::clock;
 
-/// The fields of one event, by type. Names and order are Celery's (protocol 6.3, 6.4).
+/// The fields of one event, by type. Names and order are Celery's.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum EventKind<'a> {

@@ -1,5 +1,5 @@
-//! JSON as Python writes it. Python's encoder emits the bare tokens `NaN`, `Infinity` and `-Infinity`
-//! (protocol section 1.7), which are not JSON; a message that holds one must not be lost for it.
+//! JSON as Python writes it. Python's encoder emits the bare tokens `NaN`, `Infinity` and `-Infinity`,
+//! which are not JSON; a message that holds one must not be lost for it.
 //!
 //! Within this process they are carried as numbers that no float can hold, which is JSON; Python's reader takes such a
 //! number for an infinity anyway. A float of Rust gets its value (`loose`) and gives it (`floats`); whoever reads a

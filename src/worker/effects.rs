@@ -372,7 +372,7 @@ fn requeue(delivery: Delivery, end: End, request: &Request) -> broker::Write {
     }
 }
 
-/// Celery's log lines (protocol 3.1).
+/// Celery's log lines.
 fn log(happening: &Happening, request: &Request, result: Option<&str>) {
     let (name, id) = (request.message.headers.shown_name(), &*request.id);
     let attempt = request.message.headers.retries;

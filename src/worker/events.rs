@@ -65,7 +65,7 @@ impl Events {
         self.clock.now()
     }
 
-    /// Something happened that is not an event of ours: a remote control request (protocol 7.1).
+    /// Something happened that is not an event of ours: a remote control request.
     pub(crate) fn tick(&mut self) -> u64 {
         self.clock.tick()
     }

@@ -17,6 +17,7 @@ use super::calls::Trouble;
 use super::catalog::{canonical, fits};
 use super::strategy::Strategy;
 use crate::clock::{self, Instant};
+use crate::conn::Link;
 use crate::wire::Headers;
 
 /// Bytes of a question that are about a token.
@@ -290,9 +291,7 @@ impl Fleet {
     /// Writes down what a call used.
     pub(super) async fn account(&self, caller: &Caller<'_>, model: &str, usage: Usage, seconds: f64) {
         let Some(link) = self.link().await else { return };
-        if let Err(error) = link.pipeline(&self.bill(caller, model, 1, usage, seconds)).await {
-            tracing::warn!("what a call used is not in the accounts: {error}");
-        }
+        write_down(link, &self.bill(caller, model, 1, usage, seconds)).await;
     }
 
     /// What is added to the accounts.
@@ -368,6 +367,21 @@ impl Fleet {
             }
         }
         Ok(all.into_values().collect())
+    }
+}
+
+/// Writes down what a call used. A call that is over does not fail for it.
+pub(super) async fn write_down(link: &Link, bill: &redis::Pipeline) {
+    let refused = |answer| match answer {
+        redis::Value::ServerError(error) => Some(error.to_string()),
+        _ => None,
+    };
+    let trouble = match link.pipeline(bill).await {
+        Ok(answers) => answers.into_iter().find_map(refused),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(trouble) = trouble {
+        tracing::warn!("what a call used is not in the accounts: {trouble}");
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 use super::super::ollama::{Ollama, Stood};
-use super::accounts::Caller;
+use super::accounts::{Caller, write_down};
 use super::breaker::Told;
 use super::host::Host;
 use super::ledger::{Book, Catalogs, Entry, Ledger};
@@ -56,6 +56,8 @@ struct State {
     told: Vec<(String, Told)>,
     /// Whether others see calls of ours wait.
     shown: bool,
+    /// Whether Redis refused what was written last, which is said once.
+    is_refused: bool,
     /// Places of this process.
     held: BTreeSet<String>,
     renewed: Option<Instant>,
@@ -207,12 +209,9 @@ impl Keeper {
         let owed = std::mem::take(&mut self.state().owed);
         let Ledger::Shared(shared) = &self.ledger else { return };
         for bill in owed {
-            let paid = match shared.link().await {
-                Ok(link) => link.pipeline(&bill).await.map(drop),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = paid {
-                tracing::warn!("what a call used is not in the accounts: {error}");
+            match shared.link().await {
+                Ok(link) => write_down(link, &bill).await,
+                Err(error) => tracing::warn!("what a call used is not in the accounts: {error}"),
             }
         }
     }
@@ -329,7 +328,10 @@ impl Keeper {
         state.todo.warmed.extend(entry.warmed);
         state.todo.cooled.extend(entry.cooled);
         state.todo.paces.extend(entry.paces);
-        state.todo.catalogs.extend(entry.catalogs);
+        // What a host said since is newer.
+        let said: Vec<String> = state.todo.catalogs.iter().map(|(host, _)| host.clone()).collect();
+        let older = entry.catalogs.into_iter().filter(|(host, _)| !said.contains(host));
+        state.todo.catalogs.extend(older);
         state.renewed = None;
     }
 

@@ -497,6 +497,8 @@ pub enum Nowhere {
     Failed,
     /// Every host that may have it is gone.
     Gone,
+    /// Redis refuses what workers write down of their calls, and will again: with these words.
+    Refused(String),
 }
 
 /// Whether there is any host left for a call.

@@ -21,7 +21,7 @@ pub struct Fault {
     pub after: Option<Duration>,
 }
 
-/// What to do about a fault (`ollama-api.md`, section 6).
+/// What to do about a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The request is wrong: it will be refused again.

@@ -1,4 +1,4 @@
-//! Frames of a streamed answer: one JSON object per line, however the bytes arrive (`ollama-api.md`, section 5).
+//! Frames of a streamed answer: one JSON object per line, however the bytes arrive.
 
 use std::time::Duration;
 

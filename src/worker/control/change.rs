@@ -1,4 +1,4 @@
-//! Commands that change something (protocol 7.6); those for queues, the pool and revokes have files of their own.
+//! Commands that change something; those for queues, the pool and revokes have files of their own.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Commands that only ask (protocol 7.6 to 7.10).
+//! Commands that only ask.
 
 use serde_json::{Map, Value, json};
 use tracing::{info, warn};

@@ -13,6 +13,7 @@ use super::super::routing::{self, Nowhere, Placed, Waiting, Why};
 use super::super::view::view;
 use super::{Keeper, Place};
 use crate::clock;
+use crate::conn::Error;
 
 /// Longest pause after Redis gave no answer.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -44,7 +45,7 @@ impl Keeper {
             let book = match self.ledger.write(&entry).await {
                 Ok(book) => book,
                 Err(error) => {
-                    tracing::debug!("the ledger of the fleet: {error}");
+                    self.unanswered(&error);
                     self.put_back(entry);
                     return false;
                 }
@@ -92,10 +93,11 @@ impl Keeper {
         let had = match self.ledger.take(&self.worker, &takes).await {
             Ok(had) => had,
             Err(error) => {
-                tracing::debug!("the ledger of the fleet: {error}");
+                self.unanswered(&error);
                 return None;
             }
         };
+        self.state().is_refused = false;
         for ((placed, take), had) in placed.into_iter().zip(takes).zip(had) {
             // Too late: the ledger has changed since it was read, so it is worth another look at once.
             answered += 1;
@@ -138,6 +140,26 @@ impl Keeper {
                 _ => Vec::new(),
             },
             turn: book.turns.get(&host.url).copied().unwrap_or(0),
+        }
+    }
+
+    /// Redis gave no answer, which passes: calls wait. Where it refuses, waiting does not help, and they are told at once.
+    fn unanswered(&self, error: &Error) {
+        if error.is_transient() {
+            tracing::debug!("the ledger of the fleet: {error}");
+            return;
+        }
+        let (waiting, was_refused) = {
+            let mut state = self.state();
+            let was_refused = std::mem::replace(&mut state.is_refused, true);
+            (std::mem::take(&mut state.waiting), was_refused)
+        };
+        if !was_refused {
+            tracing::warn!("no model can be asked: workers agree in Redis on who asks which host, and {error}");
+        }
+        for waiter in waiting {
+            // Whoever gave up meanwhile needs no answer.
+            let _ = waiter.answer.send(Err(Nowhere::Refused(error.to_string())));
         }
     }
 
