@@ -21,10 +21,13 @@ FROM debian:${DEBIAN}-slim
 LABEL org.opencontainers.image.title="orchestra" \
       org.opencontainers.image.description="A distributed, Celery-compatible worker in Rust for AI work" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
-# Certificates for rediss:// and https://, time zones for schedules. Versions are the release's newest on purpose.
-# hadolint ignore=DL3008
+# Programs that templates may run once `ai_programs` names them; git is for `git_clone`. "" leaves them out.
+ARG PROGRAMS=git
+# Certificates for rediss:// and https://, time zones for schedules, an init that buries what programs leave behind. Versions are
+# the release's newest on purpose; PROGRAMS are words.
+# hadolint ignore=DL3008,SC2086
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates tzdata \
+    && apt-get install -y --no-install-recommends ca-certificates tini tzdata ${PROGRAMS} \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin orchestra
 COPY --from=build /out/ /usr/local/bin/
@@ -33,13 +36,16 @@ WORKDIR /app
 COPY templates templates
 COPY tasks tasks
 USER 10001:10001
-# The worker answers its own ping: it runs, its loop turns, and Redis carries both ways. Give another check where the
-# node name (-n) is not the default or remote control is off.
+# Its own answer whether it takes tasks: its loop turns, and there is a connection to Redis. Asked of this container alone, where a
+# ping through Redis would reach every worker. bash, because there is no curl.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --start-interval=2s --retries=3 \
-    CMD ["sh", "-c", "orchestra inspect ping --destination \"celery@$(hostname)\" --timeout 3 || exit 1"]
+    CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9808 && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q '^HTTP/1.[01] 200' <&3"]
 # The first signal lets running tasks end: give it time (docker stop -t, stop_grace_period).
 STOPSIGNAL SIGTERM
 # As variables, not as arguments, which would win over what is set for a container.
 ENV ORCHESTRA_LOG_LEVEL=INFO \
-    ORCHESTRA_WORKER_SEND_TASK_EVENTS=true
-ENTRYPOINT ["orchestra-worker"]
+    ORCHESTRA_WORKER_SEND_TASK_EVENTS=true \
+    ORCHESTRA_WORKER_METRICS_ADDR=0.0.0.0:9808
+# /metrics, /healthz and /readyz. It has no login: publish it to this machine or a private network only.
+EXPOSE 9808
+ENTRYPOINT ["tini", "--", "orchestra-worker"]

@@ -40,10 +40,11 @@ test-cost: setup ## Instructions and allocations of the pure parts of a task, ag
 
 ROWS ?=
 ROUNDS ?= 5
+SCALE ?= 1
 
-bench: setup ## Our worker and Celery's side by side (ROWS: a part of a row's name, ROUNDS): docs/measurements.md
+bench: setup ## Our worker and Celery's side by side (ROWS: a part of a row's name, ROUNDS, SCALE): docs/measurements.md
 	cargo build --locked --profile dist --example conformance_worker --example flood --example slow_http
-	.venv/bin/python tools/bench/run.py --rows '$(ROWS)' --rounds $(ROUNDS)
+	.venv/bin/python tools/bench/run.py --rows '$(ROWS)' --rounds $(ROUNDS) --scale $(SCALE)
 
 test-ollama: setup ## The contract with Ollama, against the server at OLLAMA_HOST
 	@: "$${OLLAMA_HOST:?say which server: OLLAMA_HOST=http://127.0.0.1:11434 make test-ollama}"
@@ -72,7 +73,7 @@ chaos: setup ## Faults from SEED for MINUTES at workers, connections and the bro
 	cargo build --locked --workspace --bins --examples
 	CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) cargo test --locked --test it chaos -- --nocapture
 
-fuzz: ## Each of the seven fuzz targets for MINUTES: with cargo-fuzz where it is there, else with changed seeds alone
+fuzz: setup ## Each of the seven fuzz targets for MINUTES: with cargo-fuzz where it is there, else with changed seeds alone
 	tools/fuzz.sh $(MINUTES)
 
 sbom: ## What is linked into the programs, as CycloneDX: orchestra.cdx.json

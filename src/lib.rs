@@ -13,6 +13,10 @@
 //!
 //! Modules are layers, and imports point down; `docs/architecture.md` has the map.
 #![forbid(unsafe_code)]
+
+#[cfg(all(feature = "server", not(target_os = "linux")))]
+compile_error!("the programs of orchestra are for Linux: they use its sockets, process limits and /proc");
+
 #[cfg(feature = "ai")]
 pub mod ai;
 pub mod backend;

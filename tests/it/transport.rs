@@ -242,25 +242,29 @@ async fn an_acl_user_for_dead_letters() {
     assert_eq!(denied(&redis), Vec::<String>::new());
 }
 
-/// Makes the user of that name as docs/redis.md says; its URL.
+/// Makes the user of that name as docs/redis.md says, with the first line of its rules; its URL.
 fn documented_user(redis: &Redis, name: &str) -> String {
+    documented_rights(redis, name, 1)
+}
+
+/// The same, with that many lines.
+pub(crate) fn documented_rights(redis: &Redis, name: &str, lines: usize) -> String {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/redis.md")).unwrap();
     let start = format!("ACL SETUSER {name} ");
-    let rules = page
-        .lines()
-        .find_map(|line| line.strip_prefix(&start))
-        .expect("the page has the rules");
-    let words: Vec<&str> = ["ACL", "SETUSER", name]
-        .into_iter()
-        .chain(rules.split_whitespace())
-        .collect();
-    redis.command::<()>(&words);
+    let mut given = 0;
+    for rules in page.lines().filter_map(|line| line.strip_prefix(&start)).take(lines) {
+        let user = ["ACL", "SETUSER", name];
+        let words: Vec<&str> = user.into_iter().chain(rules.split_whitespace()).collect();
+        redis.command::<()>(&words);
+        given += 1;
+    }
+    assert!(given > 0, "the page has the rules of {name}");
     format!("redis://{name}:PASSWORD@127.0.0.1:{}/0", redis.port)
 }
 
 /// What was tried and refused. Saying its name is not needed, and Redis before 7.2 does not know the rule. Nor is asking what
 /// can be lost.
-fn denied(redis: &Redis) -> Vec<String> {
+pub(crate) fn denied(redis: &Redis) -> Vec<String> {
     let denied: Vec<redis::Value> = redis.command(&["ACL", "LOG"]);
     let spared = ["client|setinfo", "config|get", "\"info\""];
     let entries = denied.iter().map(|entry| format!("{entry:?}"));

@@ -45,13 +45,9 @@ say "building (release)"
 cargo build --locked --release --workspace --bins --quiet
 
 # A real Ollama if there is one.
-host=${OLLAMA_HOST:-http://127.0.0.1:11434}
-case "$host" in *://*) ;; *) host="http://$host" ;; esac
-if curl --noproxy '*' -fsS -m 3 "$host/api/version" >/dev/null 2>&1; then
-    model=${MODEL:-$(curl --noproxy '*' -fsS "$host/api/tags" | .venv/bin/python -c '
-import json, sys
-models = [m["name"] for m in json.load(sys.stdin)["models"] if "embed" not in m["name"]]
-print(models[0] if models else "")')}
+{ read -r host || true; read -r has || true; } < <(.venv/bin/python tools/demo/hosts.py "${OLLAMA_HOST:-127.0.0.1}")
+if [ -n "${host:-}" ]; then
+    model=${MODEL:-$has}
     if [ -z "$model" ]; then
         say "Ollama at $host has no model: ollama pull llama3.2"
         exit 1
@@ -75,7 +71,7 @@ redis_port=$(free_port)
 flower_port=5555
 ! (exec 3<>/dev/tcp/127.0.0.1/$flower_port) 2>/dev/null || flower_port=$(free_port)
 broker="redis://127.0.0.1:$redis_port/0"
-env -u OLLAMA_HOST target/release/orchestra --broker "$broker" --ollama-host "$host" up \
+OLLAMA_HOST=$host target/release/orchestra --broker "$broker" up \
     --data "$folder/data" --flower-port "$flower_port" -- -c 8 >"$folder/up" 2>"$folder/worker" &
 children+=($!)
 wait_for 'Ctrl-C stops' "$folder/up" $!

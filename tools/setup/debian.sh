@@ -22,7 +22,18 @@ have valgrind || missing+=(valgrind)
 have tmux || missing+=(tmux)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/ssl/cert.pem ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] ||
     missing+=(ca-certificates)
-have cargo || missing+=(rustup)
+# What rust-version of Cargo.toml says. rustup's cargo is asked here, where rust-toolchain.toml names a version that it fetches; a
+# distribution's may be too old, and then says so after minutes and in the words of a dependency.
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$here/Cargo.toml")
+if ! have cargo; then
+    missing+=(rustup)
+elif found=$(cd "$here" && cargo --version | cut -d' ' -f2) &&
+    [ "$(printf '%s\n' "$wanted" "${found%%-*}" | sort -V | head -n 1)" != "$wanted" ]; then
+    say "$(command -v cargo) is Cargo $found, and $wanted or later is needed: install Rust as https://rustup.rs says, so that its cargo is"
+    say "found before this one (PATH=\$HOME/.cargo/bin:\$PATH), and run again"
+    exit 1
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if ! have apt-get; then

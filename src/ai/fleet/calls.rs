@@ -328,7 +328,10 @@ impl Fleet {
                     pulled = true;
                 }
                 Nowhere::Refused(why) => {
-                    let text = format!("no place for {}: {why}; what AI tasks need there is in docs/redis.md", way.model);
+                    let text = format!(
+                        "no place for {}: {why}; what AI tasks need there is in docs/redis.md",
+                        way.model
+                    );
                     return Err(Trouble::Fault(Fault::refused(&self.urls(), text)));
                 }
                 Nowhere::Gone => return Err(Trouble::Fault(way.last.take().unwrap_or_else(|| self.gone()))),
