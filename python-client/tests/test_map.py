@@ -146,14 +146,16 @@ def test_results_that_nobody_keeps_are_not_waited_for(redis_url, sender, raw):
         sender.options(ignore_result=True).map(None, [[1]], task="t")
     assert raw.llen(QUEUE) == 0
 
+
+def test_tasks_whose_results_the_application_ignores_are_not_waited_for(redis_url, queue):
     app = Celery(broker=redis_url, backend=redis_url, set_as_current=False)
     app.task(name="t", ignore_result=True)(print)
+    app.finalize()
     client = Client(app=app, options={"queue": QUEUE})
-    if not client.call("t").ignored:
-        pytest.skip("this version of Celery does not look at its own tasks for what send_task sends")
-    with pytest.raises(ValueError, match="ignores those of 't'"):
-        next(client.map(None, [[1]], task="t"))
-    raw.delete(QUEUE)
+    # Older versions of Celery do not look at their own tasks for what is sent by name; then there is a result.
+    if client.call("t").ignored:
+        with pytest.raises(ValueError, match="ignores those of 't'"):
+            next(client.map(None, [[1]], task="t"))
 
 
 def test_parameters_of_a_template_have_names(sender, raw):
