@@ -13,8 +13,8 @@ pub struct Parent {
     pub id: String,
     /// The first task of its workflow.
     pub root_id: String,
-    /// Its message's priority.
-    pub priority: u8,
+    /// Its message's priority, if it has one.
+    pub priority: Option<u8>,
     /// Headers that go along with all that it sends.
     pub carried: Option<Carried>,
 }
@@ -22,7 +22,7 @@ pub struct Parent {
 /// What priority is given to what has none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Priorities {
-    /// That of the task that sends it (`task_inherit_parent_priority`).
+    /// That of the task that sends it (`task_inherit_parent_priority`). What follows a task has it whatever its own is.
     pub inherit: bool,
     /// This one (`task_default_priority`).
     pub default: Option<u8>,
@@ -100,7 +100,7 @@ impl<'a> Planner<'a> {
     /// The priority of what has none.
     fn priority(&self) -> Option<u8> {
         let inherited = self.parent.filter(|_| self.priorities.inherit);
-        inherited.map(|parent| parent.priority).or(self.priorities.default)
+        inherited.and_then(|parent| parent.priority).or(self.priorities.default)
     }
 
     /// Applies a signature as a child of the parent; `args` come before its own. `None` for an empty chain.
@@ -185,7 +185,7 @@ impl<'a> Planner<'a> {
         let mut results = Vec::with_capacity(members.len());
         for (task, result) in members {
             let mut with = options.clone();
-            with.chord = chord.clone().or_else(|| task.options.chord.clone());
+            with.chord.clone_from(&chord);
             self.member(task, &args, with);
             results.push(result);
         }

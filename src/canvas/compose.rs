@@ -62,11 +62,17 @@ pub fn then(first: Signature, next: Signature) -> Signature {
 
 /// The same; the error callbacks of chains that are taken apart reach that far.
 pub(super) fn then_linking(first: Signature, next: Signature, reach: Reach) -> Signature {
+    if let Kind::Group(_) = first.kind {
+        // A body that is a group of one stays one: its result is a list.
+        return if is_empty_group(&next) {
+            first
+        } else {
+            upgrade(first, next)
+        };
+    }
     let next = unroll(next);
     match &first.kind {
         Kind::Chain(_) => chain_then(first, next, reach),
-        Kind::Group(_) if is_empty_group(&next) => first,
-        Kind::Group(_) => upgrade(first, next),
         Kind::Chord(_) if !matches!(next.kind, Kind::Group(_) | Kind::Chain(_)) => body_then(first, next, reach),
         _ => match next.kind {
             Kind::Chain(_) => {
@@ -79,7 +85,7 @@ pub(super) fn then_linking(first: Signature, next: Signature, reach: Reach) -> S
     }
 }
 
-fn chain_then(first: Signature, next: Signature, reach: Reach) -> Signature {
+fn chain_then(mut first: Signature, next: Signature, reach: Reach) -> Signature {
     if is_empty_group(&next) {
         return first;
     }
@@ -89,26 +95,36 @@ fn chain_then(first: Signature, next: Signature, reach: Reach) -> Signature {
     }
     let is_group = matches!(next.kind, Kind::Group(_));
     let is_chord = matches!(next.kind, Kind::Chord(_));
-    let mut steps = unchain(first, reach);
-    let Some(last) = steps.pop() else {
-        return if is_group {
-            next
-        } else {
-            Signature::of(Kind::Chain(vec![next]))
-        };
-    };
-    match &last.kind {
-        Kind::Chord(_) if !is_chord => steps.push(body_then(last, next, reach)),
-        Kind::Group(_) if !is_group => {
-            let upgraded = upgrade(last, next);
-            match steps.pop() {
-                // Two chords in a row: the second belongs to the body of the first.
-                Some(before) if matches!(before.kind, Kind::Chord(_)) => steps.push(body_then(before, upgraded, reach)),
-                Some(before) => steps.extend([before, upgraded]),
-                None => steps.push(upgraded),
+    // What follows a group or a chord goes into the last step: the chain keeps its options and its callbacks.
+    if let Kind::Chain(steps) = &mut first.kind {
+        match steps.pop_if(|last| match last.kind {
+            Kind::Group(_) => !is_group,
+            Kind::Chord(_) => !is_group && !is_chord,
+            _ => false,
+        }) {
+            None => {}
+            Some(last) if matches!(last.kind, Kind::Chord(_)) => {
+                steps.push(body_then(last, next, reach));
+                return first;
+            }
+            Some(last) => {
+                let upgraded = upgrade(last, next);
+                let step = match steps.pop_if(|before| matches!(before.kind, Kind::Chord(_))) {
+                    // Two chords in a row: the second belongs to the body of the first.
+                    Some(before) => body_then(before, upgraded, reach),
+                    None => upgraded,
+                };
+                steps.push(step);
+                return first;
             }
         }
-        _ => steps.extend([last, next]),
+    }
+    let mut steps = unchain(first, reach);
+    match steps.pop() {
+        None if is_group => return next,
+        None => steps.push(next),
+        Some(last) if matches!(last.kind, Kind::Chord(_)) && !is_chord => steps.push(body_then(last, next, reach)),
+        Some(last) => steps.extend([last, next]),
     }
     Signature::of(Kind::Chain(steps))
 }
@@ -291,6 +307,31 @@ mod tests {
             "(a|b|c|<b,c>d)"
         );
         assert_eq!(shape(&(pair() | group([]))), "[b,c]");
+        assert_eq!(shape(&(pair() | group([s("d")]))), "<b,c>[d]");
+    }
+
+    #[test]
+    fn a_chain_whose_last_step_takes_what_follows_stays_what_it_is() {
+        let with_options = |last| {
+            let chain = Signature::of(Kind::Chain(vec![s("a"), last]));
+            chain.option("queue", "slow").link(s("told"))
+        };
+        let group = || group([s("b"), s("c")]);
+        for (last, next, expected) in [
+            (group(), s("d"), "(a|<b,c>d)"),
+            (group(), chord([s("d")], s("e")), "(a|<b,c><d>e)"),
+            (chord([s("b")], s("c")), s("d"), "(a|<b>(c|d))"),
+        ] {
+            let longer = with_options(last) | next;
+            assert_eq!(shape(&longer), expected);
+            assert_eq!(longer.options.str("queue").as_deref(), Some("slow"));
+            assert_eq!(longer.options.link, [s("told")]);
+        }
+        // Another is taken apart: its callbacks stay with the step that was its last.
+        let longer = with_options(s("b")) | s("c");
+        assert!(longer.options.is_empty());
+        let Kind::Chain(steps) = &longer.kind else { panic!() };
+        assert_eq!(steps[1].options.link, [s("told")]);
     }
 
     /// The names of tasks, with as many marks as they have error callbacks.
@@ -329,9 +370,12 @@ mod tests {
         // What hangs on a chain goes to its steps when it is taken apart.
         let mut chain = steps();
         link_error(&mut chain, &s("told"), Reach::Body);
-        for (reach, expected) in [(Reach::Body, "(c! <a>(b! e))"), (Reach::Header, "(c! <a!>(b! e))")] {
-            assert_eq!(marked(&then_linking(chain.clone(), s("e"), reach)), expected);
+        for (reach, expected) in [(Reach::Body, "(c! <a>b! <d>e)"), (Reach::Header, "(c! <a!>b! <d>e)")] {
+            let next = chord([s("d")], s("e"));
+            assert_eq!(marked(&then_linking(chain.clone(), next, reach)), expected);
         }
+        // It is not where its last step takes what follows.
+        assert_eq!(marked(&then(chain, s("e"))), "(c <a>(b e))!");
         // The group that is a chord's body: no header hears of it, and what the group has of its own stays with it.
         let mut body = group([whole(), group([s("e"), s("f")])]);
         link_error_to_body(&mut body, &s("told"), true);

@@ -1,6 +1,7 @@
 //! Sending.
 
 use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::Pipeline;
@@ -232,7 +233,7 @@ pub(crate) fn group_write(write: GroupWrite) -> Result<backend::Write, serde_jso
     Ok(match write {
         GroupWrite::Size { group, size } => backend::Write::ChordSize { group, size },
         GroupWrite::Results { handle } => backend::Write::Group {
-            record: serde_json::to_vec(&serde_json::json!({"result": handle}))?.into(),
+            record: serde_json::to_vec(&BTreeMap::from([("result", &handle)]))?.into(),
             group: handle.id,
         },
     })

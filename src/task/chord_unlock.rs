@@ -22,7 +22,7 @@ struct Unlock {
     #[serde(default)]
     max_retries: Option<u32>,
     #[serde(default)]
-    result: Option<Vec<Value>>,
+    result: Option<Vec<Json>>,
 }
 
 /// Looks once: not ready is a retry, ready sends the body, a failed part fails it.
@@ -31,7 +31,8 @@ pub(super) async fn run(mut arguments: Arguments, context: Context) -> Result<Va
     arguments.kwargs.retain(|name, _| FIELDS.contains(&name.as_str()));
     let call: Unlock = arguments.bind("unlock_chord")?;
     let client = context.client().ok_or(Error::NoBackend)?;
-    let parts: Vec<ResultNode> = call.result.iter().flatten().filter_map(ResultNode::read).collect();
+    let parts = call.result.iter().flatten();
+    let parts: Vec<ResultNode> = parts.filter_map(|part| ResultNode::read_alone(part.get())).collect();
     let mut ready = true;
     for id in parts.iter().flat_map(leaves) {
         ready &= client.result(id).state().await?.is_ready();

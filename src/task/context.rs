@@ -231,7 +231,7 @@ impl Context {
             priority: details
                 .message
                 .as_ref()
-                .map_or(0, |message| message.properties.priority()),
+                .and_then(|message| message.properties.own_priority()),
             carried: carried(details.trace.as_ref()),
         };
         let applied = self.sender()?.apply_for(Some(&parent), signature).await?;

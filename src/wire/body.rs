@@ -50,6 +50,10 @@ pub struct Embed {
 /// reader takes. Each level costs stack.
 const DEEPEST: usize = 300;
 
+/// Depth times length of what follows a task, in bytes: each composition is read from a copy of its text, about one in three
+/// levels, while those around it are there. What Python composes has some ten levels.
+const COPIES: usize = 1 << 30;
+
 impl Embed {
     /// Whether nothing follows.
     pub fn is_empty(&self) -> bool {
@@ -158,8 +162,15 @@ impl Body {
             None => Ok(Embed::default()),
             Some(place) => {
                 let text = &self.text[place.clone()];
-                if json::depth(text) > DEEPEST {
+                let depth = json::depth(text);
+                if depth > DEEPEST {
                     return Err(DecodeError::Body("embed is nested too deep".into()));
+                }
+                if depth.saturating_mul(text.len()) > COPIES {
+                    return Err(DecodeError::Body(format!(
+                        "embed is nested too deep for its length: {depth} levels of {} bytes",
+                        text.len()
+                    )));
                 }
                 read_embed(text)
             }
@@ -223,6 +234,21 @@ mod tests {
         ] {
             assert!(Body::parse(text.into()).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_long_composition_is_not_copied_over_and_over() {
+        let nested = |levels: usize, length: usize| {
+            let open = r#"{"task":"celery.chain","subtask_type":"chain","kwargs":{"tasks":["#.repeat(levels);
+            let close = "]}}".repeat(levels);
+            let long = "x".repeat(length);
+            format!(r#"[[], {{}}, {{"chord": {open}{{"task":"t","args":["{long}"]}}{close}}}]"#)
+        };
+        let embed = |text| Body::parse(text).unwrap().embed();
+        assert!(embed(nested(3, 8 << 20)).is_ok());
+        assert!(embed(nested(90, 1 << 20)).is_ok());
+        let refused = embed(nested(90, 8 << 20)).unwrap_err().to_string();
+        assert!(refused.contains("too deep for its length: 2"), "{refused}");
     }
 
     #[test]

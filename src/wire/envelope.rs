@@ -145,7 +145,7 @@ impl<'de> Deserialize<'de> for DeliveryInfo {
                     match &*key {
                         "exchange" => info.exchange = map.next_value()?,
                         "routing_key" => info.routing_key = map.next_value()?,
-                        "redelivered" => info.redelivered = map.next_value()?,
+                        "redelivered" => info.redelivered = map.next_value::<Option<bool>>()?.unwrap_or(false),
                         _ => {
                             let other = map.next_value()?;
                             info.extra.insert(key.into_owned(), other);
@@ -164,6 +164,14 @@ impl Properties {
     pub fn priority(&self) -> u8 {
         let number = self.priority.as_ref().and_then(Value::as_f64);
         number.map_or(0, |number| number.clamp(0.0, 9.0) as u8)
+    }
+
+    /// The priority, if the producer wrote one.
+    pub fn own_priority(&self) -> Option<u8> {
+        self.priority
+            .as_ref()
+            .filter(|own| !own.is_null())
+            .map(|_| self.priority())
     }
 
     /// The routing key, if the producer wrote one.
@@ -316,5 +324,11 @@ mod tests {
         assert_eq!(priority(r#"{"priority": null}"#), 0);
         assert_eq!(priority(r#"{"priority": "9"}"#), 0);
         assert_eq!(priority("{}"), 0);
+    }
+
+    #[test]
+    fn a_redelivered_of_null_is_none() {
+        let properties: Properties = serde_json::from_str(r#"{"delivery_info": {"redelivered": null}}"#).unwrap();
+        assert!(!properties.redelivered());
     }
 }

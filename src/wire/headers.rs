@@ -104,15 +104,15 @@ impl<'de> Visitor<'de> for HeadersVisitor {
                 "lang" => headers.lang = text(&mut map, "lang")?,
                 "task" => headers.task = text(&mut map, "task")?.unwrap_or_default(),
                 "id" => headers.id = text(&mut map, "id")?.unwrap_or_default(),
-                "shadow" => headers.shadow = text(&mut map, "shadow")?,
+                "shadow" => headers.shadow = said(&mut map, "shadow")?,
                 "eta" => headers.eta = text(&mut map, "eta")?,
                 "expires" => headers.expires = text(&mut map, "expires")?,
-                "group" => headers.group = text(&mut map, "group")?,
+                "group" => headers.group = said(&mut map, "group")?,
                 "group_index" => headers.group_index = value(&mut map, "group_index")?,
                 "retries" => headers.retries = value(&mut map, "retries")?.unwrap_or(0),
                 "timelimit" => headers.timelimit = time_limit(value(&mut map, "timelimit")?)?,
-                "root_id" => headers.root_id = text(&mut map, "root_id")?,
-                "parent_id" => headers.parent_id = text(&mut map, "parent_id")?,
+                "root_id" => headers.root_id = said(&mut map, "root_id")?,
+                "parent_id" => headers.parent_id = said(&mut map, "parent_id")?,
                 "argsrepr" => headers.argsrepr = text(&mut map, "argsrepr")?,
                 "kwargsrepr" => headers.kwargsrepr = text(&mut map, "kwargsrepr")?,
                 "origin" => headers.origin = text(&mut map, "origin")?,
@@ -122,7 +122,7 @@ impl<'de> Visitor<'de> for HeadersVisitor {
                 }
                 "stamped_headers" => headers.stamped_headers = value(&mut map, "stamped_headers")?,
                 "stamps" => headers.stamps = value(&mut map, "stamps")?,
-                "compression" => headers.compression = text(&mut map, "compression")?,
+                "compression" => headers.compression = said(&mut map, "compression")?,
                 "redelivered" => headers.redelivered = value(&mut map, "redelivered")?.unwrap_or(false),
                 _ => {
                     let other = map.next_value()?;
@@ -143,8 +143,13 @@ fn text<'de, A: MapAccess<'de>>(map: &mut A, name: &str) -> Result<Option<String
     value(map, name)
 }
 
+/// A text where Python asks whether there is one: an empty one is none.
+fn said<'de, A: MapAccess<'de>>(map: &mut A, name: &str) -> Result<Option<String>, A::Error> {
+    Ok(text(map, name)?.filter(|text| !text.is_empty()))
+}
+
 fn time_limit<E: de::Error>(raw: Option<Vec<Option<f64>>>) -> Result<TimeLimit, E> {
-    let Some(raw) = raw else {
+    let Some(raw) = raw.filter(|raw| !raw.is_empty()) else {
         return Ok(TimeLimit::default());
     };
     let [hard, soft] = raw[..] else {
@@ -226,9 +231,19 @@ mod tests {
         assert_eq!(limit.hard, Some(Duration::from_millis(3500)));
         assert_eq!(limit.soft, Some(Duration::from_secs(1)));
         assert_eq!(parse(json!([null, 0])).unwrap(), TimeLimit::default());
+        assert_eq!(parse(json!([])).unwrap(), TimeLimit::default());
         assert!(parse(json!(["5", null])).is_err());
         assert!(parse(json!([1])).is_err());
         assert!(parse(json!([-1, null])).is_err());
+    }
+
+    #[test]
+    fn an_empty_text_is_none_where_python_takes_it_for_none() {
+        let empty = json!({"task": "t", "id": "1", "shadow": "", "group": "", "root_id": "", "parent_id": "", "compression": ""});
+        let headers: Headers = serde_json::from_value(empty).unwrap();
+        let plain: Headers = serde_json::from_value(json!({"task": "t", "id": "1"})).unwrap();
+        assert_eq!(headers, plain);
+        assert_eq!((headers.shown_name(), headers.root()), ("t", "1"));
     }
 
     #[test]

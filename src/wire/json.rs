@@ -133,9 +133,11 @@ fn replace<'a>(text: &'a str, with: impl Fn(&'static str) -> Option<&'static str
         match bytes[at] {
             b'\\' if in_string => at += 1,
             b'"' => in_string = !in_string,
-            // A number goes on with a digit, a dot, a sign or an e: what follows one of these does not begin here.
-            b'N' | b'I' | b'-' | b'1' if !in_string && (at == 0 || !b"0123456789.+-eE".contains(&bytes[at - 1])) => {
-                let found = TOKENS.into_iter().find(|token| text[at..].starts_with(token));
+            b'N' | b'I' | b'-' | b'1' if !in_string && (at == 0 || !goes_on(bytes[at - 1])) => {
+                let ends = |token: &str| !bytes.get(at + token.len()).is_some_and(|next| goes_on(*next));
+                let found = TOKENS
+                    .into_iter()
+                    .find(|token| text[at..].starts_with(token) && ends(token));
                 if let Some((token, new)) = found.and_then(|token| Some((token, with(token)?))) {
                     let out = out.get_or_insert_with(|| String::with_capacity(text.len()));
                     out.push_str(&text[copied..at]);
@@ -156,6 +158,12 @@ fn replace<'a>(text: &'a str, with: impl Fn(&'static str) -> Option<&'static str
         }
         None => Cow::Borrowed(text),
     }
+}
+
+/// Whether a number goes on with it: what follows one of these does not begin there, and what one of these follows does not
+/// end.
+fn goes_on(byte: u8) -> bool {
+    b"0123456789.+-eE".contains(&byte)
 }
 
 /// How deep arrays and objects are nested in JSON text.
@@ -192,10 +200,10 @@ mod tests {
 
     #[test]
     fn p_015_what_is_passed_on_keeps_them() {
-        let text = r#"[NaN,-Infinity,Infinity,"NaN 1e99998",21e99998]"#;
+        let text = r#"[NaN,-Infinity,Infinity,"NaN 1e99998",21e99998,1e999985]"#;
         let json: super::super::Json = serde_json::from_str(&carried(text)).unwrap();
         let left = String::from_utf8(restored(&serde_json::to_vec(&json).unwrap()).into_owned()).unwrap();
-        assert_eq!(left, r#"[NaN,-1e99999,1e99999,"NaN 1e99998",21e99998]"#);
+        assert_eq!(left, r#"[NaN,-1e99999,1e99999,"NaN 1e99998",21e99998,1e999985]"#);
         assert_eq!(json.parse::<Value>().ok(), None, "21e99998 is no float");
         let carried: super::super::Json = serde_json::from_str(&carried("[NaN,Infinity]")).unwrap();
         assert_eq!(carried.parse::<Value>().unwrap(), json!([null, null]));

@@ -17,9 +17,9 @@ enum Token<'a> {
 ///
 /// # Errors
 /// The bytes are not one whole msgpack value, or it holds what kombu's serializer does not write.
-pub(super) fn to_json(bytes: &[u8], limit: usize) -> Result<String, DecodeError> {
+pub(super) fn to_json(bytes: &[u8], limit: usize, deepest: usize) -> Result<String, DecodeError> {
     let mut rest = bytes;
-    let mut out = Transcript::new(limit);
+    let mut out = Transcript::new(limit, deepest);
     // How many values each open list or mapping still lacks.
     let mut lacking: Vec<u64> = Vec::new();
     loop {
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8]) -> Result<String, DecodeError> {
-        to_json(bytes, 1000)
+        to_json(bytes, 1000, super::super::DEEPEST)
     }
 
     #[test]

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::envelope::with_body;
 use super::{
     CallOptions, Destination, Headers, Json, Kwargs, Outgoing, OutgoingInfo, OutgoingProperties, Routes, TimeLimit,
-    repr,
+    python, repr,
 };
 use crate::clock::{self, Timestamp};
 
@@ -163,7 +163,7 @@ impl Outbound {
         };
         let eta = match seconds("countdown") {
             Some(pause) => Some(clock::iso(clock::after(now, pause))),
-            None => options.str("eta"),
+            None => options.get("eta").and_then(python::iso_text),
         };
         let stamped: Option<Vec<String>> = options.get("stamped_headers").and_then(|names| names.parse().ok());
         let stamps = stamped.as_ref().map(|names| {
@@ -215,13 +215,13 @@ impl Outbound {
     }
 }
 
-/// A time that is given as seconds from now or as a date: how long from now, and the date.
+/// A time that is given as seconds from now or as a date (a text, or as kombu marks one): how long from now, and the date.
 fn time(value: &Json, now: Timestamp) -> Option<(Duration, String)> {
     if let Ok(seconds) = value.parse::<f64>() {
         let after = Duration::try_from_secs_f64(seconds.max(0.0)).ok()?;
         return Some((after, clock::iso(clock::after(now, after))));
     }
-    let text = value.as_str()?.into_owned();
+    let text = python::iso_text(value)?;
     let at = clock::parse_iso(&text).ok()?;
     Some((clock::until(at, now), text))
 }

@@ -86,6 +86,12 @@ impl Serialize for DateTime {
     }
 }
 
+/// The text of a date: one that is plain, or that of a marked `datetime`, as options of a Python client hold it.
+pub(super) fn iso_text(value: &super::Json) -> Option<String> {
+    let mut text = serde_json::Deserializer::from_str(value.get());
+    read(&mut text, &["datetime"]).ok().map(|(_, text)| text)
+}
+
 /// Python's `uuid.UUID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uuid(pub uuid::Uuid);
@@ -171,6 +177,19 @@ mod tests {
         assert_eq!(again::<Option<Date>>(&Value::Null), Value::Null);
         assert_eq!(again::<Date>(&marked("date", "2024-01-02".into()))["__type__"], "date");
         assert_eq!(again::<Time>(&"03:04:05".into()), marked("time", "03:04:05".into()));
+    }
+
+    #[test]
+    fn a_date_of_an_option_is_plain_or_marked() {
+        let text = |value: Value| iso_text(&super::super::Json::new(&value).unwrap());
+        let at = "2024-01-02T03:04:05+00:00";
+        assert_eq!(text(at.into()).as_deref(), Some(at));
+        assert_eq!(
+            text(json!({"__type__": "datetime", "__value__": at})).as_deref(),
+            Some(at)
+        );
+        assert_eq!(text(json!({"__type__": "date", "__value__": at})), None);
+        assert_eq!((text(3.into()), text(Value::Null)), (None, None));
     }
 
     #[test]

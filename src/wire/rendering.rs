@@ -94,10 +94,12 @@ pub(super) fn yaml(text: &str) -> Result<String, String> {
                 out.push(if is_object { '{' } else { '[' });
             }
             Token::Text(text) => {
-                if is_key && text.len() > LONGEST_KEY {
-                    out.push_str("? ");
-                }
+                let start = out.len();
                 quote(&mut out, &text);
+                // As it is written, escapes and all.
+                if is_key && out.len() - start > LONGEST_KEY {
+                    out.insert_str(start, "? ");
+                }
             }
             Token::Number(number) => out.push_str(&yaml_number(number)),
             Token::Word(word) => out.push_str(word),
@@ -180,11 +182,11 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         let parse = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
         assert_eq!(
-            parse(read_msgpack::to_json(&msgpack(&text).unwrap(), 1 << 20).unwrap()),
+            parse(read_msgpack::to_json(&msgpack(&text).unwrap(), 1 << 20, 127).unwrap()),
             value
         );
         assert_eq!(
-            parse(read_yaml::to_json(&yaml(&text).unwrap(), 1 << 20).unwrap()),
+            parse(read_yaml::to_json(&yaml(&text).unwrap(), 1 << 20, 127).unwrap()),
             value
         );
     }

@@ -12,6 +12,9 @@ use super::{Compression, Serializer, State, decompress, rendering};
 const MAGIC: &[u8] = b"\0celery-compressed\0";
 /// What Redis holds at most.
 const LIMIT: usize = 512 << 20;
+/// How deep a result may be nested: the handle of a header holds the line of each result, two levels a step. Python's
+/// reader goes no deeper.
+const LEVELS: usize = 1000;
 
 /// How results are written and read.
 #[derive(Clone, Debug)]
@@ -104,7 +107,9 @@ impl ResultFormat {
             let error = error.to_string();
             error.replace("accept_content", "result_accept_content")
         })?;
-        reader.read(plain, LIMIT).map_err(|error| error.to_string())
+        reader
+            .read_deep(plain, LIMIT, LEVELS)
+            .map_err(|error| error.to_string())
     }
 
     /// The state in a stored record.
@@ -155,6 +160,14 @@ mod tests {
 
     #[test]
     fn p_154_what_is_not_accepted_is_not_read_and_pickle_is_refused_by_name() {
+        let all = Accept::parse(&["json", "msgpack", "yaml"], None).unwrap();
+        // What Celery writes of a long chain in a header; the parser of YAML goes less deep.
+        for (serializer, levels) in [("json", 900), ("msgpack", 900), ("yaml", 250)] {
+            let deep = "[".repeat(levels) + &"]".repeat(levels);
+            let format = ResultFormat::new(Some(serializer), None, all.clone()).unwrap();
+            let stored = format.write(deep.as_bytes()).unwrap().into_owned();
+            assert_eq!(format.read(stored).unwrap(), deep);
+        }
         let format = ResultFormat::new(Some("msgpack"), None, Accept::default()).unwrap();
         let stored = format.write(b"[1]").unwrap();
         let error = format.read(stored.to_vec()).unwrap_err();

@@ -83,21 +83,23 @@ impl Routes {
         let route = self.options(task);
         let get = |name: &str| {
             let said = options.str(name).filter(|text| !text.is_empty());
-            said.or_else(|| Some(route?.get(name)?.as_str()?.into_owned()))
+            let routed = || Some(route?.get(name)?.as_str()?.into_owned());
+            said.or_else(|| routed().filter(|text| !text.is_empty()))
         };
-        let (mut queue, exchange, routing_key) = (get("queue"), get("exchange"), get("routing_key"));
-        if queue.is_none() && exchange.is_none() {
-            let default = self.default_queue.clone().unwrap_or_else(|| "celery".to_owned());
-            // The default exchange, and the list of that name.
-            queue = Some(routing_key.clone().unwrap_or(default));
-        }
-        let Some(name) = queue else {
-            return Ok(Destination {
-                exchange: exchange.unwrap_or_default(),
-                routing_key: routing_key.unwrap_or_else(|| "celery".to_owned()),
-                queue: None,
-            });
+        let (queue, exchange, routing_key) = match (get("queue"), get("exchange"), get("routing_key")) {
+            (None, Some(exchange), Some(routing_key)) => {
+                return Ok(Destination {
+                    exchange,
+                    routing_key,
+                    queue: None,
+                });
+            }
+            said => said,
         };
+        // One of the two alone says no more than the default queue does.
+        let name = queue
+            .or_else(|| self.default_queue.clone())
+            .unwrap_or_else(|| "celery".to_owned());
         let known = self.queues.iter().find(|queue| queue.name == name);
         if known.is_none() && self.only_known && self.default_queue.as_ref() != Some(&name) {
             return Err(format!(
@@ -193,6 +195,17 @@ mod tests {
         assert_eq!(to("b", &[("queue", "all")]).unwrap(), "everybody/celery/all");
         assert_eq!(to("b", &[("queue", "jobs")]).unwrap(), "/jobs/jobs");
         assert_eq!(to("b", &[("exchange", "x"), ("routing_key", "y")]).unwrap(), "x/y/");
+        // What Celery's `send_task` makes of one alone: on a direct queue nothing.
+        let ours = routes.clone().with_default("home");
+        for alone in ["exchange", "routing_key"] {
+            let mut call = CallOptions::default();
+            call.set_str(alone, "x");
+            assert_eq!(ours.destination("b", &call).unwrap().routing_key, "home", "{alone}");
+        }
+        let mut call = CallOptions::default();
+        call.set_str("routing_key", "news.x");
+        let to_default = routes.clone().with_default("news").destination("b", &call).unwrap();
+        assert_eq!((&*to_default.exchange, &*to_default.routing_key), ("world", "news.x"));
         assert!(
             to("b", &[("queue", "other")])
                 .unwrap_err()

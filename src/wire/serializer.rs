@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::message::{self, DecodeError};
-use super::{Limits, Message, Security, Undecodable, msgpack, yaml};
+use super::{DEEPEST, Limits, Message, Security, Undecodable, msgpack, yaml};
 
 /// A serializer that Celery knows by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,10 +142,15 @@ pub(super) struct Reader<'a> {
 impl Reader<'_> {
     /// The body as JSON text.
     pub(super) fn read(self, bytes: Vec<u8>, limit: usize) -> Result<String, DecodeError> {
+        self.read_deep(bytes, limit, DEEPEST)
+    }
+
+    /// The same, of one that may be nested so deep.
+    pub(super) fn read_deep(self, bytes: Vec<u8>, limit: usize, deepest: usize) -> Result<String, DecodeError> {
         match (self.serializer, &self.accept.security) {
             (Serializer::Json, _) => text(bytes),
-            (Serializer::Msgpack, _) => msgpack::to_json(&bytes, limit),
-            (Serializer::Yaml, _) => yaml::to_json(&text(bytes)?, limit),
+            (Serializer::Msgpack, _) => msgpack::to_json(&bytes, limit, deepest),
+            (Serializer::Yaml, _) => yaml::to_json(&text(bytes)?, limit, deepest),
             (Serializer::Auth, Some(security)) => {
                 let opened = security.open(&bytes)?;
                 // What is signed is accepted in every form but one that runs code, or another envelope.
@@ -153,7 +158,7 @@ impl Reader<'_> {
                     None | Some(Serializer::Auth) => {
                         Err(DecodeError::ContentType(self.accept.refusal(&opened.content_type)))
                     }
-                    Some(serializer) => Self { serializer, ..self }.read(opened.body, limit),
+                    Some(serializer) => Self { serializer, ..self }.read_deep(opened.body, limit, deepest),
                 }
             }
             (Serializer::Auth, None) => Err(DecodeError::Security("there is nobody to believe".into())),

@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use base64::Engine as _;
 
-use super::limits::DEEPEST;
 use super::message::DecodeError;
 
 /// A JSON text that is being written.
 pub(super) struct Transcript {
     out: String,
     limit: usize,
+    deepest: usize,
     open: Vec<Level>,
 }
 
@@ -22,11 +22,12 @@ struct Level {
 }
 
 impl Transcript {
-    /// An empty text that may grow to `limit` bytes.
-    pub(super) fn new(limit: usize) -> Self {
+    /// An empty text that may grow to `limit` bytes, and go `deepest` levels deep.
+    pub(super) fn new(limit: usize, deepest: usize) -> Self {
         Self {
             out: String::new(),
             limit,
+            deepest,
             open: Vec::new(),
         }
     }
@@ -70,8 +71,9 @@ impl Transcript {
         if self.separate()? {
             return Err(no_key());
         }
-        if self.open.len() >= DEEPEST {
-            return Err(DecodeError::Body(format!("it is nested deeper than {DEEPEST} levels")));
+        if self.open.len() >= self.deepest {
+            let deepest = self.deepest;
+            return Err(DecodeError::Body(format!("it is nested deeper than {deepest} levels")));
         }
         self.open.push(Level { is_object, count: 0 });
         self.out.push(if is_object { '{' } else { '[' });

@@ -14,8 +14,8 @@ use super::transcode::{self, Transcript};
 ///
 /// # Errors
 /// The text is not one YAML document, or needs more than plain data.
-pub(super) fn to_json(text: &str, limit: usize) -> Result<String, DecodeError> {
-    let mut out = Transcript::new(limit);
+pub(super) fn to_json(text: &str, limit: usize, deepest: usize) -> Result<String, DecodeError> {
+    let mut out = Transcript::new(limit, deepest);
     let mut anchors: HashMap<usize, Range<usize>> = HashMap::new();
     let mut open: Vec<(usize, usize)> = Vec::new();
     for event in Parser::new_from_str(text) {
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<String, DecodeError> {
-        to_json(text, 10_000)
+        to_json(text, 10_000, super::super::DEEPEST)
     }
 
     #[test]

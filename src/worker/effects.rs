@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::Options;
 use super::events::{Events, result_repr};
+use super::follow::unsendable;
 use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
@@ -21,7 +22,8 @@ use crate::task::{Hides, Registry};
 use crate::trace::Trace;
 use crate::wire::redact::HIDDEN;
 use crate::wire::{
-    self, Arguments, CallOptions, Exception, Headers, Json, Record, Rest, Routes, Security, Signature, State as Stored,
+    self, Arguments, CallOptions, Destination, Exception, Headers, Json, Record, Rest, Routes, Security, Signature,
+    State as Stored,
 };
 use crate::{backend, broker, clock};
 
@@ -89,7 +91,9 @@ impl Scribe {
     ) {
         let hides = &request.entry.hides;
         let mut shown = None;
-        for effect in effects.drain(..) {
+        let mut left = effects.drain(..);
+        while let Some(effect) = left.next() {
+            let mut unsent = None;
             match effect {
                 Effect::Early(Delivery { tag, is_new: false, .. }) => out.push(Out::Early(broker::Write::Ack(tag))),
                 Effect::Ack(delivery) | Effect::Early(delivery) => {
@@ -98,11 +102,10 @@ impl Scribe {
                 Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) | Effect::Leave => {}
-                Effect::Retry(eta, arguments) => {
-                    if let Some(retry) = self.retry(request, eta, arguments.as_deref()) {
-                        self.publish(retry, hides, out);
-                    }
-                }
+                Effect::Retry(eta, arguments) => match self.retry(request, eta, arguments.as_deref()) {
+                    Ok(retry) => self.publish(retry, hides, out),
+                    Err(error) => unsent = Some(unsendable(&error)),
+                },
                 Effect::Store(state, content) => {
                     if let Content::Value(value) = &content
                         && (events.tasks_enabled() || tracing::enabled!(tracing::Level::INFO))
@@ -120,15 +123,19 @@ impl Scribe {
                     if let Some(embed) = &request.embed {
                         let callbacks = embed.callbacks.as_deref().unwrap_or_default();
                         let parent = request.as_parent(trace);
-                        let (sent, new) = self.succeeded(&parent, callbacks, embed.chain.as_ref(), &result);
-                        out.extend(sent);
-                        children.extend(new);
+                        match self.succeeded(&parent, callbacks, embed.chain.as_ref(), &result) {
+                            Ok(sent) => {
+                                out.extend(sent.out);
+                                children.extend(sent.children);
+                            }
+                            Err(error) => unsent = Some(error),
+                        }
                     }
                 }
-                Effect::Apply(signature) => {
-                    let (sent, _) = self.apply(&request.as_parent(trace), *signature, &[], CallOptions::default());
-                    out.extend(sent);
-                }
+                Effect::Apply(signature) => match self.apply(&request.as_parent(trace), *signature, &[]) {
+                    Ok(sent) => out.extend(sent.out),
+                    Err(error) => unsent = Some(error),
+                },
                 Effect::Emit(happening) => {
                     let happening = if hides.everything() {
                         happening.hidden()
@@ -146,6 +153,13 @@ impl Scribe {
                 | Effect::Cancel(_)
                 | Effect::Fallout(..)
                 | Effect::Part(_) => local.push(effect),
+            }
+            if let Some(exception) = unsent {
+                // The task fails, and what hangs on it: nothing of what was to come of it comes.
+                let delivery = left.by_ref().find_map(Effect::into_delivery);
+                drop(left);
+                request.fail(delivery, exception, effects);
+                return self.write(effects, local, (request, trace), children, (events, out));
             }
         }
     }
@@ -279,7 +293,12 @@ impl Scribe {
         fields
     }
 
-    fn retry(&self, request: &Request, eta: clock::Timestamp, arguments: Option<&Arguments>) -> Option<broker::Write> {
+    fn retry(
+        &self,
+        request: &Request,
+        eta: clock::Timestamp,
+        arguments: Option<&Arguments>,
+    ) -> Result<broker::Write, String> {
         let message = &request.message;
         let envelope = wire::retry_envelope(&request.raw, message, eta, arguments, &self.origin)
             .map_err(|error| error.to_string())
@@ -287,18 +306,28 @@ impl Scribe {
                 // A body that stays has its signature already.
                 Some(signer) if arguments.is_some() => signer.sign_envelope(&envelope),
                 _ => Ok(envelope),
-            });
-        match envelope {
-            Ok(envelope) => Some(broker::Write::Publish {
-                exchange: message.properties.exchange().to_owned(),
-                routing_key: message.properties.routing_key().unwrap_or("celery").to_owned(),
-                priority: message.properties.priority(),
-                envelope: envelope.into(),
+            })?;
+        let to = self.back(request)?;
+        Ok(broker::Write::Publish {
+            exchange: to.exchange,
+            routing_key: to.routing_key,
+            priority: message.properties.priority(),
+            envelope: envelope.into(),
+        })
+    }
+
+    /// Where a message goes once more: where it was sent, or where a new one of its task would go if that is not written.
+    fn back(&self, request: &Request) -> Result<Destination, String> {
+        let properties = &request.message.properties;
+        match properties.routing_key() {
+            Some(routing_key) => Ok(Destination {
+                exchange: properties.exchange().to_owned(),
+                routing_key: routing_key.to_owned(),
+                queue: None,
             }),
-            Err(error) => {
-                error!(task.id = %request.id, "the retry cannot be published: {error}");
-                None
-            }
+            None => self
+                .routes
+                .destination(&request.message.headers.task, &CallOptions::default()),
         }
     }
 
@@ -319,13 +348,13 @@ impl Scribe {
                 Some(signer) => signer.sign_envelope(&envelope),
                 None => Ok(envelope),
             });
-        match envelope {
-            Ok(envelope) => {
+        match envelope.and_then(|envelope| Ok((envelope, self.back(request)?))) {
+            Ok((envelope, to)) => {
                 let tag = Tag::fresh();
                 let hold = broker::Write::Hold {
                     tag: tag.clone(),
-                    exchange: message.properties.exchange().to_owned(),
-                    routing_key: message.properties.routing_key().unwrap_or("celery").to_owned(),
+                    exchange: to.exchange,
+                    routing_key: to.routing_key,
                     envelope: envelope.into(),
                 };
                 Some((tag, Out::Broker(hold)))

@@ -7,7 +7,7 @@ use tracing::{error, warn};
 
 use super::effects::Scribe;
 use super::writer::Out;
-use crate::backend::{Part, Write};
+use crate::backend::Part;
 use crate::broker;
 use crate::canvas::{Freeze, GroupWrite, Parent, Plan, Planner, ResultNode, group};
 use crate::client::group_write;
@@ -38,50 +38,52 @@ pub(crate) struct ErrbackCall {
 
 impl Scribe {
     /// Applies a signature on behalf of a task.
-    pub(super) fn apply(
-        &self,
-        parent: &Parent,
-        signature: Signature,
-        args: &[Json],
-        with: CallOptions,
-    ) -> (Vec<Out>, Vec<ResultNode>) {
+    ///
+    /// # Errors
+    /// What Celery raises where a message of it cannot be sent; then none is.
+    pub(super) fn apply(&self, parent: &Parent, signature: Signature, args: &[Json]) -> Result<Sent, Exception> {
         let mut planner = self.planner(parent);
-        planner.apply(signature, args, with);
+        planner.apply(signature, args, CallOptions::default());
         self.outs(planner.plan)
     }
 
-    /// Callbacks and the next step of the chain.
+    /// Callbacks and the next step of the chain. With `task_inherit_parent_priority` they have the priority of what they
+    /// follow, whatever their own is.
+    ///
+    /// # Errors
+    /// See [`apply`](Self::apply).
     pub(super) fn succeeded(
         &self,
         parent: &Parent,
         callbacks: &[Signature],
         chain: Option<&Rest>,
         result: &Json,
-    ) -> (Vec<Out>, Vec<ResultNode>) {
+    ) -> Result<Sent, Exception> {
         let mut planner = self.planner(parent);
         let args = std::slice::from_ref(result);
+        let mut with = CallOptions::default();
+        if let Some(priority) = parent.priority.filter(|_| self.priorities.inherit) {
+            with.rest.insert("priority".to_owned(), Json::number(priority.into()));
+        }
         match callbacks {
             [] => {}
-            [only] => drop(planner.apply(only.clone(), args, CallOptions::default())),
+            [only] => drop(planner.apply(only.clone(), args, with.clone())),
             several => {
                 let (groups, tasks): (Vec<Signature>, Vec<Signature>) = several
                     .iter()
                     .cloned()
                     .partition(|callback| matches!(callback.kind, Kind::Group(_)));
                 for callback in groups {
-                    planner.apply(callback, args, CallOptions::default());
+                    planner.apply(callback, args, with.clone());
                 }
                 if !tasks.is_empty() {
-                    planner.apply(group(tasks), args, CallOptions::default());
+                    planner.apply(group(tasks), args, with.clone());
                 }
             }
         }
         match chain.map_or(Ok(None), Rest::next) {
             Ok(Some((next, rest))) => {
-                let with = CallOptions {
-                    chain: Some(rest),
-                    ..CallOptions::default()
-                };
+                with.chain = Some(rest);
                 planner.apply(next, args, with);
             }
             Ok(None) => {}
@@ -148,10 +150,19 @@ impl Scribe {
             return;
         }
         let args = [Json::string(&failed.id)];
-        let (out, children) = self.apply(failed, group(sent), &args, CallOptions::default());
-        // After the failure is stored: an error callback looks at it.
-        fallout.out.extend(out.into_iter().map(Out::afterwards));
-        fallout.children.extend(children);
+        // Their priority is their own.
+        let failed = Parent {
+            priority: None,
+            ..failed.clone()
+        };
+        match self.apply(&failed, group(sent), &args) {
+            Ok(sent) => {
+                // After the failure is stored: an error callback looks at it.
+                fallout.out.extend(sent.out.into_iter().map(Out::afterwards));
+                fallout.children.extend(sent.children);
+            }
+            Err(error) => error!("the error callbacks of {} cannot be sent: {}", failed.id, error.repr()),
+        }
     }
 
     /// A chord's header failed, or its results cannot be put together: the body fails without having run
@@ -256,18 +267,20 @@ impl Scribe {
             .reaching(self.reach)
     }
 
-    fn outs(&self, plan: Plan) -> (Vec<Out>, Vec<ResultNode>) {
+    fn outs(&self, plan: Plan) -> Result<Sent, Exception> {
         let mut out = Vec::with_capacity(plan.groups.len() + plan.sends.len());
         for write in plan.groups {
-            out.extend(self.group_write(write));
+            out.push(self.group_write(write)?);
         }
-        for outbound in &plan.sends {
-            match self.parcel(outbound) {
-                Ok(parcel) => self.publish(parcel.into(), &Hides::default(), &mut out),
-                Err(error) => error!(task.id = %outbound.id, "a message cannot be encoded: {error}"),
-            }
+        // One by one: what is encoded is not held a second time.
+        for outbound in plan.sends {
+            let parcel = self.parcel(&outbound).map_err(|error| unsendable(&error))?;
+            self.publish(parcel.into(), &Hides::default(), &mut out);
         }
-        (out, plan.children)
+        Ok(Sent {
+            out,
+            children: plan.children,
+        })
     }
 
     fn parcel(&self, outbound: &Outbound) -> Result<Parcel, String> {
@@ -279,15 +292,29 @@ impl Scribe {
         Ok(parcel)
     }
 
-    fn group_write(&self, write: GroupWrite) -> Option<Out> {
+    fn group_write(&self, write: GroupWrite) -> Result<Out, Exception> {
         if !self.stores_results {
-            error!("a chord needs a result backend: start the worker with --result-backend");
-            return None;
+            let why = "a chord needs a result backend: start the worker with --result-backend";
+            return Err(Exception::builtin("NotImplementedError", why));
         }
-        let write: Write = group_write(write)
-            .inspect_err(|error| error!(%error, "a group cannot be encoded"))
-            .ok()?;
-        Some(Out::Backend(write))
+        let write = group_write(write).map_err(|error| unsendable(&error.to_string()))?;
+        Ok(Out::Backend(write))
+    }
+}
+
+/// What applying a signature comes to.
+pub(crate) struct Sent {
+    /// To be written.
+    pub out: Vec<Out>,
+    /// The handles of what was applied.
+    pub children: Vec<ResultNode>,
+}
+
+/// The exception of a message that cannot be sent, as Celery names it.
+pub(super) fn unsendable(why: &str) -> Exception {
+    match why.strip_prefix("QueueNotFound: ") {
+        Some(why) => Exception::celery("QueueNotFound", why),
+        None => Exception::new("kombu.exceptions", "EncodeError", why),
     }
 }
 
@@ -330,7 +357,7 @@ fn unrun(id: &str) -> Parent {
     Parent {
         id: id.to_owned(),
         root_id: id.to_owned(),
-        priority: 0,
+        priority: None,
         carried: None,
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -23,7 +24,7 @@ use crate::broker::{self, Broker};
 use crate::canvas::{Parent, ResultNode};
 use crate::clock;
 use crate::conn::{Link, Patience};
-use crate::wire::{CallOptions, Exception, Json, Signature, State, json};
+use crate::wire::{Exception, Json, Signature, State, json};
 
 /// Parts counted in one round trip.
 const BATCH: usize = 256;
@@ -176,8 +177,8 @@ impl Join {
         let failed = match self.results(&claim.group).await {
             Ok(results) => match self.send_body(&claim, &member, &results).await {
                 Ok(()) => return report(&self.joined, member, Fallout::default()),
-                Err(error) => {
-                    let error = Exception::celery("ChordError", format!("Callback error: {error}"));
+                Err(why) => {
+                    let error = Exception::celery("ChordError", format!("Callback error: {why}"));
                     Box::new((error.clone(), error))
                 }
             },
@@ -197,14 +198,16 @@ impl Join {
     /// The body is sent once, whoever dies when. Where broker and results are one server, one script sends it and ends the
     /// chord. Elsewhere, or through an exchange, it is sent under the number of this run of the chord, which the results
     /// know; whoever comes after a worker that died in between finds that it was sent.
-    async fn send_body(&self, claim: &Claim, member: &Member, results: &[Json]) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// It cannot be sent, and why.
+    async fn send_body(&self, claim: &Claim, member: &Member, results: &[Json]) -> Result<(), String> {
         let results = [Json::list(results)];
         let body = member.body.clone();
-        let (out, _) = self
-            .scribe
-            .apply(&member.parent, body, &results, CallOptions::default());
+        let sent = self.scribe.apply(&member.parent, body, &results);
+        let sent = sent.map_err(|error| error.repr())?;
         let (mut messages, mut before, mut events) = (Vec::new(), Vec::new(), Vec::new());
-        for out in out {
+        for out in sent.out {
             match out {
                 Out::Broker(message @ broker::Write::Publish { .. }) => messages.push(message),
                 event @ Out::Broker(_) => events.push(event),
@@ -216,9 +219,10 @@ impl Join {
             self.send(before).await;
         }
         let ours = match self.lists(&messages) {
-            Some(lists) => self.insist(|| self.backend.send_body(claim, &lists)).await?,
-            None => self.send_apart(claim, &messages).await?,
+            Some(lists) => self.insist(|| self.backend.send_body(claim, &lists)).await,
+            None => self.send_apart(claim, &messages).await,
         };
+        let ours = ours.map_err(|error| error.to_string())?;
         if ours {
             self.outbox.send(events);
         } else {
@@ -378,8 +382,13 @@ impl Join {
 }
 
 fn handle(record: &str) -> Option<ResultNode> {
-    let record: serde_json::Value = serde_json::from_str(record).ok()?;
-    ResultNode::read(record.get("result")?)
+    #[derive(Deserialize)]
+    struct Stored<'a> {
+        #[serde(borrow)]
+        result: &'a RawValue,
+    }
+    let stored: Stored<'_> = serde_json::from_str(record).ok()?;
+    ResultNode::read_alone(stored.result.get())
 }
 
 fn exception(value: &Json) -> Exception {

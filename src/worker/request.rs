@@ -230,6 +230,17 @@ pub(crate) enum Effect {
     EndStream(Stored),
 }
 
+impl Effect {
+    /// The message that is done with by it.
+    pub(crate) fn into_delivery(self) -> Option<Delivery> {
+        match self {
+            Self::Ack(delivery) => Some(delivery),
+            Self::Part(done) => done.delivery,
+            _ => None,
+        }
+    }
+}
+
 /// A member of a chord's header that has come to its end.
 #[derive(Debug)]
 pub(crate) struct Done {
@@ -535,7 +546,7 @@ impl Request {
         Parent {
             id: self.id.to_string(),
             root_id: headers.root().to_owned(),
-            priority: self.message.properties.priority(),
+            priority: self.message.properties.own_priority(),
             carried: carried(trace.or(from.as_ref())),
         }
     }
@@ -731,7 +742,8 @@ impl Request {
         self.policy.max_retries.is_some_and(|max| retries >= max)
     }
 
-    fn fail(&self, unacked: Option<Delivery>, exception: Exception, effects: &mut Vec<Effect>) {
+    /// It failed, whatever came of its run.
+    pub(super) fn fail(&self, unacked: Option<Delivery>, exception: Exception, effects: &mut Vec<Effect>) {
         self.fail_in(unacked, exception, true, effects);
     }
 

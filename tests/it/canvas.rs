@@ -180,6 +180,79 @@ for _ in range(20):
     );
 }
 
+/// Dates in the options of what follows, a header whose handle is deeper than a parser goes, and what cannot be sent.
+#[test]
+fn what_follows_waits_until_its_date_is_joined_and_fails_where_it_cannot_be_sent() {
+    let redis = Redis::start();
+    let environment = [
+        ("ORCHESTRA_TASK_CREATE_MISSING_QUEUES", "false"),
+        ("ORCHESTRA_TASK_QUEUES", r#"["celery", "dated"]"#),
+        (
+            "ORCHESTRA_TASK_ROUTES",
+            r#"{"flow.grow" = "celery", "flow.sum" = {queue = "nowhere"}}"#,
+        ),
+    ];
+    let _worker = Worker::start_program("workflow", &redis, &["-c", "4", "-Q", "celery"], &environment);
+    python_says(
+        &redis,
+        r#"
+import json, redis
+from datetime import datetime, timedelta, timezone
+store = redis.Redis.from_url(sys.argv[1])
+# Python writes a date in the options of what follows as kombu marks it.
+at = datetime(2099, 1, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
+until_then = at + timedelta(hours=1)
+def dated():
+    return s('add', 1).set(queue='dated', eta=at, expires=until_then)
+def sent():
+    until('it is sent', lambda: store.llen('dated') == 1)
+    headers = json.loads(store.lpop('dated'))['headers']
+    return headers['eta'], headers['expires']
+for what in (
+    chain(s('add', 1, 1), dated()),
+    s('add', 1, 1).set(link=dated()),
+    chord([s('add', 1, 1)], dated()),
+    chain(s('add', 1, 1), chord([dated()], s('note'))),
+):
+    what.apply_async()
+    assert sent() == (at.isoformat(), until_then.isoformat()), what
+chain(s('add', 1, 1), chord([s('add', 1).set(queue='dated')], s('note')).set(eta=at)).apply_async()
+assert sent()[0] == at.isoformat()
+# The handle of a header holds the line of each result: this one is nested deeper than a parser goes, whoever writes it.
+def header():
+    return [chain(s('add', 0, 1), *[s('add', 1) for _ in range(90)], group(s('add', 1), s('add', 2)))]
+assert value(chord(header(), s('note'))()) == [[92, 93]]
+# Behind a task it is our worker that applies it.
+steps = [si('add', 0, 1) for _ in range(90)] + [group(si('add', 1, 1), si('add', 1, 2))]
+assert value(chain(si('add', 0, 0), chord([si('add', 0, 1), chain(*steps)], s('note')))()) == [1, [2, 3]]
+# What cannot be sent fails the task that it was to follow, and all that hangs on that.
+def refused(result, failed):
+    error = raised(result)
+    assert type(error).__name__ == 'QueueNotFound', repr(error)
+    assert AsyncResult(failed, app=app).state == states.FAILURE
+    return True
+unknown = lambda: s('add', 1).set(queue='unknown')
+steps = chain(s('add', 1, 1).set(task_id='before'), unknown(), s('add', 1))
+steps.link_error(s('note').set(task_id='told'))
+result = steps()
+assert refused(result, 'before') and value(AsyncResult('told', app=app)) == 'before'
+assert result.state == states.FAILURE
+assert refused(s('add', 1, 1).apply_async(link=unknown(), task_id='linked'), 'linked')
+# Of a group none is sent, and the body does not wait for those.
+result = chain(s('add', 1, 1).set(task_id='before group'), group(s('note').set(queue='dated'), unknown()), s('note'))()
+assert refused(result, 'before group') and result.state == states.FAILURE and store.llen('dated') == 0
+# What takes a task's place, where that is routed elsewhere.
+result = chain(s('triple', 4), s('sum'))()
+assert refused(result, result.parent.id if result.parent else result.id)
+# The body of a chord, by its queue and by its route.
+for body in (unknown(), s('sum')):
+    result = chord([s('add', 1, 1)])(body)
+    until('the body failed', lambda: result.state == states.FAILURE)
+    assert type(result.result) is ChordError and str(result.result).startswith('Callback error: QueueNotFound('), repr(result.result)
+"#,
+    );
+}
+
 /// The body of a chord is not lost with the worker that was about to send it.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_chord_is_lost_with_a_killed_worker() {

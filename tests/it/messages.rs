@@ -121,6 +121,29 @@ async fn odd_messages_are_run() {
     }
 }
 
+/// A callback that is a very long chain: nothing in the worker is as deep as that is long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_very_long_chain_is_begun() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &[]);
+    let step = |options: Value| json!({"task": "hello.add", "args": [1], "kwargs": {}, "options": options, "subtask_type": null, "immutable": false});
+    let mut steps = vec![step(json!({})); 30_000];
+    steps[0] = step(json!({"queue": "nobody"}));
+    let chain = json!({"task": "celery.chain", "args": [], "kwargs": {"tasks": steps}, "options": {}, "subtask_type": "chain",
+        "immutable": false});
+    // Beside another callback: of a group of chains the handle is kept.
+    let embed =
+        json!({"callbacks": [chain, step(json!({"queue": "nobody"}))], "errbacks": null, "chain": null, "chord": null});
+    let message = message("long", &json!([[1], {}, embed]));
+    redis.command::<i64>(&["LPUSH", "celery", &message.to_string()]);
+    let client = redis.client().await;
+    let result = client.result("long").get::<i64>(LONG).await;
+    assert_eq!(result.ok(), Some(1), "{}", worker.log());
+    until("it is begun", async || redis.length("LLEN", "nobody") == 2).await;
+    let again = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+    assert_eq!(again.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
+}
+
 /// A claim has a bound in bytes, and time for what is large: neither one huge message nor many large ones stop a worker.
 #[tokio::test(flavor = "multi_thread")]
 async fn huge_messages_are_taken_in_portions() {

@@ -42,7 +42,7 @@ impl Consumer {
             let parent = Parent {
                 id: headers.id.clone(),
                 root_id: headers.root().to_owned(),
-                priority: 0,
+                priority: None,
                 carried: carried(Trace::of(&headers.extra).as_ref()),
             };
             let mut fallout = self.scribe.failed(

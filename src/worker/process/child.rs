@@ -228,7 +228,7 @@ impl Runner {
         let (ended, traceback) = Ended::new(outcome);
         let children = children
             .iter()
-            .filter_map(|child| serde_json::to_value(child).ok())
+            .filter_map(|child| serde_json::value::to_raw_value(child).ok())
             .collect();
         self.say(&Up::Ended(End {
             ended,

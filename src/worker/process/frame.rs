@@ -62,7 +62,7 @@ pub(super) struct End {
     /// The traceback of the exception in it, which is no part of the exception.
     pub traceback: Option<String>,
     /// Handles of what the run has sent.
-    pub children: Vec<Value>,
+    pub children: Vec<Box<RawValue>>,
     /// Memory of the child in bytes.
     pub resident: u64,
     /// Nothing of the run is left; the child can take another.

@@ -251,7 +251,7 @@ impl Running {
                     resident,
                     clean,
                 } = *end;
-                context.add_children(children.iter().filter_map(ResultNode::read));
+                context.add_children(children.iter().filter_map(|child| ResultNode::read(child.get())));
                 self.done += 1;
                 let outcome = ended.outcome(traceback);
                 if clean {
