@@ -203,8 +203,7 @@ class Client:
                 if not isinstance(row, Mapping):
                     raise TypeError("parameters of a template have names: a row must be a mapping")
                 kwargs = {"template": template, "params": kwargs}
-            if self.options(task_id=task_id, **options)._send(name, args, kwargs, backend).ignored:
-                raise ValueError(f"map() waits for results, and this application ignores those of {name!r}")
+            self.options(task_id=task_id, **options)._send(name, args, kwargs, backend)
 
         def ends() -> Iterator[batch.Row]:
             if output is None:

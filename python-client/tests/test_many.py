@@ -83,12 +83,12 @@ def test_what_redis_refuses_is_counted_and_sent_by_nobody_else(sender, queue, ra
 def test_what_may_have_been_sent_is_not_sent_again(redis_url, queue, raw):
     client = Client(redis_url, options={"queue": "client-test"})
     # Whoever sets this has the Redis client try again by itself, which is wrong for what is not asked but told.
-    client.app.conf.broker_transport_options = {"socket_timeout": 0.3, "retry_on_timeout": True}
+    client.app.conf.broker_transport_options = {"socket_timeout": 0.9, "retry_on_timeout": True}
 
     def calls():
         for n in range(600):
             if n == 550:
-                raw.execute_command("CLIENT", "PAUSE", 1000, "WRITE")
+                raw.execute_command("CLIENT", "PAUSE", 1500, "WRITE")
             yield (n,)
 
     with pytest.raises(OperationalError, match="500 messages were sent, 100 more may have been: "):

@@ -147,21 +147,6 @@ def test_results_that_nobody_keeps_are_not_waited_for(redis_url, sender, raw):
     assert raw.llen(QUEUE) == 0
 
 
-def test_tasks_whose_results_the_application_ignores_are_not_waited_for(redis_url, queue):
-    app = Celery(broker=redis_url, backend=redis_url, set_as_current=False)
-
-    @app.task(name="t", ignore_result=True)
-    def ignored(_):
-        pass
-
-    app.finalize()
-    client = Client(app=app, options={"queue": QUEUE})
-    # Older versions of Celery do not look at their own tasks for what is sent by name; then there is a result.
-    if client.call("t").ignored:
-        with pytest.raises(ValueError, match="ignores those of 't'"):
-            next(client.map(None, [[1]], task="t"))
-
-
 def test_parameters_of_a_template_have_names(sender, raw):
     for row in ([1], []):
         with pytest.raises(TypeError, match="a row must be a mapping"):
