@@ -1,4 +1,4 @@
-//! Signals to stops (protocol 3.14).
+//! Signals to stops.
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Waiting for results, as Celery's clients do: told by pub/sub, not by asking again and again (protocol 5.7).
+//! Waiting for results, as Celery's clients do: told by pub/sub, not by asking again and again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
