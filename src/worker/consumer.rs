@@ -7,7 +7,7 @@ mod stay;
 mod stopping;
 mod take;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use super::fetcher::{Fetched, Taken};
 use super::flood::Waits;
 use super::gossip::Gossip;
 use super::joiner::{Joined, Member};
-use super::keeper::{Keeper, Kept};
+use super::keeper::{Held, Keeper, Kept};
 use super::line::Line;
 use super::metrics::Metrics;
 use super::parked::{FAR, Parked, Recalled, Spot};
@@ -139,12 +139,13 @@ pub(crate) struct Consumer {
     pub room: Room,
     /// Whether the queues are empty, as far as the fetcher knows.
     pub idle: Arc<AtomicBool>,
-    /// What follows a task and stays here: to be taken in this turn, and what may not be in Redis yet.
-    pub(super) kept: Vec<Taken>,
-    pub(super) staying: HashSet<Tag>,
+    /// What follows a task and stays here, until it is in Redis.
+    pub(super) staying: HashMap<Tag, Taken>,
+    /// Messages were claimed that have not come here yet.
+    pub(super) is_behind: bool,
     pub prefetch: usize,
     pub queues: watch::Sender<Vec<Arc<str>>>,
-    pub held: mpsc::Sender<Vec<Tag>>,
+    pub held: mpsc::Sender<Held>,
     pub notes: Notes,
     pub uniques: Uniques,
     pub members: mpsc::UnboundedSender<Member>,
@@ -188,8 +189,9 @@ impl Consumer {
                     None => self.drained = true,
                     Some(fetched) => fetched.into_iter().for_each(|fetched| self.on_fetched(fetched)),
                 },
-                Some(tags) = inputs.stays.recv() => self.on_stayed(&tags),
+                Some(tags) = inputs.stays.recv() => self.on_stayed(tags),
                 _ = inputs.ends.recv_many(&mut ends, TURN) => {
+                    self.is_behind = !inputs.fetched.is_empty();
                     // What a run said comes before how it ended.
                     while let Ok(note) = inputs.notes.try_recv() {
                         self.on_note(note);
@@ -225,7 +227,6 @@ impl Consumer {
                 }
             }
             self.autoscale();
-            self.take_kept();
             self.start_reserved();
             self.send();
             let is_done = self.active.is_empty() && (self.errbacks.are_done() || self.phase == Phase::Cold);
@@ -388,17 +389,18 @@ impl Consumer {
     }
 
     fn on_lease(&mut self) {
-        let tags: Vec<Tag> = self
+        let mut tags: Vec<Tag> = self
             .active
             .values()
             .filter_map(|active| active.state.tag().cloned())
             .chain(self.joining.iter().flatten().cloned())
-            // What is on its way is not lost because it is not there.
-            .filter(|tag| tag.is_held() && !self.staying.contains(tag))
+            .filter(Tag::is_held)
             .collect();
+        let new = self.staying.len();
+        tags.extend(self.staying.keys().cloned());
         if !tags.is_empty() {
             // A keeper that is still busy with the last round keeps these in its next one.
-            let _ = self.held.try_send(tags);
+            let _ = self.held.try_send(Held { tags, new });
         }
     }
 

@@ -95,10 +95,8 @@ impl Scribe {
         while let Some(effect) = left.next() {
             let mut unsent = None;
             match effect {
-                Effect::Early(Delivery { tag, is_new: false, .. }) => out.push(Out::Early(broker::Write::Ack(tag))),
-                Effect::Ack(delivery) | Effect::Early(delivery) => {
-                    out.push(Out::Broker(broker::Write::Ack(delivery.tag)))
-                }
+                Effect::Early(delivery) => out.push(Out::Early(broker::Write::Ack(delivery.tag))),
+                Effect::Ack(delivery) => out.push(Out::Broker(broker::Write::Ack(delivery.tag))),
                 Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) | Effect::Leave => {}

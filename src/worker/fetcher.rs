@@ -161,7 +161,6 @@ impl Fetcher {
                 Fetched::Message(Taken {
                     share: self.room.take(message.raw.len()),
                     delivery: Delivery {
-                        is_new: false,
                         tag: message.tag,
                         queue: message.queue,
                         credit: if message.waits { None } else { credit.split(1) },

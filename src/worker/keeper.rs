@@ -22,11 +22,18 @@ pub(crate) enum Kept {
     GivenUp(GivenUp),
 }
 
+/// What is held.
+pub(crate) struct Held {
+    pub tags: Vec<Tag>,
+    /// So many, the last of them, are on their way to Redis: that they are not there yet does not mean that others have them.
+    pub new: usize,
+}
+
 /// The service that keeps leases. It is told what is held by the consumer loop, and tells it what was lost.
 pub(crate) struct Keeper {
     pub broker: Broker,
     /// Everything held, each time the leases are due.
-    pub held: mpsc::Receiver<Vec<Tag>>,
+    pub held: mpsc::Receiver<Held>,
     pub kept: mpsc::UnboundedSender<Kept>,
     /// Pause between two looks for messages whose holder is gone.
     pub sweep: Duration,
@@ -64,7 +71,7 @@ impl Keeper {
         loop {
             tokio::select! {
                 held = self.held.recv() => match held {
-                    Some(tags) => self.extend(&tags).await,
+                    Some(held) => self.extend(&held).await,
                     None => return,
                 },
                 _ = sweep.tick() => {
@@ -85,9 +92,10 @@ impl Keeper {
         }
     }
 
-    async fn extend(&self, tags: &[Tag]) {
+    async fn extend(&self, held: &Held) {
         let mut lost = Vec::new();
-        for tags in tags.chunks(BATCH) {
+        let (there, new) = held.tags.split_at(held.tags.len() - held.new);
+        for tags in there.chunks(BATCH) {
             // A broker that cannot be reached is waited for by the next round; the lease may run out meanwhile, and
             // that is what it is for.
             let Ok(ours) = self.broker.extend(tags).await else {
@@ -102,6 +110,10 @@ impl Keeper {
         }
         if !lost.is_empty() {
             let _ = self.kept.send(Kept::Lost(lost));
+        }
+        // Those of them that are there.
+        if !new.is_empty() {
+            let _ = self.broker.extend(new).await;
         }
     }
 

@@ -69,7 +69,6 @@ impl Listener {
                     return;
                 };
                 let delivery = Delivery {
-                    is_new: false,
                     tag: message.tag,
                     queue: message.queue,
                     credit: Some(credit),

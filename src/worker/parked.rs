@@ -202,7 +202,6 @@ impl Recaller {
                 let messages = asked.iter().zip(found).filter_map(|(place, held)| {
                     let raw = unwrapped(&held?, &place.queue)?;
                     let delivery = Delivery {
-                        is_new: false,
                         tag: place.tag.clone(),
                         queue: place.queue.clone(),
                         credit: None,

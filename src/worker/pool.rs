@@ -49,6 +49,11 @@ impl Pool {
         self.size
     }
 
+    /// Places where nothing runs.
+    pub(crate) fn free(&self) -> usize {
+        self.slots.available_permits().saturating_sub(self.debt)
+    }
+
     /// Takes a place, if there is one.
     pub(crate) fn slot(&mut self) -> Option<OwnedSemaphorePermit> {
         while self.debt > 0 {

@@ -31,8 +31,6 @@ pub(crate) struct Delivery {
     pub tag: Tag,
     pub queue: Arc<str>,
     pub credit: Option<OwnedSemaphorePermit>,
-    /// It was written down by us and may not be in Redis yet: what is to remove it comes behind that.
-    pub is_new: bool,
 }
 
 impl Delivery {

@@ -170,7 +170,6 @@ fn a_delivery_is_spent_exactly_once_and_last() {
         };
         let request = request_of(&policy, walk % 17 < 8);
         let delivery = Delivery {
-            is_new: false,
             tag: Tag("t".into()),
             queue: "celery".into(),
             credit: None,

@@ -1,6 +1,6 @@
 //! Puts a worker together: connections, declarations, services, and the loop between them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -402,8 +402,8 @@ impl Worker {
             credit,
             room,
             idle,
-            kept: Vec::new(),
-            staying: HashSet::new(),
+            staying: HashMap::new(),
+            is_behind: false,
             prefetch,
             queues,
             held,

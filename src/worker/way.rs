@@ -68,7 +68,6 @@ impl Way {
         let request = strategy::receive(raw.clone(), &self.registry, &self.options);
         let request = Arc::new(request.expect("a message of a registered task"));
         let delivery = Delivery {
-            is_new: false,
             tag: Tag("bench.1".into()),
             queue: "celery".into(),
             credit: None,

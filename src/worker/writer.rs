@@ -40,7 +40,7 @@ pub(crate) enum Out {
     Early(broker::Write),
     /// A message that must not be there before the results are.
     Later(broker::Write),
-    /// A message that is ours from the start. The consumer loop is told when it is in Redis.
+    /// A message that is ours from the start; the consumer loop is told when it is in Redis.
     Stay(Tag, broker::Write),
     Backend(backend::Write),
     /// A task event, as text; all of a flush go in one message.
@@ -279,10 +279,7 @@ impl Writer {
             self.metrics.flushed(clock::instant().saturating_duration_since(began));
             self.backlog.writes.fetch_sub(batch.size, Ordering::Relaxed);
             self.backlog.bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
-            if !batch.stays.is_empty() {
-                // A loop that is gone has ended the worker.
-                let _ = self.stays.send(batch.stays);
-            }
+            self.tell_stays(&mut batch.stays);
             for done in batch.flushed {
                 let _ = done.send(());
             }
@@ -335,6 +332,7 @@ impl Writer {
                     if !batch.publishes.is_empty() {
                         self.insist("broker", self.broker.writer(), &broker_pipe).await;
                         broker_pipe = Pipeline::new();
+                        self.tell_stays(&mut batch.stays);
                     }
                     let mut backend_pipe = Pipeline::new();
                     backend.append(&mut backend_pipe, &batch.results);
@@ -364,6 +362,14 @@ impl Writer {
             self.insist("backend", backend.link(), &pipe).await;
         }
         unheard
+    }
+
+    /// What stays here is in Redis.
+    fn tell_stays(&self, stays: &mut Vec<Tag>) {
+        if !stays.is_empty() {
+            // A loop that is gone has ended the worker.
+            let _ = self.stays.send(std::mem::take(stays));
+        }
     }
 
     /// Compressed results are looked at before they are replaced.

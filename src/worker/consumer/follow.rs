@@ -158,14 +158,7 @@ impl Consumer {
             {
                 self.out.push(hold);
                 let (queue, credit) = (Arc::default(), None);
-                // Who counts it acknowledges it only then.
-                let is_new = false;
-                delivery = Some(Delivery {
-                    tag,
-                    queue,
-                    credit,
-                    is_new,
-                });
+                delivery = Some(Delivery { tag, queue, credit });
             }
             self.join(Member {
                 part: Part::new(

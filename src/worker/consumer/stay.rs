@@ -1,9 +1,9 @@
 //! What follows a task may stay here: the next step of a chain starts in the worker that ran the one before when there is a place
 //! for it and nothing waits that would go first. It is written down as held by us, as if it had gone to its queue and been taken
-//! from there, and starts while that is on its way: the way to the queue and back is most of what a step costs.
+//! from there, and starts when Redis has that: the news of it and the claim are saved, and Redis the copies of a message that is
+//! the longer the more steps are to come.
 //!
-//! A worker that dies meanwhile had the step before, which it has not acknowledged and which runs again; with early acks it loses
-//! what has started.
+//! It does not start sooner. A step that kills its worker would then be nowhere.
 
 use std::sync::atomic::Ordering;
 
@@ -14,17 +14,14 @@ use crate::worker::request::Delivery;
 use crate::worker::stop::Phase;
 use crate::worker::writer::Out;
 
-/// So many may be on their way to Redis. While it is away, that many steps are done that a worker which dies then has done in vain.
-const AHEAD: usize = 64;
-
 impl Consumer {
     /// Of what is to be sent since `written`, keeps the messages that can start here.
     pub(super) fn keep_next(&mut self, written: usize) {
         for at in written..self.out.len() {
             if let Some((taken, hold)) = self.stay(&self.out[at]) {
-                self.staying.insert(taken.delivery.tag.clone());
-                self.out[at] = Out::Stay(taken.delivery.tag.clone(), hold);
-                self.kept.push(taken);
+                let tag = taken.delivery.tag.clone();
+                self.out[at] = Out::Stay(tag.clone(), hold);
+                self.staying.insert(tag, taken);
             }
         }
     }
@@ -53,15 +50,9 @@ impl Consumer {
             routing_key: routing_key.clone(),
             envelope: envelope.clone(),
         };
-        let is_new = true;
         let taken = Taken {
             share: self.room.take(envelope.len()),
-            delivery: Delivery {
-                tag,
-                queue,
-                credit,
-                is_new,
-            },
+            delivery: Delivery { tag, queue, credit },
             raw: envelope.clone(),
         };
         Some((taken, hold))
@@ -71,24 +62,26 @@ impl Consumer {
     fn has_nothing_else(&self) -> bool {
         self.phase == Phase::Run
             && self.idle.load(Ordering::Relaxed)
+            && !self.is_behind
             && self.reserved.is_empty()
-            && self.running + self.kept.len() < self.pool.size()
-            && self.staying.len() < AHEAD
+            && self.staying.len() < self.pool.free()
             && !self.room.is_full()
             && !self.outbox.is_full()
     }
 
-    /// Takes what stays.
-    pub(super) fn take_kept(&mut self) {
-        for taken in std::mem::take(&mut self.kept) {
-            self.on_taken(taken);
+    /// They are in Redis.
+    pub(super) fn on_stayed(&mut self, tags: Vec<Tag>) {
+        for tag in tags {
+            if let Some(taken) = self.staying.remove(&tag) {
+                self.on_taken(taken);
+            }
         }
     }
 
-    /// They are in Redis.
-    pub(super) fn on_stayed(&mut self, tags: &[Tag]) {
-        for tag in tags {
-            self.staying.remove(tag);
+    /// Nothing stays in a worker that stops: it goes back, behind what writes it down.
+    pub(super) fn let_go(&mut self) {
+        for (_, taken) in std::mem::take(&mut self.staying) {
+            self.on_taken(taken);
         }
     }
 }

@@ -29,6 +29,7 @@ impl Consumer {
                 },
             );
         }
+        self.let_go();
         self.unpark();
         match phase {
             Phase::Soft => {
