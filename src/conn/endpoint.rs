@@ -57,7 +57,7 @@ impl Endpoint {
     /// One line that says what is wrong with the URL; never the password.
     pub fn parse(url: &str) -> Result<Self, Error> {
         let url = url.trim();
-        let shown: Vec<String> = url.split(';').map(mask).collect();
+        let shown: Vec<String> = pieces(url).into_iter().map(mask).collect();
         let shown = shown.join(";");
         Self::read(url, &shown).map_err(|what| Error::Url(format!("{shown:?} is no Redis URL: {what}")))
     }
@@ -69,7 +69,7 @@ impl Endpoint {
         if scheme == "sentinel" {
             return Self::read_sentinels(url, shown);
         }
-        if url.contains(';') {
+        if pieces(url).len() > 1 {
             return Self::read_several(url, shown);
         }
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -129,8 +129,8 @@ impl Endpoint {
 
     /// Each stands for the others when one cannot be reached.
     fn read_several(urls: &str, shown: &str) -> Result<Self, String> {
-        let all: Result<Vec<Self>, String> = urls
-            .split(';')
+        let all: Result<Vec<Self>, String> = pieces(urls)
+            .into_iter()
             .map(str::trim)
             .filter(|url| !url.is_empty())
             .map(|url| Self::read(url, &mask(url)))
@@ -167,7 +167,7 @@ impl Endpoint {
         let mut first = None;
         let mut addresses = Vec::new();
         let mut master = None;
-        for url in urls.split(';').map(str::trim).filter(|url| !url.is_empty()) {
+        for url in pieces(urls).into_iter().map(str::trim).filter(|url| !url.is_empty()) {
             let rest = url
                 .strip_prefix("sentinel://")
                 .ok_or("each of several URLs must begin with sentinel://")?;
@@ -433,10 +433,33 @@ impl fmt::Debug for Endpoint {
     }
 }
 
+/// The URLs of a list. A `;` after which no other begins is part of one: of a password, for example.
+fn pieces(urls: &str) -> Vec<&str> {
+    let begins = |rest: &str| {
+        let is_scheme = |scheme: &str| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+');
+        rest.trim().is_empty()
+            || rest
+                .split_once("://")
+                .is_some_and(|(scheme, _)| is_scheme(scheme.trim()))
+    };
+    let (mut pieces, mut start) = (Vec::new(), 0);
+    for (at, _) in urls.match_indices(';') {
+        if begins(&urls[at + 1..]) {
+            pieces.push(&urls[start..at]);
+            start = at + 1;
+        }
+    }
+    pieces.push(&urls[start..]);
+    pieces
+}
+
 /// The URL with its password replaced, as Celery shows it.
 fn mask(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
+        // Somebody forgot the scheme: what stands before the `@` may be a password.
+        return url
+            .rsplit_once('@')
+            .map_or_else(|| url.to_owned(), |(_, place)| format!("**@{place}"));
     };
     let Some((credentials, place)) = rest.rsplit_once('@') else {
         return url.to_owned();
@@ -550,6 +573,11 @@ mod tests {
             (1, 1),
             "clones agree, and a turn is left once"
         );
+        let odd = Endpoint::parse("redis://u:a;b@h:1/2;redis://c/2").unwrap();
+        assert_eq!(
+            (odd.count(), odd.host().as_str(), odd.to_string().as_str()),
+            (2, "h", "redis://u:**@h:1/2;redis://c/2")
+        );
         let error = Endpoint::parse("redis://a/1;redis://b/2").unwrap_err().to_string();
         assert!(error.contains("same database number"), "{error}");
     }
@@ -559,6 +587,9 @@ mod tests {
         for url in [
             "localhost",
             "amqp://u:secret@h",
+            "u:secret@h:6379/0",
+            "amqp://u:a;secret@h",
+            "redis://u:a;secret@h:port/0;redis://b",
             "redis://u:secret@h:port/0",
             "rediss://h?ssl_cert_reqs=maybe",
             "x://h",
