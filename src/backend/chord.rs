@@ -87,7 +87,7 @@ impl Backend {
             call.arg(format!("{}:{index}", part.task_id))
                 .arg(&self.written_part(part)[..])
                 .arg(index)
-                .arg(self.options.result_expires.map_or(0, |keep| keep.as_secs()))
+                .arg(self.options.result_expires.map_or(0, |keep| keep.as_secs().max(1)))
                 .arg(self.claim().as_secs())
                 .arg(&claim.token)
                 .arg(u8::from(self.options.chord_ordered));
@@ -201,7 +201,7 @@ impl Backend {
         call.arg(&claim.token).arg(DONE.as_secs());
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        self.pipeline(&pipe).await.map(drop)
+        self.insisted(&pipe).await.map(drop)
     }
 
     /// Ends a chord whose header failed: its size goes, so that a late part does not fail it again.

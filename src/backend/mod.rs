@@ -167,6 +167,16 @@ impl Backend {
         self.link.pipeline_with(pipe, &patience).await
     }
 
+    /// A pipeline of which nothing may be refused.
+    async fn insisted(&self, pipe: &Pipeline) -> Result<Vec<Value>, Error> {
+        let answers = self.pipeline(pipe).await?;
+        let refused = answers.iter().find_map(|answer| match answer {
+            Value::ServerError(error) => Some(Error::Refused(format!("Redis refused: {error}"))),
+            _ => None,
+        });
+        refused.map_or(Ok(answers), Err)
+    }
+
     async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
         let mut pipe = Pipeline::with_capacity(1);
         pipe.add_command(command.clone());

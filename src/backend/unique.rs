@@ -125,7 +125,7 @@ impl Backend {
             }
             pipe.add_command(call);
         }
-        let kept = self.link.pipeline(&pipe).await?.into_iter();
+        let kept = self.insisted(&pipe).await?.into_iter();
         Ok(kept
             .filter_map(|kept| redis::from_redis_value::<usize>(kept).ok())
             .sum())
@@ -138,7 +138,7 @@ impl Backend {
     pub async fn settle_unique(&self, holder: &Holder, settled: &Settled) -> Result<(), Error> {
         let mut pipe = Pipeline::with_capacity(1);
         self.append_unique(&mut pipe, holder, settled);
-        self.link.pipeline(&pipe).await.map(drop)
+        self.insisted(&pipe).await.map(drop)
     }
 
     pub(super) fn append_unique(&self, pipe: &mut Pipeline, holder: &Holder, settled: &Settled) {

@@ -522,6 +522,17 @@ async fn what_redis_refuses_of_a_batch_is_alone_in_it() {
     let link = Link::connect(&Endpoint::parse(&redis.url()).unwrap(), LinkOptions::default())
         .await
         .unwrap();
+    let options = backend::Options {
+        result_expires: Some(std::time::Duration::from_millis(500)),
+        ..backend::Options::default()
+    };
+    let brief = Backend::new(link.clone(), options).await.unwrap();
+    let part = Part::new("brief", Some(0), "t", "SUCCESS", &orchestra::wire::Json::number(1));
+    brief.count_parts(&[part]).await.unwrap();
+    assert!(
+        (1..=1000).contains(&redis.command::<i64>(&["PTTL", "celery-taskset-meta-brief.j"])),
+        "less than a second is not for ever"
+    );
     let backend = Backend::new(link.clone(), backend::Options::default()).await.unwrap();
     let part = |group: &str| Part::new(group, Some(0), "member", "SUCCESS", &Json::number(1));
     for group in ["broken", "sound"] {
