@@ -108,14 +108,16 @@ impl Backend {
             .map(drop)
     }
 
-    /// The tasks that are put down, oldest first.
+    /// The tasks that are put down, oldest first, and how many more there are than one answer tells.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn parked(&self) -> Result<Vec<String>, Error> {
-        self.link
-            .query(cmd("ZRANGE").arg(self.parked_key()).arg(0).arg(SHOWN))
-            .await
+    pub async fn parked(&self) -> Result<(Vec<String>, usize), Error> {
+        let key = self.parked_key();
+        let all: usize = self.link.query(cmd("ZCARD").arg(&key)).await?;
+        let ids: Vec<String> = self.link.query(cmd("ZRANGE").arg(&key).arg(0).arg(SHOWN - 1)).await?;
+        let more = all.saturating_sub(ids.len());
+        Ok((ids, more))
     }
 
     async fn one(&self, call: &redis::ScriptInvocation<'_>) -> Result<Value, Error> {

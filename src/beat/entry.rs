@@ -65,16 +65,6 @@ impl CallOptions {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-
-    /// The queue that messages go to.
-    pub fn queue(&self) -> &str {
-        self.queue.as_deref().unwrap_or("celery")
-    }
-
-    /// The priority that messages have.
-    pub fn priority(&self) -> u8 {
-        self.priority.unwrap_or(0)
-    }
 }
 
 /// An entry that was read and understood.
@@ -99,13 +89,13 @@ impl Entry {
         for (what, text) in [
             ("its name", &*name),
             ("task", &definition.task),
-            ("options.queue", options.queue()),
+            ("options.queue", options.queue.as_deref().unwrap_or("none")),
         ] {
             if text.is_empty() || text.len() > LONGEST_NAME {
                 return Err(format!("{what}: a name has 1 to {LONGEST_NAME} characters"));
             }
         }
-        if options.priority() > 9 {
+        if options.priority.is_some_and(|priority| priority > 9) {
             return Err("options.priority: a priority is 0 to 9".into());
         }
         for (what, seconds) in [
@@ -153,7 +143,14 @@ impl Entry {
             options,
             ..
         } = &self.definition;
-        let mut call = Call::new(task).queue(options.queue()).priority(options.priority());
+        let mut call = Call::new(task);
+        // Without them it goes where routes and defaults say, as every other call.
+        if let Some(queue) = &options.queue {
+            call = call.queue(queue);
+        }
+        if let Some(priority) = options.priority {
+            call = call.priority(priority);
+        }
         call = args.iter().fold(call, Call::arg);
         call = kwargs.iter().fold(call, |call, (name, value)| call.kwarg(name, value));
         let headers = options.headers.iter();

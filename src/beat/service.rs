@@ -16,7 +16,7 @@ use super::lease::Lease;
 use super::store::{Advanced, Held, Store};
 use super::{Entry, control};
 use crate::broker::{self, Broker, Error, Write};
-use crate::client::Client;
+use crate::client::{Client, Message, Sending};
 use crate::clock::{self, Instant, Timestamp};
 use crate::conn::Endpoint;
 
@@ -25,6 +25,9 @@ const REFUSED: Duration = Duration::from_secs(5);
 
 /// The pause before the schedule is read again because it was not as we knew it. News of the change come sooner.
 const CHANGED: Duration = Duration::from_secs(1);
+
+/// How often the schedule is looked at where Redis tells nobody that it was changed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How beat works.
 #[derive(Clone, Debug)]
@@ -78,22 +81,23 @@ pub struct Beat {
 }
 
 impl Beat {
-    /// Connects. `files` are the entries that come from files.
+    /// Connects. It sends as `sending` says; `files` are the entries that come from files.
     ///
     /// # Errors
     /// Redis cannot be reached or refuses.
     pub async fn connect(
         endpoint: &Endpoint,
         broker_options: broker::Options,
+        sending: Sending,
         options: Options,
         files: Vec<Entry>,
     ) -> Result<Self, Error> {
         let broker = Broker::connect(endpoint, broker_options).await?;
         let store = Store::new(broker.clone()).await?;
-        store.watch().await;
+        store.watch(LOOK).await;
         Ok(Self {
             token: format!("{} {}", options.hostname, Uuid::new_v4()),
-            client: Client::new(broker.clone(), None),
+            client: Client::new(broker.clone(), None).sending(sending),
             options,
             broker,
             store,
@@ -144,7 +148,7 @@ impl Beat {
                 Ok(pause) => {
                     in_trouble = false;
                     let until = clock::instant() + pause;
-                    self.broker.wait(pause).await;
+                    self.broker.wait_or_look(pause, LOOK).await;
                     if clock::instant() < until {
                         // Somebody changed something.
                         self.refresh_at = clock::instant();
@@ -270,21 +274,33 @@ impl Beat {
             }
             return self.store.advance(&self.token, name, stored, now, None).await;
         }
-        let (call, options) = (entry.call(due_at), &entry.definition.options);
-        let envelope = self
-            .client
-            .envelope(&call)
-            .map_err(|error| Error::Refused(error.to_string()))?;
-        if !self.declared.contains(options.queue()) {
+        let call = entry.call(due_at);
+        let made = self.client.message(&call);
+        let Message {
+            message, queue, event, ..
+        } = made.map_err(|error| Error::Refused(error.to_string()))?;
+        if let Some(queue) = queue.filter(|queue| !self.declared.contains(queue)) {
             let mut pipe = Pipeline::new();
-            self.broker.append(&mut pipe, &[Write::Declare(options.queue().into())]);
-            self.broker.writer().pipeline(&pipe).await?;
-            self.declared.insert(options.queue().to_owned());
+            self.broker.append(&mut pipe, &[Write::Declare(queue.as_str().into())]);
+            // What is told to everybody leaves nothing to declare.
+            if !pipe.is_empty() {
+                self.broker.writer().pipeline(&pipe).await?;
+            }
+            self.declared.insert(queue);
         }
-        let message = Some((options.queue(), options.priority(), &envelope[..]));
-        let advanced = self.store.advance(&self.token, name, stored, now, message).await?;
+        let sent = Some(&message);
+        let advanced = self.store.advance(&self.token, name, stored, now, sent).await?;
         if advanced == Advanced::Done {
             info!("beat: sent due task {name} ({}[{}])", entry.definition.task, call.id());
+            let mut pipe = Pipeline::new();
+            self.broker.append_after(&mut pipe, &message);
+            self.broker.append(&mut pipe, event.as_slice());
+            // The message is sent, whatever comes of this.
+            if !pipe.is_empty()
+                && let Err(error) = self.broker.writer().pipeline(&pipe).await
+            {
+                debug!("beat: {name} was sent, and nobody told: {error}");
+            }
         } else {
             debug!(?advanced, "beat: {name} was not sent");
         }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use redis::{FromRedisValue, Pipeline, Script, ScriptInvocation, Value};
 
 use super::Entry;
-use crate::broker::{Broker, Error};
+use crate::broker::{self, Broker, Error, Write};
 use crate::clock::{self, Timestamp};
 
 const SCHEDULE: &str = "orchestra:beat:schedule";
@@ -94,7 +94,7 @@ impl Store {
             broker,
             hold: Script::new(include_str!("scripts/hold.lua")),
             release: Script::new(include_str!("scripts/release.lua")),
-            advance: Script::new(include_str!("scripts/advance.lua")),
+            advance: broker::routed(include_str!("scripts/advance.lua")),
             files: Script::new(include_str!("scripts/files.lua")),
             forget: Script::new(include_str!("scripts/forget.lua")),
         };
@@ -183,8 +183,9 @@ impl Store {
     }
 
     /// Asks to be woken when entries change or the lock is given back.
-    pub(super) async fn watch(&self) {
-        self.broker.watch(&[SCHEDULE, DISABLED, FREE].map(Into::into)).await;
+    pub(super) async fn watch(&self, pause: Duration) {
+        let keys = [SCHEDULE, DISABLED, FREE].map(Into::into);
+        self.broker.watch(&keys, pause).await;
     }
 
     /// Takes or renews the lock; and the time that it is.
@@ -216,7 +217,7 @@ impl Store {
     /// Makes the entries from files what the files say; whether the lock is ours.
     pub(super) async fn sync(&self, token: &str, entries: &[Entry]) -> Result<bool, Error> {
         let mut call = self.files.prepare_invoke();
-        for key in [LOCK, SCHEDULE, DISABLED, LAST_RUN_AT, TOTAL_RUN_COUNT, FILES] {
+        for key in [LOCK, SCHEDULE, LAST_RUN_AT, TOTAL_RUN_COUNT, FILES] {
             call.key(self.key(key));
         }
         call.arg(token);
@@ -234,18 +235,17 @@ impl Store {
         name: &str,
         known: &Stored,
         now: Timestamp,
-        message: Option<(&str, u8, &[u8])>,
+        message: Option<&Write>,
     ) -> Result<Advanced, Error> {
         let mut call = self.advance.prepare_invoke();
         for key in [LOCK, SCHEDULE, DISABLED, LAST_RUN_AT, TOTAL_RUN_COUNT] {
             call.key(self.key(key));
         }
-        let (queue, priority, envelope) = message.unwrap_or((LOCK, 0, b""));
-        call.key(self.broker.queue_key(queue, priority)).arg(token).arg(name);
-        call.arg(&known.text)
-            .arg(&known.last_run_at)
-            .arg(clock::iso(now))
-            .arg(envelope);
+        call.arg(token).arg(name);
+        call.arg(&known.text).arg(&known.last_run_at).arg(clock::iso(now));
+        if let Some(message) = message {
+            self.broker.address(&mut call, message);
+        }
         Ok(match self.invoke::<i64>(&call).await? {
             1 => Advanced::Done,
             0 => Advanced::NotOurs,

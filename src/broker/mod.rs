@@ -34,6 +34,9 @@ pub use write::{End, Write};
 /// How long queues of remote control are bound, which expire after 10 s (kombu: the larger of twice that and an hour).
 const CONTROL_BOUND: Duration = Duration::from_secs(3600);
 
+/// How often queues are looked at where the server tells no news of them.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// How the broker is used. Names are those of Celery's `broker_transport_options`.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -201,7 +204,7 @@ impl Scripts {
 }
 
 /// A script that knows where exchanges send.
-fn routed(script: &str) -> Script {
+pub(crate) fn routed(script: &str) -> Script {
     Script::new(&[include_str!("scripts/route.lua"), script].concat())
 }
 
@@ -267,11 +270,6 @@ impl Broker {
         self.keys.name(name)
     }
 
-    /// The list of a queue for a priority, for scripts that publish.
-    pub fn queue_key(&self, queue: &str, priority: u8) -> String {
-        self.keys.queue(queue, priority)
-    }
-
     /// The list that a message of that priority waits in.
     pub(crate) fn list(&self, queue: &str, priority: u8) -> String {
         self.keys.queue(queue, priority)
@@ -305,7 +303,7 @@ impl Broker {
         // would bring news of every result: `celery` is how `celery-task-meta-…` begins.
         let quiet = ["unacked", "unacked_index"].map(|key| self.keys.name(key));
         let tracked = self.main.track_reads(quiet.into()).await;
-        warn_of_silence(tracked);
+        warn_of_silence(tracked, "queues are", LOOK);
         Ok(())
     }
 
@@ -325,22 +323,27 @@ impl Broker {
     }
 
     /// Asks for news of keys. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more often
-    /// instead.
-    pub async fn watch(&self, keys: &[Arc<str>]) {
+    /// instead, every `pause`.
+    pub async fn watch(&self, keys: &[Arc<str>], pause: Duration) {
         let mut prefixes: Vec<String> = keys.iter().map(|key| self.keys.name(key)).collect();
         prefixes.sort();
         // Redis refuses overlapping prefixes; the shorter one covers the longer.
         prefixes.dedup_by(|longer, shorter| longer.starts_with(shorter.as_str()));
         let tracked = self.main.track(&prefixes).await;
-        warn_of_silence(tracked);
+        warn_of_silence(tracked, "the schedule is", pause);
     }
 
     /// Waits for news of a queue, `longest` at most; whether there was some. Nothing is taken by waiting.
     pub async fn wait(&self, longest: Duration) -> bool {
+        self.wait_or_look(longest, LOOK).await
+    }
+
+    /// The same for who looks every `pause` where the server tells no news.
+    pub(crate) async fn wait_or_look(&self, longest: Duration, pause: Duration) -> bool {
         let longest = if self.main.is_told() {
             longest
         } else {
-            Duration::from_millis(100)
+            longest.min(pause)
         };
         tokio::time::timeout(longest, self.main.woken()).await.is_ok()
     }
@@ -380,13 +383,15 @@ impl Broker {
         Ok(self.keys.channel(exchange, "worker."))
     }
 
-    /// Listens to all events.
+    /// Listens to all events, on a connection of its own, which ends the listening with it.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn subscribe_events(&self, exchange: &str) -> Result<mpsc::Receiver<Push>, Error> {
-        self.main.subscribe_matching(&self.keys.channel(exchange, "*")).await?;
-        Ok(self.main.pushes())
+    pub async fn subscribe_events(&self, exchange: &str) -> Result<(Link, mpsc::Receiver<Push>), Error> {
+        let link = Link::connect(self.main.endpoint(), self.options.link.clone()).await?;
+        link.subscribe_matching(&self.keys.channel(exchange, "*")).await?;
+        let pushes = link.pushes();
+        Ok((link, pushes))
     }
 
     /// How many messages wait in a queue, of all priorities.
@@ -469,8 +474,9 @@ impl Broker {
     }
 }
 
-fn warn_of_silence(is_told: bool) {
+fn warn_of_silence(is_told: bool, what: &str, pause: Duration) {
     if !is_told {
-        tracing::warn!("Redis does not offer CLIENT TRACKING to this user: queues are looked at every 100 ms instead");
+        let pause = pause.as_millis();
+        tracing::warn!("Redis does not offer CLIENT TRACKING to this user: {what} looked at every {pause} ms instead");
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::Pipeline;
+use redis::{Pipeline, ScriptInvocation};
 
 use super::{Broker, Error, Tag, mark_redelivered};
 use crate::clock::{self, Timestamp};
@@ -171,28 +171,48 @@ impl Broker {
         patience: &Patience,
     ) -> Result<bool, Error> {
         let mut call = self.scripts.publish_once.prepare_invoke();
-        call.key(self.once_key(name));
-        call.arg(ONCE).arg(self.keys.name("")).arg(self.keys.sep());
-        for write in writes {
-            if let Write::Publish {
-                exchange,
-                routing_key,
-                priority,
-                envelope,
-            } = write
-            {
-                call.key(self.keys.bindings(exchange))
-                    .arg(exchange)
-                    .arg(routing_key)
-                    .arg(self.keys.suffix(*priority))
-                    .arg(&envelope[..]);
-            }
-        }
+        call.key(self.once_key(name)).arg(ONCE);
+        writes.iter().for_each(|write| self.address(&mut call, write));
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        match self.writer.pipeline_with(&pipe, patience).await?.pop() {
+        writes.iter().for_each(|write| self.append_after(&mut pipe, write));
+        match self.writer.pipeline_with(&pipe, patience).await?.into_iter().next() {
             Some(redis::Value::Int(sent)) => Ok(sent == 1),
             other => Err(Error::Refused(format!("messages cannot be sent: {other:?}"))),
+        }
+    }
+
+    /// Gives a message to a script that publishes it in its own step (see `route.lua`); what is no
+    /// [`Publish`](Write::Publish) is left out.
+    pub(crate) fn address(&self, call: &mut ScriptInvocation<'_>, write: &Write) {
+        let Write::Publish {
+            exchange,
+            routing_key,
+            priority,
+            envelope,
+        } = write
+        else {
+            return;
+        };
+        let told = self.is_fanout(exchange);
+        let channel = told.then(|| self.keys.channel(exchange, routing_key));
+        call.key(self.keys.bindings(exchange))
+            .arg(exchange)
+            .arg(routing_key)
+            .arg(&envelope[..])
+            .arg(self.keys.name(""))
+            .arg(self.keys.suffix(*priority))
+            .arg(self.keys.sep())
+            .arg(channel.unwrap_or_default());
+    }
+
+    /// Appends what follows a message that a script has published: the queue that it went to may expire.
+    pub(crate) fn append_after(&self, pipe: &mut Pipeline, write: &Write) {
+        if let Write::Publish {
+            exchange, routing_key, ..
+        } = write
+        {
+            self.append_expiry(pipe, exchange, routing_key);
         }
     }
 

@@ -41,7 +41,8 @@ impl Approve {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let client = common.client().await?;
         let Some(id) = &self.id else {
-            for (id, kept) in client.parked().await.map_err(world)? {
+            let (parked, more) = client.parked().await.map_err(world)?;
+            for (id, kept) in parked {
                 for (name, question) in &kept {
                     let awaited = question.get("name").and_then(Value::as_str).unwrap_or_default();
                     if !name.starts_with("q:") || kept.contains_key(awaited) {
@@ -50,6 +51,9 @@ impl Approve {
                     let text = |name: &str| question.get(name).and_then(Value::as_str).unwrap_or_default();
                     println!("{id}  {}.{}  {}", text("template"), text("step"), text("message"));
                 }
+            }
+            if more > 0 {
+                eprintln!("orchestra: {more} more wait that came later; decide these first");
             }
             return Ok(ExitCode::SUCCESS);
         };

@@ -135,7 +135,8 @@ pub(super) async fn start(
     entries: Vec<Entry>,
 ) -> Result<beat::Beat, Stopped> {
     let endpoint = settings.broker().map_err(usage)?;
-    beat::Beat::connect(&endpoint, settings.broker_options(), options, entries)
+    let sending = settings.sending().map_err(usage)?;
+    beat::Beat::connect(&endpoint, settings.broker_options(), sending, options, entries)
         .await
         .map_err(world)
 }

@@ -254,13 +254,8 @@ impl Common {
                 )
             }
         };
-        let signer = settings.signer().map_err(usage)?;
-        let routes = settings.routes().map_err(usage)?;
-        let client = Client::new(broker, backend).signing(signer).routed(routes);
-        Ok(match settings.sent_events() {
-            Some(exchange) => client.with_sent_events(exchange),
-            None => client,
-        })
+        let sending = settings.sending().map_err(usage)?;
+        Ok(Client::new(broker, backend).sending(sending))
     }
 
     /// Which of the queues that the settings name have dead letters.

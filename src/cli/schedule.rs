@@ -141,7 +141,12 @@ impl Schedule {
             }
             Self::Add(_) => {
                 if let Some(entry) = added {
-                    changeable(&entry.name, entries.get(&entry.name))?;
+                    let known = entries.get(&entry.name);
+                    changeable(&entry.name, known)?;
+                    if known.is_none() {
+                        // One of that name that was disabled, and went with its file, says nothing of this one.
+                        store.remove(&entry.name).await.map_err(world)?;
+                    }
                     store.add(&entry).await.map_err(world)?;
                 }
             }
@@ -162,10 +167,12 @@ impl Schedule {
             }
             Self::Next { name, count } => {
                 let (entry, stored) = read(name)?;
-                let mut at = stored.last_run_at().unwrap_or_else(clock::now).max(clock::now());
+                let now = clock::now();
+                // What was missed is made up for by one run, as soon as somebody sends.
+                let mut at = entry.schedule.next(stored.last_run_at().unwrap_or(now)).max(now);
                 for _ in 0..*count {
-                    at = entry.schedule.next(at);
                     println!("{}", local(at, &zone));
+                    at = entry.schedule.next(at);
                 }
             }
         }

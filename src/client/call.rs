@@ -109,12 +109,16 @@ impl Call {
         self.option("ignore_result", true)
     }
 
-    /// A header of one's own; workers give it to the task and keep it in retries.
+    /// A header of one's own; workers give it to the task and keep it in retries. One that is not JSON is reported when the
+    /// call is sent.
     #[must_use]
-    pub fn header(self, name: impl Into<String>, value: impl Serialize) -> Self {
+    pub fn header(mut self, name: impl Into<String>, value: impl Serialize) -> Self {
         let own = self.signature.options.get("headers");
         let mut headers: Map<String, serde_json::Value> = own.and_then(|own| own.parse().ok()).unwrap_or_default();
-        headers.insert(name.into(), serde_json::to_value(value).unwrap_or_default());
+        match serde_json::to_value(value) {
+            Ok(value) => drop(headers.insert(name.into(), value)),
+            Err(error) => self.wrong = Some(error.to_string()),
+        }
         self.option("headers", headers)
     }
 

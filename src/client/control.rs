@@ -9,16 +9,13 @@ use super::{Client, Error};
 use crate::clock;
 use crate::wire::{Accept, pidbox};
 
-/// `control_exchange`.
-const NAMESPACE: &str = "celery";
-
 impl Client {
     /// Tells workers something and does not wait for answers; `None` tells all of them.
     ///
     /// # Errors
     /// Redis cannot be reached.
     pub async fn cast(&self, method: &str, arguments: &Value, destination: Option<&[String]>) -> Result<(), Error> {
-        let payload = pidbox::encode_request(NAMESPACE, method, arguments, destination, None)?;
+        let payload = pidbox::encode_request(&self.control_exchange, method, arguments, destination, None)?;
         self.broadcast(payload).await
     }
 
@@ -35,9 +32,15 @@ impl Client {
         timeout: Duration,
     ) -> Result<Map<String, Value>, Error> {
         let (oid, ticket) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
-        let exchange = pidbox::reply_exchange(NAMESPACE);
+        let exchange = pidbox::reply_exchange(&self.control_exchange);
         self.broker.bind_replies(&exchange, &oid).await?;
-        let payload = pidbox::encode_request(NAMESPACE, method, arguments, destination, Some((&oid, &ticket)))?;
+        let payload = pidbox::encode_request(
+            &self.control_exchange,
+            method,
+            arguments,
+            destination,
+            Some((&oid, &ticket)),
+        )?;
         let asked = self.broadcast(payload).await;
         let accept = Accept::json_and_signed(self.signer.clone());
         let (mut answers, end) = (Map::new(), clock::instant() + timeout);
@@ -60,7 +63,9 @@ impl Client {
 
     async fn broadcast(&self, payload: Vec<u8>) -> Result<(), Error> {
         let payload = self.signed(payload)?;
-        self.broker.tell(&format!("{NAMESPACE}.pidbox"), &payload).await?;
+        self.broker
+            .tell(&format!("{}.pidbox", self.control_exchange), &payload)
+            .await?;
         Ok(())
     }
 

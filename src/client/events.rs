@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::{Client, Error};
-use crate::conn::Push;
+use crate::conn::{Link, Push};
 use crate::wire::Heard;
 
 /// Events as they come. The connection comes back by itself; what is said meanwhile is not heard.
@@ -14,7 +14,8 @@ use crate::wire::Heard;
 pub struct Events {
     messages: mpsc::Receiver<Push>,
     waiting: VecDeque<Heard>,
-    _client: Client,
+    /// What they come on.
+    _link: Link,
 }
 
 impl Client {
@@ -23,16 +24,17 @@ impl Client {
     /// # Errors
     /// Redis cannot be reached or refuses.
     pub async fn events(&self, exchange: &str) -> Result<Events, Error> {
+        let (link, messages) = self.broker.subscribe_events(exchange).await?;
         Ok(Events {
-            messages: self.broker.subscribe_events(exchange).await?,
+            messages,
             waiting: VecDeque::new(),
-            _client: self.clone(),
+            _link: link,
         })
     }
 }
 
 impl Events {
-    /// The next one; `None` when the client is gone. Cancel-safe.
+    /// The next one. Cancel-safe.
     pub async fn next(&mut self) -> Option<Heard> {
         loop {
             if let Some(event) = self.waiting.pop_front() {

@@ -17,9 +17,11 @@ mod call;
 mod control;
 mod error;
 mod events;
+mod hearing;
 mod notes;
 mod results;
 mod send;
+mod sending;
 mod sent;
 
 pub use crate::wire::Signature;
@@ -29,6 +31,7 @@ pub use error::Error;
 pub use events::Events;
 pub use notes::Resumption;
 pub use results::Pending;
+pub use sending::Sending;
 
 use std::sync::Arc;
 
@@ -38,7 +41,7 @@ use crate::canvas::{Priorities, Reach};
 use crate::conn::{Endpoint, Link, LinkOptions};
 use crate::wire::{Lamport, Routes, Security};
 use results::Results;
-pub(crate) use send::group_write;
+pub(crate) use send::{Message, group_write};
 pub(crate) use sent::SentEvents;
 
 /// A producer. Clones share its connections.
@@ -52,6 +55,8 @@ pub struct Client {
     sent_events: Option<Arc<SentEvents>>,
     priorities: Priorities,
     reach: Reach,
+    /// Without `.pidbox`.
+    control_exchange: Arc<str>,
 }
 
 impl Client {
@@ -90,7 +95,30 @@ impl Client {
             sent_events: None,
             priorities: Priorities::default(),
             reach: Reach::default(),
+            control_exchange: sending::CONTROL_EXCHANGE.into(),
         }
+    }
+
+    /// Sends as the settings say: what of them concerns every sender, in one.
+    #[must_use]
+    pub fn sending(self, sending: Sending) -> Self {
+        let client = self
+            .signing(sending.signer)
+            .routed(sending.routes)
+            .with_priorities(sending.priorities)
+            .reaching(sending.reach)
+            .controlling(sending.control_exchange);
+        match sending.sent_events {
+            Some(exchange) => client.with_sent_events(exchange),
+            None => client,
+        }
+    }
+
+    /// Tells and asks workers at that exchange (`control_exchange`), without `.pidbox`; mostly `celery`.
+    #[must_use]
+    pub fn controlling(mut self, exchange: impl Into<Arc<str>>) -> Self {
+        self.control_exchange = exchange.into();
+        self
     }
 
     /// Sends tasks to the queues that routes name, where a call names none (`task_routes`).

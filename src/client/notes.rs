@@ -7,7 +7,7 @@ use redis::Pipeline;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::send::insist;
+use super::send::{Twice, insist};
 use super::{Client, Error};
 use crate::backend::Backend;
 use crate::clock;
@@ -93,24 +93,25 @@ impl Client {
         })
     }
 
-    /// Tasks that are put down, and what they have kept.
+    /// Tasks that are put down, and what they have kept, oldest first; and how many more there are than this tells.
     ///
     /// # Errors
     /// Redis cannot be reached.
-    pub async fn parked(&self) -> Result<Vec<(String, HashMap<String, Value>)>, Error> {
+    pub async fn parked(&self) -> Result<(Vec<(String, HashMap<String, Value>)>, usize), Error> {
         let mut parked = Vec::new();
-        for id in self.notes()?.parked().await? {
+        let (ids, more) = self.notes()?.parked().await?;
+        for id in ids {
             let kept = self.kept(&id).await?;
             parked.push((id, kept));
         }
         parked.retain(|(_, kept)| !kept.is_empty());
-        Ok(parked)
+        Ok((parked, more))
     }
 
     async fn send_again(&self, raw: &[u8]) -> Result<(), Error> {
         let parcel = resumed_parcel(raw, QUEUE)?;
         let mut pipe = Pipeline::with_capacity(1);
         self.broker.append(&mut pipe, &[parcel.into()]);
-        Ok(insist(self.broker.writer(), &pipe).await?)
+        Ok(insist(self.broker.writer(), &pipe, Twice::Never).await?)
     }
 }

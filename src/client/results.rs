@@ -1,24 +1,27 @@
 //! Waiting for results, as Celery's clients do: told by pub/sub, not by asking again and again.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use super::hearing::{Hearing, lock};
 use super::{Client, Error};
 use crate::backend::{Backend, StreamEntry, Write};
 use crate::clock;
-use crate::conn::{Link, Push};
 use crate::wire::{Exception, Record, State, json};
 
 /// Asked again at the latest after this, in case the news got lost with its connection.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// The pause before Redis is asked for a connection to listen on again.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// What the clones of a client share.
 #[derive(Debug)]
@@ -26,8 +29,7 @@ pub(super) struct Results {
     oid: String,
     origin: String,
     declared: Mutex<HashSet<String>>,
-    waiting: Arc<Mutex<HashMap<String, Arc<Notify>>>>,
-    listening: OnceCell<Link>,
+    hearing: OnceCell<Arc<Hearing>>,
 }
 
 impl Default for Results {
@@ -37,8 +39,7 @@ impl Default for Results {
             oid: Uuid::new_v4().to_string(),
             origin: format!("gen{}@{}", std::process::id(), host.to_string_lossy()),
             declared: Mutex::default(),
-            waiting: Arc::default(),
-            listening: OnceCell::new(),
+            hearing: OnceCell::new(),
         }
     }
 }
@@ -58,27 +59,16 @@ impl Results {
         !declared.contains(queue) && declared.insert(queue.to_owned())
     }
 
-    /// The connection that hears of results; made when the first result is waited for.
-    async fn listening(&self, backend: &Backend) -> Result<&Link, Error> {
-        let link = self.listening.get_or_try_init(|| async {
-            let link = Link::connect(backend.link().endpoint(), crate::conn::LinkOptions::default()).await?;
-            let (mut pushes, waiting) = (link.pushes(), self.waiting.clone());
-            tokio::spawn(async move {
-                while let Some(Push { channel, .. }) = pushes.recv().await {
-                    if let Some(notify) = lock(&waiting).get(&channel) {
-                        notify.notify_waiters();
-                    }
-                }
-            });
-            Ok::<_, crate::conn::Error>(link)
-        });
-        Ok(link.await?)
+    /// What hears of results; made when the first one is waited for. A Redis that is away is waited for.
+    async fn hearing(&self, backend: &Backend) -> Result<&Arc<Hearing>, Error> {
+        let make = || Hearing::start(backend.link().endpoint());
+        loop {
+            match self.hearing.get_or_try_init(make).await {
+                Err(error) if error.is_transient() => tokio::time::sleep(PAUSE).await,
+                made => return Ok(made?),
+            }
+        }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic in between leaves a map that is whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A task that was sent.
@@ -216,41 +206,19 @@ impl Pending {
 
     async fn ready(&self) -> Result<Stored, Error> {
         let backend = self.backend()?;
-        let link = self.client.results.listening(backend).await?;
-        let channel = backend.channel(&self.id);
-        let notify = lock(&self.client.results.waiting)
-            .entry(channel.clone())
-            .or_default()
-            .clone();
+        let hearing = self.client.results.hearing(backend).await?;
+        let mut waiter = hearing.wait_for(backend.channel(&self.id));
         // Subscribed before the first look: a result that comes in between is not missed.
-        let subscribed = link.subscribe_to(&channel).await;
-        let ended = async {
-            // A Redis that is away for a while is waited for: that is what the caller's timeout is for.
-            subscribed.or_else(|error| if error.is_transient() { Ok(()) } else { Err(error) })?;
-            loop {
-                let news = notify.notified();
-                match self.stored().await {
-                    Ok(Some(stored)) if State::parse(&stored.status).is_ready() => return Ok(stored),
-                    Err(error) if !error.is_transient() => return Err(error),
-                    _ => {}
-                }
-                let _ = tokio::time::timeout_at(clock::instant() + AGAIN, news).await;
+        waiter.listens().await?;
+        loop {
+            let news = waiter.news.notified();
+            match self.stored().await {
+                Ok(Some(stored)) if State::parse(&stored.status).is_ready() => return Ok(stored),
+                Err(error) if !error.is_transient() => return Err(error),
+                _ => {}
             }
+            let _ = tokio::time::timeout_at(clock::instant() + AGAIN, news).await;
         }
-        .await;
-        let last = {
-            let mut waiting = lock(&self.client.results.waiting);
-            // Ours and the map's: nobody else waits for it.
-            let last = Arc::strong_count(&notify) <= 2;
-            if last {
-                waiting.remove(&channel);
-            }
-            last
-        };
-        if last {
-            link.unsubscribe_from(&channel).await;
-        }
-        ended
     }
 }
 

@@ -33,11 +33,23 @@ struct Batch {
     spans: Vec<Span>,
 }
 
+/// What is written for one call.
+pub(crate) struct Message {
+    /// The message itself.
+    pub message: Write,
+    /// The queue that was meant, to be declared.
+    pub queue: Option<String>,
+    /// What monitors are told of it.
+    pub event: Option<Write>,
+    bytes: usize,
+}
+
 impl Client {
     /// Sends a call; when this returns, Redis has it.
     ///
     /// # Errors
-    /// An argument is not JSON, or Redis cannot be reached. A call whose confirmation was lost may have been sent.
+    /// An argument is not JSON, or Redis cannot be reached. A call whose confirmation was lost may have been sent: it is
+    /// not sent again by itself ([`send_once`](Self::send_once) may be called again, and sends nothing twice).
     pub async fn send(&self, call: Call) -> Result<Pending, Error> {
         let id = call.id().to_owned();
         self.send_all([call]).await?;
@@ -128,17 +140,34 @@ impl Client {
         Ok(Applied::new(self.clone(), handle, children))
     }
 
-    /// What [`send`](Self::send) would put into the queue of a call, for a script that does more than that.
+    /// What [`send`](Self::send) would write for a call, for a script that does more than that.
     ///
     /// # Errors
-    /// An argument is not JSON.
-    pub fn envelope(&self, call: &Call) -> Result<Vec<u8>, Error> {
+    /// An argument is not JSON, or its queue is not to be used.
+    pub(crate) fn message(&self, call: &Call) -> Result<Message, Error> {
+        if let Some(wrong) = &call.wrong {
+            return Err(Error::Argument(wrong.clone()));
+        }
         let mut planner = self.planner(None);
         planner.apply(call.signature.clone(), &[], CallOptions::default());
         let outbound = planner.plan.sends.first();
         let outbound = outbound.ok_or_else(|| Error::Argument("there is nothing to send".into()))?;
-        let parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
-        self.signed(parcel.envelope)
+        self.made(outbound)
+    }
+
+    /// The message of a call, signed where this client signs.
+    fn made(&self, outbound: &Outbound) -> Result<Message, Error> {
+        let mut parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
+        parcel.envelope = self.signed(parcel.envelope)?;
+        let (bytes, queue) = (parcel.envelope.len(), parcel.queue.take());
+        let message = parcel.into();
+        let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message, |_| None));
+        Ok(Message {
+            message,
+            queue,
+            event,
+            bytes,
+        })
     }
 
     fn planner<'a>(&'a self, parent: Option<&'a Parent>) -> Planner<'a> {
@@ -163,7 +192,7 @@ impl Client {
             let backend = self.backend.as_ref().ok_or(Error::NoBackend)?;
             let mut pipe = Pipeline::with_capacity(groups.len());
             backend.append(&mut pipe, &groups);
-            insist(backend.link(), &pipe).await?;
+            insist(backend.link(), &pipe, Twice::Harmless).await?;
         }
         let mut writes = Vec::with_capacity(plan.sends.len() + 1);
         for outbound in &plan.sends {
@@ -174,17 +203,13 @@ impl Client {
 
     /// Appends the message of a call, and what goes with it. How large it is.
     fn add_message(&self, outbound: &Outbound, writes: &mut Vec<Write>) -> Result<usize, Error> {
-        let mut parcel = outbound.parcel(clock::now(), self.results.origin(), &self.routes)?;
-        parcel.envelope = self.signed(parcel.envelope)?;
-        let bytes = parcel.envelope.len();
-        if let Some(queue) = parcel.queue.as_deref().filter(|queue| self.results.declare(queue)) {
+        let made = self.made(outbound)?;
+        if let Some(queue) = made.queue.as_deref().filter(|queue| self.results.declare(queue)) {
             writes.push(Write::Declare(queue.into()));
         }
-        let message = parcel.into();
-        let event = self.sent_events.as_ref().and_then(|sent| sent.of(&message, |_| None));
-        writes.push(message);
-        writes.extend(event);
-        Ok(bytes)
+        writes.push(made.message);
+        writes.extend(made.event);
+        Ok(made.bytes)
     }
 
     async fn write(&self, writes: &[Write]) -> Result<(), Error> {
@@ -194,7 +219,7 @@ impl Client {
         }
         let mut pipe = Pipeline::with_capacity(writes.len());
         self.broker.append(&mut pipe, writes);
-        Ok(insist(self.broker.writer(), &pipe).await?)
+        Ok(insist(self.broker.writer(), &pipe, Twice::Never).await?)
     }
 }
 
@@ -239,8 +264,17 @@ pub(crate) fn group_write(write: GroupWrite) -> Result<backend::Write, serde_jso
     })
 }
 
+/// Whether something may be done twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Twice {
+    /// It comes to the same.
+    Harmless,
+    /// Never: what the server may have done without answering is the caller's to decide.
+    Never,
+}
+
 /// Sends a pipeline, a few times if need be; what the server took is not sent again.
-pub(super) async fn insist(link: &Link, pipe: &Pipeline) -> Result<(), crate::conn::Error> {
+pub(super) async fn insist(link: &Link, pipe: &Pipeline, twice: Twice) -> Result<(), crate::conn::Error> {
     let (mut retries, mut errand) = (RETRIES.iter(), Errand::new(pipe));
     loop {
         let error = match link.run(&mut errand, &Patience::default()).await {
@@ -257,6 +291,14 @@ pub(super) async fn insist(link: &Link, pipe: &Pipeline) -> Result<(), crate::co
             }
             Err(error) => error,
         };
+        if errand.is_unsure() && twice == Twice::Never {
+            return Err(match error {
+                crate::conn::Error::Transient(text) => {
+                    crate::conn::Error::Transient(format!("{text}; what was sent may have arrived"))
+                }
+                other => other,
+            });
+        }
         match retries.next() {
             Some(pause) if error.is_transient() => {
                 tokio::time::sleep(*pause).await;

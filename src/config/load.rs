@@ -10,23 +10,21 @@ use toml::Spanned;
 
 use super::table::{Given, SETTINGS};
 use crate::beat;
+use crate::wire::redact::{HIDDEN, hide_passwords, is_secret};
 
-pub(super) fn read<T: DeserializeOwned>(value: toml::Value) -> Result<T, String> {
-    let shown = value.to_string();
+pub(super) fn read<T: DeserializeOwned>(name: &str, value: toml::Value) -> Result<T, String> {
+    let shown = shown(name, &value);
+    let is_plain = shown == value.to_string();
     // TOML has integers and floats; Celery's seconds are both.
-    let value = match value {
-        toml::Value::Integer(number) => match T::deserialize(toml::Value::Integer(number)) {
-            Ok(read) => return Ok(read),
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "a setting beyond 2^53 is no number of seconds"
-            )]
-            Err(_) => toml::Value::Float(number as f64),
-        },
-        value => value,
-    };
-    T::deserialize(value).map_err(|error| {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a setting beyond 2^53 is no number of seconds"
+    )]
+    let float = value.as_integer().map(|number| toml::Value::Float(number as f64));
+    let read = T::deserialize(value).or_else(|error| float.and_then(|float| T::deserialize(float).ok()).ok_or(error));
+    read.map_err(|error| {
         let error = error.to_string();
+        let error = if is_plain { error } else { without_values(&error) };
         // Names of Rust types mean nothing to whoever wrote the file.
         let error = ["usize", "u32", "u8"].iter().fold(error, |text, name| {
             text.replace(&format!("expected {name}"), "expected a whole number")
@@ -36,10 +34,42 @@ pub(super) fn read<T: DeserializeOwned>(value: toml::Value) -> Result<T, String>
     })
 }
 
+/// A value as it may be shown where it is wrong: there may be secrets in it.
+fn shown(name: &str, value: &toml::Value) -> String {
+    match value {
+        toml::Value::Table(_) => "the table".to_owned(),
+        toml::Value::Array(_) => "the list".to_owned(),
+        _ if is_secret(name) => HIDDEN.to_owned(),
+        toml::Value::String(text) => {
+            let hidden = hide_passwords(text);
+            toml::Value::String(hidden.unwrap_or_else(|| text.clone())).to_string()
+        }
+        value => value.to_string(),
+    }
+}
+
+/// What serde says of a value, without the texts that it quotes from it.
+fn without_values(error: &str) -> String {
+    let mut rest = error;
+    let mut text = String::new();
+    while let Some((before, quoted)) = rest.split_once("string \"") {
+        let mut escaped = false;
+        let end = quoted.find(|char| {
+            let ends = char == '"' && !escaped;
+            escaped = char == '\\' && !escaped;
+            ends
+        });
+        text.push_str(before);
+        text.push_str("a text");
+        rest = end.map_or("", |end| &quoted[end + 1..]);
+    }
+    text + rest
+}
+
 /// An entry of `beat_schedule`.
 pub(super) fn entry(name: &str, value: &toml::Value, zone: &TimeZone) -> Result<beat::Entry, String> {
     let definition = beat::Definition::deserialize(value.clone());
-    let definition = definition.map_err(|error| error.message().trim().replace('\n', " "))?;
+    let definition = definition.map_err(|error| without_values(error.message()).trim().replace('\n', " "))?;
     beat::Entry::new(name, definition, zone)
 }
 
@@ -80,13 +110,35 @@ pub(super) fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<()
 /// How a variable ends that names a file in which its value stands: secrets are mounted as files.
 const IN_FILE: &str = "_FILE";
 
+/// Whether a variable is that of a setting: `ORCHESTRA_BROKER_URL`.
+fn names_setting(variable: &str) -> bool {
+    let name = variable.strip_prefix("ORCHESTRA_").map(str::to_ascii_lowercase);
+    name.is_some_and(|name| SETTINGS.iter().any(|setting| setting.name == name))
+}
+
+/// The environment, of which only what concerns us must be a text.
+pub(super) fn environment() -> Result<Vec<(String, String)>, String> {
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => variables.push((name, value)),
+            Err(_)
+                if ["ORCHESTRA_", "CELERY_", "OLLAMA_HOST"]
+                    .iter()
+                    .any(|ours| name.starts_with(ours)) =>
+            {
+                return Err(format!("environment variable {name}: its value is no UTF-8"));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(variables)
+}
+
 /// The value that stands in the file, if the variable is one that names a file: `ORCHESTRA_BROKER_URL_FILE`.
 fn secret_file(variable: &str, path: &str) -> Result<Option<String>, String> {
-    let name = variable
-        .strip_prefix("ORCHESTRA_")
-        .and_then(|name| name.strip_suffix(IN_FILE));
-    let is_setting = |name: &str| SETTINGS.iter().any(|setting| setting.name == name);
-    if !name.is_some_and(|name| is_setting(&name.to_ascii_lowercase())) {
+    if !variable.strip_suffix(IN_FILE).is_some_and(names_setting) {
         return Ok(None);
     }
     match std::fs::read_to_string(path) {
@@ -112,6 +164,20 @@ pub(super) fn read_environment(
             .find(|(name, _)| name == wanted)
             .map(|(_, url)| url.clone())
     };
+    if of("OLLAMA_HOST").is_some() && of("ORCHESTRA_AI_HOSTS").is_none() && given.ai_hosts.is_some() {
+        warnings.push(
+            "environment variable OLLAMA_HOST takes the place of ai_hosts in the settings file; unset it to use the file's"
+                .to_owned(),
+        );
+    }
+    for (name, _) in &variables {
+        let twin = name.strip_suffix(IN_FILE).filter(|twin| of(twin).is_some());
+        if let Some(twin) = twin.filter(|twin| names_setting(twin)) {
+            return Err(format!(
+                "environment variables {twin} and {name} say the same twice; unset one"
+            ));
+        }
+    }
     if let Some(write) = of("CELERY_BROKER_WRITE_URL")
         && of("CELERY_BROKER_READ_URL").or_else(|| of("CELERY_BROKER_URL")) != Some(write)
     {

@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::values::{Seconds, Words};
-use crate::wire::{ExchangeType, Json, Kwargs, Queue, Routes};
+use crate::wire::{ExchangeType, Json, Kwargs, Queue, Routes, names_first};
 
 /// `task_queues`: names, a table by name, or a list of both.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -139,7 +139,8 @@ impl QueueOptions {
     }
 }
 
-/// `task_routes`: a table by name or pattern, or a list of pairs, or of tables, whose order counts.
+/// `task_routes`: a table by name or pattern, a list of pairs, or a list of routers, which are asked in its order: tables, and
+/// lists of pairs. Each of them gives a whole name before a pattern.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct RouteTable(Vec<(String, Route)>);
 
@@ -164,6 +165,7 @@ impl<'de> Deserialize<'de> for RouteTable {
         enum Element {
             Pair((String, Route)),
             Table(toml::Table),
+            Pairs(Vec<(String, Route)>),
         }
         let pairs = |table: toml::Table| {
             let mut pairs = Vec::with_capacity(table.len());
@@ -174,6 +176,7 @@ impl<'de> Deserialize<'de> for RouteTable {
             }
             // A table of TOML has no order: of patterns that fit the longest is meant.
             pairs.sort_by_key(|(pattern, _): &(String, Route)| std::cmp::Reverse(pattern.len()));
+            names_first(&mut pairs);
             Ok(pairs)
         };
         let form = Form::deserialize(deserializer)
@@ -181,13 +184,22 @@ impl<'de> Deserialize<'de> for RouteTable {
         let routes = match form {
             Form::Table(table) => pairs(table)?,
             Form::List(list) => {
-                let mut routes = Vec::new();
+                let (mut routes, mut loose) = (Vec::new(), Vec::new());
+                // Pairs that stand beside each other are one router.
+                let mut end = |loose: &mut Vec<(String, Route)>, router: &mut Vec<(String, Route)>| {
+                    names_first(loose);
+                    names_first(router);
+                    routes.append(loose);
+                    routes.append(router);
+                };
                 for element in list {
                     match element {
-                        Element::Pair(pair) => routes.push(pair),
-                        Element::Table(table) => routes.extend(pairs(table)?),
+                        Element::Pair(pair) => loose.push(pair),
+                        Element::Table(table) => end(&mut loose, &mut pairs(table)?),
+                        Element::Pairs(mut pairs) => end(&mut loose, &mut pairs),
                     }
                 }
+                end(&mut loose, &mut Vec::new());
                 routes
             }
         };

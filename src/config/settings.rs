@@ -9,14 +9,15 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
 use super::certificates;
-use super::load::{entry, read_environment, read_file};
+use super::load::{entry, environment, read_environment, read_file};
 use super::secrets::hide;
 use super::table::Given;
 use super::values::{FanoutPrefix, Order, Seconds, Words};
 use crate::ai::{self, Folder};
 use crate::beat;
 use crate::broker::QueueOrder;
-use crate::canvas::Reach;
+use crate::canvas::{Priorities, Reach};
+use crate::client::Sending;
 use crate::conn::Endpoint;
 use crate::{wire, worker};
 
@@ -101,7 +102,7 @@ impl Settings {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
             Err(error) => return Err(format!("cannot read the settings file {}: {error}", path.display())),
         }
-        let warnings = read_environment(&mut given, std::env::vars())?;
+        let warnings = read_environment(&mut given, environment()?.into_iter())?;
         if let Some(names) = &given.redact_names {
             crate::wire::redact::set(&names.clone().into_vec());
         }
@@ -115,7 +116,7 @@ impl Settings {
     /// Queues are described by what makes no sense.
     pub(super) fn new(given: Given) -> Result<Self, String> {
         let (queues, known_queues) = match &given.task_queues {
-            None => (vec!["celery".to_owned()], Vec::new()),
+            None => (vec![default_queue(&given)], Vec::new()),
             Some(queues) => queues.read()?,
         };
         let text = |value: &Option<String>, default: &str| value.clone().unwrap_or_else(|| default.to_owned());
@@ -265,10 +266,33 @@ impl Settings {
         self.given.worker_metrics_addr.clone()
     }
 
-    /// Where `task-sent` events go, if they are wanted.
-    pub fn sent_events(&self) -> Option<String> {
-        let told = self.given.task_send_sent_event.unwrap_or(false);
-        told.then(|| self.event_exchange())
+    /// How every program of these settings sends.
+    ///
+    /// # Errors
+    /// A route, a priority or what signs makes no sense.
+    pub fn sending(&self) -> Result<Sending, String> {
+        let given = &self.given;
+        let default = given.task_default_priority;
+        if default.is_some_and(|priority| priority > 9) {
+            return Err("task_default_priority: a priority is 0 to 9".into());
+        }
+        let told = given.task_send_sent_event.unwrap_or(false);
+        let usual = Sending::default();
+        Ok(Sending {
+            signer: self.signer()?,
+            routes: self.routes()?,
+            priorities: Priorities {
+                inherit: given.task_inherit_parent_priority.unwrap_or(false),
+                default,
+            },
+            reach: if given.task_allow_error_cb_on_chord_header.unwrap_or(false) {
+                Reach::Header
+            } else {
+                usual.reach
+            },
+            sent_events: told.then(|| self.event_exchange()),
+            control_exchange: given.control_exchange.clone().unwrap_or(usual.control_exchange),
+        })
     }
 
     /// Where events go.
@@ -378,13 +402,18 @@ impl Settings {
             options.accept =
                 wire::Accept::parse(&names.into_vec(), security).map_err(|error| format!("accept_content: {error}"))?;
         }
-        options.signer = self.signer()?;
+        let sending = self.sending()?;
+        options.signer = sending.signer;
+        options.routes = sending.routes;
+        options.priorities = sending.priorities;
+        options.reach = sending.reach;
+        options.control_exchange = sending.control_exchange;
+        options.sent_events = sending.sent_events.is_some();
         options.concurrency = self.concurrency.unwrap_or(options.concurrency);
         options.prefetch_multiplier = self.prefetch_multiplier;
         options.prefetch_bytes = given.worker_prefetch_bytes.unwrap_or(options.prefetch_bytes);
         options.queues.clone_from(&self.queues);
         options.task_events = self.task_events;
-        options.sent_events = given.task_send_sent_event.unwrap_or(false);
         options.heartbeat = self.heartbeat;
         options.time_limit = self.time_limit;
         options.soft_time_limit = self.soft_time_limit;
@@ -414,9 +443,8 @@ impl Settings {
         options.limits.control = given.max_control_bytes.unwrap_or(options.limits.control);
         options.max_result_bytes = given.max_result_bytes.unwrap_or(options.max_result_bytes);
         options.result_extended = given.result_extended.unwrap_or(false);
-        options.routes = self.routes()?;
         options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);
-        options.default_queue = given.task_default_queue.clone().unwrap_or(options.default_queue);
+        options.default_queue = self.default_queue();
         options.processes = is_prefork(&self.pool)?;
         options.max_tasks_per_child = self.max_tasks_per_child.filter(|max| *max > 0);
         options.max_memory_per_child = self.max_memory_per_child.filter(|max| *max > 0);
@@ -429,19 +457,10 @@ impl Settings {
         options.disable_rate_limits = given.worker_disable_rate_limits.unwrap_or(false);
         options.fair = self.fairness()?;
         options.direct = given.worker_direct.unwrap_or(false);
-        options.priorities.inherit = given.task_inherit_parent_priority.unwrap_or(false);
-        options.priorities.default = given.task_default_priority;
-        if options.priorities.default.is_some_and(|priority| priority > 9) {
-            return Err("task_default_priority: a priority is 0 to 9".into());
-        }
-        if given.task_allow_error_cb_on_chord_header.unwrap_or(false) {
-            options.reach = Reach::Header;
-        }
         options.pool_restarts = given.worker_pool_restarts.unwrap_or(false);
         options.state_db.clone_from(&given.worker_state_db);
         options.remote_control = given.worker_enable_remote_control.unwrap_or(true);
         options.event_exchange = given.event_exchange.clone().unwrap_or(options.event_exchange);
-        options.control_exchange = given.control_exchange.clone().unwrap_or(options.control_exchange);
         Ok(options)
     }
 
@@ -489,6 +508,11 @@ impl Settings {
         })
     }
 
+    /// `task_default_queue`.
+    fn default_queue(&self) -> String {
+        default_queue(&self.given)
+    }
+
     /// Whether queues may be used that `task_queues` does not name.
     pub fn creates_queues(&self) -> bool {
         self.given.task_create_missing_queues.unwrap_or(true)
@@ -506,7 +530,7 @@ impl Settings {
         let mut queues: BTreeSet<String> = self.queues.iter().cloned().collect();
         queues.extend(self.known_queues.iter().map(|queue| queue.name.clone()));
         queues.extend(self.routes().iter().flat_map(wire::Routes::queues));
-        queues.insert(self.given.task_default_queue.clone().unwrap_or_else(|| "celery".into()));
+        queues.insert(self.default_queue());
         queues
     }
 
@@ -592,14 +616,22 @@ impl Settings {
         add("ai_templates", self.ai.templates.path().display().to_string().into());
         add("ai_tasks", self.ai.tasks.path().display().to_string().into());
         add("ai_hosts", self.ai.hosts.iter().map(shown_host).collect());
-        // Celery's names for what is always so here: times are UTC, and no Python modules are imported.
-        add("timezone", "UTC".into());
+        add(
+            "timezone",
+            self.given.timezone.clone().unwrap_or_else(|| "UTC".to_owned()).into(),
+        );
+        // Celery's name for what is always so here: no Python modules are imported.
         add("include", json!([]));
         for (name, value) in &mut map {
             hide(name, value);
         }
         map
     }
+}
+
+/// The queue of what names none.
+fn default_queue(given: &Given) -> String {
+    given.task_default_queue.clone().unwrap_or_else(|| "celery".to_owned())
 }
 
 /// Whether every task runs in a process of its own. The names are Celery's.

@@ -39,7 +39,7 @@ macro_rules! settings {
         impl Given {
             pub(super) fn set(&mut self, name: &str, value: toml::Value) -> Result<(), String> {
                 match name {
-                    $(stringify!($name) => self.$name = Some(read(value)?),)+
+                    $(stringify!($name) => self.$name = Some(read(name, value)?),)+
                     other => return Err(unknown(other)),
                 }
                 Ok(())
@@ -62,7 +62,7 @@ settings! {
     broker_url: String = "redis://127.0.0.1:6379/0",
     /// Redis URL of the result backend; `disabled` stores no results. Also `CELERY_RESULT_BACKEND`.
     result_backend: String = "the broker",
-    /// Queues to consume: names, or a table of names with `exchange`, `exchange_type` (direct, topic, fanout), `routing_key`, `expires` (seconds), `max_priority`. A fanout queue is told to every worker.
+    /// Queues to consume: names, or a table of names with `exchange`, `exchange_type` (direct, topic, fanout), `routing_key`, `expires` (seconds), `max_priority`. A fanout queue is told to every worker. Without it `task_default_queue` alone.
     task_queues: Queues = "[\"celery\"]",
     /// Use queues that `task_queues` does not name; `false` makes them an error.
     task_create_missing_queues: bool = "true",
@@ -146,7 +146,7 @@ settings! {
     task_retry_on_worker_lost: bool = "false",
     /// Rate limit of tasks that have none: `10/s`, `100/m`, `1000/h`.
     task_default_rate_limit: String = "none",
-    /// Priority of what this worker sends without one, 0 to 9.
+    /// Priority of what is sent without one (by a worker, beat and the `orchestra` program), 0 to 9.
     task_default_priority: u8 = "none",
     /// Priority of what a task sends without one: its own.
     task_inherit_parent_priority: bool = "false",
@@ -160,9 +160,9 @@ settings! {
     task_store_errors_even_if_ignored: bool = "false",
     /// With late acks: a message that was delivered before is not run again when its task has a SUCCESS already.
     worker_deduplicate_successful_tasks: bool = "false",
-    /// Where tasks go, by name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`, or `[["feed.*", "feeds"], …]`, where the first pattern that fits wins. With `queue`, `exchange`, `routing_key`, `priority` and what else `apply_async` takes. For what tasks and the `orchestra` program send.
+    /// Where tasks go, by name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`, or `[["feed.*", "feeds"], …]`, where the first pattern that fits wins. With `queue`, `exchange`, `routing_key`, `priority` and what else `apply_async` takes. A list of tables is asked in its order; of one table a whole name comes first, then the longest pattern. For what tasks, beat and the `orchestra` program send.
     task_routes: RouteTable = "{}",
-    /// Where follow-ups go that name no queue.
+    /// Queue of tasks that name none and have no route; a worker consumes it where `task_queues` says nothing.
     task_default_queue: String = "celery",
     /// Seconds after which a result is deleted; 0 keeps it for ever.
     result_expires: Seconds = "86400",

@@ -73,6 +73,57 @@ fn p_184_secrets_are_not_shown() {
     }
 }
 
+/// Neither in what is shown of settings, nor in what is said of wrong ones.
+#[test]
+fn p_184_secrets_are_hidden_at_any_depth() {
+    let settings = file(
+        "timezone = 'Europe/Berlin'\naccept_content = ['auth', 'json']\n[beat_schedule.e]\ntask = 't'\nschedule = 5\n\
+         kwargs = {apiKey = 'hunter2', db_password = 'hunter2', body = '{\"token\": \"hunter2\"}', n = 1}\n\
+         options = {headers = {Authorization = 'hunter2'}}\n",
+    );
+    let shown = Value::Object(settings.unwrap().shown());
+    assert!(!shown.to_string().contains("hunter2"), "{shown}");
+    assert_eq!(shown["beat_schedule"]["e"]["kwargs"]["n"], 1);
+    assert_eq!(shown["accept_content"], json!(["auth", "json"]));
+    assert_eq!(shown["timezone"], "Europe/Berlin");
+    for text in [
+        "broker_url = ['redis://:hunter2@h']",
+        "security_key_password = {a = 'hunter2'}",
+        "worker_concurrency = 'redis://:hunter2@h'",
+        "broker_transport_options = {sentinel_kwargs = {password = 'hunter2'}, visibility_timeout = 'x'}",
+        "ai_hosts = [{url = 'http://h', headers = 'Bearer hunter2'}]",
+        "[beat_schedule.e]\ntask = 't'\nschedule = 5\nkwargs = 'hunter2'",
+    ] {
+        let error = file(text).unwrap_err();
+        assert!(
+            !error.contains("hunter2") && error.starts_with("orchestra.toml:"),
+            "{error}"
+        );
+    }
+    let error = file("security_key_password = 12345").unwrap_err();
+    assert!(!error.contains("12345"), "{error}");
+    let error = file("worker_concurrency = -1").unwrap_err();
+    assert!(
+        error.contains("expected a whole number") && !error.contains("floating"),
+        "{error}"
+    );
+}
+
+#[test]
+fn routers_of_a_list_are_asked_in_their_order() {
+    let queue = |text: &str| file(text).unwrap().routes().unwrap().queue("a.b").unwrap();
+    assert_eq!(queue("task_routes = [{'a.*' = 'one'}, {'a.b' = 'two'}]"), "one");
+    assert_eq!(
+        queue("task_routes = [[['a.*', 'one'], ['a.b', 'two']], {'a.b' = 'three'}]"),
+        "two"
+    );
+    assert_eq!(queue("task_routes = [['a.*', 'one'], ['a.b', 'two']]"), "two");
+    assert_eq!(
+        queue("task_routes = {'a.*' = 'one', 'a.b' = 'two', '*' = 'three'}"),
+        "two"
+    );
+}
+
 #[test]
 fn defaults_are_values() {
     let defaults = defaults();
@@ -149,6 +200,13 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(settings.log_level, "INFO");
     let urls: Vec<&str> = settings.ai.hosts.iter().map(|host| host.url.as_str()).collect();
     assert_eq!(urls, ["http://a:1", "http://b:2"]);
+    let fleet = |name, value| {
+        let mut given = Given::default();
+        read_file(&mut given, Path::new("f"), "ai_hosts = ['http://a', 'http://b']").unwrap();
+        read_environment(&mut given, [variable(name, value)].into_iter()).unwrap()
+    };
+    assert!(fleet("OLLAMA_HOST", "http://c")[0].contains("takes the place of ai_hosts"));
+    assert!(fleet("ORCHESTRA_AI_HOSTS", "['http://c']").is_empty());
     let mut given = Given::default();
     let variables = [
         variable("CELERY_BROKER_READ_URL", "redis://read"),
@@ -185,6 +243,9 @@ fn a_secret_may_stand_in_a_file() {
         missing.contains("ORCHESTRA_BROKER_URL_FILE: cannot read /no/such"),
         "{missing}"
     );
+    let both = ["ORCHESTRA_BROKER_URL", "ORCHESTRA_BROKER_URL_FILE"].map(|name| (name.to_owned(), "x".to_owned()));
+    let error = read_environment(&mut Given::default(), both.into_iter()).unwrap_err();
+    assert!(error.ends_with("say the same twice; unset one"), "{error}");
     // Somebody else's.
     assert!(read("ORCHESTRA_SERVICE_FILE", "/no/such").is_ok());
     std::fs::remove_file(path).unwrap();

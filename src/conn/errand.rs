@@ -15,6 +15,8 @@ pub struct Errand<'a> {
     answers: Vec<Value>,
     /// Places of those that are still to be sent.
     left: Vec<usize>,
+    /// Nobody knows whether the server did what was sent last.
+    unsure: bool,
 }
 
 impl<'a> Errand<'a> {
@@ -24,7 +26,18 @@ impl<'a> Errand<'a> {
             commands,
             answers: vec![Value::Nil; commands.len()],
             left: (0..commands.len()).collect(),
+            unsure: false,
         }
+    }
+
+    /// There was no answer to what was left; `sent` is whether the server may have it.
+    pub(super) fn unanswered(&mut self, sent: bool) {
+        self.unsure |= sent;
+    }
+
+    /// Whether the server may have done something that it did not answer: sent again, that may be done twice.
+    pub fn is_unsure(&self) -> bool {
+        self.unsure
     }
 
     /// What is still to be sent.

@@ -66,6 +66,9 @@ const PUSHED_BYTES: usize = 64 << 20;
 /// The longest wait for one answer, however often it was tried.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
+/// Channels in one `SUBSCRIBE`: bounds how long it occupies Redis.
+const SUBSCRIBED: usize = 500;
+
 /// See [`Link::carried`].
 const BULKY: usize = 16 << 20;
 
@@ -117,6 +120,19 @@ impl Drop for WaitingGuard<'_> {
         if self.0.count.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.patience_ms.store(0, Ordering::Relaxed);
         }
+    }
+}
+
+/// Why there is no answer.
+struct Unanswered {
+    error: Error,
+    /// It was on its way: the server may have done it.
+    sent: bool,
+}
+
+impl From<Unanswered> for Error {
+    fn from(unanswered: Unanswered) -> Self {
+        unanswered.error
     }
 }
 
@@ -316,7 +332,7 @@ impl Link {
     /// # Errors
     /// See [`pipeline`](Self::pipeline).
     pub async fn run(&self, errand: &mut Errand<'_>, patience: &Patience) -> Result<(), Error> {
-        errand.take(self.attempt(&errand.rest(), patience).await?);
+        self.send_rest(errand, patience).await?;
         for _ in 0..MOVES {
             // A node of a cluster that has not our slot did nothing of it.
             let Some(node) = errand.find(moved_to) else {
@@ -324,26 +340,42 @@ impl Link {
             };
             self.shared.move_to(node);
             let _ = tokio::time::timeout(self.shared.options.response_timeout, self.ready()).await;
-            errand.take(self.attempt(&errand.rest(), patience).await?);
+            self.send_rest(errand, patience).await?;
         }
         // The scripts are gone from the server's cache: load them again, once.
         if errand.find(has_no_script).is_some() {
             self.load_scripts().await?;
-            errand.take(self.attempt(&errand.rest(), patience).await?);
+            self.send_rest(errand, patience).await?;
         }
         errand.trouble(&self.shared.endpoint.to_string()).map_or(Ok(()), Err)
     }
 
+    /// Sends what is left of an errand, which knows afterwards whether that was answered.
+    async fn send_rest(&self, errand: &mut Errand<'_>, patience: &Patience) -> Result<(), Error> {
+        match self.attempt(&errand.rest(), patience).await {
+            Ok(answers) => errand.take(answers),
+            Err(unanswered) => {
+                errand.unanswered(unanswered.sent);
+                return Err(unanswered.error);
+            }
+        }
+        Ok(())
+    }
+
     /// Sends, and waits for the answer, whatever it says.
-    async fn attempt(&self, pipe: &Pipeline, patience: &Patience) -> Result<Vec<Value>, Error> {
+    async fn attempt(&self, pipe: &Pipeline, patience: &Patience) -> Result<Vec<Value>, Unanswered> {
         let url = || self.shared.endpoint.to_string();
+        let not_connected = || Unanswered {
+            error: Error::Transient(format!("not connected to Redis at {}", url())),
+            sent: false,
+        };
         let current = self.shared.current.borrow().clone();
         let Some((epoch, mut connection)) = current else {
-            return Err(Error::Transient(format!("not connected to Redis at {}", url())));
+            return Err(not_connected());
         };
         if self.shared.endpoint.turn() != self.shared.turn.load(Ordering::Relaxed) {
             self.shared.broken(epoch, "another broker of the list is used now");
-            return Err(Error::Transient(format!("not connected to Redis at {}", url())));
+            return Err(not_connected());
         }
         let (longest, _waiting) = self.shared.waiting.join(patience.wait(&self.shared.options));
         connection.set_response_timeout(longest);
@@ -366,7 +398,10 @@ impl Link {
                 if is_broken(&error) || error.code().is_some_and(needs_reconnect) {
                     self.shared.broken(epoch, &error.to_string());
                 }
-                Err(Error::from_redis(&error, &url()))
+                Err(Unanswered {
+                    error: Error::from_redis(&error, &url()),
+                    sent: true,
+                })
             }
         }
     }
@@ -447,19 +482,34 @@ impl Link {
     /// # Errors
     /// The server cannot be reached or refuses.
     pub async fn subscribe_to(&self, channel: &str) -> Result<(), Error> {
+        self.subscribe_to_all(&[channel]).await
+    }
+
+    /// Subscribes to many channels, in few round trips; see [`subscribe_to`](Self::subscribe_to).
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn subscribe_to_all(&self, channels: &[&str]) -> Result<(), Error> {
         let ears = &self.ears().await.shared;
-        ears.setup().channels.insert(channel.to_owned());
+        let names = channels.iter().map(|channel| (*channel).to_owned());
+        ears.setup().channels.extend(names);
         let Some((_, mut connection)) = ears.current.borrow().clone() else {
             return Ok(());
         };
-        connection.subscribe(channel).await.map_err(|error| {
-            let error = Error::from_redis(&error, &ears.endpoint.to_string());
-            if !error.is_transient() {
-                // What is refused now is refused later, and would keep the next connection from being made.
-                ears.setup().channels.remove(channel);
+        for some in channels.chunks(SUBSCRIBED) {
+            if let Err(error) = connection.subscribe(some).await {
+                let error = Error::from_redis(&error, &ears.endpoint.to_string());
+                if !error.is_transient() {
+                    // What is refused now is refused later, and would keep the next connection from being made.
+                    let mut setup = ears.setup();
+                    for channel in channels {
+                        setup.channels.remove(*channel);
+                    }
+                }
+                return Err(error);
             }
-            error
-        })
+        }
+        Ok(())
     }
 
     /// Subscribes to all channels that match a pattern; see [`subscribe_to`](Self::subscribe_to).
@@ -508,12 +558,21 @@ impl Link {
 
     /// Ends a subscription to one channel.
     pub async fn unsubscribe_from(&self, channel: &str) {
+        self.unsubscribe_from_all(&[channel]).await;
+    }
+
+    /// Ends subscriptions to channels.
+    pub async fn unsubscribe_from_all(&self, channels: &[&str]) {
         let Some(ears) = self.shared.ears.get() else { return };
-        ears.shared.setup().channels.remove(channel);
+        for channel in channels {
+            ears.shared.setup().channels.remove(*channel);
+        }
         let current = ears.shared.current.borrow().clone();
         if let Some((_, mut connection)) = current {
-            // A connection that is gone has no subscriptions left.
-            let _ = connection.unsubscribe(channel).await;
+            for some in channels.chunks(SUBSCRIBED) {
+                // A connection that is gone has no subscriptions left.
+                let _ = connection.unsubscribe(some).await;
+            }
         }
     }
 
@@ -610,8 +669,9 @@ impl Shared {
         for pattern in &setup.patterns {
             connection.psubscribe(pattern).await?;
         }
-        for channel in &setup.channels {
-            connection.subscribe(channel).await?;
+        let channels: Vec<&String> = setup.channels.iter().collect();
+        for some in channels.chunks(SUBSCRIBED) {
+            connection.subscribe(some).await?;
         }
         redis::cmd("PING").exec_async(&mut connection).await?;
         self.hear();

@@ -3,8 +3,7 @@
 
 use super::{CallOptions, Json, Kwargs, Queue};
 
-/// Routes by task name, and the queues they lead to. An exact name wins; of patterns, in which `*` stands for anything,
-/// the first that fits.
+/// Routes by task name, and the queues they lead to: the first that fits, where `*` stands for anything.
 #[derive(Clone, Debug, Default)]
 pub struct Routes {
     routes: Vec<(String, Kwargs)>,
@@ -25,18 +24,20 @@ pub struct Destination {
 }
 
 impl Routes {
-    /// From names or patterns, and queues.
+    /// From names or patterns, and queues. A whole name comes before all patterns.
     pub fn new(routes: impl IntoIterator<Item = (String, String)>) -> Self {
         let options = |queue: String| Kwargs::from_iter([("queue".to_owned(), Json::string(&queue))]);
-        Self::with_options(routes.into_iter().map(|(pattern, queue)| (pattern, options(queue))))
+        let mut routes: Vec<(String, Kwargs)> = routes
+            .into_iter()
+            .map(|(pattern, queue)| (pattern, options(queue)))
+            .collect();
+        names_first(&mut routes);
+        Self::with_options(routes)
     }
 
-    /// From names or patterns, and what calls of such tasks are sent with: `queue`, `exchange`, `routing_key`,
-    /// `priority` and any other option of `apply_async`.
-    pub fn with_options(routes: impl IntoIterator<Item = (String, Kwargs)>) -> Self {
-        let mut routes: Vec<(String, Kwargs)> = routes.into_iter().collect();
-        // Patterns stay in their order.
-        routes.sort_by_key(|(pattern, _)| pattern.contains('*'));
+    /// From names or patterns, in their order, and what calls of such tasks are sent with: `queue`, `exchange`,
+    /// `routing_key`, `priority` and any other option of `apply_async`.
+    pub fn with_options(routes: Vec<(String, Kwargs)>) -> Self {
         Self {
             routes,
             ..Self::default()
@@ -122,6 +123,11 @@ impl Routes {
             queue: Some(name),
         })
     }
+}
+
+/// The order within one router, as Celery's `MapRoute` has it: whole names before patterns, which stay in their order.
+pub(crate) fn names_first<T>(routes: &mut [(String, T)]) {
+    routes.sort_by_key(|(pattern, _)| pattern.contains('*'));
 }
 
 /// Whether a name fits a pattern. Each `*` takes as little as it can, so that no pattern costs more than one pass.

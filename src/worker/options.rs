@@ -11,7 +11,7 @@ use super::process::Program;
 use crate::backend::Backend;
 use crate::broker::Broker;
 use crate::canvas::{Priorities, Reach};
-use crate::client::Client;
+use crate::client::{Client, Sending};
 use crate::conn::Endpoint;
 use crate::task::{self, RateLimit};
 use crate::wire::{Accept, Limits, Routes, Security};
@@ -198,16 +198,14 @@ impl Options {
 
     /// What sends on behalf of tasks.
     pub(crate) fn client(&self, broker: Broker, backend: Option<Backend>) -> Client {
-        let client = Client::new(broker, backend)
-            .signing(self.signer.clone())
-            .routed(self.routes.clone().with_default(&self.default_queue))
-            .with_priorities(self.priorities)
-            .reaching(self.reach);
-        if self.sent_events {
-            client.with_sent_events(&self.event_exchange)
-        } else {
-            client
-        }
+        Client::new(broker, backend).sending(Sending {
+            signer: self.signer.clone(),
+            routes: self.routes.clone().with_default(&self.default_queue),
+            priorities: self.priorities,
+            reach: self.reach,
+            sent_events: self.sent_events.then(|| self.event_exchange.clone()),
+            control_exchange: self.control_exchange.clone(),
+        })
     }
 
     /// The policy of a task in this worker: the task's own, with what the settings override.

@@ -173,6 +173,109 @@ async fn p_202_a_message_of_beat_is_what_celerys_beat_sends() {
     }
 }
 
+/// What a call says nothing of is as the settings say, as for every other sender: Celery's beat sends by `apply_async`, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn beat_sends_where_routes_queues_and_defaults_say() {
+    let redis = Redis::start();
+    let settings = [
+        ("ORCHESTRA_TASK_DEFAULT_QUEUE", "work"),
+        ("ORCHESTRA_TASK_DEFAULT_PRIORITY", "6"),
+        ("ORCHESTRA_TASK_SEND_SENT_EVENT", "true"),
+        ("ORCHESTRA_TASK_ROUTES", "{'r.*' = {queue = 'routed'}}"),
+        (
+            "ORCHESTRA_TASK_QUEUES",
+            "{work = {}, routed = {exchange = 'x', exchange_type = 'topic', routing_key = 'r.#', expires = 60}, \
+             all = {exchange_type = 'fanout'}}",
+        ),
+        (
+            "ORCHESTRA_BEAT_SCHEDULE",
+            "{a = {task = 'p.x', schedule = 1}, b = {task = 'r.x', schedule = 1}, \
+             c = {task = 't.x', schedule = 1, options = {queue = 'all'}}}",
+        ),
+    ];
+    let mut connection = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
+    let mut heard = connection.as_pubsub();
+    heard.psubscribe("/0.*").unwrap();
+    heard.set_read_timeout(Some(crate::support::LONG)).unwrap();
+    let _beat = beat(&redis, &[], &settings);
+    let list = |queue: &str, step: u8| redis.length("LLEN", &format!("{queue}\x06\x16{step}")) > 0;
+    until("what has no queue is in the default one", async || list("work", 6)).await;
+    until("what has a route is in its queue", async || list("routed", 6)).await;
+    assert!(redis.length("PTTL", "routed\x06\x166") > 0, "the queue expires");
+    let mut wanted = HashSet::from(["/0.all", "/0.celeryev/task.sent"]);
+    while !wanted.is_empty() {
+        let channel = heard.get_message().unwrap().get_channel_name().to_owned();
+        wanted.retain(|begin| !channel.starts_with(begin));
+    }
+    assert_eq!(redis.length("EXISTS", "celery"), 0);
+    assert_eq!(redis.length("EXISTS", "all"), 0);
+}
+
+/// Where Redis tells nobody of changes, beat looks for them once a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_beat_without_news_of_keys_looks_seldom() {
+    let redis = Redis::start();
+    redis.command::<()>(&["ACL", "SETUSER", "default", "-client|tracking"]);
+    let entry = "{e = {task = 'p.x', schedule = 3600}}";
+    let beat = beat(&redis, &[], &[("ORCHESTRA_BEAT_SCHEDULE", entry)]);
+    assert!(
+        beat.log().contains("the schedule is looked at every 1000 ms"),
+        "{}",
+        beat.log()
+    );
+    redis.command::<()>(&["CONFIG", "RESETSTAT"]);
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let stats: String = redis.command(&["INFO", "commandstats"]);
+    let calls = |name: &str| {
+        let line = stats
+            .lines()
+            .find(|line| line.starts_with(&format!("cmdstat_{name}:calls=")));
+        line.map_or(0, |line| line.split(['=', ',']).nth(1).unwrap().parse::<u32>().unwrap())
+    };
+    // A look is one script and five commands.
+    assert!(calls("evalsha") <= 6, "{stats}");
+    text(&schedule(&redis, &["add", "tick", "p.tick", "--every", "1"]));
+    until_sent(&redis, 1).await;
+}
+
+/// The file is gone for a while, as in a rolling change of versions; who disabled its entry meant it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disabled_entry_stays_so_while_a_beat_without_its_file_sends() {
+    let redis = Redis::start();
+    let listed = || text(&schedule(&redis, &["list"]));
+    for environment in [EVERY_SECOND, &[], EVERY_SECOND] {
+        let mut beat = beat(&redis, &[], environment);
+        let is_there = !environment.is_empty();
+        until("its files are taken over", async || {
+            let listed = listed();
+            listed.contains("sent by") && listed.contains("tick:") == is_there
+        })
+        .await;
+        if is_there && redis.length("SCARD", "orchestra:beat:disabled") == 0 {
+            text(&schedule(&redis, &["disable", "tick"]));
+        }
+        assert_eq!(beat.stop(), Some(0));
+    }
+    assert!(listed().contains("disabled"), "{}", listed());
+    redis.command::<()>(&["DEL", "orchestra:beat:schedule", "orchestra:beat:files"]);
+    text(&schedule(&redis, &["add", "tick", "p.x", "--every", "9"]));
+    assert!(!listed().contains("disabled"), "another one of that name: {}", listed());
+}
+
+/// `next` begins where beat does: an interval counts from when it was sent last.
+#[test]
+fn the_next_times_are_those_of_beat() {
+    let redis = Redis::start();
+    text(&schedule(&redis, &["add", "e", "p.x", "--every", "3600"]));
+    let last = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(3000);
+    redis.command::<()>(&["HSET", "orchestra:beat:last_run_at", "e", &last.to_string()]);
+    let expected = [3600, 7200].map(|after| {
+        let at = last + jiff::SignedDuration::from_secs(after);
+        at.strftime("%Y-%m-%d %H:%M:%S UTC\n").to_string()
+    });
+    assert_eq!(text(&schedule(&redis, &["next", "e", "-n", "2"])), expected.concat());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_with_b_sends_and_runs_and_gives_the_lock_back() {
     let redis = Redis::start();

@@ -73,6 +73,51 @@ async fn tasks_are_sent_and_watched_from_the_shell() {
 }
 
 #[test]
+fn approve_says_how_many_it_does_not_list() {
+    let redis = Redis::start();
+    let numbers: Vec<String> = (0..1002).map(|n| n.to_string()).collect();
+    let pairs = numbers.iter().flat_map(|n| [n.as_str(), n.as_str()]);
+    let words: Vec<&str> = ["ZADD", "orchestra:parked"].into_iter().chain(pairs).collect();
+    redis.command::<i64>(&words);
+    let listed = orchestra(&redis, &["approve"]);
+    let error = String::from_utf8_lossy(&listed.stderr).into_owned();
+    assert!(error.contains("2 more wait"), "{error}");
+}
+
+/// Who asks and tells does so where the workers of the same settings listen.
+#[test]
+fn control_goes_to_the_exchange_of_the_settings() {
+    let redis = Redis::start();
+    let settings = [("ORCHESTRA_CONTROL_EXCHANGE", "ours")];
+    let _worker = Worker::start_with(&redis, &["-n", "w1@here"], &settings);
+    let folder = Folder::new();
+    let status = Command::new(program("orchestra"))
+        .args(["--broker", &redis.url(), "status"])
+        .env_clear()
+        .envs(settings)
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(text(&status), "->  w1@here: OK\n\n1 node online.\n");
+}
+
+/// What is no text in somebody else's variable is no reason to end.
+#[test]
+fn only_our_variables_have_to_be_texts() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let odd = std::ffi::OsStr::from_bytes(b"\xff");
+    let run = |name: &str| {
+        let mut command = Command::new(program("orchestra"));
+        command.arg("config").env_clear().env(name, odd).output().unwrap()
+    };
+    text(&run("SOMETHING"));
+    let refused = run("ORCHESTRA_LOG_LEVEL");
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{error}");
+    assert!(error.contains("ORCHESTRA_LOG_LEVEL: its value is no UTF-8"), "{error}");
+}
+
+#[test]
 fn up_starts_what_is_missing_and_stops_only_that() {
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()

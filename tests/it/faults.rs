@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use orchestra::client::Call;
+use orchestra::client::{Call, Client};
 use serde_json::Value;
 
 use crate::proxy::Proxy;
@@ -205,6 +205,96 @@ async fn a_result_is_waited_for_while_redis_restarts() {
     worker.wait_for_log("lost the connection");
     redis.start_again();
     assert_eq!(waiting.await.unwrap().unwrap(), "rested", "{}", worker.log());
+}
+
+/// Also by the first who waits, and by those who wait next to one who gives up; and who gave up has left nothing behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_no_longer_waits_for_a_result_leaves_nothing() {
+    let mut redis = Redis::start();
+    let client = redis.client().await;
+    redis.stop();
+    let first = client.result("first");
+    let first = tokio::spawn(async move { first.get::<u32>(LONG).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    redis.start_again();
+    let channels = || redis.command::<Vec<String>>(&["PUBSUB", "CHANNELS", "celery-task-meta-*"]);
+    until("the first listens", async || channels().len() == 1).await;
+    let done = |id: &str| {
+        let key = format!("celery-task-meta-{id}");
+        let record = r#"{"status": "SUCCESS", "result": 7}"#;
+        redis.command::<()>(&["SET", &key, record]);
+        redis.command::<()>(&["PUBLISH", &key, record]);
+    };
+    done("first");
+    assert_eq!(first.await.unwrap().unwrap(), 7);
+    // One begins to wait in the moment when another ends.
+    for round in 0..50 {
+        let (short, long) = (client.result("same"), client.result("same"));
+        let short = tokio::spawn(async move { short.get::<u32>(Duration::from_millis(1)).await });
+        tokio::time::sleep(Duration::from_micros(900 + 10 * round)).await;
+        let long = tokio::spawn(async move { long.get::<u32>(Duration::from_millis(3)).await });
+        assert!(short.await.unwrap().is_err() && long.await.unwrap().is_err());
+    }
+    let calls = (0..20).map(|n| (n, Call::new("never").queue("nobody")));
+    let mut many = Box::pin(client.run_all(calls, 20));
+    let next = futures_util::StreamExt::next(&mut many);
+    assert!(tokio::time::timeout(Duration::from_millis(200), next).await.is_err());
+    until("all of them listen", async || channels().len() >= 20).await;
+    drop(many);
+    until("nobody listens", async || channels().is_empty()).await;
+    let last = client.result("same");
+    let last = tokio::spawn(async move { last.get::<u32>(LONG).await });
+    until("the last listens", async || channels().len() == 1).await;
+    let began = std::time::Instant::now();
+    done("same");
+    assert_eq!(last.await.unwrap().unwrap(), 7);
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "it was told, and did not look again"
+    );
+}
+
+/// What Redis did without a word is not done again: the sender is told that nobody knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_whose_answer_was_lost_are_not_sent_twice() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let client = Client::connect_to(&proxy.url(), None).await.unwrap();
+    client.send(Call::new("first").queue("q")).await.unwrap();
+    proxy.cut();
+    let calls: Vec<Call> = (0..500).map(|_| Call::new("x").queue("q")).collect();
+    let error = client.send_many(&calls).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert!(error.to_string().ends_with("what was sent may have arrived"), "{error}");
+    // As many as came through before the connection was cut, each of them once.
+    let sent: Vec<String> = redis.command(&["LRANGE", "q", "0", "-1"]);
+    let id = |text: &String| serde_json::from_str::<Value>(text).unwrap()["headers"]["id"].to_string();
+    let ids: std::collections::HashSet<String> = sent.iter().map(id).collect();
+    assert!(
+        sent.len() > 1 && ids.len() == sent.len(),
+        "{} of {}",
+        ids.len(),
+        sent.len()
+    );
+    client.send(Call::new("last").queue("q")).await.unwrap();
+}
+
+/// Each listener hears everything, and its end is the end of its subscription.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_may_be_listened_to_more_than_once() {
+    let redis = Redis::start();
+    let client = redis.client().await.with_sent_events("celeryev");
+    let (mut one, mut other) = (
+        client.events("celeryev").await.unwrap(),
+        client.events("celeryev").await.unwrap(),
+    );
+    client.send(Call::new("x")).await.unwrap();
+    assert!(one.next().await.is_some() && other.next().await.is_some());
+    drop((one, other));
+    until("nobody listens", async || {
+        redis.command::<i64>(&["PUBSUB", "NUMPAT"]) == 0
+    })
+    .await;
 }
 
 /// A worker that is started in the moment when its Redis is, or when another one takes over, waits for it.

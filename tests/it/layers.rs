@@ -32,7 +32,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "config",
         &[
-            "ai", "beat", "worker", "broker", "backend", "canvas", "wire", "conn", "text",
+            "ai", "beat", "worker", "broker", "backend", "client", "canvas", "wire", "conn", "text",
         ],
     ),
     (

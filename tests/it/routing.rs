@@ -1,6 +1,6 @@
 //! Exchanges, bindings and queues as kombu has them, with Python on the other side.
 
-use orchestra::client::Signature;
+use orchestra::client::{Call, Signature};
 
 use crate::support::{LONG, Redis, Worker, run_python, until};
 
@@ -157,6 +157,17 @@ async fn p_007_queues_take_turns() {
         .matches(" received")
         .count();
     assert!(before <= 2, "{before} came first");
+}
+
+/// Celery consumes `task_default_queue` where nobody says anything else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_consumes_the_default_queue() {
+    let redis = Redis::start();
+    let settings = [("ORCHESTRA_TASK_DEFAULT_QUEUE", "work")];
+    let _worker = Worker::start_with(&redis, &[], &settings);
+    let client = redis.client().await;
+    let sum = client.send(Call::new("hello.add").arg(1).queue("work")).await.unwrap();
+    assert_eq!(sum.get::<u64>(LONG).await.unwrap(), 1);
 }
 
 /// `task_routes`: what a task sends goes to the queue of its name.

@@ -309,6 +309,14 @@ fn signed_messages_are_verified_and_signed() {
             .output()
             .unwrap();
         assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+        // Beat signs, too: a worker that takes nothing else runs it.
+        let entry = (
+            "ORCHESTRA_BEAT_SCHEDULE",
+            "{e = {task = 'hello.add', schedule = 1, args = [40, 2]}}",
+        );
+        let mut beat = Worker::spawn_words("orchestra", &["beat"], &redis, &[], &[&settings[..], &[entry]].concat());
+        worker.wait_for_log(": 42");
+        assert_eq!(beat.stop(), Some(0));
         let asked = std::process::Command::new(program("orchestra"))
             .args(["--broker", &redis.url(), "status"])
             .env_clear()

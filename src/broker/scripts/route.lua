@@ -68,3 +68,18 @@ local function lists_of(bindings, exchange, key, sep, prefix, suffix)
   end
   return lists
 end
+
+-- A message in the arguments of a script, from `at` on: exchange, routing key, the envelope, prefix of every key, what follows
+-- a queue's name for its priority, separator in bindings, and the channel, if it is told to everybody.
+local MESSAGE = 7
+
+-- The lists that it goes to; `nil` when it is told to everybody. Nothing is sent yet.
+local function receivers(bindings, at)
+  if ARGV[at + 6] ~= '' then return nil end
+  return lists_of(bindings, ARGV[at], ARGV[at + 1], ARGV[at + 5], ARGV[at + 3], ARGV[at + 4])
+end
+
+local function deliver(lists, at)
+  if not lists then return redis.call('PUBLISH', ARGV[at + 6], ARGV[at + 2]) end
+  for i = 1, #lists do redis.call('LPUSH', lists[i], ARGV[at + 2]) end
+end
