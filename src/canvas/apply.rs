@@ -1,5 +1,7 @@
 //! What applying a signature sends (`apply_async` of `celery.canvas`).
 
+use std::sync::Arc;
+
 use super::compose::{Reach, link, link_error_to_body};
 use super::freeze::{Freeze, freeze, freeze_group, new_id, strip};
 use super::steps::{prepare, prepend, unroll_chords};
@@ -228,17 +230,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn chain(&mut self, signature: Signature, args: &[Json], with: CallOptions, child: bool) -> Option<ResultNode> {
+    fn chain(&mut self, mut signature: Signature, args: &[Json], with: CallOptions, child: bool) -> Option<ResultNode> {
+        prepend(&mut signature, args);
         let Kind::Chain(tasks) = signature.kind else {
             return None;
         };
         let mut options = signature.options;
         overwrite(&mut options, with);
-        let own: Vec<Json> = if signature.immutable {
-            signature.args
-        } else {
-            args.iter().cloned().chain(signature.args).collect()
-        };
         let callbacks = std::mem::take(&mut options.link);
         let errbacks = std::mem::take(&mut options.link_error);
         let chord = options.chord.take();
@@ -248,13 +246,13 @@ impl<'a> Planner<'a> {
         options.rest.remove("parent_id");
         let (mut steps, result) = prepare(
             tasks,
-            &own,
+            &signature.args,
             (&errbacks, self.reach),
             Freeze {
                 id: id.as_deref(),
                 group_id: group_id.as_deref(),
                 group_index,
-                chord: chord.as_deref(),
+                chord: chord.as_ref(),
                 root_id: root_id.as_deref(),
                 reply_to: self.reply_to,
             },
@@ -282,13 +280,13 @@ impl<'a> Planner<'a> {
         Some(if single { applied.unwrap_or(result) } else { result })
     }
 
-    fn chord(&mut self, signature: Signature, args: &[Json], mut with: CallOptions, child: bool) -> ResultNode {
+    fn chord(&mut self, mut signature: Signature, args: &[Json], mut with: CallOptions, child: bool) -> ResultNode {
+        prepend(&mut signature, args);
         let Signature {
             kind,
-            args: own,
+            args,
             kwargs,
             options: own_options,
-            immutable,
             ..
         } = signature;
         let Kind::Chord(chord) = kind else {
@@ -300,11 +298,6 @@ impl<'a> Planner<'a> {
             body,
             frozen,
         } = *chord;
-        let args: Vec<Json> = if immutable {
-            own
-        } else {
-            args.iter().cloned().chain(own).collect()
-        };
         // A delay means the header: the body waits for that anyway.
         let mut delay = Kwargs::new();
         for name in ["countdown", "eta"] {
@@ -369,6 +362,7 @@ impl<'a> Planner<'a> {
             },
         );
         strip(&mut body);
+        let body = Arc::new(body);
 
         // Neither the rest of the chain nor the outer chord is for the header.
         options.chain = None;
@@ -388,7 +382,7 @@ impl<'a> Planner<'a> {
         );
         let handle = ResultNode::group(group_id.clone(), children);
         if header.is_empty() {
-            let args = [Json::list([])];
+            let (body, args) = (Arc::unwrap_or_clone(body), [Json::list([])]);
             match child {
                 true => drop(self.apply(body, &args, CallOptions::default())),
                 false => self.member(body, &args, CallOptions::default()),

@@ -1,5 +1,7 @@
 //! Giving ids to everything whose result somebody may wait for, before anything is sent (`Signature.freeze`).
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::ResultNode;
@@ -15,7 +17,7 @@ pub struct Freeze<'a> {
     /// Its place there.
     pub group_index: Option<u64>,
     /// The body of the chord whose header it is in.
-    pub chord: Option<&'a Signature>,
+    pub chord: Option<&'a Arc<Signature>>,
     /// The first task of the workflow.
     pub root_id: Option<&'a str>,
     /// The client that asks for results.
@@ -93,7 +95,7 @@ fn join(options: &mut CallOptions, with: Freeze<'_>) {
         options.set_str("group_id", group);
     }
     if let Some(chord) = with.chord {
-        options.chord = Some(Box::new(chord.clone()));
+        options.chord = Some(chord.clone());
     }
     if let Some(index) = with.group_index {
         options.rest.insert("group_index".into(), Json::number(index));

@@ -1,5 +1,7 @@
 //! A task that puts another in its place (`celery.app.task.Task.replace`).
 
+use std::sync::Arc;
+
 use super::compose::{Reach, chord, link, link_error, then_linking};
 use super::forms::accumulate;
 use super::freeze::{Freeze, freeze};
@@ -73,7 +75,7 @@ pub fn replacement(signature: Signature, of: Replaced<'_>) -> Result<Signature, 
     );
     let nesting = Json::number(u64::from(of.nesting) + 1);
     let options = &mut signature.options;
-    options.chord = of.embed.chord.clone().map(Box::new);
+    options.chord = of.embed.chord.clone().map(Arc::new);
     // Null says that it is in no group: the body of a chord would be put into that of its header.
     set(
         options,

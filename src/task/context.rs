@@ -257,7 +257,7 @@ impl Context {
         if let Some(index) = index {
             options.rest.insert("group_index".into(), Json::new(&index)?);
         }
-        options.chord = Some(Box::new(chord));
+        options.chord = Some(Arc::new(chord));
         backend.add_to_chord(group).await?;
         self.apply(signature).await
     }

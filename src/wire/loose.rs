@@ -13,6 +13,8 @@ use super::raw::Pairs;
 
 /// Deeper than serde_json reads, nothing is read here either.
 const DEEPEST: usize = 127;
+/// Depth times length of a text, in bytes: each level is looked through once more.
+const LOOKS: usize = 1 << 30;
 
 /// The text of one value.
 #[derive(Clone, Copy)]
@@ -25,8 +27,11 @@ impl<'a> Loose<'a> {
     /// It is nested too deep.
     pub(crate) fn new(text: &'a str) -> Result<Self, Error> {
         match json::depth(text) {
-            ..=DEEPEST => Ok(Self(text.trim())),
-            _ => Err(Error::custom("recursion limit exceeded")),
+            depth if depth > DEEPEST => Err(Error::custom("recursion limit exceeded")),
+            depth if depth.saturating_mul(text.len()) > LOOKS => Err(Error::custom(
+                "nested too deep for its length, with numbers that are not finite",
+            )),
+            _ => Ok(Self(text.trim())),
         }
     }
 
@@ -156,5 +161,7 @@ mod tests {
         assert!(json::parse::<Vec<i64>>("[1, NaN]").is_err());
         let deep = "[".repeat(100_000) + "NaN" + &"]".repeat(100_000);
         assert!(json::parse::<Value>(&deep).is_err());
+        let long = "[".repeat(100) + "NaN, \"" + &"x".repeat(11 << 20) + "\"" + &"]".repeat(100);
+        assert!(Loose::new(&long).is_err() && Loose::new(&long[99..]).is_ok());
     }
 }

@@ -60,6 +60,15 @@ impl Rest {
         super::json::parse(&self.list)
     }
 
+    /// Each step, last first, or why it is none.
+    ///
+    /// # Errors
+    /// It is no list.
+    pub fn each(&self) -> Result<Vec<Result<Signature, serde_json::Error>>, serde_json::Error> {
+        let steps: Vec<&RawValue> = serde_json::from_str(&self.list)?;
+        Ok(steps.into_iter().map(|step| super::json::parse(step.get())).collect())
+    }
+
     /// With steps that come before these.
     #[must_use]
     pub fn after(&self, steps: &[Signature]) -> Self {
@@ -203,5 +212,12 @@ mod tests {
         let rest: Rest = serde_json::from_str(r#"[{}, {"task": "a"}]"#).unwrap();
         let (_, rest) = rest.next().unwrap().unwrap();
         assert!(rest.next().is_err() && rest.steps().is_err());
+        let rest: Rest = serde_json::from_str(r#"[{"task": "c"}, {}, {"task": "a"}]"#).unwrap();
+        let names = rest
+            .each()
+            .unwrap()
+            .into_iter()
+            .map(|step| step.map_or_else(|_| "?".into(), |step| step.task));
+        assert_eq!(names.collect::<Vec<String>>(), ["c", "?", "a"]);
     }
 }

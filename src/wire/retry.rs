@@ -112,7 +112,7 @@ pub fn counting_envelope(
 /// # Errors
 /// `raw` is no envelope.
 pub fn resumed_parcel(raw: &[u8], queue: &str) -> Result<Parcel, serde_json::Error> {
-    let mut envelope: Map<String, Value> = serde_json::from_slice(raw)?;
+    let mut envelope: Map<String, Value> = super::json::parse(&String::from_utf8_lossy(raw))?;
     let mut headers = object(envelope.remove("headers"));
     for past in ["redelivered", "x-orchestra-deliveries", "eta", "expires"] {
         headers.remove(past);

@@ -130,23 +130,61 @@ pub(crate) fn names_first<T>(routes: &mut [(String, T)]) {
     routes.sort_by_key(|(pattern, _)| pattern.contains('*'));
 }
 
-/// Whether a name fits a pattern. Each `*` takes as little as it can, so that no pattern costs more than one pass.
+/// Whether a name fits a pattern: one with a `*` is read as Python's `fnmatch` reads it, with `?` and `[a-z]` as well; any
+/// other is a name.
 pub(crate) fn fits(name: &str, pattern: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
-        return false;
-    };
-    let parts: Vec<&str> = parts.collect();
-    let Some((last, middle)) = parts.split_last() else {
-        return rest.is_empty();
-    };
-    for part in middle {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
+    if !pattern.contains('*') {
+        return name == pattern;
+    }
+    let (name, pattern): (Vec<char>, Vec<char>) = (name.chars().collect(), pattern.chars().collect());
+    let (mut at, mut of) = (0, 0);
+    // Behind the last `*`, and what that has taken so far: it takes as little as it can.
+    let mut star = None;
+    loop {
+        if pattern.get(of) == Some(&'*') {
+            of += 1;
+            star = Some((of, at));
+        } else if at == name.len() && of == pattern.len() {
+            return true;
+        } else if let Some(next) = name.get(at).and_then(|char| takes(&pattern, of, *char)) {
+            (at, of) = (at + 1, next);
+        } else {
+            match star {
+                Some((behind, taken)) if taken < name.len() => {
+                    (at, of) = (taken + 1, behind);
+                    star = Some((behind, taken + 1));
+                }
+                _ => return false,
+            }
         }
     }
-    rest.ends_with(last)
+}
+
+/// Where a pattern goes on if it takes the character at that place.
+fn takes(pattern: &[char], of: usize, char: char) -> Option<usize> {
+    let own = *pattern.get(of)?;
+    let set = &pattern[of + 1..];
+    let is_not = set.first() == Some(&'!');
+    let set = &set[usize::from(is_not)..];
+    // A bracket that comes first in a set is in it; one that is never closed is a character like any other.
+    let end = set.iter().skip(1).position(|char| *char == ']').map(|end| end + 1);
+    match (own, end) {
+        ('?', _) => Some(of + 1),
+        ('[', Some(end)) => (holds(&set[..end], char) != is_not).then_some(of + 1 + usize::from(is_not) + end + 1),
+        _ => (own == char).then_some(of + 1),
+    }
+}
+
+/// Whether a character is in a set such as `a-z_`.
+fn holds(mut set: &[char], char: char) -> bool {
+    while let Some(first) = set.first() {
+        let last = if set.get(1) == Some(&'-') { set.get(2) } else { None };
+        if (*first..=*last.unwrap_or(first)).contains(&char) {
+            return true;
+        }
+        set = &set[if last.is_some() { 3 } else { 1 }..];
+    }
+    false
 }
 
 #[cfg(test)]
@@ -228,6 +266,16 @@ mod tests {
             ("abcd", "abc", false),
             ("aXbXc", "a*b*c", true),
             ("aaa", "a*a*a*a", false),
+            // As `fnmatch.fnmatchcase` of Python says.
+            ("feed.a1", "feed.?[0-9]*", true),
+            ("feed.ab", "feed.?[0-9]*", false),
+            ("feed.x.y", "feed.[!a-c]*", true),
+            ("feed.b.y", "feed.[!a-c]*", false),
+            ("a]-", "*[]-]", true),
+            ("a[", "*[", true),
+            ("größe", "gr?*e", true),
+            ("a?", "a?", true),
+            ("ab", "a?", false),
         ] {
             assert_eq!(fits(name, pattern), is_so, "{name} {pattern}");
         }

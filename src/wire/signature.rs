@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
@@ -67,8 +68,8 @@ pub struct CallOptions {
     pub link: Vec<Signature>,
     /// Called with a failure.
     pub link_error: Vec<Signature>,
-    /// The body of the chord whose header the call is in.
-    pub chord: Option<Box<Signature>>,
+    /// The body of the chord whose header the call is in; all members share it.
+    pub chord: Option<Arc<Signature>>,
     /// What follows in the chain.
     pub chain: Option<Rest>,
     /// All others.
@@ -339,7 +340,7 @@ impl<'de> Visitor<'de> for OptionsVisitor {
                 "link" => options.link = one_or_many(&map.next_value()?)?,
                 "link_error" => options.link_error = one_or_many(&map.next_value()?)?,
                 "chord" => {
-                    options.chord = map.next_value()?;
+                    options.chord = map.next_value::<Option<Signature>>()?.map(Arc::new);
                     if options.chord.is_none() {
                         // Celery writes that there is none, and shows it where a step failed without having run.
                         options.rest.insert(key, Json::null());
@@ -378,7 +379,7 @@ impl Serialize for CallOptions {
             map.serialize_entry("link_error", &self.link_error)?;
         }
         if let Some(chord) = &self.chord {
-            map.serialize_entry("chord", chord)?;
+            map.serialize_entry("chord", &**chord)?;
         }
         if let Some(chain) = &self.chain {
             map.serialize_entry("chain", chain)?;

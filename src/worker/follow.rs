@@ -109,11 +109,11 @@ impl Scribe {
     }
 
     fn fail_rest(&self, chain: Option<&Rest>, exception: &Exception, store: bool, fallout: &mut Fallout) {
-        match chain.map(Rest::steps) {
-            None => {}
-            Some(Ok(steps)) => self.fail_chain(&steps, exception, store, fallout),
-            Some(Err(error)) => {
-                warn!(%error, "a step that will not run cannot be read: those of its chain have no result")
+        // The message would not have been taken if it were no list.
+        for step in chain.and_then(|chain| chain.each().ok()).into_iter().flatten() {
+            match step {
+                Ok(step) => self.fail_chain(std::slice::from_ref(&step), exception, store, fallout),
+                Err(error) => warn!(%error, "a step that will not run cannot be read: it has no result"),
             }
         }
     }
