@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::table::{Given, SETTINGS};
 use crate::beat;
-use crate::wire::redact::{HIDDEN, hide_passwords, is_secret};
+use crate::wire::redact::{HIDDEN, hide_passwords, is_usually_secret};
 
 pub(super) fn read<T: DeserializeOwned>(name: &str, value: toml::Value) -> Result<T, String> {
     let shown = shown(name, &value);
@@ -39,7 +39,7 @@ fn shown(name: &str, value: &toml::Value) -> String {
     match value {
         toml::Value::Table(_) => "the table".to_owned(),
         toml::Value::Array(_) => "the list".to_owned(),
-        _ if is_secret(name) => HIDDEN.to_owned(),
+        _ if is_usually_secret(name) => HIDDEN.to_owned(),
         toml::Value::String(text) => {
             let hidden = hide_passwords(text);
             toml::Value::String(hidden.unwrap_or_else(|| text.clone())).to_string()

@@ -93,10 +93,18 @@ fn plain(name: &str) -> String {
 /// Whether what has this name is a secret: also a second one (`password2`), and several (`cookies`); but `tokens` are mostly
 /// counted.
 pub fn is_secret(name: &str) -> bool {
+    ends_as_one(name, &secrets().names)
+}
+
+/// The same by the usual names alone: for who reads the settings, before [`set`] has had its say.
+pub(crate) fn is_usually_secret(name: &str) -> bool {
+    ends_as_one(name, &NAMES.map(plain))
+}
+
+fn ends_as_one(name: &str, names: &[String]) -> bool {
     let name = plain(name);
     let name = name.trim_end_matches(|char: char| char.is_ascii_digit());
     let one = name.strip_suffix('s').filter(|one| !one.ends_with("token"));
-    let names = &secrets().names;
     names
         .iter()
         .any(|secret| name.ends_with(secret) || one.is_some_and(|one| one.ends_with(secret)))
