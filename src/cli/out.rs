@@ -1,11 +1,12 @@
 //! What commands print. Whoever reads it may have seen enough and be gone (`orchestra config --all | head -1`): that ends the
-//! program quietly, where the standard library's `println!` panics.
+//! program quietly, where the standard library's `println!` panics. What cannot be written otherwise, on a full disk, ends it
+//! with an error, so that `orchestra dead list >file && orchestra dead drop --all` loses nothing.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
 
 /// The exit code of a program that the end of a pipe stopped, as a shell shows it (128 and SIGPIPE).
-const PIPE_CLOSED: i32 = 141;
+pub(super) const PIPE_CLOSED: u8 = 141;
 
 /// Prints a line.
 macro_rules! println {
@@ -13,21 +14,61 @@ macro_rules! println {
     ($($words:tt)*) => { $crate::cli::out::line(format_args!($($words)*)) };
 }
 
-/// Prints without an end of line.
+/// Prints without an end of line, and at once.
 macro_rules! print {
     ($($words:tt)*) => { $crate::cli::out::text(format_args!($($words)*)) };
 }
 
+/// Says a line on the standard error. A terminal that was closed hears nothing, which must not stop who goes on without it.
+macro_rules! eprintln {
+    () => { $crate::cli::out::said(format_args!("")) };
+    ($($words:tt)*) => { $crate::cli::out::said(format_args!($($words)*)) };
+}
+
 pub(super) fn line(words: Arguments<'_>) {
-    end_if_nobody_reads(writeln!(std::io::stdout(), "{words}"));
+    end_unless(writeln!(std::io::stdout(), "{words}"));
 }
 
 pub(super) fn text(words: Arguments<'_>) {
-    end_if_nobody_reads(write!(std::io::stdout(), "{words}"));
+    let mut out = std::io::stdout();
+    end_unless(write!(out, "{words}").and_then(|()| out.flush()));
 }
 
-fn end_if_nobody_reads(printed: std::io::Result<()>) {
-    if printed.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {
-        std::process::exit(PIPE_CLOSED);
+/// Prints bytes as they are.
+pub(super) fn bytes(bytes: &[u8]) {
+    let mut out = std::io::stdout();
+    end_unless(out.write_all(bytes).and_then(|()| out.flush()));
+}
+
+pub(super) fn said(words: Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{words}");
+}
+
+/// Ends the program unless it could print.
+pub(super) fn end_unless(printed: std::io::Result<()>) {
+    let Err(error) = printed else { return };
+    if error.kind() == ErrorKind::BrokenPipe {
+        std::process::exit(PIPE_CLOSED.into());
     }
+    eprintln!("orchestra: cannot write to the standard output: {error}");
+    std::process::exit(1);
+}
+
+/// The standard output for what writes by itself; it ends the program as the others do.
+pub(super) struct Out;
+
+impl std::io::Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self::bytes(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A text of somebody else's as a terminal may have it: nothing of it is a command to the terminal.
+pub(super) fn plain(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }

@@ -4,13 +4,18 @@
 //! writes and reads the same lines.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::DefaultHasher;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::hash::{Hash as _, Hasher as _};
 use std::io::{BufRead, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
+
+/// Longer than any line: a message has at most 64 MiB, a result too.
+const LONGEST: u64 = 256 << 20;
 
 /// The first line.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -49,35 +54,74 @@ impl Line {
     pub(super) fn succeeded(&self) -> bool {
         self.state == "SUCCESS"
     }
+
+    /// Tokens that its result counts.
+    pub(super) fn tokens(&self) -> u64 {
+        let usage = self
+            .result
+            .as_ref()
+            .and_then(|result| result.pointer("/usage/total_tokens"));
+        usage.and_then(Value::as_u64).unwrap_or_default()
+    }
+}
+
+/// What is remembered of a row that ended, while others run: rows and results are large.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub attempt: u32,
+    pub succeeded: bool,
+    /// Tokens that its result counts.
+    pub tokens: u64,
+    input: u64,
+}
+
+impl Ended {
+    fn of(line: &Line) -> Self {
+        Self {
+            attempt: line.attempt,
+            succeeded: line.succeeded(),
+            tokens: line.tokens(),
+            input: digest(&line.input),
+        }
+    }
+
+    /// Whether it is that row that was run.
+    pub(super) fn is_of(&self, input: &Value) -> bool {
+        self.input == digest(input)
+    }
+}
+
+/// A number that two different rows do not share, whatever the order of their fields.
+fn digest(input: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    input.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What a file of results says.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// Its head, if it has one already.
-    pub head: Option<Head>,
-    /// The last line of each row.
-    pub last: BTreeMap<u64, Line>,
-    /// Where the last whole line ends.
-    end: u64,
+    /// Its head.
+    pub head: Head,
+    /// What the last line of each row says.
+    pub last: BTreeMap<u64, Ended>,
 }
 
-/// Reads a file of results.
+/// Reads the last line of each row of a file of results.
 ///
 /// # Errors
 /// It cannot be read, or is something else.
-pub(super) fn read(path: &Path) -> Result<Known, String> {
+pub(super) fn read(path: &Path) -> Result<BTreeMap<u64, Line>, String> {
     let file = File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    read_from(&file, path)
+    let mut last = BTreeMap::new();
+    read_from(&file, path, |line| drop(last.insert(line.row, line)))?;
+    Ok(last)
 }
 
-fn read_from(file: &File, path: &Path) -> Result<Known, String> {
+/// Reads a file of results line by line: its head, if the file is not empty, and where its last whole line ends.
+fn read_from(file: &File, path: &Path, mut each: impl FnMut(Line)) -> Result<(Option<Head>, u64), String> {
     let shown = path.display();
-    let mut known = Known {
-        head: None,
-        last: BTreeMap::new(),
-        end: 0,
-    };
+    let (mut head, mut end) = (None, 0);
     let mut reader = BufReader::new(file);
     let (mut text, mut number) = (Vec::new(), 0_u64);
     loop {
@@ -85,20 +129,26 @@ fn read_from(file: &File, path: &Path) -> Result<Known, String> {
         number += 1;
         let length = reader
             .by_ref()
-            .take(256 << 20)
+            .take(LONGEST)
             .read_until(b'\n', &mut text)
             .map_err(|error| format!("cannot read {shown}: {error}"))?;
-        if !text.ends_with(b"\n") {
-            return Ok(known);
+        if length as u64 == LONGEST && !text.ends_with(b"\n") {
+            return Err(format!("{shown}:{number}: not a file of results: the line has no end"));
         }
         let wrong = |error: serde_json::Error| format!("{shown}:{number}: not a file of results: {error}");
-        if known.head.is_none() {
-            known.head = Some(serde_json::from_slice(&text).map_err(wrong)?);
-        } else {
-            let line: Line = serde_json::from_slice(&text).map_err(wrong)?;
-            known.last.insert(line.row, line);
+        match (&head, text.ends_with(b"\n")) {
+            // The half of a line that a run which was killed has left; there is nothing else behind it.
+            (Some(_), false) => return Ok((head, end)),
+            (None, false) if text.is_empty() => return Ok((head, end)),
+            (None, _) => head = Some(serde_json::from_slice(&text).map_err(wrong)?),
+            (Some(_), true) => each(serde_json::from_slice(&text).map_err(wrong)?),
         }
-        known.end += length as u64;
+        if !text.ends_with(b"\n") {
+            return Err(format!(
+                "{shown}:{number}: not a file of results: its first line has no end"
+            ));
+        }
+        end += length as u64;
     }
 }
 
@@ -129,14 +179,16 @@ impl Journal {
             Err(TryLockError::Error(error)) => return Err(cannot(error)),
             Ok(()) => {}
         }
-        let mut known = read_from(&file, path)?;
-        file.set_len(known.end).map_err(cannot)?;
-        file.seek(SeekFrom::Start(known.end)).map_err(cannot)?;
+        let mut last = BTreeMap::new();
+        let (head, end) = read_from(&file, path, |line| drop(last.insert(line.row, Ended::of(&line))))
+            .map_err(|error| format!("{error}; name another file with --output"))?;
+        file.set_len(end).map_err(cannot)?;
+        file.seek(SeekFrom::Start(end)).map_err(cannot)?;
         let mut journal = Self {
             file,
             path: path.to_owned(),
         };
-        match &known.head {
+        let head = match head {
             None => {
                 let head = Head {
                     batch: Uuid::new_v4().to_string(),
@@ -144,7 +196,7 @@ impl Journal {
                     template: template.map(str::to_owned),
                 };
                 journal.append(&head)?;
-                known.head = Some(head);
+                head
             }
             Some(head) if head.task != task || head.template.as_deref() != template => {
                 let what = head.template.as_deref().unwrap_or(&head.task);
@@ -152,9 +204,9 @@ impl Journal {
                     "{shown} has the results of {what:?}; name another file with --output"
                 ));
             }
-            Some(_) => {}
-        }
-        Ok((journal, known))
+            Some(head) => head,
+        };
+        Ok((journal, Known { head, last }))
     }
 
     /// Adds a line; it is in the file when this returns.
@@ -172,6 +224,8 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn line(row: u64, attempt: u32, state: &str) -> Line {
@@ -187,10 +241,10 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_is_read_again_without_the_line_that_was_torn() {
+    fn a_journal_is_read_again_without_the_line_that_was_torn_and_nothing_else_is_cut() {
         let path = std::env::temp_dir().join(format!("journal-{}", Uuid::new_v4()));
         let (mut journal, known) = Journal::open(&path, "t", None).unwrap();
-        let batch = known.head.unwrap().batch;
+        let batch = known.head.batch;
         journal.append(&line(1, 0, "FAILURE")).unwrap();
         journal.append(&line(1, 1, "SUCCESS")).unwrap();
         let busy = Journal::open(&path, "t", None).unwrap_err();
@@ -198,16 +252,38 @@ mod tests {
         journal.file.write_all(b"{\"row\": 2, \"atte").unwrap();
         drop(journal);
         let (mut journal, known) = Journal::open(&path, "t", None).unwrap();
-        assert_eq!(known.head.unwrap().batch, batch);
+        assert_eq!(known.head.batch, batch);
         assert_eq!(known.last.len(), 1);
-        assert!(known.last[&1].succeeded());
+        assert!(known.last[&1].succeeded && known.last[&1].is_of(&Value::Null));
+        assert!(!known.last[&1].is_of(&Value::from(1)));
         journal.append(&line(2, 0, "SUCCESS")).unwrap();
         drop(journal);
-        assert_eq!(read(&path).unwrap().last.len(), 2);
+        assert_eq!(read(&path).unwrap().len(), 2);
         let other = Journal::open(&path, "other", None).unwrap_err();
         assert!(other.contains("has the results of \"t\"; name another file"), "{other}");
         std::fs::write(&path, "{\"a\": 1}\n").unwrap();
         assert!(read(&path).unwrap_err().contains(":1: not a file of results: "));
+        for foreign in [
+            "my only copy",
+            "{\"batch\": \"b\", \"task\": \"t\"}",
+            "a line\nand half of one",
+        ] {
+            std::fs::write(&path, foreign).unwrap();
+            let error = Journal::open(&path, "t", None).unwrap_err();
+            assert!(error.contains(":1: not a file of results: "), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign);
+        }
+        // A line that is longer than is read at once is no torn one; what is behind it stays.
+        let head = serde_json::to_string(&json!({"batch": "b", "task": "t"})).unwrap();
+        std::fs::write(&path, format!("{head}\n")).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(LONGEST + 1000).unwrap();
+        let error = Journal::open(&path, "t", None).unwrap_err();
+        assert!(
+            error.contains(":2: not a file of results: the line has no end"),
+            "{error}"
+        );
+        assert_eq!(file.metadata().unwrap().len(), LONGEST + 1000);
         std::fs::remove_file(&path).unwrap();
     }
 }

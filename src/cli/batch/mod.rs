@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::Value;
 
+use super::out::{Out, plain};
 use super::program::{Common, Stopped, pretty, world};
 use journal::{Line, read};
 
@@ -44,14 +45,14 @@ impl Batch {
 }
 
 fn failed(results: &std::path::Path, json: bool) -> Result<ExitCode, Stopped> {
-    let lines = read(results).map_err(world)?.last;
+    let lines = read(results).map_err(world)?;
     let failed: Vec<&Line> = lines.values().filter(|line| !line.succeeded()).collect();
     for line in &failed {
         if json {
             println!("{}", serde_json::to_string(line).map_err(world)?);
         } else {
             let error = line.error.as_deref().unwrap_or(&line.state);
-            println!("row {} ({}): {error}", line.row, line.id);
+            println!("{}", plain(&format!("row {} ({}): {error}", line.row, line.id)));
         }
     }
     if !json {
@@ -62,14 +63,14 @@ fn failed(results: &std::path::Path, json: bool) -> Result<ExitCode, Stopped> {
 
 /// A table has columns where the rows are objects: one for each name that any of them has.
 fn export(results: &std::path::Path) -> Result<ExitCode, Stopped> {
-    let lines = read(results).map_err(world)?.last;
+    let lines = read(results).map_err(world)?;
     let input = |line: &Line| line.input.as_object().cloned();
     let result = |line: &Line| line.result.as_ref().and_then(Value::as_object).cloned();
     let (inputs, outputs) = (
         names(lines.values().filter_map(input)),
         names(lines.values().filter_map(result)),
     );
-    let mut table = csv::Writer::from_writer(std::io::stdout());
+    let mut table = csv::Writer::from_writer(Out);
     let columns = |prefix: &str, names: &[String]| -> Vec<String> {
         match names {
             [] => vec![prefix.to_owned()],

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
 
-use super::journal::{Journal, Line};
+use super::journal::{Ended, Journal, Line};
 use super::rows::rows;
 use crate::cli::models;
 use crate::cli::program::{Common, Stopped, usage, world};
@@ -75,14 +75,10 @@ struct Count {
 }
 
 impl Count {
-    fn add(&mut self, line: &Line) {
+    fn add(&mut self, succeeded: bool, tokens: u64) {
         self.done += 1;
-        self.failed += u64::from(!line.succeeded());
-        let tokens = line
-            .result
-            .as_ref()
-            .and_then(|result| result.pointer("/usage/total_tokens"));
-        self.tokens += tokens.and_then(Value::as_u64).unwrap_or_default();
+        self.failed += u64::from(!succeeded);
+        self.tokens += tokens;
     }
 
     fn show(&self, bar: &ProgressBar) {
@@ -110,7 +106,7 @@ impl Run {
         self.is_file()?;
         let task = self.task.as_deref().unwrap_or("orchestra.run");
         let (mut journal, known) = Journal::open(&output, task, self.template.as_deref()).map_err(world)?;
-        let batch = known.head.map(|head| head.batch).unwrap_or_default();
+        let batch = known.head.batch;
         let last = known.last;
         // Every row is looked at before the first is sent: a mistake in the last one would be found an hour late.
         let mut total = 0;
@@ -120,8 +116,8 @@ impl Run {
         }
         let known = || {
             last.range(..total)
-                .map(|(_, line)| line)
-                .filter(|line| self.keeps(line))
+                .map(|(_, ended)| ended)
+                .filter(|ended| self.keeps(ended))
         };
         if total > known().count() as u64 {
             models::warm_all(common, &self.warm).await?;
@@ -129,7 +125,7 @@ impl Run {
         let client = common.client().await?;
         let bar = self.bar(total);
         let mut count = Count::default();
-        known().for_each(|line| count.add(line));
+        known().for_each(|ended| count.add(ended.succeeded, ended.tokens));
         count.show(&bar);
         bar.set_position(count.done);
         bar.reset_eta();
@@ -141,8 +137,8 @@ impl Run {
         let calls = (0_u64..total).zip(rows).filter_map(|(row, input)| {
             let attempt = match last.get(&row) {
                 None => 0,
-                Some(line) if self.keeps(line) => return None,
-                Some(line) => line.attempt + 1,
+                Some(ended) if self.keeps(ended) => return None,
+                Some(ended) => ended.attempt + 1,
             };
             let id = format!("{batch}-{row}-{attempt}");
             let call = self.call(task, &id, &input, &fixed);
@@ -171,7 +167,7 @@ impl Run {
             };
             let line = sent.end(ended).map_err(world)?;
             journal.append(&line).map_err(world)?;
-            count.add(&line);
+            count.add(line.succeeded(), line.tokens());
             count.show(&bar);
             bar.inc(1);
         }
@@ -211,15 +207,15 @@ impl Run {
     }
 
     /// Whether a row that ended is left as it is.
-    fn keeps(&self, line: &Line) -> bool {
-        line.succeeded() || !self.retry_failed
+    fn keeps(&self, ended: &Ended) -> bool {
+        ended.succeeded || !self.retry_failed
     }
 
     fn check(
         &self,
         row: u64,
         input: &Value,
-        last: &BTreeMap<u64, Line>,
+        last: &BTreeMap<u64, Ended>,
         fixed: &Map<String, Value>,
     ) -> Result<(), Stopped> {
         let shown = self.rows.display();
@@ -229,7 +225,7 @@ impl Run {
             )));
         }
         match last.get(&row) {
-            Some(line) if line.input != *input => Err(usage(format!(
+            Some(ended) if !ended.is_of(input) => Err(usage(format!(
                 "{shown}: row {row} is not the one that was run before; name another file of results with --output"
             ))),
             _ => Ok(()),
