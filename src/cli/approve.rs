@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
+use super::out::plain;
 use super::program::{Common, Stopped, usage, world};
 use crate::client::{Call, Error};
 
@@ -49,7 +50,8 @@ impl Approve {
                         continue;
                     }
                     let text = |name: &str| question.get(name).and_then(Value::as_str).unwrap_or_default();
-                    println!("{id}  {}.{}  {}", text("template"), text("step"), text("message"));
+                    let line = format!("{id}  {}.{}  {}", text("template"), text("step"), text("message"));
+                    println!("{}", plain(&line));
                 }
             }
             if more > 0 {
@@ -76,8 +78,12 @@ impl Approve {
         let timeout = super::program::seconds("timeout", self.timeout)?.max(Duration::from_millis(1));
         let pending = client.send(call).await.map_err(world)?;
         match pending.get::<String>(timeout).await {
-            Ok(what) => println!("{id} {what}"),
-            Err(Error::Timeout { .. }) => println!("{id}: no worker has taken the decision yet; it waits in its queue"),
+            Ok(what) => println!("{}", plain(&format!("{id} {what}"))),
+            Err(Error::Timeout { .. }) => {
+                return Err(world(format!(
+                    "{id}: no worker has taken the decision yet; it waits in its queue"
+                )));
+            }
             Err(Error::Failed { exception, .. }) => return Err(usage(exception.message())),
             Err(error) => return Err(world(error)),
         }

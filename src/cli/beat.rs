@@ -68,16 +68,18 @@ impl Beat {
                 "the schedule is in orchestra.toml, tasks/*.yaml and Redis (docs/beat.md)",
             ),
         ];
-        for (option, _, why) in without_effect.iter().filter(|(_, given, _)| *given) {
-            eprintln!("orchestra: {option} has no effect: {why}");
-        }
-        super::log::start(
+        let log = super::log::start(
+            "orchestra",
             &settings.log_level,
             self.logfile.as_deref(),
             settings.log_json | self.log_json,
         )
         .map_err(usage)?;
-        let (mut options, entries) = plan(&settings, &common.engine()?)?;
+        for (option, _, why) in without_effect.iter().filter(|(_, given, _)| *given) {
+            log.warn(format_args!("{option} has no effect: {why}"));
+        }
+        let engine = Engine::load(&settings.ai).map_err(usage)?;
+        let (mut options, entries) = plan(&settings, &engine)?;
         if let Some(name) = &self.hostname {
             // As in Celery, a name without `@` is a host.
             let name = if name.contains('@') {
@@ -93,9 +95,10 @@ impl Beat {
         }
         options.remote_control =
             (options.remote_control || self.enable_remote_control) && !self.no_enable_remote_control;
-        let stop = signals::asked_to_stop().map_err(|error| world(format!("cannot listen to signals: {error}")))?;
+        let stop = signals::asked_to_stop(Some((log.clone(), "`orchestra schedule list` shows what beat sends")))
+            .map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let beat = start(&settings, options, entries).await?;
-        eprintln!("orchestra: beat is ready");
+        log.say("beat is ready");
         beat.run(stop).await;
         Ok(ExitCode::SUCCESS)
     }

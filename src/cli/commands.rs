@@ -38,7 +38,7 @@ impl Audience {
         arguments: &Value,
     ) -> Result<Map<String, Value>, Stopped> {
         let timeout = seconds("timeout", self.timeout)?;
-        let client = common.client().await?;
+        let client = common.sender().await?;
         let answers = client
             .inspect(name, arguments, self.destination.as_deref(), timeout)
             .await;

@@ -3,47 +3,59 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::commands::{Audience, Kind, find, list};
+use super::out::plain;
 use super::program::{Common, Stopped, usage};
 
 #[derive(Debug, Args)]
 pub(super) struct Control {
     /// What to tell; `list` shows what there is
-    method: String,
+    #[arg(required_unless_present = "list")]
+    method: Option<String>,
     /// Its arguments, in the order of `celery control`
     arguments: Vec<String>,
+    /// Show what there is
+    #[arg(short = 'l', long)]
+    list: bool,
     #[command(flatten)]
     audience: Audience,
 }
 
 impl Control {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
-        if self.method == "list" {
+        let method = self.method.filter(|_| !self.list).unwrap_or_else(|| "list".into());
+        if method == "list" {
             println!("{}", list(Kind::Control));
             return Ok(ExitCode::SUCCESS);
         }
-        let command = find(Kind::Control, &self.method).map_err(usage)?;
+        let command = find(Kind::Control, &method).map_err(usage)?;
         let arguments = command.arguments(&self.arguments).map_err(usage)?;
         if command.name == "shutdown" {
             self.audience
-                .tell(&common.client().await?, command.name, &arguments)
+                .tell(&common.sender().await?, command.name, &arguments)
                 .await?;
-            println!("asked to shut down");
+            // Nobody answers: they are busy with it.
+            println!("{}", if self.audience.json { "{}" } else { "asked to shut down" });
             return Ok(ExitCode::SUCCESS);
         }
         let answers = self.audience.ask(common, command.name, &arguments).await?;
-        let failed = answers.values().any(|answer| answer.get("error").is_some());
-        if self.audience.json {
-            println!("{}", Value::Object(answers));
-        } else {
-            for (worker, answer) in &answers {
-                println!("->  {worker}: {}", shown(answer));
-            }
-        }
-        Ok(ExitCode::from(u8::from(failed)))
+        Ok(told(answers, self.audience.json))
     }
+}
+
+/// Prints what workers answered to an order; it failed when it failed anywhere.
+pub(super) fn told(answers: Map<String, Value>, json: bool) -> ExitCode {
+    let failed = answers.values().any(|answer| answer.get("error").is_some());
+    if json {
+        println!("{}", Value::Object(answers));
+    } else {
+        for (worker, answer) in &answers {
+            println!("{}", plain(&format!("->  {worker}: {}", shown(answer))));
+        }
+    }
+    ExitCode::from(u8::from(failed))
 }
 
 /// What a worker answers to a command.

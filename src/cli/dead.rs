@@ -1,13 +1,14 @@
 //! `orchestra dead`: what could not be run, seen, brought back or removed.
 
-use std::collections::BTreeSet;
-use std::io::{IsTerminal as _, Write as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::out::plain;
 use super::program::{Common, Stopped, usage, world};
 use crate::broker::{Broker, DeadQueue, Found};
 use crate::clock;
@@ -56,6 +57,9 @@ pub(super) enum Dead {
     Drop(Change),
 }
 
+/// How often each handle is meant: letters that are the same have the same.
+type Handles = BTreeMap<String, usize>;
+
 /// Which letters.
 #[derive(Debug, Default, Args)]
 pub(super) struct Which {
@@ -94,10 +98,7 @@ pub(super) struct Change {
 impl Dead {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let settings = common.settings()?;
-        let endpoint = settings.broker().map_err(usage)?;
-        let broker = Broker::connect(&endpoint, settings.broker_options())
-            .await
-            .map_err(world)?;
+        let broker = common.broker(&settings).await?;
         let desk = Desk { broker, settings };
         match self {
             Self::List {
@@ -272,7 +273,8 @@ impl Desk {
                  to {what}"
             )));
         }
-        let mut chosen: Vec<(String, Found)> = Vec::new();
+        // Their handles alone: there may be very many, and large ones.
+        let mut chosen: BTreeMap<String, Handles> = BTreeMap::new();
         let mut missing: BTreeSet<&str> = letters.iter().map(String::as_str).collect();
         self.walk(&which, HEAD, |queue, found| {
             let names = [Some(found.handle.as_str()), found.letter.id.as_deref()];
@@ -284,7 +286,11 @@ impl Desk {
                 missing.remove(name);
             }
             if letters.is_empty() || named.is_some() {
-                chosen.push((queue.to_owned(), found));
+                *chosen
+                    .entry(queue.to_owned())
+                    .or_default()
+                    .entry(found.handle)
+                    .or_default() += 1;
             }
             true
         })
@@ -292,24 +298,17 @@ impl Desk {
         if let Some(name) = missing.first() {
             return Err(gone(name));
         }
+        let count = chosen.values().flat_map(BTreeMap::values).sum();
         let sure = yes || chosen.is_empty() || (requeue && !letters.is_empty());
-        if !sure && !confirmed(what, chosen.len())? {
+        if !sure && !confirmed(what, count)? {
             return Err(world("nothing was changed"));
         }
         let (mut done, mut queues) = (0, BTreeSet::new());
-        for (queue, found) in chosen {
-            // Somebody else may have been quicker.
-            let Some(found) = self.whole(&queue, found).await? else {
-                continue;
-            };
-            let changed = if requeue {
-                self.broker.requeue_dead(&queue, &found).await
-            } else {
-                self.broker.drop_dead(&queue, &found).await
-            };
-            if changed.map_err(world)? {
-                done += 1;
-                queues.insert(queue);
+        for (queue, handles) in chosen {
+            let changed = self.change_in(&queue, handles, requeue).await?;
+            done += changed;
+            if changed > 0 {
+                queues.insert(plain(&queue));
             }
         }
         let queues = queues.into_iter().collect::<Vec<_>>().join(", ");
@@ -320,6 +319,43 @@ impl Desk {
         };
         println!("{}ed {done}{of}{queues}", if requeue { "requeu" } else { "dropp" });
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Desk {
+    /// Changes the letters of a queue that have these handles, page by page; how many there still were.
+    async fn change_in(&self, queue: &str, mut handles: Handles, requeue: bool) -> Result<usize, Stopped> {
+        let (mut done, mut from) = (0, 0);
+        while !handles.is_empty() {
+            let page = self.broker.dead_letters(queue, from, PAGE, HEAD).await.map_err(world)?;
+            let last = page.len() < PAGE;
+            from += page.len();
+            for found in page {
+                match handles.get_mut(&found.handle) {
+                    Some(1) => drop(handles.remove(&found.handle)),
+                    Some(count) => *count -= 1,
+                    None => continue,
+                }
+                // Somebody else may have been quicker.
+                let Some(found) = self.whole(queue, found).await? else {
+                    continue;
+                };
+                let changed = if requeue {
+                    self.broker.requeue_dead(queue, &found).await
+                } else {
+                    self.broker.drop_dead(queue, &found).await
+                };
+                if changed.map_err(world)? {
+                    done += 1;
+                    // Those behind it have moved up.
+                    from -= 1;
+                }
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(done)
     }
 }
 
@@ -335,7 +371,12 @@ fn confirmed(what: &str, count: usize) -> Result<bool, Stopped> {
             "this would {what} {count} dead letter(s); say --yes to do it"
         )));
     }
-    eprint!("{what} {count} dead letter(s)? [y/N] ");
+    yes(&format!("{what} {count} dead letter(s)?"))
+}
+
+/// What a person answers to a question.
+pub(super) fn yes(question: &str) -> Result<bool, Stopped> {
+    eprint!("{question} [y/N] ");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(world)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -372,15 +413,10 @@ fn at(found: &Found) -> Option<String> {
     found.letter.at().filter(|_| found.letter.time > 0.0).map(clock::iso)
 }
 
-/// Anybody may have written it: nothing of it is a command to the terminal.
-fn plain(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
-}
-
 fn show(queue: &str, found: &Found, json: bool, raw: bool) -> Result<ExitCode, Stopped> {
     let message = found.message();
     if raw {
-        std::io::stdout().write_all(message).map_err(world)?;
+        super::out::bytes(message);
         return Ok(ExitCode::SUCCESS);
     }
     let text = String::from_utf8_lossy(message);

@@ -1,11 +1,11 @@
 //! `--detach`: the worker goes on in the background. The program starts itself once more, shows what that says until it
 //! is ready, and ends.
 
-use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+
+use super::log::Log;
 
 /// Names the program that shows the start of a detached worker.
 const DETACHED_BY: &str = "ORCHESTRA_DETACHED_BY";
@@ -29,15 +29,11 @@ impl Detached {
     }
 
     /// What is said from now on goes to the log file, or nowhere; whoever shows the start ends.
-    pub(super) fn ready(&self, log: Option<&Path>) -> Result<(), String> {
+    pub(super) fn ready(&self, log: &Log) -> Result<(), String> {
         let _ = std::io::stdout()
             .write_all(READY)
             .and_then(|()| std::io::stdout().flush());
-        let path = log.unwrap_or(Path::new("/dev/null"));
-        let open = OpenOptions::new().append(true).create(true).open(path);
-        let file = open.map_err(|error| format!("cannot write to {}: {error}", path.display()))?;
-        let moved = nix::unistd::dup2_stdout(&file).and_then(|()| nix::unistd::dup2_stderr(&file));
-        moved.map_err(|error| format!("cannot leave the terminal: {error}"))
+        log.leave_terminal()
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::program::{Common, Stopped};
+use super::out::plain;
+use super::program::{Common, Stopped, dead_queues};
 use crate::beat::Store;
 use crate::broker::{Broker, DeadQueue};
 use crate::config::Settings;
@@ -84,8 +85,7 @@ async fn redis(settings: &Settings, report: &mut Report) {
         for line in crate::conn::advice(broker.writer()).await {
             report.note(line);
         }
-        let queues = settings.named_queues();
-        broker.dead_queues(queues.iter().map(String::as_str)).await
+        dead_queues(&broker, settings).await
     };
     match seen.await {
         Ok(queues) => queues.iter().for_each(|queue| report.note(dead(queue))),
@@ -95,7 +95,7 @@ async fn redis(settings: &Settings, report: &mut Report) {
 
 /// A line about the dead letters of a queue.
 pub(super) fn dead(queue: &DeadQueue) -> String {
-    let DeadQueue { name, letters } = queue;
+    let (name, letters) = (plain(&queue.name), queue.letters);
     format!("queue {name:?} has {letters} message(s) that could not be run; orchestra dead list -Q {name} says why")
 }
 

@@ -1,7 +1,6 @@
 //! `orchestra events`: events as they come, a line each.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -42,7 +41,7 @@ pub(super) struct Events {
 
 impl Events {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
-        let client = common.client().await?;
+        let client = common.sender().await?;
         let mut events = client
             .events(&common.settings()?.event_exchange())
             .await
@@ -69,11 +68,7 @@ impl Events {
             } else {
                 line(&event, &names)
             };
-            let mut out = std::io::stdout().lock();
-            // A reader that has gone, `head` maybe, has seen enough.
-            if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
-                break;
-            }
+            println!("{line}");
             left -= 1;
         }
         Ok(ExitCode::SUCCESS)

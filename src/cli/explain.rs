@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use super::out::plain;
 use super::program::{Stopped, pretty, world};
 use crate::ai::ollama::Route;
 use crate::client::Client;
@@ -31,7 +32,10 @@ pub(super) async fn explain(client: &Client, id: &str, json: bool) -> Result<(),
     }
     let shown: Vec<Call> = calls.into_iter().filter_map(read).collect();
     for (at, call) in shown.iter().enumerate() {
-        print!("{}{}", if at > 0 { "\n" } else { "" }, words(call));
+        if at > 0 {
+            println!();
+        }
+        words(call).lines().for_each(|line| println!("{}", plain(line)));
     }
     if !shown.is_empty() {
         return Ok(());

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 use super::commands::{Audience, Kind, find, list};
 use super::control::shown;
 use super::doctor;
-use super::program::{Common, Stopped, pretty, usage};
+use super::out::plain;
+use super::program::{Common, Stopped, dead_queues, pretty, usage, world};
 use super::table::{Table, cell};
 use crate::clock;
 
@@ -21,9 +22,13 @@ pub(super) struct Status {
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
     /// What to ask for; `list` shows what there is
-    method: String,
+    #[arg(required_unless_present = "list")]
+    method: Option<String>,
     /// Its arguments, in the order of `celery inspect`
     arguments: Vec<String>,
+    /// Show what there is
+    #[arg(short = 'l', long)]
+    list: bool,
     #[command(flatten)]
     audience: Audience,
 }
@@ -36,11 +41,13 @@ impl Status {
             return Ok(ExitCode::SUCCESS);
         }
         for worker in workers.keys() {
-            println!("->  {worker}: OK");
+            println!("->  {}: OK", plain(worker));
         }
         let s = if workers.len() == 1 { "" } else { "s" };
         println!("\n{} node{s} online.", workers.len());
-        for queue in common.dead_queues().await? {
+        let settings = common.settings()?;
+        let broker = common.broker(&settings).await?;
+        for queue in dead_queues(&broker, &settings).await.map_err(world)? {
             println!("{}", doctor::dead(&queue));
         }
         Ok(ExitCode::SUCCESS)
@@ -49,11 +56,12 @@ impl Status {
 
 impl Inspect {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
-        if self.method == "list" {
+        let method = self.method.filter(|_| !self.list).unwrap_or_else(|| "list".into());
+        if method == "list" {
             println!("{}", list(Kind::Inspect));
             return Ok(ExitCode::SUCCESS);
         }
-        let command = find(Kind::Inspect, &self.method).map_err(usage)?;
+        let command = find(Kind::Inspect, &method).map_err(usage)?;
         let arguments = command.arguments(&self.arguments).map_err(usage)?;
         let answers = self.audience.ask(common, command.name, &arguments).await?;
         let failed = answers.values().any(|answer| answer.get("error").is_some());

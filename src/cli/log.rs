@@ -3,10 +3,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::fs::OpenOptions;
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
@@ -16,6 +16,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::log_file::LogFile;
+use super::program::Stopped;
 use crate::clock;
 use crate::task;
 use crate::wire::redact::{HIDDEN, hide_passwords, is_secret};
@@ -25,11 +27,90 @@ const ID: &str = "task.id";
 const NAME: &str = "task.name";
 const ATTEMPT: &str = "run.attempt";
 
-/// Starts logging.
+/// Where a program that goes on for long says what becomes of it. Clones say it in the same place.
+#[derive(Clone)]
+pub(super) struct Log {
+    program: &'static str,
+    json: bool,
+    file: Option<LogFile>,
+    detached: Arc<AtomicBool>,
+}
+
+impl Log {
+    /// Says something of the program itself: a line for a person who looks on, and a line of the log where that is for
+    /// machines or goes to a file.
+    pub(super) fn say(&self, text: impl fmt::Display) {
+        if self.is_kept() {
+            tracing::info!("{}: {text}", self.program);
+        }
+        self.show(text);
+    }
+
+    /// The same of what somebody should do something about.
+    pub(super) fn warn(&self, text: impl fmt::Display) {
+        if self.is_kept() {
+            tracing::warn!("{}: {text}", self.program);
+        }
+        self.show(text);
+    }
+
+    /// Says why the program ends, and with which code.
+    pub(super) fn end(&self, stopped: Stopped) -> std::process::ExitCode {
+        let Stopped { text, code } = stopped;
+        if self.is_kept() {
+            tracing::error!("{}: {text}", self.program);
+        }
+        self.show(text);
+        std::process::ExitCode::from(code)
+    }
+
+    /// Whether every line is for machines.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Opens the file again, which may have another name by now, and says so.
+    pub(super) fn reopen(&self, why: &str) {
+        let Some(file) = &self.file else {
+            return self.say(format_args!(
+                "{why}: there is no log file to open again; the program goes on"
+            ));
+        };
+        match file.reopen() {
+            Ok(()) => self.say(format_args!("{why}: the log goes on in {}", file.path().display())),
+            Err(error) => self.warn(format_args!("{why}: {error}; the log goes on where it was")),
+        }
+    }
+
+    /// What goes to stderr and stdout from now on goes to the file, or nowhere.
+    ///
+    /// # Errors
+    /// One line.
+    pub(super) fn leave_terminal(&self) -> Result<(), String> {
+        self.detached.store(true, Ordering::Relaxed);
+        match &self.file {
+            Some(file) => file.take_output(),
+            None => LogFile::open(Path::new("/dev/null"))?.take_output(),
+        }
+    }
+
+    fn is_kept(&self) -> bool {
+        self.json || self.file.is_some()
+    }
+
+    fn show(&self, text: impl fmt::Display) {
+        // What has left the terminal writes to the file already, and lines between those of JSON are none.
+        if !self.json && !(self.is_kept() && self.detached.load(Ordering::Relaxed)) {
+            eprintln!("{}: {text}", self.program);
+        }
+    }
+}
+
+/// Starts logging for the program of that name.
 ///
 /// # Errors
 /// One line: the level is unknown, or the file cannot be written.
-pub(super) fn start(level: &str, file: Option<&Path>, json: bool) -> Result<(), String> {
+pub(super) fn start(program: &'static str, level: &str, file: Option<&Path>, json: bool) -> Result<Log, String> {
     let level = match level.to_ascii_uppercase().as_str() {
         "DEBUG" => LevelFilter::DEBUG,
         "INFO" => LevelFilter::INFO,
@@ -42,24 +123,29 @@ pub(super) fn start(level: &str, file: Option<&Path>, json: bool) -> Result<(), 
             ));
         }
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level);
-    match file {
-        Some(path) => {
-            let open = OpenOptions::new().create(true).append(true).open(path);
-            let file = open.map_err(|error| format!("cannot write the log file {}: {error}", path.display()))?;
-            builder
-                .with_ansi(false)
-                .event_format(Lines { json })
-                .with_writer(Mutex::new(file))
-                .init();
-        }
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        // It would say on stderr that it cannot write to stderr, and panic.
+        .log_internal_errors(false);
+    let file = file.map(LogFile::open).transpose()?;
+    match file.clone() {
+        Some(file) => builder
+            .with_ansi(false)
+            .event_format(Lines { json })
+            .with_writer(move || file.clone())
+            .init(),
         None => builder
             .with_ansi(!json && std::io::stderr().is_terminal())
             .event_format(Lines { json })
             .with_writer(std::io::stderr)
             .init(),
     }
-    Ok(())
+    Ok(Log {
+        program,
+        json,
+        file,
+        detached: Arc::default(),
+    })
 }
 
 /// One line for each event.

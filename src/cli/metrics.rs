@@ -7,10 +7,11 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use super::log::Log;
 use crate::worker::Watch;
 
 /// Listens at `address`, or at that port of this machine only when it is `:port`.
-pub(super) async fn listen(address: &str) -> Result<TcpListener, String> {
+pub(super) async fn listen(address: &str, log: &Log) -> Result<TcpListener, String> {
     let full = match address.strip_prefix(':') {
         Some(port) => format!("127.0.0.1:{port}"),
         None => address.to_owned(),
@@ -18,7 +19,7 @@ pub(super) async fn listen(address: &str) -> Result<TcpListener, String> {
     let wrong = |error| format!("--metrics-addr: cannot listen at {full}: {error}");
     let listener = TcpListener::bind(&full).await.map_err(wrong)?;
     let at = listener.local_addr().map_err(wrong)?;
-    eprintln!("orchestra-worker: metrics at http://{at}/metrics");
+    log.say(format_args!("metrics at http://{at}/metrics"));
     Ok(listener)
 }
 

@@ -1,12 +1,14 @@
 //! `orchestra models`: what the model servers have, and telling them to load, unload and fetch.
 
-use std::io::Write as _;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Subcommand;
 
 use super::explain::explain;
+use super::out::plain;
 use super::program::{Common, Stopped, pretty, usage, world};
+use crate::ai::ollama::{Class, Fault};
 use crate::ai::{Engine, Fleet, canonical};
 
 #[derive(Debug, Subcommand)]
@@ -135,6 +137,7 @@ pub(super) async fn warm_all(common: &Common, models: &[String]) -> Result<(), S
     let options = common.settings()?.shared_ai().map_err(usage)?;
     let engine = Engine::load(&options).map_err(usage)?;
     for model in models {
+        // One host that has it is enough to begin.
         warm(engine.fleet(), model, None, None).await?;
     }
     Ok(())
@@ -154,7 +157,7 @@ async fn list(fleet: &Fleet) -> Result<ExitCode, Stopped> {
         }
     }
     for (model, places) in models {
-        println!("{model:<32} {}", places.join(", "));
+        println!("{:<32} {}", plain(model), places.join(", "));
     }
     for host in hosts.iter().filter(|host| host.models.is_empty()) {
         eprintln!("orchestra: {}: {}", host.url, host.state);
@@ -173,7 +176,7 @@ async fn ps(fleet: &Fleet, json: bool) -> Result<ExitCode, Stopped> {
         println!("{}  {} of {} calls  {}", host.url, calls, host.max_parallel, host.state);
         for model in &host.loaded {
             let calls = host.calls.get(model).copied().unwrap_or(0);
-            println!("  {model:<32} {calls} calls");
+            println!("  {:<32} {calls} calls", plain(model));
         }
     }
     println!("{waiting} calls wait");
@@ -189,36 +192,43 @@ async fn warm(fleet: &Fleet, model: &str, host: Option<&str>, keep_alive: Option
     let all = host.is_none();
     each(fleet, model, host, "loaded", async |host| {
         if all && !fleet.has(host, model).await? {
-            return Err(crate::ai::ollama::Fault::not_found(host.url(), "it does not have it"));
+            return Err(Fault::not_found(host.url(), "it does not have it"));
         }
         fleet.warm(host, model, keep.as_ref()).await
     })
     .await
 }
 
-/// Does something on hosts; it is enough that it worked on one.
+/// Does something on hosts. What failed is told, and fails the command; a host that does not have the model is no failure
+/// where none is named and another has it.
 async fn each(
     fleet: &Fleet,
     model: &str,
     host: Option<&str>,
     done: &str,
-    what: impl AsyncFn(&crate::ai::Host) -> Result<(), crate::ai::ollama::Fault>,
+    what: impl AsyncFn(&crate::ai::Host) -> Result<(), Fault>,
 ) -> Result<ExitCode, Stopped> {
-    let mut failed = Vec::new();
-    let mut worked = 0;
-    for host in fleet.named(host).map_err(usage)? {
-        match what(host).await {
+    let (mut failed, mut missing) = (Vec::new(), None);
+    let mut worked = false;
+    for at in fleet.named(host).map_err(usage)? {
+        match what(at).await {
             Ok(()) => {
-                worked += 1;
-                println!("{} {done} on {}", canonical(model), host.url());
+                worked = true;
+                println!("{} {done} on {}", canonical(model), at.url());
             }
-            Err(fault) => failed.push(format!("{model}: {fault}")),
+            Err(fault) if host.is_none() && fault.class == Class::NotFound => missing = Some(fault),
+            Err(fault) => failed.push(fault),
         }
     }
-    match failed.first() {
-        Some(fault) if worked == 0 => Err(world(fault)),
-        _ => Ok(ExitCode::SUCCESS),
+    if !worked && failed.is_empty() {
+        failed.extend(missing);
     }
+    let Some(last) = failed.pop() else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let told = |fault: &Fault| plain(&format!("{model}: {fault}"));
+    failed.iter().for_each(|fault| eprintln!("orchestra: {}", told(fault)));
+    Err(world(told(&last)))
 }
 
 async fn pull(fleet: &Fleet, model: &str, host: Option<&str>) -> Result<ExitCode, Stopped> {
@@ -226,21 +236,28 @@ async fn pull(fleet: &Fleet, model: &str, host: Option<&str>) -> Result<ExitCode
     let Some(host) = hosts.first() else {
         return Err(usage("there is no model server"));
     };
+    // A terminal shows one line that changes, a file a line for each stage.
+    let live = std::io::stdout().is_terminal();
     let mut last = String::new();
     let mut tell = |progress: &crate::ai::ollama::Progress| {
         let percent = (progress.completed * 100).checked_div(progress.total);
         let line = match percent {
-            Some(percent) => format!("{} {percent} %", progress.status),
-            None => progress.status.clone(),
+            Some(percent) if live => format!("{} {percent} %", plain(&progress.status)),
+            _ => plain(&progress.status),
         };
         if line != last {
-            print!("\r\x1b[2K{line}");
-            let _ = std::io::stdout().flush();
+            if live {
+                print!("\r\x1b[2K{line}");
+            } else {
+                println!("{line}");
+            }
             last = line;
         }
     };
     let pulled = fleet.pull(host, model, &mut tell).await;
-    println!();
+    if live {
+        println!();
+    }
     pulled.map_err(world)?;
     println!("{} is on {}", canonical(model), host.url());
     Ok(ExitCode::SUCCESS)
@@ -259,8 +276,8 @@ async fn used(fleet: &Fleet, day: Option<&str>, json: bool) -> Result<ExitCode, 
     for line in used {
         println!(
             "{:<9} {:<36} {:<6} {:>8} {:>12} {:>12} {:>10.1}",
-            line.what,
-            line.name,
+            plain(&line.what),
+            plain(&line.name),
             line.per.name(),
             line.calls,
             line.prompt_tokens,

@@ -60,12 +60,14 @@ fn remove_stale(path: &Path) -> Result<(), String> {
             path.display()
         ));
     }
-    eprintln!("orchestra-worker: the pidfile {} is stale and replaced", path.display());
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(format!("cannot remove the stale pidfile {}: {error}", path.display()))
         }
-        _ => Ok(()),
+        _ => {
+            tracing::warn!("the pidfile {} is stale and replaced", path.display());
+            Ok(())
+        }
     }
 }
 

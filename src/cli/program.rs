@@ -1,21 +1,27 @@
 //! `orchestra`: the commands, and what they share.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    approve, batch, beat, config, control, dead, doctor, events, inspect, models, schedule, send, templates, top, up,
+    approve, batch, beat, config, control, dead, doctor, events, inspect, models, purge, schedule, send, templates,
+    top, up,
 };
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
-use crate::broker::{Broker, DeadQueue};
+use crate::broker::{self, Broker, DeadQueue};
 use crate::client::Client;
 use crate::config::Settings;
 use crate::conn::{Link, LinkOptions};
+
+/// How long all keys are looked through for dead letters by what does not live from them.
+const LONGEST_SCAN: Duration = Duration::from_secs(2);
 
 /// How a command ends when it does not: text and exit code.
 pub(super) struct Stopped {
@@ -44,7 +50,9 @@ pub(super) fn world(text: impl ToString) -> Stopped {
     name = "orchestra",
     version,
     about = "Tasks and models: start, send, look, check",
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    // As with click, of an option that is given twice the last counts.
+    args_override_self = true
 )]
 struct Program {
     #[command(flatten)]
@@ -74,6 +82,9 @@ pub(super) struct Common {
     /// Base URL of an Ollama server; may be given several times [default: http://127.0.0.1:11434]
     #[arg(long, value_name = "URL", global = true)]
     pub ollama_host: Vec<String>,
+    /// Whether the warnings of the settings were shown.
+    #[arg(skip)]
+    warned: AtomicBool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -104,6 +115,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Tell workers: revoke, rate_limit, time_limit, pool_grow, autoscale, add_consumer, shutdown, …
     Control(control::Control),
+    /// Delete all messages that wait in queues
+    Purge(purge::Purge),
     /// What could not be run: list, show, requeue, drop
     #[command(subcommand)]
     Dead(dead::Dead),
@@ -199,6 +212,7 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Status(status) => status.run(&common).await,
         Command::Inspect(inspect) => inspect.run(&common).await,
         Command::Control(control) => control.run(&common).await,
+        Command::Purge(purge) => purge.run(&common).await,
         Command::Dead(dead) => dead.run(&common).await,
         Command::Events(events) => events.run(&common).await,
         Command::Top(top) => top.run(&common).await,
@@ -214,8 +228,10 @@ impl Common {
     /// File, environment and command line together.
     pub(super) fn settings(&self) -> Result<Settings, Stopped> {
         let mut settings = Settings::load(self.config.as_deref()).map_err(usage)?;
-        for warning in &settings.warnings {
-            eprintln!("orchestra: {warning}");
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            for warning in &settings.warnings {
+                eprintln!("orchestra: {warning}");
+            }
         }
         if let Some(url) = &self.broker {
             settings.broker_url.clone_from(url);
@@ -235,14 +251,26 @@ impl Common {
         Ok(settings)
     }
 
+    /// The broker.
+    pub(super) async fn broker(&self, settings: &Settings) -> Result<Broker, Stopped> {
+        let endpoint = settings.broker().map_err(usage)?;
+        let broker = Broker::connect(&endpoint, settings.broker_options()).await;
+        broker.map_err(world)
+    }
+
+    /// A client of the broker alone: what sends, asks and tells goes on while the result backend is away.
+    pub(super) async fn sender(&self) -> Result<Client, Stopped> {
+        let settings = self.settings()?;
+        let broker = self.broker(&settings).await?;
+        let sending = settings.sending().map_err(usage)?;
+        Ok(Client::new(broker, None).sending(sending))
+    }
+
     /// A client of the broker and the result backend.
     pub(super) async fn client(&self) -> Result<Client, Stopped> {
         let settings = self.settings()?;
-        let broker = settings.broker().map_err(usage)?;
         let backend = settings.backend().map_err(usage)?;
-        let broker = Broker::connect(&broker, settings.broker_options())
-            .await
-            .map_err(world)?;
+        let broker = self.broker(&settings).await?;
         let backend = match backend {
             None => None,
             Some(endpoint) => {
@@ -258,22 +286,25 @@ impl Common {
         Ok(Client::new(broker, backend).sending(sending))
     }
 
-    /// Which of the queues that the settings name have dead letters.
-    pub(super) async fn dead_queues(&self) -> Result<Vec<DeadQueue>, Stopped> {
-        let settings = self.settings()?;
-        let endpoint = settings.broker().map_err(usage)?;
-        let broker = Broker::connect(&endpoint, settings.broker_options())
-            .await
-            .map_err(world)?;
-        let queues = settings.named_queues();
-        let found = broker.dead_queues(queues.iter().map(String::as_str)).await;
-        found.map_err(world)
-    }
-
     /// The AI layer as a worker started here would have it.
     pub(super) fn engine(&self) -> Result<Engine, Stopped> {
         Engine::load(&self.settings()?.ai).map_err(usage)
     }
+}
+
+/// The queues that have dead letters, whoever consumes them.
+///
+/// # Errors
+/// Redis cannot be reached, or refuses.
+pub(super) async fn dead_queues(broker: &Broker, settings: &Settings) -> Result<Vec<DeadQueue>, broker::Error> {
+    let names = tokio::time::timeout(LONGEST_SCAN, broker.scan_dead_queues()).await;
+    let names: BTreeSet<String> = match names {
+        Ok(Err(error)) if error.is_transient() => return Err(error),
+        Ok(Ok(names)) => names,
+        // An ACL without SCAN, or very many keys: those we know of.
+        Ok(Err(_)) | Err(_) => settings.named_queues(),
+    };
+    broker.dead_queues(names.iter().map(String::as_str)).await
 }
 
 /// Seconds of a command line.

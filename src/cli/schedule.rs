@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
+use super::out::plain;
 use super::program::{Common, Stopped, usage, world};
 use super::send::value;
 use crate::beat::{CallOptions, Definition, Entry, Store, Stored};
@@ -162,7 +163,7 @@ impl Schedule {
             }
             Self::RunNow { name } => {
                 let (entry, _) = read(name)?;
-                let pending = common.client().await?.send(entry.call(None)).await.map_err(world)?;
+                let pending = common.sender().await?.send(entry.call(None)).await.map_err(world)?;
                 println!("{}", pending.id());
             }
             Self::Next { name, count } => {
@@ -254,8 +255,7 @@ fn line(name: &str, stored: &Stored, zone: &TimeZone) -> String {
             format!("{name}: {task} {schedule}, {when}, sent {count} times{source}")
         }
     };
-    // Anybody may have written it: nothing of it is a command to the terminal.
-    line.replace(char::is_control, "\u{fffd}")
+    plain(&line)
 }
 
 fn local(at: Timestamp, zone: &TimeZone) -> String {

@@ -1,18 +1,29 @@
 //! `orchestra send`, `result`, `stream`, `revoke`: tasks from the shell.
 
-use std::io::Write as _;
+use std::borrow::Cow;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Map, Value};
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value, json};
 
+use super::commands::Audience;
+use super::control::told;
 use super::program::{Common, Stopped, pretty, seconds, usage, world};
 use crate::client::{Call, Error, Pending};
+use crate::clock;
 use crate::wire::State;
 
 /// How often a token stream is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often while nothing comes.
+const SELDOM: Duration = Duration::from_millis(400);
+/// How long nothing may come where no time is given: an id that is mistyped has nothing for ever.
+const SILENCE: Duration = Duration::from_secs(600);
+/// How long a result may take that is there already.
+const SOON: Duration = Duration::from_secs(10);
 
 /// `orchestra send math.add 2 3`, `orchestra send orchestra.run -k template=summarize -k params='{"text": "…"}'`.
 #[derive(Debug, Args)]
@@ -59,16 +70,22 @@ pub(super) struct ShowResult {
 pub(super) struct Follow {
     /// Task id
     id: String,
+    /// End after so many seconds [default: when nothing has come for 600]
+    #[arg(short = 'w', long, alias = "timeout", value_name = "SECONDS")]
+    wait: Option<f64>,
 }
 
-/// `orchestra revoke <id>`.
+/// `orchestra revoke <id> …`.
 #[derive(Debug, Args)]
 pub(super) struct Revoke {
-    /// Task id
-    id: String,
-    /// End it if it runs
+    /// Task ids
+    #[arg(required = true)]
+    ids: Vec<String>,
+    /// End them if they run
     #[arg(long)]
     terminate: bool,
+    #[command(flatten)]
+    audience: Audience,
 }
 
 impl Send {
@@ -93,19 +110,20 @@ impl Send {
             call = call.expires(seconds("expires", after)?);
         }
         let wait = self.wait.map(|wait| seconds("wait", wait)).transpose()?;
+        if wait.is_none() && !self.stream {
+            let pending = common.sender().await?.send(call).await.map_err(world)?;
+            println!("{}", pending.id());
+            return Ok(ExitCode::SUCCESS);
+        }
         let client = common.client().await?;
         let pending = client.send(call).await.map_err(world)?;
+        let started = clock::instant();
         if self.stream {
-            follow(&pending).await?;
+            follow(&pending, wait).await?;
         }
-        match wait {
-            Some(wait) => show(&pending, wait).await,
-            None if self.stream => show(&pending, Duration::from_secs(10)).await,
-            None => {
-                println!("{}", pending.id());
-                Ok(ExitCode::SUCCESS)
-            }
-        }
+        // What is waited for is the whole.
+        let left = wait.map_or(SOON, |wait| wait.saturating_sub(started.elapsed()).max(LOOK));
+        show(&pending, left).await
     }
 }
 
@@ -117,7 +135,7 @@ impl ShowResult {
         }
         let state = pending.state().await.map_err(world)?;
         if state.is_ready() {
-            return show(&pending, Duration::from_secs(10)).await;
+            return show(&pending, SOON).await;
         }
         println!("{}", state.as_str());
         Ok(ExitCode::SUCCESS)
@@ -126,34 +144,61 @@ impl ShowResult {
 
 impl Follow {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
-        follow(&common.client().await?.result(self.id)).await?;
-        Ok(ExitCode::SUCCESS)
+        let wait = self.wait.map(|wait| seconds("wait", wait)).transpose()?;
+        let pending = common.client().await?.result(self.id);
+        follow(&pending, wait).await?;
+        // Its result is not asked for, but whether there is one.
+        match pending.get::<IgnoredAny>(SOON).await {
+            Ok(_) => Ok(ExitCode::SUCCESS),
+            Err(error) => Err(failed(error)),
+        }
     }
 }
 
 impl Revoke {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
-        let client = common.client().await?;
-        client.result(self.id).revoke(self.terminate).await.map_err(world)?;
-        Ok(ExitCode::SUCCESS)
+        let arguments = json!({"task_id": self.ids, "terminate": self.terminate, "signal": "SIGTERM"});
+        let answers = self.audience.ask(common, "revoke", &arguments).await?;
+        Ok(told(answers, self.audience.json))
     }
 }
 
 /// Waits for a result and prints it; a failed task is exit code 1.
 async fn show(pending: &Pending, wait: Duration) -> Result<ExitCode, Stopped> {
     match pending.get::<Value>(wait).await {
-        Ok(Value::String(text)) => println!("{text}"),
+        Ok(Value::String(text)) => println!("{}", shown(&text)),
         Ok(value) => println!("{}", pretty(&value)),
-        Err(Error::Failed { exception, .. }) => return Err(world(exception.repr())),
-        Err(error) => return Err(world(error)),
+        Err(error) => return Err(failed(error)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints tokens until the stream ends, or the task has ended without one.
-async fn follow(pending: &Pending) -> Result<(), Stopped> {
+fn failed(error: Error) -> Stopped {
+    match error {
+        Error::Failed { exception, .. } => world(exception.repr()),
+        error => world(error),
+    }
+}
+
+/// A text that a task or a model has written: whole in a file, and on a terminal without what would be a command to it.
+fn shown(text: &str) -> Cow<'_, str> {
+    if std::io::stdout().is_terminal() {
+        text.replace(
+            |char: char| char.is_control() && !matches!(char, '\n' | '\t'),
+            "\u{fffd}",
+        )
+        .into()
+    } else {
+        text.into()
+    }
+}
+
+/// Prints tokens until the stream ends, or the task has ended without one. That takes no longer than `wait` in all, or
+/// without one goes on as long as something comes.
+async fn follow(pending: &Pending, wait: Option<Duration>) -> Result<(), Stopped> {
     let mut after = "0".to_owned();
-    let mut out = std::io::stdout();
+    let (mut heard, mut pause) = (clock::instant(), LOOK);
+    let longest = wait.unwrap_or(SILENCE);
     loop {
         // The state first: what is in the stream by then is all there will be.
         let ready = pending.state().await.map_err(world)?.is_ready();
@@ -163,18 +208,32 @@ async fn follow(pending: &Pending) -> Result<(), Stopped> {
             after.clone_from(&entry.id);
             let entry: Map<String, Value> = serde_json::from_str(entry.entry.get()).unwrap_or_default();
             let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default();
-            let written = match text("type") {
-                "token" => out.write_all(text("text").as_bytes()).and_then(|()| out.flush()),
-                "restart" => writeln!(out, "\n[the model is asked again]"),
-                "end" if text("state") != State::Retry.as_str() => return writeln!(out).map_err(world),
-                _ => Ok(()),
-            };
-            written.map_err(world)?;
+            match text("type") {
+                "token" => print!("{}", shown(text("text"))),
+                "restart" => println!("\n[the model is asked again]"),
+                "end" if text("state") != State::Retry.as_str() => {
+                    println!();
+                    return Ok(());
+                }
+                _ => {}
+            }
         }
         if quiet && ready {
             return Ok(());
         }
-        tokio::time::sleep(LOOK).await;
+        if !quiet {
+            pause = LOOK;
+            // Of the whole time nothing is given back.
+            heard = if wait.is_none() { clock::instant() } else { heard };
+        }
+        if heard.elapsed() >= longest {
+            return Err(world(Error::Timeout {
+                id: pending.id().to_owned(),
+                seconds: longest.as_secs_f64(),
+            }));
+        }
+        tokio::time::sleep(pause.min(longest.saturating_sub(heard.elapsed()))).await;
+        pause = (pause * 5 / 4).min(SELDOM);
     }
 }
 

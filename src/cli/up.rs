@@ -2,6 +2,7 @@
 //! stops exactly what it started.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,6 +22,8 @@ use crate::conn::{Link, LinkOptions};
 const READY: Duration = Duration::from_secs(20);
 /// How long a program may take to stop; running tasks end within it or go back to their queue.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+const REDIS: &str = "redis";
 
 #[derive(Debug, Args)]
 pub(super) struct Up {
@@ -49,23 +52,23 @@ impl Up {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(world)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(world)?;
+        // Those that were started have process groups of their own: a terminal that is closed does not reach them.
+        let mut hangup = signal(SignalKind::hangup()).map_err(world)?;
         let settings = common.settings()?;
         let mut house = House::default();
         let raised = tokio::select! {
             raised = self.raise(common, &settings, &mut house) => raised,
             _ = interrupt.recv() => Err(world("stopped before everything was up")),
             _ = terminate.recv() => Err(world("stopped before everything was up")),
+            _ = hangup.recv() => Err(world("stopped before everything was up")),
         };
         let ended = match raised {
             Ok(()) => {
-                println!("orchestra is up");
-                for (name, text) in &house.told {
-                    println!("  {name:<8} {text}");
-                }
-                println!("Ctrl-C stops what was started here.");
+                house.tell();
                 tokio::select! {
                     _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
                     _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+                    _ = hangup.recv() => Ok(ExitCode::SUCCESS),
                     text = house.broken() => Err(world(text)),
                 }
             }
@@ -98,9 +101,13 @@ impl Up {
             }
             Err(error) => error,
         };
+        // What takes the connection is there, whatever it says: a password is missing, or it is no Redis.
         let Some(port) = endpoint.loopback_port() else {
             return Err(world(error));
         };
+        if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+            return Err(world(error));
+        }
         let Some(program) = find("redis-server").or_else(|| find("valkey-server")) else {
             return Err(world(format!(
                 "{error}. Install one, for example with: apt-get install redis-server"
@@ -133,7 +140,7 @@ impl Up {
             .collect();
         house.running.push(
             Running::start(Start {
-                name: "redis",
+                name: REDIS,
                 optional: false,
                 quiet: true,
                 program: &program,
@@ -257,17 +264,18 @@ impl Up {
             .into_iter()
             .map(OsStr::new)
             .collect();
+        let mut environment = vec![("CELERY_BROKER_URL", settings.broker_url.as_str())];
+        // Its API can stop workers and send tasks: to anybody on this machine only where all of it was started here.
+        if house.has_own_redis() {
+            environment.push(("FLOWER_UNAUTHENTICATED_API", "true"));
+        }
         let start = Start {
             name: "flower",
             optional: true,
             quiet: true,
             program: &program,
             arguments: &arguments,
-            environment: &[
-                ("CELERY_BROKER_URL", &settings.broker_url),
-                // It listens to this machine only.
-                ("FLOWER_UNAUTHENTICATED_API", "true"),
-            ],
+            environment: &environment,
         };
         let Ok(running) = Running::start(start) else {
             return house.told.push(("flower", HOW.into()));
@@ -286,6 +294,21 @@ impl Up {
 }
 
 impl House {
+    /// Says what is up. A reader that has gone must not end us before what was started is stopped.
+    fn tell(&self) {
+        let mut text = "orchestra is up\n".to_owned();
+        for (name, what) in &self.told {
+            text.push_str(&format!("  {name:<8} {what}\n"));
+        }
+        text.push_str("Ctrl-C stops what was started here.\n");
+        let _ = std::io::stdout().write_all(text.as_bytes());
+    }
+
+    /// Whether the Redis is one that was started here.
+    fn has_own_redis(&self) -> bool {
+        self.running.iter().any(|running| running.name == REDIS)
+    }
+
     /// Waits until a program that was just started answers, has ended, or takes too long.
     async fn until(&mut self, ready: impl AsyncFn() -> bool) -> bool {
         let waited = tokio::time::timeout(READY, async {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Parser};
 
 use super::detach::Detached;
+use super::log::Log;
 use super::notify::Notify;
 use super::pidfile::Pidfile;
 use super::program::{Stopped, refuse, usage, world};
@@ -17,9 +18,17 @@ use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
 use crate::worker::{self, Child, Exit, Program, Stop, Worker};
 
+/// What the program is called.
+const NAME: &str = "orchestra-worker";
+
 /// Executes Celery tasks: those written in Rust, and AI tasks described in files.
 #[derive(Debug, Parser)]
-#[command(name = "orchestra-worker", version, disable_help_subcommand = true)]
+#[command(
+    name = "orchestra-worker",
+    version,
+    disable_help_subcommand = true,
+    args_override_self = true
+)]
 pub struct Arguments {
     /// Redis URL of the broker [default: redis://127.0.0.1:6379/0]
     #[arg(short = 'b', long, value_name = "URL")]
@@ -195,7 +204,7 @@ fn run_child(
 ) -> Result<ExitCode, Stopped> {
     let settings = settings(&arguments).map_err(usage)?;
     let log = logfile(&arguments);
-    super::log::start(&settings.log_level, log.as_deref(), settings.log_json).map_err(usage)?;
+    super::log::start(NAME, &settings.log_level, log.as_deref(), settings.log_json).map_err(usage)?;
     let (mut registry, engine) = registry(&settings, register)?;
     engine.register(&mut registry).map_err(usage)?;
     let options = options(&arguments, &settings).map_err(usage)?;
@@ -231,34 +240,48 @@ fn start(
         return super::detach::start().map_err(world);
     }
     let settings = settings(&arguments).map_err(usage)?;
+    let file = logfile(&arguments);
+    let log = super::log::start(NAME, &settings.log_level, file.as_deref(), settings.log_json).map_err(usage)?;
+    let done = work(arguments, &settings, detached, &log, register);
+    Ok(done.unwrap_or_else(|stopped| log.end(stopped)))
+}
+
+/// From the first line of the log to the last.
+fn work(
+    arguments: Arguments,
+    settings: &Settings,
+    detached: Option<Detached>,
+    log: &Log,
+    register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
+) -> Result<ExitCode, Stopped> {
     if let Some(app) = &arguments.app {
-        eprintln!(
-            "orchestra-worker: -A {app} has no effect: tasks are written in Rust (docs/rust-tasks.md) or described in tasks/*.yaml"
-        );
+        log.warn(format_args!(
+            "-A {app} has no effect: tasks are written in Rust (docs/rust-tasks.md) or described in tasks/*.yaml"
+        ));
     }
     if let Some(modules) = &arguments.include {
-        eprintln!("orchestra-worker: -I {modules} has no effect: no Python modules are imported");
+        log.warn(format_args!(
+            "-I {modules} has no effect: no Python modules are imported"
+        ));
     }
     for warning in &settings.warnings {
-        eprintln!("orchestra-worker: {warning}");
+        log.warn(warning);
     }
-    let log = logfile(&arguments);
-    super::log::start(&settings.log_level, log.as_deref(), settings.log_json).map_err(usage)?;
-    let (mut registry, engine) = registry(&settings, register)?;
+    let (mut registry, engine) = registry(settings, register)?;
     let beat = arguments
         .beat
-        .then(|| super::beat::plan(&settings, &engine))
+        .then(|| super::beat::plan(settings, &engine))
         .transpose()?;
     engine.register(&mut registry).map_err(usage)?;
-    let mut options = options(&arguments, &settings).map_err(usage)?;
+    let mut options = options(&arguments, settings).map_err(usage)?;
     options.program = Some(Program {
         arguments: std::env::args_os().skip(1).collect(),
     });
     let pidfile = arguments.pidfile.as_deref().map(|path| expanded(&arguments, path));
     // It goes when this returns.
     let _pidfile = pidfile.as_deref().map(Pidfile::write).transpose().map_err(locked)?;
-    if !arguments.quiet {
-        eprintln!("{}", banner(&options, &registry, &settings));
+    if !arguments.quiet && !log.is_json() {
+        eprintln!("{}", banner(&options, &registry, settings));
     }
     let cpus = std::thread::available_parallelism().map_or(1, Into::into);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -271,26 +294,27 @@ fn start(
     let traces = super::otel::start("orchestra-worker", &options.hostname).map_err(usage)?;
     let code = runtime.block_on(async {
         let stop = Stop::new();
-        let signals = Signals::listen(stop.clone(), !settings.soft_shutdown_timeout().is_zero())
+        let soft = !settings.soft_shutdown_timeout().is_zero();
+        let signals = Signals::listen(stop.clone(), soft, log.clone(), options.hostname.clone())
             .map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let worker = Worker::connect(options, registry).await;
         let worker = worker.map_err(world)?;
         if arguments.purge {
             let count = worker.purge().await.map_err(world)?;
-            eprintln!("orchestra-worker: purge: erased {count} messages from the queues");
+            log.say(format_args!("purge: erased {count} messages from the queues"));
         }
         let beat = match beat {
             None => None,
-            Some((options, entries)) => Some(super::beat::start(&settings, options, entries).await?),
+            Some((options, entries)) => Some(super::beat::start(settings, options, entries).await?),
         };
         let watched = match &metrics_addr {
-            Some(address) => Some((metrics::listen(address).await.map_err(world)?, worker.watch())),
+            Some(address) => Some((metrics::listen(address, log).await.map_err(world)?, worker.watch())),
             None => None,
         };
         let notify = Notify::from_environment().map(|notify| notify.run(worker.look(), stop.clone()));
-        eprintln!("orchestra-worker: ready");
+        log.say("ready");
         if let Some(detached) = detached {
-            detached.ready(log.as_deref()).map_err(world)?;
+            detached.ready(log).map_err(world)?;
         }
         let working = async {
             let exit = match watched {

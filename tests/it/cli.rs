@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use orchestra::client::Call;
 
-use crate::support::{Folder, Process, Redis, Sim, Worker, program, until};
+use crate::support::{Folder, LONG, Process, Redis, Sim, Worker, program, run_python, until};
 
 pub fn orchestra(redis: &Redis, arguments: &[&str]) -> Output {
     let folder = Folder::new();
@@ -32,9 +32,8 @@ async fn tasks_are_sent_and_watched_from_the_shell() {
     );
     let id = text(&orchestra(&redis, &["send", "hello.add", "2", "-k", "y=5"]));
     assert_eq!(text(&orchestra(&redis, &["result", id.trim(), "--wait", "20"])), "7\n");
-    let failed = orchestra(&redis, &["send", "hello.add", "x", "--wait", "20"]);
-    assert_eq!(failed.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&failed.stderr).starts_with("orchestra: ValueError("));
+    let ended = orchestra(&redis, &["send", "hello.add", "x", "--wait", "20"]);
+    assert!(failed(&ended).starts_with("orchestra: ValueError("), "{ended:?}");
     let streamed = text(&orchestra(
         &redis,
         &["send", "orchestra.generate", "echo", "one two", "--stream"],
@@ -44,6 +43,12 @@ async fn tasks_are_sent_and_watched_from_the_shell() {
         text(&orchestra(&redis, &["status"])),
         "->  w1@here: OK\n\n1 node online.\n"
     );
+    // Whoever consumes it; and nobody asks the result backend.
+    redis.command::<u64>(&["RPUSH", "elsewhere.dead", "no letter"]);
+    let away = ["--result-backend", "redis://127.0.0.1:1/0", "status"];
+    let status = text(&orchestra(&redis, &away));
+    assert!(status.contains("queue \"elsewhere\" has 1 message(s)"), "{status}");
+    redis.command::<u64>(&["DEL", "elsewhere.dead"]);
     assert_eq!(
         text(&orchestra(&redis, &["control", "pool_grow", "2"])),
         "->  w1@here: pool will grow\n"
@@ -63,13 +68,225 @@ async fn tasks_are_sent_and_watched_from_the_shell() {
         sleeping.state().await.unwrap().as_str() == "PROGRESS"
     })
     .await;
-    text(&orchestra(&redis, &["revoke", "--terminate", sleeping.id()]));
+    // What has no end is not followed for ever.
+    let ended = orchestra(&redis, &["stream", sleeping.id(), "--wait", "0.3"]);
+    assert!(failed(&ended).contains("within 0.3 s"), "{ended:?}");
+    let ended = orchestra(&redis, &["send", "hello.sleep", "9", "--stream", "--wait", "0.3"]);
+    assert!(failed(&ended).contains("within 0.3 s"), "{ended:?}");
+    let id = text(&orchestra(&redis, &["send", "hello.add", "x"]));
+    let ended = orchestra(&redis, &["stream", id.trim()]);
+    assert!(failed(&ended).starts_with("orchestra: ValueError("), "{ended:?}");
+    assert_eq!(
+        text(&orchestra(&redis, &["revoke", "one", "another"])),
+        "->  w1@here: tasks one, another flagged as revoked\n"
+    );
+    let told = text(&orchestra(&redis, &["revoke", "--terminate", sleeping.id()]));
+    assert_eq!(told, format!("->  w1@here: terminate: {}\n", sleeping.id()));
     until("it is revoked", async || {
         sleeping.state().await.unwrap().as_str() == "REVOKED"
     })
     .await;
     let doctor = orchestra(&redis, &["doctor", "--ollama-host", &sim.url]);
     assert!(text(&doctor).contains("workers: w1@here"));
+    assert_eq!(
+        text(&orchestra(&redis, &["inspect", "--list"])),
+        text(&orchestra(&redis, &["inspect", "list"]))
+    );
+    assert_eq!(text(&orchestra(&redis, &["control", "shutdown", "--json"])), "{}\n");
+    until("nobody is there", async || {
+        let unheard = orchestra(&redis, &["revoke", "x", "-t", "0.3"]);
+        unheard.status.code() == Some(1) && failed(&unheard).contains("no worker answered")
+    })
+    .await;
+    let undecided = orchestra(&redis, &["approve", "x", "--timeout", "0.1"]);
+    assert!(failed(&undecided).contains("no worker has taken"), "{undecided:?}");
+}
+
+/// What a command says that ends with 1.
+fn failed(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_queue_is_purged_by_who_says_so_twice() {
+    let redis = Redis::start();
+    redis.command::<u64>(&["RPUSH", "celery", "1", "2", "3"]);
+    let asked = orchestra(&redis, &["purge"]);
+    assert_eq!(asked.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&asked.stderr).contains("wait in celery; say --force"));
+    assert_eq!(redis.length("LLEN", "celery"), 3);
+    let purged = text(&orchestra(
+        &redis,
+        &["purge", "-f", "-Q", "celery,other", "-X", "other"],
+    ));
+    assert_eq!(purged, "purged 3 message(s) from celery\n");
+    assert_eq!(redis.length("LLEN", "celery"), 0);
+}
+
+#[test]
+fn a_model_is_warm_where_it_could_be_and_the_rest_is_told() {
+    let (redis, sim) = (Redis::start(), Sim::start());
+    let hosts = ["--ollama-host", &sim.url, "--ollama-host", "http://127.0.0.1:1"];
+    let warmed = orchestra(&redis, &[&hosts[..], &["models", "warm", "echo"]].concat());
+    assert!(failed(&warmed).contains("127.0.0.1:1"), "{warmed:?}");
+    assert!(
+        String::from_utf8_lossy(&warmed.stdout).starts_with("echo:latest loaded on"),
+        "{warmed:?}"
+    );
+}
+
+/// A message of somebody else's clears no screen.
+#[test]
+fn what_waits_for_a_person_is_shown_without_control_characters() {
+    let redis = Redis::start();
+    redis.command::<u64>(&["ZADD", "orchestra:parked", "1", "an-id"]);
+    let question = serde_json::json!({"name": "a", "template": "t", "step": "s", "message": "ship it?\u{1b}[2J"});
+    redis.command::<u64>(&["HSET", "orchestra:notes:an-id", "q:s", &question.to_string()]);
+    assert_eq!(
+        text(&orchestra(&redis, &["approve"])),
+        "an-id  t.s  ship it?\u{fffd}[2J\n"
+    );
+}
+
+/// Rotated logs go on under the old name; what kills a process that does not listen kills no worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_opens_the_log_again_and_sigusr1_ends_nothing() {
+    use nix::sys::signal::Signal::{SIGHUP, SIGUSR1};
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let (log, old) = (folder.path().join("log"), folder.path().join("log.1"));
+    let mut worker = Worker::start(&redis, &["-f", log.to_str().unwrap()]);
+    std::fs::rename(&log, &old).unwrap();
+    worker.process.signal(SIGHUP);
+    let read = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("it goes on", async || read().contains("SIGHUP: the log goes on in ")).await;
+    worker.process.signal(SIGUSR1);
+    until("it says how to look", async || {
+        read().contains("SIGUSR1: `orchestra inspect active")
+    })
+    .await;
+    // Nobody needs to say so either.
+    std::fs::remove_file(&log).unwrap();
+    let client = redis.client().await;
+    until("it is seen", async || {
+        let sum = client.send(Call::new("hello.add").arg(2).arg(3)).await.unwrap();
+        assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 5);
+        read().contains("hello.add")
+    })
+    .await;
+    assert_eq!(worker.stop(), Some(0));
+    assert!(read().contains("warm stop"), "{}", read());
+}
+
+/// Closing the window of a worker is a warm stop, of `up` the end of all that it started.
+#[test]
+fn a_terminal_that_is_closed_ends_what_ran_in_it() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let port = crate::support::free_port();
+    let broker = format!("redis://127.0.0.1:{port}/0");
+    let data = folder.path().join("data");
+    let worker = [
+        program("orchestra-worker").to_str().unwrap(),
+        "--quiet",
+        "-b",
+        &redis.url(),
+    ]
+    .join(" ");
+    let up = program("orchestra");
+    let up = [
+        up.to_str().unwrap(),
+        "-b",
+        &broker,
+        "--ollama-host",
+        "http://127.0.0.1:1",
+        "up",
+        "--no-flower",
+        "--data",
+        data.to_str().unwrap(),
+    ]
+    .join(" ");
+    let python = format!(
+        r"
+import os, pty
+for command, ready in (({worker:?}, b'ready'), ({up:?}, b'Ctrl-C stops')):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir({folder:?})
+        os.execv(command.split()[0], command.split())
+    said = b''
+    while ready not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, (command, status, said)
+",
+        folder = folder.path().to_str().unwrap()
+    );
+    run_python(&python, &redis.url());
+    let gone = std::net::TcpStream::connect(("127.0.0.1", port)).is_err();
+    assert!(gone, "the Redis that up started is gone");
+}
+
+/// Flower's API can stop workers: `up` opens it to nobody on a broker that is not its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn up_starts_nothing_beside_a_redis_that_answers() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let celery = folder.write(".venv/bin/celery", "#!/bin/sh\nenv >environment\n");
+    std::fs::set_permissions(&celery, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let start = |url: &str| {
+        let mut up = Command::new(program("orchestra"));
+        up.args(["-b", url, "--ollama-host", "http://127.0.0.1:1", "up", "--data", "data"]);
+        up.args(["--flower-port", &crate::support::free_port().to_string()]);
+        // The worker's own -l comes behind ours.
+        up.args(["--", "-l", "DEBUG"]).current_dir(folder.path());
+        up
+    };
+    let log = folder.path().join("log");
+    let out = std::fs::File::create(&log).unwrap();
+    let mut up: Process = start(&redis.url()).stdout(out).spawn().unwrap().into();
+    until("it is up", async || {
+        std::fs::read_to_string(&log).unwrap().contains("Ctrl-C stops")
+    })
+    .await;
+    let environment = std::fs::read_to_string(folder.path().join("environment")).unwrap();
+    assert!(environment.contains("CELERY_BROKER_URL="), "{environment}");
+    assert!(!environment.contains("FLOWER_UNAUTHENTICATED_API"), "{environment}");
+    up.signal(nix::sys::signal::Signal::SIGHUP);
+    assert_eq!(up.wait(), Some(0));
+
+    let locked = Redis::start_with(&[&["--requirepass", "secret"]]);
+    let refused = start(&locked.url()).output().unwrap();
+    assert!(failed(&refused).contains("it wants a password"), "{refused:?}");
+    assert!(!folder.path().join("data").exists(), "no second Redis was started");
+}
+
+#[test]
+fn what_cannot_be_written_is_an_error() {
+    let folder = Folder::new();
+    let results = "{\"batch\": \"b\", \"task\": \"t\"}\n\
+        {\"row\": 0, \"attempt\": 0, \"id\": \"b-0-0\", \"state\": \"SUCCESS\", \"input\": [1], \"result\": 1}\n";
+    folder.write("r.jsonl", results);
+    for arguments in [
+        &["config", "--all"][..],
+        &["templates", "schema"],
+        &["batch", "export", "r.jsonl"],
+    ] {
+        let run = |out: std::process::Stdio| {
+            let mut command = Command::new(program("orchestra"));
+            command.args(arguments).current_dir(folder.path());
+            command.stdout(out).output().unwrap()
+        };
+        let full = run(std::fs::File::options().write(true).open("/dev/full").unwrap().into());
+        assert!(
+            failed(&full).contains("cannot write to the standard output: No space left on device"),
+            "{full:?}"
+        );
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let piped = run(writer.into());
+        assert_eq!((piped.status.code(), piped.stderr.len()), (Some(141), 0), "{piped:?}");
+    }
 }
 
 #[test]
@@ -233,6 +450,9 @@ fn settings_come_from_file_environment_and_command_line() {
         shown(&environment, &["--broker", "redis://line:1/0"])["broker_url"],
         "redis://line:1/0"
     );
+    // As with click, the last counts.
+    let twice = ["-b", "redis://line:1/0", "-b", "redis://line:2/0"];
+    assert_eq!(shown(&[], &twice)["broker_url"], "redis://line:2/0");
 }
 
 /// `ORCHESTRA_UPDATE_SETTINGS=1 cargo test --test it settings` writes the page.

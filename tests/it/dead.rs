@@ -20,6 +20,21 @@ fn refused(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// More than are looked at in one go, some of them the same.
+#[test]
+fn very_many_letters_are_removed_by_their_handles() {
+    let redis = Redis::start();
+    let letters: Vec<String> = (0..450).map(|n| format!("letter {}", n / 2)).collect();
+    let words: Vec<&str> = ["RPUSH", "celery.dead"]
+        .into_iter()
+        .chain(letters.iter().map(String::as_str))
+        .collect();
+    redis.command::<u64>(&words);
+    let dropped = text(&orchestra(&redis, &["dead", "drop", "--all", "--yes"]));
+    assert_eq!(dropped, "dropped 450 of celery\n");
+    assert_eq!(redis.length("LLEN", "celery.dead"), 0);
+}
+
 async fn buried(redis: &Redis, count: usize) {
     until("they are buried", async || redis.length("LLEN", "celery.dead") == count).await;
 }

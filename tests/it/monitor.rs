@@ -128,18 +128,28 @@ async fn what_a_task_logs_names_it() {
     assert!(line(text.log(), "received").contains(" attempt=0"), "{}", text.log());
     drop(text);
 
-    let worker = start(&redis, &["--log-json"], &[]);
+    let worker = start(&redis, &["--log-json", "--metrics-addr", ":0"], &[]);
     let pending = client.send(call().kwarg("mode", "retry")).await.unwrap();
     pending.get::<u64>(LONG).await.unwrap_err();
     until("both attempts have logged", async || {
         worker.log().matches("somebody logs in").count() == 2
     })
     .await;
-    let lines: Vec<Value> = worker
-        .log()
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
+    // Also what the worker says of itself, from its start to its end.
+    let mut worker = worker;
+    assert_eq!(worker.stop(), Some(0));
+    let log = worker.log();
+    let json = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line:?}"));
+    let lines: Vec<Value> = log.lines().map(json).collect();
+    for said in ["ready", "metrics at http://", "warm stop"] {
+        let said = format!("orchestra-worker: {said}");
+        let is_it = |line: &Value| {
+            line["fields"]["message"]
+                .as_str()
+                .is_some_and(|text| text.starts_with(&said))
+        };
+        assert!(lines.iter().any(is_it), "{said}: {log}");
+    }
     let of_task: Vec<&Value> = lines
         .iter()
         .map(|line| &line["fields"])

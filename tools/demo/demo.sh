@@ -12,7 +12,9 @@ say() { printf 'demo: %s\n' "$*" >&2; }
 children=()
 folder=$(mktemp -d)
 tidy() {
+    # Who closed the terminal must not end this half-way.
     trap - EXIT INT TERM
+    trap '' HUP
     # The last started first; each stops what it started itself.
     for ((at = ${#children[@]} - 1; at >= 0; at--)); do
         kill -TERM "${children[at]}" 2>/dev/null || true
@@ -23,6 +25,7 @@ tidy() {
 trap tidy EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+trap 'exit 129' HUP
 
 free_port() {
     .venv/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'

@@ -42,13 +42,13 @@ impl Top {
         }
         let interval = seconds("interval", self.interval)?.max(Duration::from_millis(200));
         let settings = common.settings()?;
-        let client = common.client().await?;
+        let client = common.sender().await?;
         let broker = settings.broker().map_err(usage)?.to_string();
         let (news_to, news) = mpsc::unbounded_channel();
         let watch = Watch::start(client, &settings.event_exchange(), interval, news_to)
             .await
             .map_err(world)?;
-        let ended = asked_to_stop().map_err(|error| world(format!("cannot listen to signals: {error}")))?;
+        let ended = asked_to_stop(None).map_err(|error| world(format!("cannot listen to signals: {error}")))?;
         let mut terminal =
             ratatui::try_init().map_err(|error| world(format!("the terminal cannot be used: {error}")))?;
         let shown = tokio::select! {
