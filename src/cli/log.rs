@@ -11,16 +11,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::log_file::LogFile;
 use super::program::Stopped;
 use crate::clock;
 use crate::task;
 use crate::wire::redact::{HIDDEN, hide_passwords, is_secret};
+
+/// What a program says of itself is kept whatever the level.
+const SAID: &str = "said";
 
 /// The fields that name a task.
 const ID: &str = "task.id";
@@ -41,7 +46,7 @@ impl Log {
     /// machines or goes to a file.
     pub(super) fn say(&self, text: impl fmt::Display) {
         if self.is_kept() {
-            tracing::info!("{}: {text}", self.program);
+            tracing::info!(target: SAID, "{}: {text}", self.program);
         }
         self.show(text);
     }
@@ -49,7 +54,7 @@ impl Log {
     /// The same of what somebody should do something about.
     pub(super) fn warn(&self, text: impl fmt::Display) {
         if self.is_kept() {
-            tracing::warn!("{}: {text}", self.program);
+            tracing::warn!(target: SAID, "{}: {text}", self.program);
         }
         self.show(text);
     }
@@ -58,7 +63,7 @@ impl Log {
     pub(super) fn end(&self, stopped: Stopped) -> std::process::ExitCode {
         let Stopped { text, code } = stopped;
         if self.is_kept() {
-            tracing::error!("{}: {text}", self.program);
+            tracing::error!(target: SAID, "{}: {text}", self.program);
         }
         self.show(text);
         std::process::ExitCode::from(code)
@@ -100,7 +105,8 @@ impl Log {
 
     fn show(&self, text: impl fmt::Display) {
         // What has left the terminal writes to the file already, and lines between those of JSON are none.
-        if !self.json && !(self.is_kept() && self.detached.load(Ordering::Relaxed)) {
+        let is_there_already = self.is_kept() && self.detached.load(Ordering::Relaxed);
+        if !self.json && !is_there_already {
             eprintln!("{}: {text}", self.program);
         }
     }
@@ -124,20 +130,26 @@ pub(super) fn start(program: &'static str, level: &str, file: Option<&Path>, jso
         }
     };
     let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
+        // `wanted` decides.
+        .with_max_level(LevelFilter::TRACE)
         // It would say on stderr that it cannot write to stderr, and panic.
         .log_internal_errors(false);
+    let wanted = Targets::new().with_default(level).with_target(SAID, LevelFilter::INFO);
     let file = file.map(LogFile::open).transpose()?;
     match file.clone() {
         Some(file) => builder
             .with_ansi(false)
             .event_format(Lines { json })
             .with_writer(move || file.clone())
+            .finish()
+            .with(wanted)
             .init(),
         None => builder
             .with_ansi(!json && std::io::stderr().is_terminal())
             .event_format(Lines { json })
             .with_writer(std::io::stderr)
+            .finish()
+            .with(wanted)
             .init(),
     }
     Ok(Log {

@@ -180,8 +180,11 @@ impl Journal {
             Ok(()) => {}
         }
         let mut last = BTreeMap::new();
-        let (head, end) = read_from(&file, path, |line| drop(last.insert(line.row, Ended::of(&line))))
-            .map_err(|error| format!("{error}; name another file with --output"))?;
+        let each = |line: Line| {
+            last.insert(line.row, Ended::of(&line));
+        };
+        let (head, end) =
+            read_from(&file, path, each).map_err(|error| format!("{error}; name another file with --output"))?;
         file.set_len(end).map_err(cannot)?;
         file.seek(SeekFrom::Start(end)).map_err(cannot)?;
         let mut journal = Self {
