@@ -76,9 +76,10 @@ async fn tasks_are_sent_and_watched_from_the_shell() {
     let id = text(&orchestra(&redis, &["send", "hello.add", "x"]));
     let ended = orchestra(&redis, &["stream", id.trim()]);
     assert!(failed(&ended).starts_with("orchestra: ValueError("), "{ended:?}");
-    assert_eq!(
-        text(&orchestra(&redis, &["revoke", "one", "another"])),
-        "->  w1@here: tasks one, another flagged as revoked\n"
+    let told = text(&orchestra(&redis, &["revoke", "one", "another"]));
+    assert!(
+        told.starts_with("->  w1@here: tasks {") && told.contains("'one'") && told.contains("'another'"),
+        "{told}"
     );
     let told = text(&orchestra(&redis, &["revoke", "--terminate", sleeping.id()]));
     assert_eq!(told, format!("->  w1@here: terminate: {}\n", sleeping.id()));
