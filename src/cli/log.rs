@@ -106,7 +106,8 @@ impl Log {
     fn show(&self, text: impl fmt::Display) {
         // What has left the terminal writes to the file already, and lines between those of JSON are none.
         let is_there_already = self.is_kept() && self.detached.load(Ordering::Relaxed);
-        if !self.json && !is_there_already {
+        let is_log = self.json && self.file.is_none();
+        if !is_log && !is_there_already {
             eprintln!("{}: {text}", self.program);
         }
     }
@@ -131,7 +132,7 @@ pub(super) fn start(program: &'static str, level: &str, file: Option<&Path>, jso
     };
     let builder = tracing_subscriber::fmt()
         // `wanted` decides.
-        .with_max_level(LevelFilter::TRACE)
+        .with_max_level(level.max(LevelFilter::INFO))
         // It would say on stderr that it cannot write to stderr, and panic.
         .log_internal_errors(false);
     let wanted = Targets::new().with_default(level).with_target(SAID, LevelFilter::INFO);

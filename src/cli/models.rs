@@ -103,27 +103,26 @@ impl Models {
                 model,
                 host,
                 keep_alive,
-            } => warm(fleet, &model, host.as_deref(), keep_alive).await,
-            Self::Unload { model, host } => {
-                each(fleet, &model, host.as_deref(), "unloaded", async |host| {
-                    fleet.unload(host, &model).await
-                })
-                .await
-            }
+            } => warm(fleet, &model, host.as_deref(), keep_alive).await?.end(),
+            Self::Unload { model, host } => each(fleet, &model, host.as_deref(), "unloaded", async |host| {
+                fleet.unload(host, &model).await
+            })
+            .await?
+            .end(),
             Self::Pull { model, host } => pull(fleet, &model, host.as_deref()).await,
             Self::Copy { model, name, host } => {
                 let done = format!("copied to {}", canonical(&name));
                 each(fleet, &model, host.as_deref(), &done, async |host| {
                     fleet.copy(host, &model, &name).await
                 })
-                .await
+                .await?
+                .end()
             }
-            Self::Delete { model, host } => {
-                each(fleet, &model, Some(&host), "deleted", async |host| {
-                    fleet.delete(host, &model).await
-                })
-                .await
-            }
+            Self::Delete { model, host } => each(fleet, &model, Some(&host), "deleted", async |host| {
+                fleet.delete(host, &model).await
+            })
+            .await?
+            .end(),
             Self::Usage { day, json } => used(fleet, day.as_deref(), json).await,
         }
     }
@@ -138,7 +137,15 @@ pub(super) async fn warm_all(common: &Common, models: &[String]) -> Result<(), S
     let engine = Engine::load(&options).map_err(usage)?;
     for model in models {
         // One host that has it is enough to begin.
-        warm(engine.fleet(), model, None, None).await?;
+        match warm(engine.fleet(), model, None, None).await? {
+            Done {
+                worked: false,
+                failed: Some(stopped),
+            } => return Err(stopped),
+            Done { failed, .. } => failed
+                .into_iter()
+                .for_each(|stopped| eprintln!("orchestra: {}", stopped.text)),
+        }
     }
     Ok(())
 }
@@ -183,7 +190,7 @@ async fn ps(fleet: &Fleet, json: bool) -> Result<ExitCode, Stopped> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn warm(fleet: &Fleet, model: &str, host: Option<&str>, keep_alive: Option<String>) -> Result<ExitCode, Stopped> {
+async fn warm(fleet: &Fleet, model: &str, host: Option<&str>, keep_alive: Option<String>) -> Result<Done, Stopped> {
     // A number is seconds; -1 is for ever.
     let keep = keep_alive.map(|text| {
         text.parse::<i64>()
@@ -207,7 +214,7 @@ async fn each(
     host: Option<&str>,
     done: &str,
     what: impl AsyncFn(&crate::ai::Host) -> Result<(), Fault>,
-) -> Result<ExitCode, Stopped> {
+) -> Result<Done, Stopped> {
     let (mut failed, mut missing) = (Vec::new(), None);
     let mut worked = false;
     for at in fleet.named(host).map_err(usage)? {
@@ -223,12 +230,24 @@ async fn each(
     if !worked && failed.is_empty() {
         failed.extend(missing);
     }
-    let Some(last) = failed.pop() else {
-        return Ok(ExitCode::SUCCESS);
-    };
     let told = |fault: &Fault| plain(&format!("{model}: {fault}"));
+    let last = failed.pop();
     failed.iter().for_each(|fault| eprintln!("orchestra: {}", told(fault)));
-    Err(world(told(&last)))
+    let failed = last.map(|last| world(told(&last)));
+    Ok(Done { worked, failed })
+}
+
+/// What became of something that was asked of several hosts.
+struct Done {
+    worked: bool,
+    /// The last host's failure; those of others were told.
+    failed: Option<Stopped>,
+}
+
+impl Done {
+    fn end(self) -> Result<ExitCode, Stopped> {
+        self.failed.map_or(Ok(ExitCode::SUCCESS), Err)
+    }
 }
 
 async fn pull(fleet: &Fleet, model: &str, host: Option<&str>) -> Result<ExitCode, Stopped> {

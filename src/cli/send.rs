@@ -119,7 +119,7 @@ impl Send {
         let pending = client.send(call).await.map_err(world)?;
         let started = clock::instant();
         if self.stream {
-            follow(&pending, wait).await?;
+            drop(follow(&pending, wait).await?);
         }
         // What is waited for is the whole.
         let left = wait.map_or(SOON, |wait| wait.saturating_sub(started.elapsed()).max(LOOK));
@@ -146,7 +146,10 @@ impl Follow {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let wait = self.wait.map(|wait| seconds("wait", wait)).transpose()?;
         let pending = common.client().await?.result(self.id);
-        follow(&pending, wait).await?;
+        if follow(&pending, wait).await?.as_deref() == Some(State::Success.as_str()) {
+            // It may have a result that nobody keeps.
+            return Ok(ExitCode::SUCCESS);
+        }
         // Its result is not asked for, but whether there is one.
         match pending.get::<IgnoredAny>(SOON).await {
             Ok(_) => Ok(ExitCode::SUCCESS),
@@ -194,8 +197,8 @@ fn shown(text: &str) -> Cow<'_, str> {
 }
 
 /// Prints tokens until the stream ends, or the task has ended without one. That takes no longer than `wait` in all, or
-/// without one goes on as long as something comes.
-async fn follow(pending: &Pending, wait: Option<Duration>) -> Result<(), Stopped> {
+/// without one goes on as long as something comes. The state that the stream ended with, if it did.
+async fn follow(pending: &Pending, wait: Option<Duration>) -> Result<Option<String>, Stopped> {
     let mut after = "0".to_owned();
     let (mut heard, mut pause) = (clock::instant(), LOOK);
     let longest = wait.unwrap_or(SILENCE);
@@ -213,13 +216,13 @@ async fn follow(pending: &Pending, wait: Option<Duration>) -> Result<(), Stopped
                 "restart" => println!("\n[the model is asked again]"),
                 "end" if text("state") != State::Retry.as_str() => {
                     println!();
-                    return Ok(());
+                    return Ok(Some(text("state").to_owned()));
                 }
                 _ => {}
             }
         }
         if quiet && ready {
-            return Ok(());
+            return Ok(None);
         }
         if !quiet {
             pause = LOOK;

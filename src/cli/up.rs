@@ -2,7 +2,7 @@
 //! stops exactly what it started.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -52,15 +52,17 @@ impl Up {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(world)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(world)?;
-        // Those that were started have process groups of their own: a terminal that is closed does not reach them.
+        // Those that were started have process groups of their own: a terminal that is closed does not reach them. What stays
+        // behind its terminal on purpose (nohup) has another stdin.
         let mut hangup = signal(SignalKind::hangup()).map_err(world)?;
+        let has_terminal = std::io::stdin().is_terminal();
         let settings = common.settings()?;
         let mut house = House::default();
         let raised = tokio::select! {
             raised = self.raise(common, &settings, &mut house) => raised,
             _ = interrupt.recv() => Err(world("stopped before everything was up")),
             _ = terminate.recv() => Err(world("stopped before everything was up")),
-            _ = hangup.recv() => Err(world("stopped before everything was up")),
+            _ = hangup.recv(), if has_terminal => Err(world("stopped before everything was up")),
         };
         let ended = match raised {
             Ok(()) => {
@@ -68,7 +70,7 @@ impl Up {
                 tokio::select! {
                     _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
                     _ = terminate.recv() => Ok(ExitCode::SUCCESS),
-                    _ = hangup.recv() => Ok(ExitCode::SUCCESS),
+                    _ = hangup.recv(), if has_terminal => Ok(ExitCode::SUCCESS),
                     text = house.broken() => Err(world(text)),
                 }
             }

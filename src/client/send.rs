@@ -48,8 +48,8 @@ impl Client {
     /// Sends a call; when this returns, Redis has it.
     ///
     /// # Errors
-    /// An argument is not JSON, or Redis cannot be reached. A call whose confirmation was lost may have been sent: it is
-    /// not sent again by itself ([`send_once`](Self::send_once) may be called again, and sends nothing twice).
+    /// An argument is not JSON, or Redis cannot be reached. A call whose confirmation was lost is sent again under the same id, as
+    /// Celery's producers do (`task_publish_retry`), and may be there twice; [`send_once`](Self::send_once) sends nothing twice.
     pub async fn send(&self, call: Call) -> Result<Pending, Error> {
         let id = call.id().to_owned();
         self.send_all([call]).await?;
@@ -60,7 +60,8 @@ impl Client {
     /// their way the next are made.
     ///
     /// # Errors
-    /// See [`send`](Self::send); none or some of them may have been sent.
+    /// See [`send`](Self::send); none or some of them may have been sent. Of several that go together and whose confirmation was lost
+    /// none is sent again by itself: all might be there twice.
     pub async fn send_many<C: Borrow<Call>>(&self, calls: impl IntoIterator<Item = C>) -> Result<Vec<Pending>, Error> {
         let mut sent = Vec::new();
         self.send_all(
@@ -82,7 +83,8 @@ impl Client {
         let mut batch = self.batch(&mut calls)?;
         let mut count = 0;
         while batch.calls > 0 {
-            let (sent, next) = tokio::join!(self.write(&batch.writes), async { self.batch(&mut calls) });
+            let sending = self.write(&batch.writes, Twice::of(batch.calls));
+            let (sent, next) = tokio::join!(sending, async { self.batch(&mut calls) });
             sent?;
             count += batch.calls;
             batch = next?;
@@ -95,7 +97,7 @@ impl Client {
         let batch = self.batch(&mut std::iter::once(call))?;
         let is_message = |write: &Write| matches!(write, Write::Publish { .. });
         let (messages, others): (Vec<Write>, Vec<Write>) = batch.writes.into_iter().partition(is_message);
-        self.write(&others).await?;
+        self.write(&others, Twice::Allowed).await?;
         self.broker.publish_once(call.id(), &messages).await?;
         Ok(())
     }
@@ -136,7 +138,9 @@ impl Client {
             .apply(signature, &[], CallOptions::default())
             .ok_or_else(|| Error::Argument("an empty chain has nothing to run".into()))?;
         let children = std::mem::take(&mut planner.plan.children);
-        self.publish(planner.plan).await?;
+        // What a task sends is never left out: nobody could tell whether to send it again.
+        let twice = parent.map_or_else(|| Twice::of(planner.plan.sends.len()), |_| Twice::Allowed);
+        self.publish(planner.plan, twice).await?;
         Ok(Applied::new(self.clone(), handle, children))
     }
 
@@ -181,7 +185,7 @@ impl Client {
         Security::signed(self.signer.as_deref(), envelope).map_err(Error::Sign)
     }
 
-    async fn publish(&self, mut plan: Plan) -> Result<(), Error> {
+    async fn publish(&self, mut plan: Plan, twice: Twice) -> Result<(), Error> {
         // They end when everything was sent.
         let _spans = traced(&mut plan.sends);
         let mut groups = Vec::with_capacity(plan.groups.len());
@@ -192,13 +196,13 @@ impl Client {
             let backend = self.backend.as_ref().ok_or(Error::NoBackend)?;
             let mut pipe = Pipeline::with_capacity(groups.len());
             backend.append(&mut pipe, &groups);
-            insist(backend.link(), &pipe, Twice::Harmless).await?;
+            insist(backend.link(), &pipe, Twice::Allowed).await?;
         }
         let mut writes = Vec::with_capacity(plan.sends.len() + 1);
         for outbound in &plan.sends {
             self.add_message(outbound, &mut writes)?;
         }
-        self.write(&writes).await
+        self.write(&writes, twice).await
     }
 
     /// Appends the message of a call, and what goes with it. How large it is.
@@ -212,14 +216,14 @@ impl Client {
         Ok(made.bytes)
     }
 
-    async fn write(&self, writes: &[Write]) -> Result<(), Error> {
+    async fn write(&self, writes: &[Write], twice: Twice) -> Result<(), Error> {
         if writes.is_empty() {
             // An empty group.
             return Ok(());
         }
         let mut pipe = Pipeline::with_capacity(writes.len());
         self.broker.append(&mut pipe, writes);
-        Ok(insist(self.broker.writer(), &pipe, Twice::Never).await?)
+        Ok(insist(self.broker.writer(), &pipe, twice).await?)
     }
 }
 
@@ -267,10 +271,17 @@ pub(crate) fn group_write(write: GroupWrite) -> Result<backend::Write, serde_jso
 /// Whether something may be done twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Twice {
-    /// It comes to the same.
-    Harmless,
+    /// It comes to the same, or is better than not at all.
+    Allowed,
     /// Never: what the server may have done without answering is the caller's to decide.
     Never,
+}
+
+impl Twice {
+    /// One message is sent again, as Celery does. Many that go together are not: all of them may be there.
+    fn of(messages: usize) -> Self {
+        if messages > 1 { Self::Never } else { Self::Allowed }
+    }
 }
 
 /// Sends a pipeline, a few times if need be; what the server took is not sent again.

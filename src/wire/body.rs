@@ -162,20 +162,52 @@ impl Body {
             None => Ok(Embed::default()),
             Some(place) => {
                 let text = &self.text[place.clone()];
-                let depth = json::depth(text);
-                if depth > DEEPEST {
-                    return Err(DecodeError::Body("embed is nested too deep".into()));
-                }
-                if depth.saturating_mul(text.len()) > COPIES {
-                    return Err(DecodeError::Body(format!(
-                        "embed is nested too deep for its length: {depth} levels of {} bytes",
-                        text.len()
-                    )));
-                }
+                bounded(text)?;
                 read_embed(text)
             }
         }
     }
+
+    /// Of what follows the task and cannot be read as a whole what fails with it, as far as that can be read.
+    pub fn embed_left(&self) -> Embed {
+        #[derive(Default, Deserialize)]
+        struct Parts<'a> {
+            #[serde(borrow, default)]
+            errbacks: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            chain: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            chord: Option<&'a RawValue>,
+        }
+        fn part<T: DeserializeOwned>(text: Option<&RawValue>) -> Option<T> {
+            let text = text?.get();
+            bounded(text).ok()?;
+            json::parse(text).ok()
+        }
+        let text = self.embed.clone().map_or("{}", |place| &self.text[place]);
+        let parts: Parts<'_> = serde_json::from_str(text).unwrap_or_default();
+        Embed {
+            callbacks: None,
+            errbacks: part(parts.errbacks),
+            chain: part(parts.chain),
+            chord: part(parts.chord),
+        }
+    }
+}
+
+/// Whether a composition may be read.
+fn bounded(text: &str) -> Result<(), DecodeError> {
+    let depth = json::depth(text);
+    if depth > DEEPEST {
+        return Err(DecodeError::Body("embed is nested too deep".into()));
+    }
+    if depth.saturating_mul(text.len()) > COPIES {
+        return Err(DecodeError::Body(format!(
+            "embed is nested too deep for its length: {depth} levels of {} bytes",
+            text.len()
+        )));
+    }
+    Ok(())
 }
 
 /// The places of the three parts.
@@ -249,6 +281,21 @@ mod tests {
         assert!(embed(nested(90, 1 << 20)).is_ok());
         let refused = embed(nested(90, 8 << 20)).unwrap_err().to_string();
         assert!(refused.contains("too deep for its length: 2"), "{refused}");
+    }
+
+    #[test]
+    fn what_hangs_on_an_embed_that_is_too_deep_is_still_known() {
+        let deep = "[".repeat(DEEPEST) + &"]".repeat(DEEPEST);
+        let chord = r#"{"task": "body", "options": {"task_id": "b"}}"#;
+        let body = Body::parse(format!(
+            r#"[[], {{}}, {{"callbacks": {deep}, "errbacks": [{{"task": "e"}}], "chain": [{{"task": "c", "args": {deep}}}], "chord": {chord}}}]"#
+        ))
+        .unwrap();
+        assert!(body.embed().is_err());
+        let left = body.embed_left();
+        assert_eq!(left.chord.unwrap().task, "body");
+        assert_eq!(left.errbacks.unwrap().len(), 1);
+        assert!(left.callbacks.is_none() && left.chain.is_none());
     }
 
     #[test]

@@ -155,13 +155,25 @@ impl Scribe {
             priority: None,
             ..failed.clone()
         };
+        let alone = sent.clone();
         match self.apply(&failed, group(sent), &args) {
             Ok(sent) => {
                 // After the failure is stored: an error callback looks at it.
                 fallout.out.extend(sent.out.into_iter().map(Out::afterwards));
                 fallout.children.extend(sent.children);
             }
-            Err(error) => error!("the error callbacks of {} cannot be sent: {}", failed.id, error.repr()),
+            // One that cannot be sent keeps no other from being called.
+            Err(_) => {
+                for errback in alone {
+                    match self.apply(&failed, errback, &args) {
+                        Ok(sent) => {
+                            fallout.out.extend(sent.out.into_iter().map(Out::afterwards));
+                            fallout.children.extend(sent.children);
+                        }
+                        Err(error) => error!("an error callback of {} cannot be sent: {}", failed.id, error.repr()),
+                    }
+                }
+            }
         }
     }
 

@@ -64,7 +64,7 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
                 known(registry)
             ),
             failure: Some(Failed {
-                embed: message.body.embed().ok(),
+                embed: Some(message.body.embed().unwrap_or_else(|_| message.body.embed_left())),
                 headers: Box::new(message.headers),
                 exception,
             }),
@@ -129,7 +129,7 @@ pub(crate) fn given_up(given_up: &GivenUp, options: &Options) -> Option<Failed> 
     let exception = Exception::new("billiard.exceptions", "WorkerLostError", given_up.reason.clone());
     let (headers, embed) = match options.accept.decode(&given_up.raw, &options.limits) {
         Ok(message) => {
-            let embed = message.body.embed().ok();
+            let embed = Some(message.body.embed().unwrap_or_else(|_| message.body.embed_left()));
             (Box::new(message.headers), embed)
         }
         Err(undecodable) => (undecodable.headers?, None),
@@ -146,7 +146,7 @@ fn invalid(message: Message, reason: String) -> Box<Refusal> {
     Box::new(Refusal {
         reason,
         failure: Some(Failed {
-            embed: message.body.embed().ok(),
+            embed: Some(message.body.embed().unwrap_or_else(|_| message.body.embed_left())),
             headers: Box::new(message.headers),
             exception,
         }),

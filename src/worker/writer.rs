@@ -1,5 +1,5 @@
 //! Sends what was decided: everything that waits leaves in one pipeline per server, as soon as the last one is
-//! answered. There is no timer that would add latency.
+//! answered. Nothing waits for more, but acks that are alone, for a millisecond.
 //!
 //! Order: the sizes of chords, what follows (next steps, retries), results and streams, events; and when Redis has taken all of
 //! these, with the next flush, error callbacks and acks. A crash between two of them repeats work; it never loses any: a message is
@@ -236,6 +236,8 @@ impl Writer {
     pub(crate) async fn run(mut self) {
         // What waits for the last flush to be taken.
         let mut owed = Vec::new();
+        // What stays here and starts when that has gone.
+        let mut later = Vec::new();
         loop {
             let mut batch = Batch::default();
             tokio::select! {
@@ -258,7 +260,7 @@ impl Writer {
                 tokio::task::yield_now().await;
                 self.fill(&mut batch);
             }
-            if batch.has_only_acks() {
+            if batch.has_only_acks() && later.is_empty() {
                 // It runs on another thread.
                 tokio::select! {
                     biased;
@@ -279,7 +281,11 @@ impl Writer {
             self.metrics.flushed(clock::instant().saturating_duration_since(began));
             self.backlog.writes.fetch_sub(batch.size, Ordering::Relaxed);
             self.backlog.bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
-            self.tell_stays(&mut batch.stays);
+            self.tell_stays(&mut later);
+            later = std::mem::take(&mut batch.stays);
+            if owed.is_empty() {
+                self.tell_stays(&mut later);
+            }
             for done in batch.flushed {
                 let _ = done.send(());
             }

@@ -223,6 +223,11 @@ async fn a_beat_without_news_of_keys_looks_seldom() {
         "{}",
         beat.log()
     );
+    until("it has taken over", async || {
+        redis.length("EXISTS", "orchestra:beat:lock") == 1
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     redis.command::<()>(&["CONFIG", "RESETSTAT"]);
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     let stats: String = redis.command(&["INFO", "commandstats"]);
@@ -232,8 +237,8 @@ async fn a_beat_without_news_of_keys_looks_seldom() {
             .find(|line| line.starts_with(&format!("cmdstat_{name}:calls=")));
         line.map_or(0, |line| line.split(['=', ',']).nth(1).unwrap().parse::<u32>().unwrap())
     };
-    // A look is one script and five commands.
-    assert!(calls("evalsha") <= 6, "{stats}");
+    // A look is one script and five commands; ten looks a second would be thirty.
+    assert!(calls("evalsha") <= 8, "{stats}");
     text(&schedule(&redis, &["add", "tick", "p.tick", "--every", "1"]));
     until_sent(&redis, 1).await;
 }

@@ -155,7 +155,7 @@ async fn the_next_step_stays_here_and_is_not_lost_with_us() {
 
     // Whoever waits goes first.
     let before = pushes();
-    let nap = |n: i64| Signature::new("hello.nap").kwarg("ms", 400).kwarg("n", n);
+    let nap = |n: i64| Signature::new("hello.nap").kwarg("ms", 1500).kwarg("n", n);
     let applied = client.apply(chain([nap(1), add(5)])).await.unwrap();
     until("it runs", async || redis.length("HLEN", "unacked") == 1).await;
     let calls = [
@@ -238,6 +238,42 @@ async fn a_message_that_kills_its_workers_ends_in_the_dead_letter_list() {
     assert!(
         failure.contains("ChordError") && failure.contains("delivered 2 times"),
         "{failure}"
+    );
+}
+
+/// Also one that stayed with the worker that ran the step before it, which is done with by then and does not run again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_kills_its_workers_ends_in_the_dead_letter_list() {
+    let redis = Redis::start();
+    let client = redis.client().await;
+    let add = Signature::new("hello.add").arg(1);
+    let steps = [add.clone(), add, Signature::new("hello.die").immutable()];
+    let applied = client.apply(chain(steps)).await.unwrap();
+    let settings = [
+        (
+            "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
+            "{visibility_timeout = 1, max_deliveries = 2}",
+        ),
+        ("ORCHESTRA_TASK_ACKS_LATE", "true"),
+    ];
+    let mut workers = Vec::new();
+    while workers.len() < 10 && redis.length("LLEN", "celery.dead") == 0 {
+        workers.push(Worker::spawn("hello_task", &redis, &[], &settings));
+        let worker = workers.last_mut().unwrap();
+        let end = std::time::Instant::now() + LONG;
+        while worker.process.is_running() && redis.length("LLEN", "celery.dead") == 0 && std::time::Instant::now() < end
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let failure = applied.get::<serde_json::Value>(LONG).await.unwrap_err().to_string();
+    assert!(failure.contains("WorkerLostError"), "{failure}");
+    assert_eq!(redis.length("LLEN", "celery.dead") + redis.length("HLEN", "unacked"), 1);
+    let logs: String = workers.iter().map(Worker::log).collect();
+    assert_eq!(
+        logs.matches("Task hello.add[").count(),
+        2 * 2,
+        "received and succeeded: {logs}"
     );
 }
 

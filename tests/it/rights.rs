@@ -103,6 +103,7 @@ async fn ai_tasks_beat_batches_and_people_with_no_more_than_the_documented_right
     orchestra(&sender, &["batch", "run", "rows.jsonl", "--template", "twice"]);
     assert!(orchestra(&operator, &["status"]).contains("OK"));
     orchestra(&operator, &["models", "ps"]);
+    orchestra(&operator, &["approve"]);
     assert!(orchestra(&operator, &["models", "usage"]).contains("echo"));
     orchestra(&operator, &["models", "explain", first.id()]);
     orchestra(
