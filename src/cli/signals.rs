@@ -56,6 +56,13 @@ impl Ears {
     }
 }
 
+/// For a child of the worker, which has the worker's name and may be meant by `pkill`: what the worker hears ends no child. Its log
+/// sees for itself that the file was renamed.
+pub(super) fn ignore() -> Vec<Signal> {
+    let kinds = [SignalKind::hangup(), SignalKind::user_defined1()];
+    kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect()
+}
+
 /// Done when the first signal comes that asks to stop, for programs that have nothing to finish. What has a log says there how
 /// to see `what` it does; SIGHUP ends what has none.
 pub(super) fn asked_to_stop(log: Option<(Log, &'static str)>) -> std::io::Result<impl Future<Output = ()>> {

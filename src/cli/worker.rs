@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::detach::Detached;
 use super::log::Log;
@@ -216,8 +215,7 @@ fn run_child(
         .build()
         .map_err(|error| world(format!("cannot start threads: {error}")))?;
     let served = runtime.block_on(async {
-        // For the worker, which has the same name and may be meant by `pkill`; the log sees for itself that its file was renamed.
-        let _ignored = [SignalKind::hangup(), SignalKind::user_defined1()].map(signal);
+        let _ignored = super::signals::ignore();
         child.serve(options, registry).await
     });
     runtime.shutdown_background();

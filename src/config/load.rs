@@ -48,7 +48,7 @@ fn shown(name: &str, value: &toml::Value) -> String {
     }
 }
 
-/// What serde says of a value, without the texts that it quotes from it.
+/// What serde says of a value, without what it quotes from it.
 fn without_values(error: &str) -> String {
     let mut rest = error;
     let mut text = String::new();
@@ -63,7 +63,15 @@ fn without_values(error: &str) -> String {
         text.push_str("a text");
         rest = end.map_or("", |end| &quoted[end + 1..]);
     }
-    text + rest
+    text.push_str(rest);
+    for kind in ["integer", "floating point", "boolean"] {
+        while let Some(at) = text.find(&format!("{kind} `")) {
+            let from = at + kind.len();
+            let end = text[from + 2..].find('`').map_or(text.len(), |end| from + 2 + end + 1);
+            text.replace_range(from..end, "");
+        }
+    }
+    text
 }
 
 /// An entry of `beat_schedule`.

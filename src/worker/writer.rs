@@ -260,7 +260,8 @@ impl Writer {
                 tokio::task::yield_now().await;
                 self.fill(&mut batch);
             }
-            if batch.has_only_acks() && later.is_empty() {
+            let owes_only_acks = owed.iter().all(|write| matches!(write, broker::Write::Ack(_)));
+            if batch.has_only_acks() && owes_only_acks && later.is_empty() {
                 // It runs on another thread.
                 tokio::select! {
                     biased;

@@ -253,7 +253,11 @@ async fn up_starts_nothing_beside_a_redis_that_answers() {
     let environment = std::fs::read_to_string(folder.path().join("environment")).unwrap();
     assert!(environment.contains("CELERY_BROKER_URL="), "{environment}");
     assert!(!environment.contains("FLOWER_UNAUTHENTICATED_API"), "{environment}");
+    // It has no terminal that could be closed.
     up.signal(nix::sys::signal::Signal::SIGHUP);
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(up.is_running());
+    up.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(up.wait(), Some(0));
 
     let locked = Redis::start_with(&[&["--requirepass", "secret"]]);
