@@ -58,8 +58,10 @@ pub(crate) use repr::{repr_tuple, shown_args, shown_kwargs};
 pub use rest::Rest;
 pub use result_format::ResultFormat;
 pub use retry::{backoff, counting_envelope, resumed_parcel, retry_envelope};
+pub(crate) use routes::fits;
+#[cfg(feature = "server")]
+pub(crate) use routes::names_first;
 pub use routes::{Destination, Routes};
-pub(crate) use routes::{fits, names_first};
 pub use security::Security;
 pub use serializer::{Accept, Serializer};
 pub use signature::{CallOptions, Chord, Kind, Kwargs, Signature};

@@ -97,6 +97,7 @@ pub fn is_secret(name: &str) -> bool {
 }
 
 /// The same by the usual names alone: for who reads the settings, before [`set`] has had its say.
+#[cfg(feature = "server")]
 pub(crate) fn is_usually_secret(name: &str) -> bool {
     ends_as_one(name, &NAMES.map(plain))
 }
