@@ -35,7 +35,8 @@ const PARTS: [Part; 6] = [
         let raw = message("[2, 3]");
         Box::new(move || drop(black_box(decoded(&raw))))
     }),
-    part("decode a message of 100 KB", 1_150_000, 18, || {
+    // Where there are no vector instructions for base64; where there are it takes half.
+    part("decode a message of 100 KB", 2_080_000, 18, || {
         let raw = message(&format!("[\"{}\", 3]", "x".repeat(100_000)));
         Box::new(move || drop(black_box(decoded(&raw))))
     }),
