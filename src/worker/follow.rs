@@ -28,6 +28,14 @@ pub(crate) struct Fallout {
     pub children: Vec<ResultNode>,
 }
 
+impl Fallout {
+    /// Adds error callbacks, after the failure is stored: they look at it.
+    fn call(&mut self, sent: Sent) {
+        self.out.extend(sent.out.into_iter().map(Out::afterwards));
+        self.children.extend(sent.children);
+    }
+}
+
 /// An error callback that runs in this worker.
 pub(crate) struct ErrbackCall {
     pub errback: Signature,
@@ -157,19 +165,12 @@ impl Scribe {
         };
         let alone = sent.clone();
         match self.apply(&failed, group(sent), &args) {
-            Ok(sent) => {
-                // After the failure is stored: an error callback looks at it.
-                fallout.out.extend(sent.out.into_iter().map(Out::afterwards));
-                fallout.children.extend(sent.children);
-            }
+            Ok(sent) => fallout.call(sent),
             // One that cannot be sent keeps no other from being called.
             Err(_) => {
                 for errback in alone {
                     match self.apply(&failed, errback, &args) {
-                        Ok(sent) => {
-                            fallout.out.extend(sent.out.into_iter().map(Out::afterwards));
-                            fallout.children.extend(sent.children);
-                        }
+                        Ok(sent) => fallout.call(sent),
                         Err(error) => error!("an error callback of {} cannot be sent: {}", failed.id, error.repr()),
                     }
                 }
