@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # rustup puts Cargo there, and only later shells have it on their path.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery valkey differential chaos fuzz sbom celery-suite fmt lint audit clean
+.PHONY: help setup demo demo-check test test-rust test-python test-cost bench test-ollama rusty-celery valkey differential chaos fuzz soak sbom celery-suite fmt lint audit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,13 +68,18 @@ differential: setup ## N random canvases, from SEED, run by Python's worker, by 
 	.venv/bin/python tests/differential/run.py --number $(N) --seed $(SEED)
 
 MINUTES ?= 10
+RATE ?= 350
 
 chaos: setup ## Faults from SEED for MINUTES at workers, connections and the broker; every task is counted
 	cargo build --locked --workspace --bins --examples
 	CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) cargo test --locked --test it chaos -- --nocapture
 
-fuzz: setup ## Each of the seven fuzz targets for MINUTES: with cargo-fuzz where it is there, else with changed seeds alone
+fuzz: setup ## Each of the fourteen fuzz targets for MINUTES: with cargo-fuzz where it is there, else with changed seeds alone
 	tools/fuzz.sh $(MINUTES)
+
+soak: setup ## Two workers under everything a Celery app does, RATE tasks a second for MINUTES: each result, memory, open files
+	cargo build --locked --profile dist --example conformance_worker
+	.venv/bin/python tools/measure/soak.py $(MINUTES) $(RATE)
 
 sbom: ## What is linked into the programs, as CycloneDX: orchestra.cdx.json
 	tools/sbom.py >orchestra.cdx.json

@@ -2,13 +2,19 @@
 //! than its limits say, whatever the bytes are. `cargo +nightly fuzz run NAME` feeds them for hours (`make fuzz`), and
 //! `tests/it/fuzz.rs` feeds them changed seeds of `fuzz/corpus` in every run of the tests.
 
+use std::time::Duration;
+
 use base64::Engine as _;
-use orchestra::ai::ollama::{Frame, Lines};
+use jiff::tz::TimeZone;
+use orchestra::ai::ollama::{Chunks, Frame, Lines};
 use orchestra::ai::template::Template;
+use orchestra::beat;
 use orchestra::broker::mark_redelivered;
-use orchestra::clock;
-use orchestra::wire::{Accept, Heard, Limits, Message, pidbox};
-use serde_json::{Map, Value, json};
+use orchestra::clock::{self, Timestamp};
+use orchestra::conn::Endpoint;
+use orchestra::wire::{Accept, Heard, Limits, Message, Rest, json, pidbox, redact};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json as object};
 
 /// Small, so that a bound that does not hold is seen.
 const LIMITS: Limits = Limits {
@@ -22,7 +28,7 @@ const LIMITS: Limits = Limits {
 pub type Target = fn(&[u8]);
 
 /// All of them.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("envelope", envelope),
     ("body", body),
     ("headers", headers),
@@ -30,6 +36,13 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("pidbox", pidbox),
     ("template", template),
     ("ndjson", ndjson),
+    ("sse", sse),
+    ("json", json_text),
+    ("chain", chain),
+    ("entry", entry),
+    ("time", time),
+    ("url", url),
+    ("secrets", secrets),
 ];
 
 fn accept() -> Accept {
@@ -82,11 +95,11 @@ pub fn body(data: &[u8]) {
         Some("application/x-brotli"),
         Some("application/zstd"),
     ];
-    let mut headers = json!({"id": "1", "task": "t"});
+    let mut headers = object!({"id": "1", "task": "t"});
     if let Some(method) = methods[usize::from(*compression) % methods.len()] {
         headers["compression"] = method.into();
     }
-    let envelope = json!({
+    let envelope = object!({
         "body": base64::engine::general_purpose::STANDARD.encode(body),
         "content-type": types[usize::from(*serializer) % types.len()],
         "headers": headers,
@@ -111,7 +124,9 @@ pub fn headers(data: &[u8]) {
 
 /// What a worker says of itself.
 pub fn event(data: &[u8]) {
-    let _ = Heard::decode(data);
+    let one = Heard::decode(data);
+    // What `top` reads: one event, or the tasks of a moment.
+    assert!(one.is_err() || Heard::decode_all(data).is_ok());
 }
 
 /// A remote control request, or an answer to one.
@@ -155,4 +170,117 @@ pub fn ndjson(data: &[u8]) {
     if let Some(line) = lines.last() {
         let _ = serde_json::from_slice::<Frame>(&line);
     }
+}
+
+/// A streamed answer of a server that speaks as OpenAI does.
+pub fn sse(data: &[u8]) {
+    let (mut lines, mut chunks) = (Lines::new(1 << 10), Chunks::default());
+    lines.push(data);
+    while let Ok(Some(line)) = lines.next_line() {
+        if chunks.frame(&line, Duration::ZERO).is_err() {
+            return;
+        }
+    }
+}
+
+/// JSON as Python writes it: what serde reads is read alike, and nothing is taken for JSON but for Python's numbers.
+pub fn json_text(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let (ours, plain) = (json::parse::<Value>(text), serde_json::from_str::<Value>(text));
+    if let Ok(plain) = plain {
+        assert_eq!(ours.ok().as_ref(), Some(&plain));
+        assert!(json::depth(text) >= deep(&plain));
+    } else if ours.is_ok() {
+        assert!(serde_json::from_str::<&RawValue>(&json::carried(text)).is_ok());
+    }
+}
+
+fn deep(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(deep).max().unwrap_or(0),
+        Value::Object(members) => 1 + members.values().map(deep).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// The rest of a chain, cut from its end: what is cut off is what a reader of the whole list finds there.
+pub fn chain(data: &[u8]) {
+    let Ok(mut rest) = serde_json::from_slice::<Rest>(data) else {
+        return;
+    };
+    let mut steps = rest.each().unwrap_or_default();
+    while let Some(last) = steps.pop() {
+        match (rest.next(), last) {
+            (Ok(Some((step, before))), Ok(last)) => {
+                assert_eq!(step, last);
+                rest = before;
+            }
+            (Err(_), Err(_)) => return,
+            (found, last) => panic!("cut off: {found:?}, read: {last:?}"),
+        }
+    }
+    assert!(rest.is_empty());
+}
+
+/// An entry of beat, as somebody wrote it into Redis: what it is written as again is the same entry.
+pub fn entry(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(entry) = beat::Entry::parse("fuzz", text, &TimeZone::UTC) {
+        let last = Timestamp::UNIX_EPOCH;
+        let next = entry.schedule.next(last);
+        assert!(next > last);
+        let again = beat::Entry::parse("fuzz", &entry.text(), &TimeZone::UTC);
+        assert_eq!(again.map(|again| again.schedule.next(last)), Ok(next));
+    }
+}
+
+/// The year 1, with which Python's times begin.
+const YEAR_1: i64 = -62_135_596_800;
+
+/// A time: what it is written as is the same time.
+pub fn time(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(at) = clock::parse_iso(text)
+        && at.as_second() >= YEAR_1
+    {
+        let again = clock::parse_iso(&clock::iso(at)).map(Timestamp::as_microsecond);
+        assert_eq!(again.ok(), Some(at.as_microsecond()));
+        let _ = clock::local_time(at);
+    }
+    let _ = clock::parse_local(text);
+}
+
+/// The URL of a server, a user and a host around a password: no error shows that.
+pub fn url(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let _ = Endpoint::parse(text);
+    let (user, place) = text.split_once('\n').unwrap_or(("", text));
+    if user.contains(['/', '?', '#', '@', ':', ';', ',']) {
+        return;
+    }
+    for scheme in ["redis", "rediss", "sentinel", "redis+socket"] {
+        let secret = Endpoint::parse(&format!("{scheme}://{user}:hunter2@{place}"));
+        let error = secret.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+/// A value with secrets: what is hidden once has nothing left to hide.
+pub fn secrets(data: &[u8]) {
+    let Ok(mut value) = serde_json::from_slice::<Value>(data) else {
+        return;
+    };
+    redact::hide(&mut value);
+    let hidden = value.clone();
+    redact::hide(&mut value);
+    assert_eq!(hidden, value);
+    let _ = redact::may_hold_secret(&value.to_string());
 }

@@ -196,6 +196,9 @@ mod tests {
         assert_eq!(value, json!([null, null, null, "NaN \" -Infinity", -1]));
         assert!(parse::<Value>("[Nan]").is_err());
         assert!(parse::<Value>("\"NaN\\").is_err());
+        for garbage in [r#"", "x Infinity,"#, "[1] NaN", "{} {\"a\": NaN}", "1 -Infinity"] {
+            assert!(parse::<Value>(garbage).is_err(), "{garbage}");
+        }
     }
 
     #[test]

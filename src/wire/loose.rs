@@ -24,14 +24,14 @@ impl<'a> Loose<'a> {
     /// A value to be read.
     ///
     /// # Errors
-    /// It is nested too deep.
+    /// It is nested too deep, or it is no JSON: what is read here piece by piece would not see what stands behind a value.
     pub(crate) fn new(text: &'a str) -> Result<Self, Error> {
         match json::depth(text) {
             depth if depth > DEEPEST => Err(Error::custom("recursion limit exceeded")),
             depth if depth.saturating_mul(text.len()) > LOOKS => Err(Error::custom(
                 "nested too deep for its length, with numbers that are not finite",
             )),
-            _ => Ok(Self(text.trim())),
+            _ => serde_json::from_str(text).map(|value: &RawValue| Self(value.get())),
         }
     }
 

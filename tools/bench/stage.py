@@ -46,9 +46,12 @@ def command(kind, concurrency, options):
 
 
 class Stage:
+    #: What its Redis writes to the disk: nothing.
+    persistence = ["--save", "", "--appendonly", "no"]
+
     def __enter__(self):
         self.port, self.workers = free_port(), []
-        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", *self.persistence]
         self.server = subprocess.Popen(["redis-server", *arguments], **QUIET)
         self.redis = redis.Redis(port=self.port)
         wait_until(self.answers, "Redis", 20)

@@ -19,5 +19,6 @@ pub use embed::{Embedded, Embedding};
 pub use fault::{Class, Fault};
 pub use frame::{Frame, Lines, Message, TooLong};
 pub use models::{Installed, Loaded, Progress};
+pub use openai::Chunks;
 pub use request::{Kind, Request};
 pub use server::{Server, Speaks};

@@ -175,9 +175,10 @@ fn media(image: &Value) -> &'static str {
     }
 }
 
-/// Puts chunks together, as far as frames cannot.
+/// Reads the lines of an event stream, as servers send it that speak as OpenAI does, as Ollama's frames; puts together what comes
+/// in several chunks.
 #[derive(Debug, Default)]
-pub(super) struct Chunks {
+pub struct Chunks {
     reason: Option<String>,
     calls: Vec<Call>,
     usage: Usage,
@@ -241,8 +242,11 @@ struct Function {
 }
 
 impl Chunks {
-    /// The frame of one line of an event stream; `None` for lines that say nothing.
-    pub(super) fn frame(&mut self, line: &[u8], passed: Duration) -> Result<Option<Frame>, serde_json::Error> {
+    /// The frame of one line; `None` for lines that say nothing. `passed` is the time since the request.
+    ///
+    /// # Errors
+    /// It is no chunk.
+    pub fn frame(&mut self, line: &[u8], passed: Duration) -> Result<Option<Frame>, serde_json::Error> {
         let line = line.trim_ascii();
         let Some(data) = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii) else {
             // An error that came instead of a stream is a line of JSON; comments and names of events are not.
