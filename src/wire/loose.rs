@@ -161,7 +161,8 @@ mod tests {
         assert!(json::parse::<Vec<i64>>("[1, NaN]").is_err());
         let deep = "[".repeat(100_000) + "NaN" + &"]".repeat(100_000);
         assert!(json::parse::<Value>(&deep).is_err());
-        let long = "[".repeat(100) + "NaN, \"" + &"x".repeat(11 << 20) + "\"" + &"]".repeat(100);
-        assert!(Loose::new(&long).is_err() && Loose::new(&long[99..]).is_ok());
+        let text = "[1e99998, \"".to_owned() + &"x".repeat(11 << 20) + "\"]";
+        let deep = "[".repeat(99) + &text + &"]".repeat(99);
+        assert!(Loose::new(&deep).is_err() && Loose::new(&text).is_ok());
     }
 }
