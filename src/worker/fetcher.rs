@@ -14,6 +14,7 @@ use super::parked::FAR;
 use super::request::Delivery;
 use super::room::{Room, Share};
 use super::stop::Phase;
+use super::watchdog::Progress;
 use super::writer::Outbox;
 use crate::backoff;
 use crate::broker::{Broker, ClaimId};
@@ -68,6 +69,8 @@ pub(crate) struct Fetcher {
     pub stop: watch::Receiver<Phase>,
     pub outbox: Outbox,
     pub metrics: Metrics,
+    /// Tells the watchdog that it takes what there is.
+    pub progress: Progress,
     /// Who wants to know when the next look is done.
     pub asked: mpsc::Receiver<oneshot::Sender<()>>,
     /// Whether what is due is hidden behind what is not.
@@ -128,6 +131,7 @@ impl Fetcher {
                     }
                     Err(error) => {
                         debug!(%error, "claim failed");
+                        self.progress.made();
                         if !error.is_transient() {
                             error!(%error, "messages cannot be taken; trying again");
                             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -144,6 +148,9 @@ impl Fetcher {
                 }
             };
             let empty = claims.messages.is_empty() && claims.dead.is_empty();
+            if !empty || !claims.drained || claims.unusable.is_some() {
+                self.progress.made();
+            }
             self.flood.took(way, claims.messages.len());
             if claims.unusable != unusable && way != Way::Newest {
                 // Once, and not at each look.

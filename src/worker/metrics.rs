@@ -67,6 +67,8 @@ struct Counts {
     born: Instant,
     sign: AtomicU64,
     stops: AtomicBool,
+    /// For how many seconds nothing was taken that should have been.
+    neglect: AtomicU64,
     watched: AtomicBool,
 }
 
@@ -184,6 +186,7 @@ impl Metrics {
             born: clock::instant(),
             sign: AtomicU64::new(0),
             stops: AtomicBool::new(false),
+            neglect: AtomicU64::new(0),
             watched: AtomicBool::new(false),
         }))
     }
@@ -307,6 +310,25 @@ impl Metrics {
         self.0.stops.store(true, Ordering::Relaxed);
     }
 
+    /// For how long nothing was taken, if that is not well.
+    pub(crate) fn takes_nothing(&self, long: Option<Duration>) {
+        let seconds = long.map_or(0, |long| long.as_secs());
+        self.0.neglect.store(seconds, Ordering::Relaxed);
+    }
+
+    /// See [`Watch::health`].
+    pub(crate) fn health(&self) -> Result<(), String> {
+        if !self.is_alive() {
+            return Err(format!("no sign of life for {} s", SIGN_OF_LIFE.as_secs()));
+        }
+        match self.0.neglect.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            long => Err(format!(
+                "messages wait and there is room for them, but none was taken for {long} s"
+            )),
+        }
+    }
+
     fn is_alive(&self) -> bool {
         let since = clock::instant().saturating_duration_since(self.0.born);
         let sign = Duration::from_secs(self.0.sign.load(Ordering::Relaxed));
@@ -335,13 +357,9 @@ impl Watch {
     /// Why the worker should be started again, if it should.
     ///
     /// # Errors
-    /// Its loop does not go round any more.
+    /// Its loop does not go round any more, or it takes no messages though there are some and it has room for them.
     pub fn health(&self) -> Result<(), String> {
-        if self.metrics.is_alive() {
-            Ok(())
-        } else {
-            Err(format!("no sign of life for {} s", SIGN_OF_LIFE.as_secs()))
-        }
+        self.metrics.health()
     }
 
     /// Whether it takes tasks.

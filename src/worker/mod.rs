@@ -62,6 +62,7 @@ mod services;
 mod start;
 mod state_db;
 mod stop;
+mod watchdog;
 
 // For `benches/`.
 mod way;

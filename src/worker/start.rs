@@ -36,6 +36,7 @@ use super::state_db::{Saved, StateDb};
 use super::stop::{Exit, Phase, Stop};
 use super::timers::Timers;
 use super::unique::Uniques;
+use super::watchdog::{Progress, Watchdog};
 use super::writer::Writer;
 use crate::backend::Backend;
 use crate::broker::Broker;
@@ -203,7 +204,7 @@ impl Worker {
             metrics.clone(),
             stays_to,
         );
-        let writing = spawn(ServiceKind::Writer, writer.run());
+        let writing = spawn(ServiceKind::Writer, &stop, writer.run());
 
         let clock = Lamport::default();
         let client = options.client(broker.clone(), backend.clone());
@@ -245,7 +246,7 @@ impl Worker {
             wanted,
             to: recalled_to,
         };
-        spawn(ServiceKind::Recaller, recaller.run());
+        spawn(ServiceKind::Recaller, &stop, recaller.run());
         if options.broker_options.queues.iter().any(Queue::is_broadcast) {
             let listener = Listener {
                 broker: broker.clone(),
@@ -255,8 +256,20 @@ impl Worker {
                 stop: stop.phases(),
                 to: fetched_to.clone(),
             };
-            spawn(ServiceKind::Listener, listener.run());
+            spawn(ServiceKind::Listener, &stop, listener.run());
         }
+        let progress = Progress::default();
+        let watchdog = Watchdog {
+            broker: broker.clone(),
+            credit: credit.clone(),
+            room: room.clone(),
+            outbox: outbox.clone(),
+            queues: queues_seen.clone(),
+            stop: stop.phases(),
+            progress: progress.clone(),
+            metrics: metrics.clone(),
+        };
+        spawn(ServiceKind::Watchdog, &stop, watchdog.run());
         let (waits, idle) = (Waits::default(), Arc::new(AtomicBool::new(false)));
         let fetcher = Fetcher {
             broker: broker.clone(),
@@ -266,6 +279,7 @@ impl Worker {
             stop: stop.phases(),
             outbox: outbox.clone(),
             metrics: metrics.clone(),
+            progress,
             asked,
             flood: Flood::new(waits.clone()),
             idle: idle.clone(),
@@ -277,6 +291,7 @@ impl Worker {
         let lease = options.broker_options.lease();
         spawn(
             ServiceKind::Keeper,
+            &stop,
             Keeper {
                 broker: broker.clone(),
                 held: held_seen,
@@ -290,7 +305,7 @@ impl Worker {
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         let (mingled, is_mingled) = oneshot::channel();
         if let Some(heard) = heard {
-            heard.listen(&options, &orders_to, looks, &metrics);
+            heard.listen(&options, &stop, &orders_to, looks, &metrics);
             let mingle = Mingle {
                 broker: broker.clone(),
                 hostname: options.hostname.clone(),
@@ -301,11 +316,11 @@ impl Worker {
                 asks: options.mingle,
                 done: mingled,
             };
-            spawn(ServiceKind::Mingle, mingle.run());
+            spawn(ServiceKind::Mingle, &stop, mingle.run());
         } else {
             drop(mingled);
         }
-        spawn(ServiceKind::Fetcher, async move {
+        spawn(ServiceKind::Fetcher, &stop, async move {
             // No task is taken before it is known what was revoked.
             let _ = is_mingled.await;
             fetcher.run().await;
@@ -320,6 +335,7 @@ impl Worker {
         let (uniques, told) = Uniques::new();
         spawn(
             ServiceKind::Joiner,
+            &stop,
             Joiner {
                 scribe: scribe.clone(),
                 broker: broker.clone(),
@@ -466,6 +482,7 @@ impl Heard {
     fn listen(
         self,
         options: &Options,
+        stop: &Stop,
         orders: &mpsc::Sender<Order>,
         looks: mpsc::Sender<oneshot::Sender<()>>,
         metrics: &Metrics,
@@ -479,7 +496,7 @@ impl Heard {
             looks,
             metrics: metrics.clone(),
         };
-        spawn(ServiceKind::Control, ear.listen(self.messages));
+        spawn(ServiceKind::Control, stop, ear.listen(self.messages));
     }
 }
 

@@ -1,7 +1,6 @@
 //! Runs one task to its outcome: binds its arguments, watches its limits, and turns a panic into that task's failure
 //! (`celery.app.trace`).
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::process::Running;
 use super::request::{Outcome, Request};
-use super::services::spawn_blocking;
+use super::services::{panic_text, spawn_blocking};
 use crate::task::{Context, Failure, Run};
 use crate::wire::{Exception, Json, State, json};
 
@@ -161,14 +160,6 @@ async fn soft_limit(limit: Option<Duration>, context: &Context) {
         }
     }
     std::future::pending().await
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "without a message".to_owned())
 }
 
 #[cfg(test)]
