@@ -27,6 +27,7 @@ mod dead;
 mod deploy;
 mod dice;
 mod differential;
+mod docs;
 mod embeddings;
 mod ends;
 mod errors;
