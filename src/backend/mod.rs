@@ -36,7 +36,7 @@ pub struct Options {
     /// Whether the body of a chord gets the results in the order of the header (`result_chord_ordered`), or as they came.
     /// The same for all workers of a chord.
     pub chord_ordered: bool,
-    /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.` (trap T26).
+    /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.`.
     pub global_keyprefix: String,
     /// How results, parts of chords and groups are written.
     pub format: ResultFormat,

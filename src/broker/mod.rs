@@ -285,8 +285,8 @@ impl Broker {
         self.main.ready().await;
     }
 
-    /// Declares queues as kombu does: each is bound to the direct exchange of its own name, in both tables (trap T9);
-    /// and asks for news of them.
+    /// Declares queues as kombu does: each is bound to the direct exchange of its own name, in both tables (a
+    /// Celery 5.7 process deletes what the permanent one lacks), and news of them are asked for.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.

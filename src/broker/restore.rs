@@ -202,8 +202,8 @@ impl Broker {
     }
 }
 
-/// The envelope with `redelivered` set in both places (trap T43), every other byte of its values kept. `None` when it
-/// is no envelope.
+/// The envelope with `redelivered` set in both places, the headers and `delivery_info`, and every other byte of its
+/// values kept. `None` when it is no envelope.
 pub fn mark_redelivered(envelope: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(envelope).ok()?;
     let raw: &RawValue = serde_json::from_str(text).ok()?;

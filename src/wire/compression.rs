@@ -8,7 +8,7 @@ use super::message::DecodeError;
 /// A method that kombu registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
-    /// What kombu calls gzip: a zlib stream (trap T12).
+    /// What kombu calls gzip: a zlib stream.
     Gzip,
     /// bzip2.
     Bzip2,
@@ -96,7 +96,7 @@ const XZ_MEMORY: u32 = 80 << 10;
 
 /// Undoes the compression named by the `compression` header.
 ///
-/// `method` is a mime type or one of kombu's aliases. What kombu calls gzip is a zlib stream (trap T12).
+/// `method` is a mime type or one of kombu's aliases. What kombu calls gzip is a zlib stream.
 ///
 /// # Errors
 /// An unknown method, a corrupt stream, or more than `limit` bytes of output.

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::Signature;
 
-/// What follows in a chain: a list of signatures, last first (trap T14). Each message of a chain carries all that is still to
+/// What follows in a chain: a list of signatures, last first. Each message of a chain carries all that is still to
 /// come, so it stays the text it came as, and a step is read when its turn has come.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rest {

@@ -42,7 +42,7 @@ pub(crate) struct Events {
     utc_offset: f64,
     freq: Option<f64>,
     tasks: bool,
-    /// Started with `-E`: Celery's filter is then empty, so that events cannot be switched off (trap T39).
+    /// Started with `-E`: Celery's filter is then empty, so that events cannot be switched off.
     always: bool,
 }
 

@@ -177,7 +177,7 @@ pub(crate) enum Waiting {
     Prefetch,
 }
 
-/// Which end of the queue a message goes back to (trap T5).
+/// Which end of the queue a message goes back to: kombu requeues at the back and restores at the front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// Behind everything that waits: `Reject(requeue=True)`.
@@ -749,7 +749,7 @@ impl Request {
         let dropped = unacked.is_some() && !self.policy.acks_on_failure;
         self.end_failed(unacked, &exception, in_task, effects);
         if dropped {
-            // Celery rejects without requeue, which on Redis is the same removal; the event tells them apart (T20).
+            // Celery rejects without requeue, which on Redis is the same removal; the event tells them apart.
             effects.push(Effect::Emit(Happening::Rejected { requeue: false }));
         }
         effects.push(Effect::Emit(Happening::Failed(exception)));

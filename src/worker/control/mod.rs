@@ -146,7 +146,7 @@ impl Consumer {
 
     /// Carries out a request and answers it, if an answer is wanted.
     fn on_request(&mut self, request: &Request) {
-        // Only counted, not compared: clients have a clock of their own (trap T37).
+        // Only counted, not compared: clients have a clock of their own.
         let clock = self.events.tick();
         debug!(method = %request.method, "control request");
         let answer = match self.obey(request) {
