@@ -18,7 +18,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// A call of the task of that name, with a new id, to the queue `celery`.
+    /// A call of the task of that name, with a new id. It goes where the routes of the client say, else to its default queue.
     pub fn new(task: impl Into<String>) -> Self {
         Self {
             signature: Signature::new(task),

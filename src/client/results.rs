@@ -71,7 +71,8 @@ impl Results {
     }
 }
 
-/// A task that was sent.
+/// A task that was sent, and its result: what Celery calls `AsyncResult`.
+#[doc(alias = "AsyncResult")]
 #[derive(Clone, Debug)]
 pub struct Pending {
     client: Client,
