@@ -28,8 +28,8 @@ struct Part {
     make: fn() -> Box<dyn FnMut()>,
 }
 
-/// A bound is a sixth above what was measured (x86_64, profile `release`), so that another libc passes and a pass over the message more
-/// does not.
+/// A bound is a sixth above what was measured (x86_64, profile `release`), so that another libc passes and a pass over
+/// the message more does not.
 const PARTS: [Part; 6] = [
     part("decode a message", 31_500, 18, || {
         let raw = message("[2, 3]");

@@ -99,8 +99,8 @@ pub fn parse_local(text: &str) -> Option<Timestamp> {
     Some(zoned.timestamp())
 }
 
-/// Both clocks side by side: notices when the wall clock was set, or the machine slept, which the monotonic one does not
-/// count. Whatever waits for a time of day then waits for the wrong moment.
+/// Both clocks side by side: notices when the wall clock was set, or the machine slept, which the monotonic one does
+/// not count. Whatever waits for a time of day then waits for the wrong moment.
 #[derive(Debug)]
 pub struct Clocks {
     wall: Timestamp,

@@ -1,5 +1,6 @@
-//! The feature `rusty-celery`: tasks of that crate in our worker, its producer before our worker, our
-//! client and Celery's before its worker. Run by `make rusty-celery`; a program of its own, so that the other tests do not build that crate.
+//! The feature `rusty-celery`: tasks of that crate in our worker, its producer before our worker, our client and
+//! Celery's before its worker. Run by `make rusty-celery`; a program of its own, so that the other tests do not build
+//! that crate.
 
 #![allow(
     clippy::unwrap_used,

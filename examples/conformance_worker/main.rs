@@ -1,5 +1,6 @@
 //! A worker with the tasks that measuring tools call: Celery's own integration suite, fault injection, a probe of
-//! Flower, a benchmark, the differential test. The first word of the command line chooses which; the rest is that of `orchestra-worker`.
+//! Flower, a benchmark, the differential test. The first word of the command line chooses which; the rest is that of
+//! `orchestra-worker`.
 //!
 //! ```sh
 //! cargo run --release --example conformance_worker -- suite --broker redis://127.0.0.1:6379/0 -c 1

@@ -55,7 +55,8 @@ pub fn truth(value: &Value) -> bool {
     }
 }
 
-/// A text as it is, bytes as kombu writes them in JSON as their text, anything else as Python's `str` of a number or JSON.
+/// A text as it is, bytes as kombu writes them in JSON as their text, anything else as Python's `str` of a number or
+/// JSON.
 pub fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

@@ -186,8 +186,8 @@ fn check(shape: &Shape, answer: &mut Answer) -> Result<(), Unfit> {
     }
 }
 
-/// A model whose answer is wrong in the same way again copies what it was shown: it is asked as at first, and given more
-/// freedom, since the same question at temperature 0 has the same answer for ever.
+/// A model whose answer is wrong in the same way again copies what it was shown: it is asked as at first, and given
+/// more freedom, since the same question at temperature 0 has the same answer for ever.
 fn anew(fields: &mut Map<String, Value>, asked: &Map<String, Value>) {
     let options = fields.remove("options");
     fields.clone_from(asked);

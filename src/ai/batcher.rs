@@ -1,8 +1,8 @@
-//! Single texts that tasks want as vectors at about the same time go to the model together: one request for many of them, and
-//! each task gets its own vector, or its own failure.
+//! Single texts that tasks want as vectors at about the same time go to the model together: one request for many of
+//! them, and each task gets its own vector, or its own failure.
 //!
-//! A batch is a future that all its tasks share: it goes on as long as one of them wants it, and who is revoked takes only its
-//! own text out. When a model refuses a batch, its halves are asked apart, so that one wrong text fails alone.
+//! A batch is a future that all its tasks share: it goes on as long as one of them wants it, and who is revoked takes
+//! only its own text out. When a model refuses a batch, its halves are asked apart, so that one wrong text fails alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,8 +29,8 @@ pub(super) struct One {
     pub route: Route,
 }
 
-/// Texts that may go together: what is asked is the same but for them, and so is who asks, as far as the accounts tell them
-/// apart.
+/// Texts that may go together: what is asked is the same but for them, and so is who asks, as far as the accounts tell
+/// them apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Sort {
     model: String,

@@ -86,8 +86,8 @@ pub(super) fn caller<'a>(show: Show<'a>, context: &'a Context) -> Caller<'a> {
     }
 }
 
-/// What a task does about a call without an answer. One that is put off says what it waits for; a template says so of all its
-/// steps at once.
+/// What a task does about a call without an answer. One that is put off says what it waits for; a template says so of
+/// all its steps at once.
 pub(super) async fn not_answered(trouble: Trouble, model: &str, show: Show<'_>, context: &Context) -> Failure {
     if let (Trouble::Later(by, after), None) = (&trouble, show.template) {
         let until = clock::iso(clock::after(clock::now(), *after));

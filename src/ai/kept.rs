@@ -117,7 +117,8 @@ impl Kept {
     }
 }
 
-/// The version of a template that a task began with, whatever became of its label since; the first time `choose` says which.
+/// The version of a template that a task began with, whatever became of its label since; the first time `choose` says
+/// which.
 ///
 /// # Errors
 /// Redis cannot be reached: the run is tried again.

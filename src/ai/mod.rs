@@ -1,8 +1,8 @@
 //! AI work: templates, prompts, schemas, models.
 //!
-//! AI tasks are ordinary tasks: they are built on [`task`](crate::task) and know neither the worker nor the broker. What all
-//! workers share about model servers (`fleet`: places, budgets, limits, answers) has keys and scripts of its own in Redis, over
-//! [`conn`](crate::conn).
+//! AI tasks are ordinary tasks: they are built on [`task`](crate::task) and know neither the worker nor the broker.
+//! What all workers share about model servers (`fleet`: places, budgets, limits, answers) has keys and scripts of its
+//! own in Redis, over [`conn`](crate::conn).
 
 // What there is to run: files in folders.
 mod library;

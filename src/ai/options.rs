@@ -38,7 +38,8 @@ pub struct Options {
     pub budgets: Vec<Budget>,
     /// How much may be used in a time.
     pub rates: Vec<Rate>,
-    /// Where workers agree on who asks which host: Redis, and what its keys begin with. Without it each process is alone.
+    /// Where workers agree on who asks which host: Redis, and what its keys begin with. Without it each process is
+    /// alone.
     pub redis: Option<(Endpoint, String)>,
     /// Allow models that run on ollama.com.
     pub allow_cloud: bool,

@@ -80,8 +80,8 @@ impl Permits {
         Ok(file)
     }
 
-    /// Where a path leads that is relative to the run's folder or to one that may be read. Whether it may be read is not
-    /// said by that.
+    /// Where a path leads that is relative to the run's folder or to one that may be read. Whether it may be read is
+    /// not said by that.
     ///
     /// # Errors
     /// A text for people: it leads nowhere.
@@ -258,7 +258,8 @@ fn absolute(path: &Path, own: Option<&Path>, allowed: &[PathBuf]) -> Result<Path
     if path.as_os_str().is_empty() {
         return Err("a path is empty".into());
     }
-    // `..` is taken back by the words alone: on the way through a folder that is not allowed it would tell what is there.
+    // `..` is taken back by the words alone: on the way through a folder that is not allowed it would tell what is
+    // there.
     let mut plain = PathBuf::new();
     for part in path.components() {
         match part {

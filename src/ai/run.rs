@@ -160,8 +160,8 @@ impl<'a> Run<'a> {
         (!step.kind.is_local || !steps.iter().any(is_needed)).then_some(result)
     }
 
-    /// When nothing runs any more: puts the run off if steps wait for a time, and down if they wait for others. Whether to
-    /// go on, because one of them need not wait any more.
+    /// When nothing runs any more: puts the run off if steps wait for a time, and down if they wait for others. Whether
+    /// to go on, because one of them need not wait any more.
     async fn put_down(&self, places: &mut [Place]) -> Result<bool, Failure> {
         let names: Vec<String> = places
             .iter()

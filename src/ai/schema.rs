@@ -63,8 +63,8 @@ impl Shape {
     }
 }
 
-/// The schema as a server is asked for it. Servers make a grammar of it, and one that they cannot make of all of it holds
-/// the model to nothing: what no grammar can say is left out there, and checked here.
+/// The schema as a server is asked for it. Servers make a grammar of it, and one that they cannot make of all of it
+/// holds the model to nothing: what no grammar can say is left out there, and checked here.
 pub(super) fn for_grammar(schema: &Value) -> Value {
     const BEYOND: &[&str] = &[
         "not",

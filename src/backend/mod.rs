@@ -30,11 +30,11 @@ pub struct Options {
     pub result_expires: Option<Duration>,
     /// How long a failure is kept, if not as long as a result; zero is for ever.
     pub result_failure_expires: Option<Duration>,
-    /// How long the results of a chord's header with groups in it are waited for (`result_chord_join_timeout`); `None` is
-    /// for ever.
+    /// How long the results of a chord's header with groups in it are waited for (`result_chord_join_timeout`); `None`
+    /// is for ever.
     pub chord_join_timeout: Option<Duration>,
-    /// Whether the body of a chord gets the results in the order of the header (`result_chord_ordered`), or as they came.
-    /// The same for all workers of a chord.
+    /// Whether the body of a chord gets the results in the order of the header (`result_chord_ordered`), or as they
+    /// came. The same for all workers of a chord.
     pub chord_ordered: bool,
     /// In front of every key; like Celery an `_` is put behind it unless it ends in one of `:_-.`.
     pub global_keyprefix: String,
@@ -153,8 +153,8 @@ impl Backend {
         })
     }
 
-    /// The same for a caller who asks until he is answered: each answer that did not come in time is waited for longer by the
-    /// next try, so that what is large gets through a slow network.
+    /// The same for a caller who asks until he is answered: each answer that did not come in time is waited for longer
+    /// by the next try, so that what is large gets through a slow network.
     pub(crate) fn patient(&self) -> Self {
         Self {
             patience: Some(Patience::default()),

@@ -1,5 +1,5 @@
-//! Keys of tasks of which one is to run: who has it, and how that ended. One hash for each key, which expires by itself: with
-//! the sign of life of who runs, or with the time for which a result is given again.
+//! Keys of tasks of which one is to run: who has it, and how that ended. One hash for each key, which expires by
+//! itself: with the sign of life of who runs, or with the time for which a result is given again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,7 +131,8 @@ impl Backend {
             .sum())
     }
 
-    /// Writes down what becomes of a key at once; in a worker [`Write::Unique`](super::Write::Unique) does with the result.
+    /// Writes down what becomes of a key at once; in a worker [`Write::Unique`](super::Write::Unique) does with the
+    /// result.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.

@@ -28,8 +28,8 @@ pub enum Write {
         status: State,
         /// The record, JSON.
         record: Bytes,
-        /// The end of a task that a worker has sent: who waits for it may begin to only now. When nobody hears of it the
-        /// answer says so.
+        /// The end of a task that a worker has sent: who waits for it may begin to only now. When nobody hears of it
+        /// the answer says so.
         late: bool,
     },
     /// A task that nobody has started is revoked; what has a result, or runs elsewhere, is left alone (P-100).

@@ -1,4 +1,5 @@
-//! Crontabs (`celery.schedules.crontab`): five sets of numbers, and the first minute after a time that is in all of them.
+//! Crontabs (`celery.schedules.crontab`): five sets of numbers, and the first minute after a time that is in all of
+//! them.
 //!
 //! Days count when day of week *and* day of month *and* month agree, as in Celery and unlike `cron(5)`. What is read is
 //! what Celery reads; where Celery ignores the end of a text that it does not understand (`1-5-7`), this is an error.

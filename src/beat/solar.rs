@@ -1,9 +1,9 @@
 //! Schedules by the sun (`celery.schedules.solar`): its nine events, anywhere on earth.
 //!
 //! The position of the sun is that of Meeus' short formulas, as NOAA's solar calculator uses them, taken at the time of
-//! the event itself. Celery's come from PyEphem: both agree within five seconds up to 45° of latitude, within a minute up
-//! to 60°, and within three up to 80° (measured with 6,000 random events). Where an event does not happen on a day, the
-//! next day on which it does counts; where the sun only grazes the horizon, that may be a day earlier or later.
+//! the event itself. Celery's come from PyEphem: both agree within five seconds up to 45° of latitude, within a minute
+//! up to 60°, and within three up to 80° (measured with 6,000 random events). Where an event does not happen on a day,
+//! the next day on which it does counts; where the sun only grazes the horizon, that may be a day earlier or later.
 
 use jiff::SignedDuration;
 use serde_json::{Map, Value};
@@ -196,8 +196,8 @@ mod tests {
 
     #[test]
     fn events_are_those_that_celery_finds() {
-        // Event, latitude, longitude, a time and the event after it: said by `celery.schedules.solar` of Celery 5.7 with
-        // ephem 4.2.1, as `last + schedule.remaining_estimate(last)` with `nowfun=lambda: last`.
+        // Event, latitude, longitude, a time and the event after it: said by `celery.schedules.solar` of Celery 5.7
+        // with ephem 4.2.1, as `last + schedule.remaining_estimate(last)` with `nowfun=lambda: last`.
         for (event, lat, lon, last, theirs) in [
             ("dawn_astronomical", -39.281, -27.762, 1_994_089_143, 1_994_134_427),
             ("dawn_astronomical", 12.794, 66.518, 1_844_086_993, 1_844_120_923),
@@ -230,7 +230,8 @@ mod tests {
 
     #[test]
     fn an_event_that_does_not_happen_today_is_looked_for_on_later_days() {
-        // Tromsø's polar night and its midnight sun end, and Berlin's summer without astronomical dawn, when Celery says.
+        // Tromsø's polar night and its midnight sun end, and Berlin's summer without astronomical dawn, when Celery
+        // says.
         for (event, lat, lon, last, theirs) in [
             ("sunrise", 69.65, 18.96, 1_796_083_200, 1_800_009_278),
             ("sunset", 69.65, 18.96, 1_780_272_000, 1_785_018_983),

@@ -1,5 +1,5 @@
-//! What is told to everybody: queues of fanout exchanges (kombu's `Broadcast`). Each worker hears each message; nothing is
-//! kept for those who do not listen, and nothing comes back when a worker dies with one.
+//! What is told to everybody: queues of fanout exchanges (kombu's `Broadcast`). Each worker hears each message; nothing
+//! is kept for those who do not listen, and nothing comes back when a worker dies with one.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Declaring queues, as kombu does: in the table of bindings of their exchange, for good, or with a deadline for those that
-//! expire, which is put off as long as somebody consumes them.
+//! Declaring queues, as kombu does: in the table of bindings of their exchange, for good, or with a deadline for those
+//! that expire, which is put off as long as somebody consumes them.
 
 use std::sync::PoisonError;
 use std::time::Duration;

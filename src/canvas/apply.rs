@@ -426,8 +426,8 @@ fn pick(given: Vec<Signature>, own: Vec<Signature>) -> Vec<Signature> {
     if given.is_empty() { own } else { given }
 }
 
-/// Options of a call over those of a signature (`Signature._merge`). The group, and what is stamped, stay: to change them
-/// would keep others waiting for ever.
+/// Options of a call over those of a signature (`Signature._merge`). The group, and what is stamped, stay: to change
+/// them would keep others waiting for ever.
 fn merge(own: &mut CallOptions, mut with: CallOptions) {
     let stamps: Vec<String> = own
         .get("stamped_headers")

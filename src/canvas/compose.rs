@@ -15,7 +15,8 @@ pub enum Reach {
     Everywhere,
 }
 
-/// One after the other (`celery.chain`). Nested chains become one, and what follows a group becomes the body of a chord.
+/// One after the other (`celery.chain`). Nested chains become one, and what follows a group becomes the body of a
+/// chord.
 pub fn chain(steps: impl IntoIterator<Item = Signature>) -> Signature {
     let mut steps = steps.into_iter();
     let Some(first) = steps.next() else {
@@ -219,8 +220,8 @@ fn of_header(errback: &Signature) -> Signature {
 }
 
 /// Called with a failure of the group that is the body of a chord, by each of its tasks and never by a header
-/// (`celery.canvas._link_error_to_body_tasks`). One with error callbacks of its own, which will replace those of its tasks,
-/// gets it there.
+/// (`celery.canvas._link_error_to_body_tasks`). One with error callbacks of its own, which will replace those of its
+/// tasks, gets it there.
 pub(super) fn link_error_to_body(body: &mut Signature, errback: &Signature, runs_as_group: bool) {
     match &mut body.kind {
         Kind::Group(tasks) if !runs_as_group || body.options.link_error.is_empty() => {
@@ -252,8 +253,8 @@ impl Signature {
         self
     }
 
-    /// With an error callback, called for each member of a chord's header that fails as well, with the id of the member,
-    /// and not only for its body (`task_allow_error_cb_on_chord_header`).
+    /// With an error callback, called for each member of a chord's header that fails as well, with the id of the
+    /// member, and not only for its body (`task_allow_error_cb_on_chord_header`).
     #[must_use]
     pub fn link_error_everywhere(mut self, errback: Self) -> Self {
         link_error(&mut self, &errback, Reach::Everywhere);

@@ -14,8 +14,8 @@ const PARENTS: usize = 400;
 pub struct ResultNode {
     /// Task id, or group id.
     pub id: String,
-    /// The results that come before it, the first one first; none of them has some of its own. A list, since a chain is as
-    /// long as its author wants.
+    /// The results that come before it, the first one first; none of them has some of its own. A list, since a chain is
+    /// as long as its author wants.
     pub parents: Vec<ResultNode>,
     /// The results of a group; `None` for a task.
     pub children: Option<Vec<ResultNode>>,

@@ -6,8 +6,8 @@ use serde_json::Value;
 use crate::wire::{Json, Kind, Signature};
 
 impl Signature {
-    /// With a stamp on this call and on everything in it: a value, or a list of them. A stamp that is there already gets
-    /// the values in addition.
+    /// With a stamp on this call and on everything in it: a value, or a list of them. A stamp that is there already
+    /// gets the values in addition.
     #[must_use]
     pub fn stamp(mut self, name: &str, value: impl Serialize) -> Self {
         let given = match serde_json::to_value(value).unwrap_or_default() {

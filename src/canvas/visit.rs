@@ -13,8 +13,8 @@ pub type Stamps = BTreeMap<String, Value>;
 
 /// Says what the parts of a composition are stamped with. Each method is told what comes from outside of the part, and
 /// gives what is to be added: for a call that is the call itself, otherwise everything in it. What comes from outside
-/// stays where a name is there already; two lists are put together (in Celery those of parts stamped before grow as well).
-/// The names of the methods are Celery's.
+/// stays where a name is there already; two lists are put together (in Celery those of parts stamped before grow as
+/// well). The names of the methods are Celery's.
 pub trait StampingVisitor {
     /// A call.
     fn on_signature(&mut self, call: &Signature, stamps: &Stamps) -> Stamps;

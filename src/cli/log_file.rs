@@ -1,5 +1,5 @@
-//! The file of `-f`. Whoever rotates logs gives it another name and expects a new one under the old: that is seen within a
-//! second, in child processes as well, and at once when SIGHUP says so.
+//! The file of `-f`. Whoever rotates logs gives it another name and expects a new one under the old: that is seen
+//! within a second, in child processes as well, and at once when SIGHUP says so.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

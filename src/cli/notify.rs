@@ -1,5 +1,5 @@
-//! What systemd is told (`sd_notify(3)`): that the worker is ready, that it stops, and that it lives. One datagram each,
-//! to the socket that systemd names in the environment; without one nobody is told anything.
+//! What systemd is told (`sd_notify(3)`): that the worker is ready, that it stops, and that it lives. One datagram
+//! each, to the socket that systemd names in the environment; without one nobody is told anything.
 
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;

@@ -1,6 +1,6 @@
-//! What commands print. Whoever reads it may have seen enough and be gone (`orchestra config --all | head -1`): that ends the
-//! program quietly, where the standard library's `println!` panics. What cannot be written otherwise, on a full disk, ends it
-//! with an error, so that `orchestra dead list >file && orchestra dead drop --all` loses nothing.
+//! What commands print. Whoever reads it may have seen enough and be gone (`orchestra config --all | head -1`): that
+//! ends the program quietly, where the standard library's `println!` panics. What cannot be written otherwise, on a
+//! full disk, ends it with an error, so that `orchestra dead list >file && orchestra dead drop --all` loses nothing.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
@@ -19,7 +19,8 @@ macro_rules! print {
     ($($words:tt)*) => { $crate::cli::out::text(format_args!($($words)*)) };
 }
 
-/// Says a line on the standard error. A terminal that was closed hears nothing, which must not stop who goes on without it.
+/// Says a line on the standard error. A terminal that was closed hears nothing, which must not stop who goes on without
+/// it.
 macro_rules! eprintln {
     () => { $crate::cli::out::said(format_args!("")) };
     ($($words:tt)*) => { $crate::cli::out::said(format_args!($($words)*)) };

@@ -1,4 +1,5 @@
-//! The file that holds the number of this process, so that one worker is not started twice (`celery.platforms.Pidfile`).
+//! The file that holds the number of this process, so that one worker is not started twice
+//! (`celery.platforms.Pidfile`).
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};

@@ -56,15 +56,15 @@ impl Ears {
     }
 }
 
-/// For a child of the worker, which has the worker's name and may be meant by `pkill`: what the worker hears ends no child. Its log
-/// sees for itself that the file was renamed.
+/// For a child of the worker, which has the worker's name and may be meant by `pkill`: what the worker hears ends no
+/// child. Its log sees for itself that the file was renamed.
 pub(super) fn ignore() -> Vec<Signal> {
     let kinds = [SignalKind::hangup(), SignalKind::user_defined1()];
     kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect()
 }
 
-/// Done when the first signal comes that asks to stop, for programs that have nothing to finish. What has a log says there how
-/// to see `what` it does; SIGHUP ends what has none.
+/// Done when the first signal comes that asks to stop, for programs that have nothing to finish. What has a log says
+/// there how to see `what` it does; SIGHUP ends what has none.
 pub(super) fn asked_to_stop(log: Option<(Log, &'static str)>) -> std::io::Result<impl Future<Output = ()>> {
     let mut ears = Ears::open()?;
     Ok(async move {
@@ -81,8 +81,8 @@ pub(super) fn asked_to_stop(log: Option<(Log, &'static str)>) -> std::io::Result
 
 /// Turns signals into stops: the first SIGTERM or SIGINT is warm, the second cold; SIGQUIT is cold. Where a cold stop
 /// has to wait (`worker_soft_shutdown_timeout`) it is the next signal that does not. `REMAP_SIGTERM=SIGQUIT` makes
-/// SIGTERM cold. SIGHUP opens the log file again, or, where stdin is a terminal, says that it was closed: a warm stop. SIGUSR1
-/// says where to see what runs.
+/// SIGTERM cold. SIGHUP opens the log file again, or, where stdin is a terminal, says that it was closed: a warm stop.
+/// SIGUSR1 says where to see what runs.
 pub(super) struct Signals {
     failed: Arc<AtomicBool>,
 }

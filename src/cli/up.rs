@@ -52,8 +52,8 @@ impl Up {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(world)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(world)?;
-        // Those that were started have process groups of their own: a terminal that is closed does not reach them. What stays
-        // behind its terminal on purpose (nohup) has another stdin.
+        // Those that were started have process groups of their own: a terminal that is closed does not reach them. What
+        // stays behind its terminal on purpose (nohup) has another stdin.
         let mut hangup = signal(SignalKind::hangup()).map_err(world)?;
         let has_terminal = std::io::stdin().is_terminal();
         let settings = common.settings()?;

@@ -17,8 +17,8 @@ impl Client {
     /// ids that follow from their work, and with results that are kept, no call is sent twice.
     ///
     /// What is sent is noted as PENDING, which means "nothing is known" to everybody else (and Celery's default for
-    /// tasks that nobody has heard of). The broker remembers that it was sent until that is noted: a caller that is killed in
-    /// between sends nothing when it is started again within a day.
+    /// tasks that nobody has heard of). The broker remembers that it was sent until that is noted: a caller that is
+    /// killed in between sends nothing when it is started again within a day.
     ///
     /// # Errors
     /// As of [`send`](Self::send); there is no result backend.

@@ -1,6 +1,6 @@
 //! Who waits for which result, and the subscriptions that this needs. One task makes and ends them all, in the order in
-//! which they are wanted: a waiter that comes while another leaves keeps its subscription, and one that is dropped, by a
-//! timeout or with its stream, leaves none behind.
+//! which they are wanted: a waiter that comes while another leaves keeps its subscription, and one that is dropped, by
+//! a timeout or with its stream, leaves none behind.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

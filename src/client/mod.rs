@@ -135,7 +135,8 @@ impl Client {
         self
     }
 
-    /// With error callbacks of chains that reach so far into the chords in them (`task_allow_error_cb_on_chord_header`).
+    /// With error callbacks of chains that reach so far into the chords in them
+    /// (`task_allow_error_cb_on_chord_header`).
     #[must_use]
     pub fn reaching(mut self, reach: Reach) -> Self {
         self.reach = reach;

@@ -48,8 +48,9 @@ impl Client {
     /// Sends a call; when this returns, Redis has it.
     ///
     /// # Errors
-    /// An argument is not JSON, or Redis cannot be reached. A call whose confirmation was lost is sent again under the same id, as
-    /// Celery's producers do (`task_publish_retry`), and may be there twice; [`send_once`](Self::send_once) sends nothing twice.
+    /// An argument is not JSON, or Redis cannot be reached. A call whose confirmation was lost is sent again under the
+    /// same id, as Celery's producers do (`task_publish_retry`), and may be there twice; [`send_once`](Self::send_once)
+    /// sends nothing twice.
     pub async fn send(&self, call: Call) -> Result<Pending, Error> {
         let id = call.id().to_owned();
         self.send_all([call]).await?;
@@ -60,8 +61,8 @@ impl Client {
     /// their way the next are made.
     ///
     /// # Errors
-    /// See [`send`](Self::send); none or some of them may have been sent. Of several that go together and whose confirmation was lost
-    /// none is sent again by itself: all might be there twice.
+    /// See [`send`](Self::send); none or some of them may have been sent. Of several that go together and whose
+    /// confirmation was lost none is sent again by itself: all might be there twice.
     pub async fn send_many<C: Borrow<Call>>(&self, calls: impl IntoIterator<Item = C>) -> Result<Vec<Pending>, Error> {
         let mut sent = Vec::new();
         self.send_all(
@@ -73,8 +74,8 @@ impl Client {
         Ok(sent)
     }
 
-    /// [`send_many`](Self::send_many) for any number of calls: remembers none, and takes the next ones from `calls` only
-    /// as fast as Redis does. How many there were.
+    /// [`send_many`](Self::send_many) for any number of calls: remembers none, and takes the next ones from `calls`
+    /// only as fast as Redis does. How many there were.
     ///
     /// # Errors
     /// See [`send`](Self::send); none or some of them may have been sent.

@@ -139,8 +139,8 @@ impl QueueOptions {
     }
 }
 
-/// `task_routes`: a table by name or pattern, a list of pairs, or a list of routers, which are asked in its order: tables, and
-/// lists of pairs. Each of them gives a whole name before a pattern.
+/// `task_routes`: a table by name or pattern, a list of pairs, or a list of routers, which are asked in its order:
+/// tables, and lists of pairs. Each of them gives a whole name before a pattern.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct RouteTable(Vec<(String, Route)>);
 

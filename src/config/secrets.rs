@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::wire::redact::{self, HIDDEN, is_secret};
 
-/// Hides what is secret by its name, here as everywhere and as in `celery.app.utils`, and passwords in URLs wherever they
-/// stand.
+/// Hides what is secret by its name, here as everywhere and as in `celery.app.utils`, and passwords in URLs wherever
+/// they stand.
 pub(super) fn hide(name: &str, value: &mut Value) {
     const SECRET: &[&str] = &["api", "token", "key", "secret", "pass", "signature", "database"];
     let words = || name.split(['_', '-']);

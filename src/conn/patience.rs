@@ -9,8 +9,8 @@ use crate::clock;
 /// How long a start waits for a Redis that answered before.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Tries until it succeeds: for what comes after a first connection, when a Redis that cannot be reached is one that was
-/// just lost. One that was never there is somebody's mistake, and said at once.
+/// Tries until it succeeds: for what comes after a first connection, when a Redis that cannot be reached is one that
+/// was just lost. One that was never there is somebody's mistake, and said at once.
 ///
 /// # Errors
 /// It is refused for good, or the Redis stays away.

@@ -55,8 +55,8 @@ impl Sentinels {
         self.login = login;
     }
 
-    /// Where the master is. All are asked at once, and the first that knows is believed: the connection itself finds out
-    /// whether it is a master that answers.
+    /// Where the master is. All are asked at once, and the first that knows is believed: the connection itself finds
+    /// out whether it is a master that answers.
     pub(super) async fn find(&self, timeout: Duration) -> Result<ConnectionAddr, Error> {
         let Some(master) = &self.master else {
             return Err(Error::Url(

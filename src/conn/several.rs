@@ -1,5 +1,5 @@
-//! A list of brokers, `a;b` (kombu's failover): one of them is used, and when it cannot be reached the next. Which one is
-//! common to all connections of a program, so that messages are taken and acknowledged at the same server.
+//! A list of brokers, `a;b` (kombu's failover): one of them is used, and when it cannot be reached the next. Which one
+//! is common to all connections of a program, so that messages are taken and acknowledged at the same server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

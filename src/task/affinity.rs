@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Knows what calls of some tasks need. Of those that wait for a place in a worker, one whose need is at hand goes before
-/// one whose need would have to be fetched in its place; not often, and not for long.
+/// Knows what calls of some tasks need. Of those that wait for a place in a worker, one whose need is at hand goes
+/// before one whose need would have to be fetched in its place; not often, and not for long.
 pub trait Affinity: Send + Sync {
     /// What a call needs, by its arguments: the JSON texts of a list and of an object. `None` is nothing of the kind.
     fn need(&self, task: &str, args: &str, kwargs: &str) -> Option<Arc<str>>;

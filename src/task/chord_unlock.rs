@@ -1,5 +1,5 @@
-//! `celery.chord_unlock` (`celery.app.builtins`): where results cannot count the parts of a chord, clients send it to look
-//! again and again whether all are there. With Redis nobody needs it; whoever sends it is served.
+//! `celery.chord_unlock` (`celery.app.builtins`): where results cannot count the parts of a chord, clients send it to
+//! look again and again whether all are there. With Redis nobody needs it; whoever sends it is served.
 
 use std::time::Duration;
 

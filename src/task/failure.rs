@@ -32,7 +32,8 @@ pub enum Failure {
     /// written down. Only after [`Context::park`](super::Context::park) said that it can be.
     Park,
     /// Put the task off: it gives its place to others and runs again then, without that counting as a retry. With late
-    /// acks its message stays with the worker, as one that waits for its ETA; otherwise it is sent again, as a retry is.
+    /// acks its message stays with the worker, as one that waits for its ETA; otherwise it is sent again, as a retry
+    /// is.
     Later(Duration),
     /// Another call, or a composition of calls, takes this task's place and its id (`Task.replace`).
     Replace(Box<Signature>),

@@ -5,8 +5,8 @@ use std::time::Duration;
 /// How long a result is given again if nobody says: as long as Celery keeps results.
 pub const PERIOD: Duration = Duration::from_secs(86_400);
 
-/// Calls of a task with the same arguments are one run; the others get its result. A message says the same of itself with
-/// the header `idempotency_key`.
+/// Calls of a task with the same arguments are one run; the others get its result. A message says the same of itself
+/// with the header `idempotency_key`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unique {
     /// How long a result is given again, from the end of the run.

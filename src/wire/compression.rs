@@ -1,5 +1,5 @@
-//! Compressed bodies and results (`kombu.compression`). The output is bounded while it is produced, and so is the memory that a
-//! stream may ask for, so that a small message cannot fill the memory.
+//! Compressed bodies and results (`kombu.compression`). The output is bounded while it is produced, and so is the
+//! memory that a stream may ask for, so that a small message cannot fill the memory.
 
 use std::io::{self, Read, Write};
 

@@ -1,5 +1,5 @@
-//! Values of Rust as JSON text, with the floats that JSON does not have: serde_json writes `null` for one, Python its name.
-//! Such a float is carried as `json` says; everything else is serde_json's.
+//! Values of Rust as JSON text, with the floats that JSON does not have: serde_json writes `null` for one, Python its
+//! name. Such a float is carried as `json` says; everything else is serde_json's.
 
 use serde::Serialize;
 use serde::ser::{self, Serializer};

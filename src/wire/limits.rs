@@ -1,6 +1,7 @@
 //! How large the parts of a message may be. Everything from outside is bounded before it is parsed.
 
-/// Bounds on one message, in bytes but for the depth. See `docs/reliability.md` for what happens to a message beyond them.
+/// Bounds on one message, in bytes but for the depth. See `docs/reliability.md` for what happens to a message beyond
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The decoded body, after base64 and decompression.

@@ -1,5 +1,5 @@
-//! JSON text with floats that JSON does not have, carried as `json` says, as values of Rust: an `f64` gets its `NaN`. Only
-//! texts that have one come this way, so it need not be fast.
+//! JSON text with floats that JSON does not have, carried as `json` says, as values of Rust: an `f64` gets its `NaN`.
+//! Only texts that have one come this way, so it need not be fast.
 
 use std::borrow::Cow;
 
@@ -24,7 +24,8 @@ impl<'a> Loose<'a> {
     /// A value to be read.
     ///
     /// # Errors
-    /// It is nested too deep, or it is no JSON: what is read here piece by piece would not see what stands behind a value.
+    /// It is nested too deep, or it is no JSON: what is read here piece by piece would not see what stands behind a
+    /// value.
     pub(crate) fn new(text: &'a str) -> Result<Self, Error> {
         match json::depth(text) {
             depth if depth > DEEPEST => Err(Error::custom("recursion limit exceeded")),

@@ -215,7 +215,8 @@ impl Outbound {
     }
 }
 
-/// A time that is given as seconds from now or as a date (a text, or as kombu marks one): how long from now, and the date.
+/// A time that is given as seconds from now or as a date (a text, or as kombu marks one): how long from now, and the
+/// date.
 fn time(value: &Json, now: Timestamp) -> Option<(Duration, String)> {
     if let Ok(seconds) = value.parse::<f64>() {
         let after = Duration::try_from_secs_f64(seconds.max(0.0)).ok()?;

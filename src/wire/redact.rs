@@ -90,8 +90,8 @@ fn plain(name: &str) -> String {
         .collect()
 }
 
-/// Whether what has this name is a secret: also a second one (`password2`), and several (`cookies`); but `tokens` are mostly
-/// counted.
+/// Whether what has this name is a secret: also a second one (`password2`), and several (`cookies`); but `tokens` are
+/// mostly counted.
 pub fn is_secret(name: &str) -> bool {
     ends_as_one(name, &secrets().names)
 }
@@ -116,7 +116,8 @@ pub fn may_hold_secret(text: &str) -> bool {
     secrets().pattern.as_ref().is_none_or(|pattern| pattern.is_match(text))
 }
 
-/// Hides what is secret in a value: under its name, beside it in a pair, in JSON inside of a text, and passwords in URLs.
+/// Hides what is secret in a value: under its name, beside it in a pair, in JSON inside of a text, and passwords in
+/// URLs.
 pub fn hide(value: &mut Value) {
     match value {
         Value::String(text) => {

@@ -1,4 +1,5 @@
-//! JSON text in the other forms that kombu's serializers have: what Python's `msgpack` and `yaml` read as the same value.
+//! JSON text in the other forms that kombu's serializers have: what Python's `msgpack` and `yaml` read as the same
+//! value.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

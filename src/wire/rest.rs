@@ -81,8 +81,8 @@ impl Rest {
     }
 }
 
-/// Where the last element begins in a list that is JSON but for the bracket behind it. From the end: what is before that element
-/// is long, and was read when it came.
+/// Where the last element begins in a list that is JSON but for the bracket behind it. From the end: what is before
+/// that element is long, and was read when it came.
 fn last_begins(list: &str) -> usize {
     let text = list.as_bytes();
     let (mut depth, mut quoted) = (0_usize, false);
@@ -112,7 +112,8 @@ impl Serialize for Rest {
 }
 
 impl<'de> Deserialize<'de> for Rest {
-    /// Takes any list whose last element is a signature: a later one that is none is found in the message before its turn.
+    /// Takes any list whose last element is a signature: a later one that is none is found in the message before its
+    /// turn.
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let list = String::from(Box::<str>::from(Box::<RawValue>::deserialize(deserializer)?));
         if !list.starts_with('[') || !list.ends_with(']') {

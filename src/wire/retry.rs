@@ -137,8 +137,8 @@ pub fn resumed_parcel(raw: &[u8], queue: &str) -> Result<Parcel, serde_json::Err
     })
 }
 
-/// Celery's pause before an automatic retry (`celery.utils.time.get_exponential_backoff_interval`): `factor × 2^retries`
-/// up to `max`, and with jitter a random whole number of seconds up to that.
+/// Celery's pause before an automatic retry (`celery.utils.time.get_exponential_backoff_interval`):
+/// `factor × 2^retries` up to `max`, and with jitter a random whole number of seconds up to that.
 pub fn backoff(factor: Duration, retries: u32, max: Duration, jitter: bool) -> Duration {
     let factor = factor.as_secs().max(1);
     let pause = factor

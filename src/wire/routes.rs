@@ -1,5 +1,5 @@
-//! Where a task goes: by its name (`task_routes`, `celery.app.routes`), by the options of its call, and by how queues are
-//! bound (`task_queues`).
+//! Where a task goes: by its name (`task_routes`, `celery.app.routes`), by the options of its call, and by how queues
+//! are bound (`task_queues`).
 
 use super::{CallOptions, Json, Kwargs, Queue};
 
@@ -130,8 +130,8 @@ pub(crate) fn names_first<T>(routes: &mut [(String, T)]) {
     routes.sort_by_key(|(pattern, _)| pattern.contains('*'));
 }
 
-/// Whether a name fits a pattern: one with a `*` is read as Python's `fnmatch` reads it, with `?` and `[a-z]` as well; any
-/// other is a name.
+/// Whether a name fits a pattern: one with a `*` is read as Python's `fnmatch` reads it, with `?` and `[a-z]` as well;
+/// any other is a name.
 pub(crate) fn fits(name: &str, pattern: &str) -> bool {
     if !pattern.contains('*') {
         return name == pattern;

@@ -1,5 +1,5 @@
-//! Base64 with padding, as bodies of messages have it; by the vector instructions of the processor where there are some. Of a large
-//! message it was half of what decoding costs.
+//! Base64 with padding, as bodies of messages have it; by the vector instructions of the processor where there are
+//! some. Of a large message it was half of what decoding costs.
 
 use std::sync::LazyLock;
 

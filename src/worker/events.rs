@@ -154,8 +154,8 @@ impl Events {
         self.broadcast(&event)
     }
 
-    /// A state of a task's own, as an event of its name (`task-progress`): Celery's monitors take the state of a task from events
-    /// alone, and one that they do not know by its name. `None` when nobody wants it.
+    /// A state of a task's own, as an event of its name (`task-progress`): Celery's monitors take the state of a task
+    /// from events alone, and one that they do not know by its name. `None` when nobody wants it.
     pub(crate) fn custom(&self, request: &Request, state: &str, meta: &RawValue) -> Option<Vec<u8>> {
         let name = format!("task-{}", state.to_lowercase());
         if !self.tasks || !request.policy.send_events || TOLD.contains(&name.as_str()) {

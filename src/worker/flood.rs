@@ -1,12 +1,12 @@
-//! A queue is read in its order, and what has to wait for its ETA is out of the way when it was read. With a million such
-//! messages in front that takes half a minute, and what is due stands behind them. So where nearly all has to wait, more of it is
-//! taken at once, and now and then the newest are looked at.
+//! A queue is read in its order, and what has to wait for its ETA is out of the way when it was read. With a million
+//! such messages in front that takes half a minute, and what is due stands behind them. So where nearly all has to
+//! wait, more of it is taken at once, and now and then the newest are looked at.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// So many messages that have to wait are read before the newest are looked at once: the look costs Redis about as much as a
-/// tenth of them.
+/// So many messages that have to wait are read before the newest are looked at once: the look costs Redis about as much
+/// as a tenth of them.
 const WAITING: usize = 256;
 /// After so many it is asked whether there still is a flood: what was handed on last may not have been looked at yet.
 const MANY: usize = 8 * WAITING;

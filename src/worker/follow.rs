@@ -55,8 +55,8 @@ impl Scribe {
         self.outs(planner.plan)
     }
 
-    /// Callbacks and the next step of the chain. With `task_inherit_parent_priority` they have the priority of what they
-    /// follow, whatever their own is.
+    /// Callbacks and the next step of the chain. With `task_inherit_parent_priority` they have the priority of what
+    /// they follow, whatever their own is.
     ///
     /// # Errors
     /// See [`apply`](Self::apply).

@@ -25,7 +25,8 @@ pub(crate) enum Kept {
 /// What is held.
 pub(crate) struct Held {
     pub tags: Vec<Tag>,
-    /// So many, the last of them, are on their way to Redis: that they are not there yet does not mean that others have them.
+    /// So many, the last of them, are on their way to Redis: that they are not there yet does not mean that others have
+    /// them.
     pub new: usize,
 }
 
@@ -43,14 +44,14 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// How often leases are kept fresh: three times within each, and often enough that a server whose clock jumps does not
-    /// matter.
+    /// How often leases are kept fresh: three times within each, and often enough that a server whose clock jumps does
+    /// not matter.
     pub(crate) fn pause(lease: Duration) -> Duration {
         (lease / 3).clamp(Duration::from_millis(200), Duration::from_secs(60))
     }
 
-    /// How often to look for overdue messages: often enough that what a dead worker ran starts again within a second of the
-    /// end of its lease.
+    /// How often to look for overdue messages: often enough that what a dead worker ran starts again within a second of
+    /// the end of its lease.
     pub(crate) fn sweep_pause(lease: Duration) -> Duration {
         (lease / 20).clamp(Duration::from_millis(250), Duration::from_secs(30))
     }

@@ -1,9 +1,9 @@
-//! The line of requests that wait for a place to run: as they came ([`Reserved`]), or, where tenants are to be treated alike
-//! (`worker_fair_by`), the oldest one of the tenant whose tasks have used least.
+//! The line of requests that wait for a place to run: as they came ([`Reserved`]), or, where tenants are to be treated
+//! alike (`worker_fair_by`), the oldest one of the tenant whose tasks have used least.
 //!
-//! What a task will use is not known before it ran, so its tenant is charged with what its tasks used lately, and the difference
-//! when it has ended. A tenant that comes back after a while begins where the others are: nobody saves up. That is deficit
-//! round robin in which the deficit is counted from the other side.
+//! What a task will use is not known before it ran, so its tenant is charged with what its tasks used lately, and the
+//! difference when it has ended. A tenant that comes back after a while begins where the others are: nobody saves up.
+//! That is deficit round robin in which the deficit is counted from the other side.
 
 use std::collections::HashMap;
 use std::sync::Arc;

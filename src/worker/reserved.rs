@@ -1,5 +1,5 @@
-//! Requests that wait for a place to run. They go in the order in which they came; but what another worker was lost with goes
-//! first: it has had its turn, and has waited for a lease to end. And one whose need is at hand, such as a
+//! Requests that wait for a place to run. They go in the order in which they came; but what another worker was lost
+//! with goes first: it has had its turn, and has waited for a lease to end. And one whose need is at hand, such as a
 //! model in memory, may go before one whose need is not, as often and as long as that may be.
 
 use std::collections::VecDeque;

@@ -1,5 +1,5 @@
-//! Room for messages: how much memory those that this worker holds may take. The prefetch count bounds them as well, but
-//! not when it is switched off, and not what waits for its ETA.
+//! Room for messages: how much memory those that this worker holds may take. The prefetch count bounds them as well,
+//! but not when it is switched off, and not what waits for its ETA.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

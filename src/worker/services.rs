@@ -41,9 +41,9 @@ impl ServiceKind {
     }
 }
 
-/// Starts a service. A panic in it is a bug; it is logged with the service's name. Where its death ends the worker that is a
-/// cold stop, with the exit code of one: whoever looks after the worker starts it again, and what it held goes back to its
-/// queues at once, or, where nobody is left who could write that, when its lease ends.
+/// Starts a service. A panic in it is a bug; it is logged with the service's name. Where its death ends the worker that
+/// is a cold stop, with the exit code of one: whoever looks after the worker starts it again, and what it held goes
+/// back to its queues at once, or, where nobody is left who could write that, when its lease ends.
 pub(crate) fn spawn(kind: ServiceKind, stop: &Stop, service: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
     let (handle, stop) = (tokio::spawn(service), stop.clone());
     let service = handle.abort_handle();

@@ -1,7 +1,7 @@
-//! Results that nobody heard of when they were told. A client that waits for one subscribes and then looks whether it is
-//! there, on two connections: a busy Redis may do the look first, and a quick task ends between the two. Whoever waits for
-//! what it has sent itself has subscribed long before; of what workers send (the steps of a chain, the body of a chord) that
-//! is not so, and it would wait for ever. So such a result is told once more, a moment later.
+//! Results that nobody heard of when they were told. A client that waits for one subscribes and then looks whether it
+//! is there, on two connections: a busy Redis may do the look first, and a quick task ends between the two. Whoever
+//! waits for what it has sent itself has subscribed long before; of what workers send (the steps of a chain, the body
+//! of a chord) that is not so, and it would wait for ever. So such a result is told once more, a moment later.
 
 use std::collections::VecDeque;
 use std::time::Duration;

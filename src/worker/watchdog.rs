@@ -1,6 +1,7 @@
-//! Looks at whether the fetcher does what it is for. A worker that lives, says so, and takes nothing is the worst that can
-//! happen to a queue: nobody starts it again. So somebody who is not the fetcher looks from time to time whether there is room
-//! in the prefetch count, a queue that holds messages, and none that was taken; who asks for the worker's health is told.
+//! Looks at whether the fetcher does what it is for. A worker that lives, says so, and takes nothing is the worst that
+//! can happen to a queue: nobody starts it again. So somebody who is not the fetcher looks from time to time whether
+//! there is room in the prefetch count, a queue that holds messages, and none that was taken; who asks for the worker's
+//! health is told.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,8 +27,8 @@ const LONG: Duration = Duration::from_secs(60);
 pub(crate) struct Progress(Arc<AtomicU64>);
 
 impl Progress {
-    /// Something was taken, or there is a reason why not that is not ours: Redis refuses, a queue's key is no list, what comes
-    /// next has to wait for memory.
+    /// Something was taken, or there is a reason why not that is not ours: Redis refuses, a queue's key is no list,
+    /// what comes next has to wait for memory.
     pub(crate) fn made(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }

@@ -136,8 +136,8 @@ async fn p_202_a_message_of_beat_is_what_celerys_beat_sends() {
         assert_eq!(message["headers"]["root_id"], message["headers"]["id"]);
         assert_eq!(message["properties"]["correlation_id"], message["headers"]["id"]);
         assert!(message["headers"]["expires"].is_string());
-        // What differs from message to message, from program to program; the text of arguments, which is for people; and
-        // our own header.
+        // What differs from message to message, from program to program; the text of arguments, which is for people;
+        // and our own header.
         for (part, names) in [
             (
                 "headers",
@@ -173,7 +173,8 @@ async fn p_202_a_message_of_beat_is_what_celerys_beat_sends() {
     }
 }
 
-/// What a call says nothing of is as the settings say, as for every other sender: Celery's beat sends by `apply_async`, too.
+/// What a call says nothing of is as the settings say, as for every other sender: Celery's beat sends by `apply_async`,
+/// too.
 #[tokio::test(flavor = "multi_thread")]
 async fn beat_sends_where_routes_queues_and_defaults_say() {
     let redis = Redis::start();

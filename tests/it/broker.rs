@@ -56,8 +56,8 @@ async fn claim(broker: &Broker, id: &ClaimId, count: usize) -> Claims {
     }
 }
 
-/// A network that drops packets delivers them when it is well again, and a server does what they say, also when whoever sent
-/// them has long asked again on another connection.
+/// A network that drops packets delivers them when it is well again, and a server does what they say, also when whoever
+/// sent them has long asked again on another connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_that_comes_late_takes_nothing_from_the_one_in_its_place() {
     let redis = Redis::start();

@@ -514,8 +514,8 @@ async fn the_body_of_a_chord_is_sent_once_over_two_servers() {
     assert_eq!(first.length("LLEN", "bodies"), 2);
 }
 
-/// Of what goes to Redis together each stands alone: a chord that somebody broke does not hold up the one beside it, nor a
-/// key that is no result the other results.
+/// Of what goes to Redis together each stands alone: a chord that somebody broke does not hold up the one beside it,
+/// nor a key that is no result the other results.
 #[tokio::test]
 async fn what_redis_refuses_of_a_batch_is_alone_in_it() {
     let redis = Redis::start();

@@ -1,5 +1,5 @@
-//! A Redis Cluster of three nodes. kombu has no transport for one; a prefix with a hash tag puts all keys of a deployment
-//! into one slot, which one node serves.
+//! A Redis Cluster of three nodes. kombu has no transport for one; a prefix with a hash tag puts all keys of a
+//! deployment into one slot, which one node serves.
 
 use crate::support::{Redis, Worker, free_port, run_python, until};
 

@@ -1,6 +1,6 @@
-//! The contract with Ollama (`/api`), the same checks against everything that claims to speak it: the script, the engine
-//! with its small real model, and any server named by `OLLAMA_CONTRACT_HOST` (`make test-ollama`). Asserts on the
-//! contract, never on wording.
+//! The contract with Ollama (`/api`), the same checks against everything that claims to speak it: the script, the
+//! engine with its small real model, and any server named by `OLLAMA_CONTRACT_HOST` (`make test-ollama`). Asserts on
+//! the contract, never on wording.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;

@@ -60,8 +60,8 @@ fn systemd_reads_the_units() {
     }
 }
 
-/// The stop of the unit: a warm one, a cold one when that takes too long, and an exit code that systemd takes for a stop as
-/// wanted.
+/// The stop of the unit: a warm one, a cold one when that takes too long, and an exit code that systemd takes for a
+/// stop as wanted.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_units_stop_is_warm_then_cold_and_no_failure() {
     let unit = read("deploy/systemd/orchestra-worker.service");

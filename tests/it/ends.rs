@@ -1,5 +1,5 @@
-//! Every way in which a run may end, and what a worker says of itself: by a Python worker and by ours, which must not differ.
-//! The tasks are those of `examples/conformance_worker/ends.rs`.
+//! Every way in which a run may end, and what a worker says of itself: by a Python worker and by ours, which must not
+//! differ. The tasks are those of `examples/conformance_worker/ends.rs`.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;

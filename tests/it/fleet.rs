@@ -316,8 +316,8 @@ async fn the_same_call_is_asked_once_and_remembered() {
     );
 }
 
-/// Whoever waits for the answer of another's call hears its tokens while they come; when who asks is lost, another asks, and
-/// readers are told that it begins again.
+/// Whoever waits for the answer of another's call hears its tokens while they come; when who asks is lost, another
+/// asks, and readers are told that it begins again.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_the_same_answer_hears_it_come() {
     let (redis, host) = (

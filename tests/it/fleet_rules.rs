@@ -65,7 +65,8 @@ async fn each_strategy_chooses_its_hosts_and_its_reasons_can_be_asked() {
     };
     for strategy in ["warm-first", "weighted"] {
         let answers = ask(12, strategy, "").await;
-        // Which two are drawn goes by the id of the call: that one of three has none of twelve is seen once in forty runs.
+        // Which two are drawn goes by the id of the call: that one of three has none of twelve is seen once in forty
+        // runs.
         assert!(by_host(&answers).len() > 1, "{strategy}: no host has all: {answers:?}");
     }
     let answers = ask(12, "latency", "").await;
@@ -125,8 +126,8 @@ async fn each_strategy_chooses_its_hosts_and_its_reasons_can_be_asked() {
     );
 }
 
-/// Two workers with one place each and a limit of a call a second: who waits for it holds up nobody, is not tried again for
-/// it, and survives the stop of its worker.
+/// Two workers with one place each and a limit of a call a second: who waits for it holds up nobody, is not tried again
+/// for it, and survives the stop of its worker.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_share_a_limit_and_others_go_on_meanwhile() {
     let (redis, host) = (Redis::start(), Sim::start_with(&["--model=m=echo"]));

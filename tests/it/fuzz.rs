@@ -1,5 +1,5 @@
-//! Every kind of bytes from outside, changed at random from seeds: nothing panics and nothing takes long. A short run of
-//! what `make fuzz` does for hours. `FUZZ_MINUTES` for each kind make it longer, `FUZZ_SEED` takes another way.
+//! Every kind of bytes from outside, changed at random from seeds: nothing panics and nothing takes long. A short run
+//! of what `make fuzz` does for hours. `FUZZ_MINUTES` for each kind make it longer, `FUZZ_SEED` takes another way.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

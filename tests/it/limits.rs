@@ -160,7 +160,8 @@ async fn texts_of_templates_are_bounded_in_work_and_length() {
     }
 }
 
-/// Results wait for a Redis that is away, but not without bound: then no task is started, and all goes on when it is back.
+/// Results wait for a Redis that is away, but not without bound: then no task is started, and all goes on when it is
+/// back.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_redis_is_bounded_in_bytes() {
     let mut redis = Redis::start();

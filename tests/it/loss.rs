@@ -89,8 +89,8 @@ async fn a_long_task_is_not_delivered_twice() {
     assert!(!one.log().contains("restored"), "{}", one.log());
 }
 
-/// With a lease of its own a worker that died is noticed long before the visibility timeout, by ours and by Python workers;
-/// what lives keeps what it has.
+/// With a lease of its own a worker that died is noticed long before the visibility timeout, by ours and by Python
+/// workers; what lives keeps what it has.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_short_lease_the_dead_are_followed_soon_whatever_the_visibility_timeout() {
     let (redis, folder) = (Redis::start(), Folder::new());
@@ -127,8 +127,8 @@ async fn with_a_short_lease_the_dead_are_followed_soon_whatever_the_visibility_t
     assert_eq!(begun.get::<String>(LONG).await.unwrap(), "from Python");
 }
 
-/// The next step of a chain stays with the worker that has a place for it, and is in Redis as its own from the start; where
-/// others wait it goes behind them.
+/// The next step of a chain stays with the worker that has a place for it, and is in Redis as its own from the start;
+/// where others wait it goes behind them.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_step_stays_here_and_is_not_lost_with_us() {
     let redis = Redis::start();
@@ -388,8 +388,8 @@ async fn who_comes_back_later_keeps_what_it_held() {
     assert!(!two.log().contains("restored"), "{}", two.log());
 }
 
-/// A member of a chord that was acknowledged before it ran has ended, and its worker dies as it is about to send the body:
-/// the body is sent by another, and no member runs again.
+/// A member of a chord that was acknowledged before it ran has ended, and its worker dies as it is about to send the
+/// body: the body is sent by another, and no member runs again.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_body_of_a_chord_with_early_acks_is_not_lost() {
     let (redis, results) = (Redis::start(), Redis::start());
@@ -508,7 +508,8 @@ async fn a_chord_fails_whose_header_failed_as_its_worker_died() {
     }
 }
 
-/// A slow network is no broken one: what a dead worker held comes back, however much it is, and no connection is given up.
+/// A slow network is no broken one: what a dead worker held comes back, however much it is, and no connection is given
+/// up.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_large_messages_come_back_over_a_slow_network() {
     let redis = Redis::start();

@@ -1,5 +1,5 @@
-//! Model servers that misbehave, one by one: what the caller sees. And the other way round: a model that nobody wants to
-//! hear any more is left alone at once.
+//! Model servers that misbehave, one by one: what the caller sees. And the other way round: a model that nobody wants
+//! to hear any more is left alone at once.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -166,7 +166,8 @@ async fn left_after(sim: &Sim, moment: f64) -> f64 {
     last["ended_s"].as_f64().unwrap() - moment
 }
 
-/// Whoever ends a generation, and whether it speaks or has not begun: the server sees the connection close within a second.
+/// Whoever ends a generation, and whether it speaks or has not begun: the server sees the connection close within a
+/// second.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_generation_that_nobody_wants_stops_within_a_second() {
     let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());
@@ -245,8 +246,8 @@ async fn a_generation_that_nobody_wants_stops_within_a_second() {
     assert!(took.iter().all(|seconds| *seconds < 1.0), "{took:?}");
 }
 
-/// O-011, O-025, O-079, O-080: pictures go to models that see, thinking is asked of models that think, and a stub of the
-/// cloud is no model.
+/// O-011, O-025, O-079, O-080: pictures go to models that see, thinking is asked of models that think, and a stub of
+/// the cloud is no model.
 #[tokio::test(flavor = "multi_thread")]
 async fn models_are_asked_what_they_can() {
     let (redis, sim) = (Redis::start(), Sim::start());
@@ -319,7 +320,8 @@ async fn models_are_asked_what_they_can() {
     assert_eq!(sim.stats().await["to_the_cloud"], 0);
 }
 
-/// A server that dies in the middle of an answer and comes back: its connections are cut, then refused, and then it loads again.
+/// A server that dies in the middle of an answer and comes back: its connections are cut, then refused, and then it
+/// loads again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_restarted_is_asked_again() {
     let redis = Redis::start();

@@ -66,8 +66,8 @@ impl Proxy {
         self.change(|weather, made| weather.silent = made);
     }
 
-    /// What is asked on every connection there is arrives when it is released, and be it that nobody waits any more; new
-    /// connections work.
+    /// What is asked on every connection there is arrives when it is released, and be it that nobody waits any more;
+    /// new connections work.
     pub fn hold(&self) {
         self.change(|weather, made| weather.held = made);
     }

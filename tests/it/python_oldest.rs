@@ -1,5 +1,5 @@
-//! The oldest Celery whose clients are served: 5.3.0, with the kombu and the Redis client of its time. The newest is in all
-//! other tests.
+//! The oldest Celery whose clients are served: 5.3.0, with the kombu and the Redis client of its time. The newest is in
+//! all other tests.
 
 use std::process::{Command, Stdio};
 

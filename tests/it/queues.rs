@@ -1,5 +1,5 @@
-//! Queues that are more than a list: told to everybody, expiring, bound to exchanges; and routes to them. With Python on the
-//! other side.
+//! Queues that are more than a list: told to everybody, expiring, bound to exchanges; and routes to them. With Python
+//! on the other side.
 
 use std::process::{Command, Stdio};
 
@@ -40,7 +40,8 @@ until('the Python worker heard', lambda: redis.lrange('heard', 0, -1) == [b'pyth
 assert not redis.exists('everybody', 'celery'), redis.keys('*')
 "#;
 
-/// Both our workers and the Python one run what is told to everybody, whoever tells; with kombu's ways to name channels.
+/// Both our workers and the Python one run what is told to everybody, whoever tells; with kombu's ways to name
+/// channels.
 #[tokio::test(flavor = "multi_thread")]
 async fn p_022_p_024_what_is_told_to_everybody_is_run_by_everybody() {
     for (ours, theirs, channel) in [
@@ -139,7 +140,8 @@ assert not redis.exists('celery', 'all'), redis.keys('*')
     assert_eq!(worker.log().matches(" retry: ").count(), 1, "{}", worker.log());
 }
 
-/// Topics, queues of named exchanges and routes with more than a queue, by what our side sends; kombu's own tables agree.
+/// Topics, queues of named exchanges and routes with more than a queue, by what our side sends; kombu's own tables
+/// agree.
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_lead_through_exchanges_as_in_celery() {
     let redis = Redis::start();

@@ -1,5 +1,5 @@
-//! Results in every form that Celery has for them, written by our worker and read by the stock client, and the other way
-//! round in chords that are shared with a Python worker.
+//! Results in every form that Celery has for them, written by our worker and read by the stock client, and the other
+//! way round in chords that are shared with a Python worker.
 
 use std::process::{Command, Stdio};
 
@@ -194,8 +194,8 @@ assert 'could not be retried' in str(raised(AsyncResult('late', app=app)))
     run_python(&program, &redis.url());
 }
 
-/// Celery's client subscribes and looks on two connections, and a busy Redis may take the look first: what workers send may
-/// be done in between, and `get()` would wait for ever.
+/// Celery's client subscribes and looks on two connections, and a busy Redis may take the look first: what workers send
+/// may be done in between, and `get()` would wait for ever.
 #[test]
 fn a_result_that_nobody_heard_of_is_told_once_more() {
     let redis = Redis::start();

@@ -1,5 +1,5 @@
-//! Users of Redis with the rights that docs/redis.md gives them, and no others: what AI tasks, beat, batches and people need
-//! beyond a plain worker.
+//! Users of Redis with the rights that docs/redis.md gives them, and no others: what AI tasks, beat, batches and people
+//! need beyond a plain worker.
 
 use std::process::Command;
 
@@ -24,8 +24,8 @@ fn worker(url: &str, sim: &Sim, folder: &Folder, arguments: &[&str]) -> Worker {
     worker
 }
 
-/// Without the rights for the fleet a call would wait for its place as long as `ai_queue_timeout` says, an hour: it fails at
-/// once, the log says why, once, and from the moment when the rights are there calls go through.
+/// Without the rights for the fleet a call would wait for its place as long as `ai_queue_timeout` says, an hour: it
+/// fails at once, the log says why, once, and from the moment when the rights are there calls go through.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_of_a_model_fails_at_once_where_redis_refuses_its_place() {
     let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());

@@ -1,5 +1,5 @@
-//! Rows of docs/compatibility.md that are too small for a test each: odd messages that a Python client does not send, and
-//! what its command line does to our queues.
+//! Rows of docs/compatibility.md that are too small for a test each: odd messages that a Python client does not send,
+//! and what its command line does to our queues.
 
 use std::process::Command;
 

@@ -409,7 +409,8 @@ async fn server() -> (u16, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
     (port, heard)
 }
 
-/// Tools over HTTP: arguments as query or as JSON, and a server that nobody allowed is the model's problem, not the run's.
+/// Tools over HTTP: arguments as query or as JSON, and a server that nobody allowed is the model's problem, not the
+/// run's.
 #[tokio::test(flavor = "multi_thread")]
 async fn tools_are_requests_to_allowed_servers() {
     let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());
@@ -1037,8 +1038,8 @@ async fn templates_are_written_checked_tried_and_tested_from_the_shell() {
     }
 }
 
-/// The gallery: what is wrong with each of the files in `tests/templates-broken`, word for word as `docs/template-errors.md`
-/// has it. `ORCHESTRA_UPDATE=1` writes the page.
+/// The gallery: what is wrong with each of the files in `tests/templates-broken`, word for word as
+/// `docs/template-errors.md` has it. `ORCHESTRA_UPDATE=1` writes the page.
 #[test]
 fn every_broken_template_says_what_is_wrong_and_where() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -164,8 +164,8 @@ app.connection_for_write().default_channel.client.lpush('celery', 'garbage')
     assert_eq!(denied(&redis), Vec::<String>::new());
 }
 
-/// Two teams share `unacked`, and each may write to its own queues only. What a worker may not put back it leaves where it is,
-/// says so, and restores what is behind it.
+/// Two teams share `unacked`, and each may write to its own queues only. What a worker may not put back it leaves where
+/// it is, says so, and restores what is behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overdue_message_that_may_not_be_restored_stays_where_it_is() {
     let redis = Redis::start();
@@ -262,8 +262,8 @@ pub(crate) fn documented_rights(redis: &Redis, name: &str, lines: usize) -> Stri
     format!("redis://{name}:PASSWORD@127.0.0.1:{}/0", redis.port)
 }
 
-/// What was tried and refused. Saying its name is not needed, and Redis before 7.2 does not know the rule. Nor is asking what
-/// can be lost.
+/// What was tried and refused. Saying its name is not needed, and Redis before 7.2 does not know the rule. Nor is
+/// asking what can be lost.
 pub(crate) fn denied(redis: &Redis) -> Vec<String> {
     let denied: Vec<redis::Value> = redis.command(&["ACL", "LOG"]);
     let spared = ["client|setinfo", "config|get", "\"info\""];
@@ -391,8 +391,8 @@ fn sentinels_without_the_name_of_a_master_are_explained() {
     assert!(said.contains("set master_name in the transport options"), "{said}");
 }
 
-/// A list of brokers: the worker starts at the first that can be reached, and goes on to the next with all its connections
-/// when that one is gone; as kombu's client does with the same list.
+/// A list of brokers: the worker starts at the first that can be reached, and goes on to the next with all its
+/// connections when that one is gone; as kombu's client does with the same list.
 #[tokio::test(flavor = "multi_thread")]
 async fn p_048_a_list_of_brokers_and_a_failover() {
     let (mut first, second) = (Redis::start(), Redis::start());

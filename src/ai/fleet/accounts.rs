@@ -1,5 +1,5 @@
-//! What is used: tokens, seconds and calls per task, template, model and tenant; and budgets, which refuse a call or give
-//! it a smaller model when they are used up.
+//! What is used: tokens, seconds and calls per task, template, model and tenant; and budgets, which refuse a call or
+//! give it a smaller model when they are used up.
 //!
 //! The figures are in Redis, in one hash for each hour, day and month. A call is counted when it is over, so those that
 //! run at the same time may go a little beyond a budget.
@@ -385,8 +385,8 @@ pub(super) async fn write_down(link: &Link, bill: &redis::Pipeline) {
     }
 }
 
-/// What a call used on a host so far. Dropped before its end it counts all the same: who revokes a call, or lets it run into a
-/// time limit, has used the model.
+/// What a call used on a host so far. Dropped before its end it counts all the same: who revokes a call, or lets it run
+/// into a time limit, has used the model.
 pub(super) struct Unpaid<'a> {
     fleet: &'a Fleet,
     caller: &'a Caller<'a>,

@@ -1,5 +1,5 @@
-//! When a host that failed, or a model on it, is left alone, and when it is tried again. Pure; the states are in the ledger, so that what
-//! one worker found out all know.
+//! When a host that failed, or a model on it, is left alone, and when it is tried again. Pure; the states are in the
+//! ledger, so that what one worker found out all know.
 
 use serde::{Deserialize, Serialize};
 

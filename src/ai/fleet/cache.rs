@@ -1,5 +1,5 @@
-//! The exact cache: the same call gets the same answer, and of calls that are the same at the same time one asks a model
-//! while the others hear what it hears, whichever workers they run in.
+//! The exact cache: the same call gets the same answer, and of calls that are the same at the same time one asks a
+//! model while the others hear what it hears, whichever workers they run in.
 
 use std::time::Duration;
 
@@ -126,8 +126,8 @@ impl Fleet {
         }
     }
 
-    /// What makes two calls the same: everything that is asked, and the weights of the model. While hosts have different ones,
-    /// an answer may be of any of them, and counts no longer once one of them changes.
+    /// What makes two calls the same: everything that is asked, and the weights of the model. While hosts have
+    /// different ones, an answer may be of any of them, and counts no longer once one of them changes.
     fn cache_key(&self, request: &Request) -> String {
         let model = canonical(request.model());
         let catalogs = self.keeper().catalogs();
@@ -200,8 +200,8 @@ impl Kept {
         }
     }
 
-    /// Keeps the answer for those who wait and those who come. One that is not given again is still for those who wait; without
-    /// one they ask, all at once.
+    /// Keeps the answer for those who wait and those who come. One that is not given again is still for those who wait;
+    /// without one they ask, all at once.
     pub(super) async fn land(&self, shape: Option<&Shape>, answer: Option<&Answer>) {
         let mut pipe = redis::pipe();
         let bytes = answer.and_then(|answer| serde_json::to_vec(answer).ok());

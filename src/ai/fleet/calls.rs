@@ -78,8 +78,8 @@ impl Fleet {
         caller: &Caller<'_>,
         hear: Hear<'_>,
     ) -> Result<Box<Answer>, Trouble> {
-        // What is over soon, or begins when the answer is there, is boxed, here and below: all of a future is held for as long
-        // as its call runs, and there may be ten thousand.
+        // What is over soon, or begins when the answer is there, is boxed, here and below: all of a future is held for
+        // as long as its call runs, and there may be ten thousand.
         let downgraded = Box::pin(self.keep_to_budget(request.model(), caller)).await?;
         let asked = request.model().to_owned();
         if let Some(model) = &downgraded {

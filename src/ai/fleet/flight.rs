@@ -1,5 +1,5 @@
-//! What a model says to one who asks for several, while it says it: pieces in a Redis stream, for the calls that are the same
-//! and wait for its answer.
+//! What a model says to one who asks for several, while it says it: pieces in a Redis stream, for the calls that are
+//! the same and wait for its answer.
 
 use redis::Value;
 use tokio::sync::mpsc;

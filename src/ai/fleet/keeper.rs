@@ -1,5 +1,5 @@
-//! The keeper of a process: it holds the calls that wait, asks for places for all of them at once ([`settle`]), keeps those
-//! that are held, gives back what was let go, and looks at the hosts from time to time ([`scout`]).
+//! The keeper of a process: it holds the calls that wait, asks for places for all of them at once ([`settle`]), keeps
+//! those that are held, gives back what was let go, and looks at the hosts from time to time ([`scout`]).
 //!
 //! Two loops per process, however many calls there are. They end with the fleet.
 

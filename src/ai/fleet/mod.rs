@@ -145,8 +145,8 @@ impl Fleet {
         }
     }
 
-    /// Whether a model is in memory somewhere, or can be loaded without throwing another out; while nothing is known of the
-    /// hosts, all are.
+    /// Whether a model is in memory somewhere, or can be loaded without throwing another out; while nothing is known of
+    /// the hosts, all are.
     pub(super) fn is_at_hand(&self, model: &str) -> bool {
         let picture = self.keeper().picture();
         picture.is_none_or(|view| view.is_at_hand(model))

@@ -1,8 +1,9 @@
-//! Limits in a time, of all workers together: so many calls or tokens a minute, so many seconds of model servers an hour.
+//! Limits in a time, of all workers together: so many calls or tokens a minute, so many seconds of model servers an
+//! hour.
 //!
-//! A limit is a line (GCRA): who comes is told when it is its turn, and that moment is its own, so that nobody overtakes and
-//! nobody asks twice. What a call will use is not known before it has: it is charged what calls used so far, and the
-//! difference when it is over.
+//! A limit is a line (GCRA): who comes is told when it is its turn, and that moment is its own, so that nobody
+//! overtakes and nobody asks twice. What a call will use is not known before it has: it is charged what calls used so
+//! far, and the difference when it is over.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -26,10 +27,10 @@ const FIRST_ANSWER: f64 = 256.0;
 /// Bytes of a request that are about a token.
 const BYTES_OF_A_TOKEN: f64 = 4.0;
 
-/// Gives a turn. KEYS: the ticket of the call, then the limits (hashes: what is charged until when, and means). ARGV: the
-/// meters as JSON: which limit (its place in KEYS), what it counts, milliseconds for one of it, how far ahead of its time a
-/// call may come, the first guess. Gives the milliseconds until the turn, since when it is waited for, which meter is the
-/// reason, and what was charged.
+/// Gives a turn. KEYS: the ticket of the call, then the limits (hashes: what is charged until when, and means). ARGV:
+/// the meters as JSON: which limit (its place in KEYS), what it counts, milliseconds for one of it, how far ahead of
+/// its time a call may come, the first guess. Gives the milliseconds until the turn, since when it is waited for, which
+/// meter is the reason, and what was charged.
 static TURN: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -62,8 +63,8 @@ return {math.ceil(wait), 0, by, costs}
     )
 });
 
-/// Charges what a call really used. KEYS: the limits. ARGV: as JSON, for each meter which limit, what, milliseconds for one,
-/// what was charged, what was used.
+/// Charges what a call really used. KEYS: the limits. ARGV: as JSON, for each meter which limit, what, milliseconds for
+/// one, what was charged, what was used.
 static SETTLE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -216,7 +217,8 @@ struct Charge {
 }
 
 impl Fleet {
-    /// Waits until it is a call's turn; where that is long, the task is to be put off. `bytes` is how large the request is.
+    /// Waits until it is a call's turn; where that is long, the task is to be put off. `bytes` is how large the request
+    /// is.
     ///
     /// Without an answer of Redis nobody waits.
     pub(super) async fn turn(

@@ -192,8 +192,8 @@ impl Host {
         self.sizes.get(model).copied().unwrap_or(0)
     }
 
-    /// Whether a model has room in memory when these are gone. Ollama throws models out for one that needs more than four
-    /// fifths of what is free.
+    /// Whether a model has room in memory when these are gone. Ollama throws models out for one that needs more than
+    /// four fifths of what is free.
     fn has_space(&self, model: &str, gone: &[String]) -> bool {
         let stays = || {
             let stays = self.warm.iter().filter(|warm| *warm != model && !gone.contains(warm));
@@ -291,8 +291,8 @@ pub fn assign(mut view: View) -> Vec<Placed> {
     placed
 }
 
-/// One worker's part of what was given. A load that another worker's call is to order may not be ordered yet: of those who
-/// count on it, the first that comes orders it.
+/// One worker's part of what was given. A load that another worker's call is to order may not be ordered yet: of those
+/// who count on it, the first that comes orders it.
 pub fn own(view: &View, placed: Vec<Placed>, is_own: impl Fn(&Placed) -> bool) -> Vec<Placed> {
     let mut awaited: BTreeMap<(usize, &str), Why> = BTreeMap::new();
     let mut own = Vec::new();
@@ -312,8 +312,8 @@ pub fn own(view: &View, placed: Vec<Placed>, is_own: impl Fn(&Placed) -> bool) -
     own
 }
 
-/// Who is served first: the smaller. Each further call of a tenant comes after as much waiting as a step of priority is worth,
-/// so that the many calls of one do not keep the few of another waiting.
+/// Who is served first: the smaller. Each further call of a tenant comes after as much waiting as a step of priority is
+/// worth, so that the many calls of one do not keep the few of another waiting.
 fn ranks(waiting: &[&Waiting]) -> Vec<u64> {
     let mut order: Vec<usize> = (0..waiting.len()).collect();
     let rank = |call: &Waiting| {
@@ -335,8 +335,9 @@ fn ranks(waiting: &[&Waiting]) -> Vec<u64> {
     ranks
 }
 
-/// Which of the calls of a process are chosen from, where there are more than so many. Calls of a model wait for the same
-/// hosts, so they take turns with those of others: a thousand for a host that is full do not hide the one for an idle host.
+/// Which of the calls of a process are chosen from, where there are more than so many. Calls of a model wait for the
+/// same hosts, so they take turns with those of others: a thousand for a host that is full do not hide the one for an
+/// idle host.
 pub fn shown(waiting: &[&Waiting], most: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..waiting.len()).collect();
     if waiting.len() <= most {

@@ -145,8 +145,8 @@ fn bytes_of_video_memory_are_kept() {
     assert_eq!(places(&both), ["1@b for w"], "where it fits");
 }
 
-/// Two workers choose from the same picture; the call that counts on a load which another worker's call is to order may be
-/// the first to ask, and then orders it.
+/// Two workers choose from the same picture; the call that counts on a load which another worker's call is to order may
+/// be the first to ask, and then orders it.
 #[test]
 fn whoever_comes_first_orders_the_load() {
     let fleet = view(

@@ -17,8 +17,8 @@ use crate::conn::{Endpoint, Error, Link, LinkOptions, Push};
 ///
 /// KEYS: places (sorted by their end), waiting (hash by worker), breakers (hash by host), memory (hash by host and
 /// model), loads (hash by model), catalogs (hash by host, and their version), turns (hash by host: how many loads were
-/// ordered there), paces (hash by host and model). ARGV: the entry as JSON, the channel. Gives the time, the calls by host and model, the hashes, and the
-/// catalogs if they changed.
+/// ordered there), paces (hash by host and model). ARGV: the entry as JSON, the channel. Gives the time, the calls by
+/// host and model, the hashes, and the catalogs if they changed.
 const WRITE: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -66,9 +66,9 @@ if version ~= e.seen then catalogs = redis.call('HGETALL', KEYS[6]) end
 return {now, counts, waiting, redis.call('HGETALL', KEYS[3]), redis.call('HGETALL', KEYS[4]), redis.call('HGETALL', KEYS[5]), version, catalogs, redis.call('HGETALL', KEYS[7]), redis.call('HGETALL', KEYS[8])}
 ";
 
-/// Takes places within the limits, on hosts whose memory is still what the choice was made for: a load that another worker
-/// ordered meanwhile, or a call for the model that would go, refuses the place. KEYS: places, memory, turns. ARGV: what is
-/// wanted as JSON, the channel. Gives a one for each that was had.
+/// Takes places within the limits, on hosts whose memory is still what the choice was made for: a load that another
+/// worker ordered meanwhile, or a call for the model that would go, refuses the place. KEYS: places, memory, turns.
+/// ARGV: what is wanted as JSON, the channel. Gives a one for each that was had.
 const TAKE: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -68,8 +68,8 @@ impl fmt::Display for Strategy {
     }
 }
 
-/// A number that all workers, of whatever version, make of the same texts: FNV-1a, and a stir, since the last letters are
-/// all that differs of many ids.
+/// A number that all workers, of whatever version, make of the same texts: FNV-1a, and a stir, since the last letters
+/// are all that differs of many ids.
 pub(super) fn mix(parts: &[&str]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in parts.iter().flat_map(|part| part.bytes().chain([0])) {

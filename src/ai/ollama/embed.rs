@@ -105,7 +105,8 @@ impl Embedding {
 }
 
 impl Ollama {
-    /// Vectors of some of the texts. A model may take one text after the other, so `limit` is to grow with them (O-084).
+    /// Vectors of some of the texts. A model may take one text after the other, so `limit` is to grow with them
+    /// (O-084).
     ///
     /// # Errors
     /// What went wrong; among others an answer with another number of vectors than texts (O-081).

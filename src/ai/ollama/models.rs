@@ -197,8 +197,8 @@ impl Ollama {
         }
     }
 
-    /// What a model can do (`POST /api/show`), such as `vision`; `None` where the server does not say, as older ones and
-    /// gateways do not (O-080).
+    /// What a model can do (`POST /api/show`), such as `vision`; `None` where the server does not say, as older ones
+    /// and gateways do not (O-080).
     pub(crate) async fn capabilities(&self, server: &Server, model: &str) -> Option<Vec<String>> {
         let said = self.show(server, model).await.ok()?;
         let list = said.get("capabilities")?.as_array()?;

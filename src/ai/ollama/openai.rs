@@ -175,8 +175,8 @@ fn media(image: &Value) -> &'static str {
     }
 }
 
-/// Reads the lines of an event stream, as servers send it that speak as OpenAI does, as Ollama's frames; puts together what comes
-/// in several chunks.
+/// Reads the lines of an event stream, as servers send it that speak as OpenAI does, as Ollama's frames; puts together
+/// what comes in several chunks.
 #[derive(Debug, Default)]
 pub struct Chunks {
     reason: Option<String>,

@@ -101,7 +101,8 @@ impl Request {
     }
 }
 
-/// A request whose answer has an end. Written out as it is sent: a request may hold pictures, and is not copied for this.
+/// A request whose answer has an end. Written out as it is sent: a request may hold pictures, and is not copied for
+/// this.
 #[derive(Debug)]
 pub(super) struct WithEnd<'a> {
     body: &'a Map<String, Value>,

@@ -203,7 +203,8 @@ impl Work<'_> {
         }
     }
 
-    /// The answers for all pieces in order, and how many pieces there were. The first piece teaches how long a token is.
+    /// The answers for all pieces in order, and how many pieces there were. The first piece teaches how long a token
+    /// is.
     async fn map(&self, texts: &[String]) -> Result<(Vec<Said>, usize), Stop> {
         let cut = |texts: &[String], ratio: f64| -> Vec<String> {
             texts

@@ -1,5 +1,5 @@
-//! The types of steps, one file each: which fields a step has, what can be known to be wrong with them before a run, and
-//! what it does.
+//! The types of steps, one file each: which fields a step has, what can be known to be wrong with them before a run,
+//! and what it does.
 
 mod analyze;
 mod approve;

@@ -107,8 +107,8 @@ fn expand(permits: &crate::ai::Permits, path: &str, own: Option<&Path>) -> Resul
     Ok(found)
 }
 
-/// Whether a name fits a pattern with `*`. Each part is looked for once, at its first place: what comes after it has the
-/// most room there.
+/// Whether a name fits a pattern with `*`. Each part is looked for once, at its first place: what comes after it has
+/// the most room there.
 fn fits(pattern: &str, name: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else {
         return pattern == name;

@@ -218,7 +218,8 @@ impl Prompts {
     }
 }
 
-/// A text that grows no further than it may: a loop over large values writes more than the memory holds within few steps.
+/// A text that grows no further than it may: a loop over large values writes more than the memory holds within few
+/// steps.
 struct Bounded {
     bytes: Vec<u8>,
     most: usize,

@@ -78,8 +78,8 @@ impl Runners {
         })
     }
 
-    /// Uses a model, after loading it where needed. Dropping the future gives up the wait, though the place in the queue
-    /// only when its turn comes, and throws away a load in progress.
+    /// Uses a model, after loading it where needed. Dropping the future gives up the wait, though the place in the
+    /// queue only when its turn comes, and throws away a load in progress.
     pub async fn acquire(
         self: &Arc<Self>,
         model: &Arc<Model>,
@@ -314,8 +314,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Waits for a slot of the runner: first come, first served, without a limit on who waits. Gives nothing where there
-    /// is no limit.
+    /// Waits for a slot of the runner: first come, first served, without a limit on who waits. Gives nothing where
+    /// there is no limit.
     pub async fn slot(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
         // The semaphore is never closed.
         self.slots.clone()?.acquire_owned().await.ok()

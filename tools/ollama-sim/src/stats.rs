@@ -170,7 +170,8 @@ impl Stats {
         }
     }
 
-    /// The answer of `GET /_stats`. Times are Unix seconds; `running` lists the open requests like `recent` the ended ones.
+    /// The answer of `GET /_stats`. Times are Unix seconds; `running` lists the open requests like `recent` the ended
+    /// ones.
     pub fn report(&self) -> Value {
         let table = self.table();
         let running: Vec<_> = table

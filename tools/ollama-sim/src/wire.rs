@@ -1,7 +1,7 @@
 //! What goes wrong below HTTP, or in bytes that no HTTP library would send: a second listener, before the API.
 //!
-//! A request for one of the models in [`NAMES`] gets its bytes from here, as they are; all others go on to the API, each
-//! over a connection of its own.
+//! A request for one of the models in [`NAMES`] gets its bytes from here, as they are; all others go on to the API,
+//! each over a connection of its own.
 
 use std::io;
 use std::net::SocketAddr;

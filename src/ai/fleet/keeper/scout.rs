@@ -40,7 +40,8 @@ pub(super) async fn scout(keeper: Weak<Keeper>) {
 }
 
 impl Keeper {
-    /// Waits until it is known what the hosts have now, or that they do not say: a model may have been fetched anew since.
+    /// Waits until it is known what the hosts have now, or that they do not say: a model may have been fetched anew
+    /// since.
     pub(in super::super) async fn know(self: &Arc<Self>) {
         self.start();
         if self.is_known() {

@@ -1,5 +1,5 @@
-//! Places for those who wait: what is new is written, the choice is made from what the ledger then says, and what can be had of
-//! it is taken.
+//! Places for those who wait: what is new is written, the choice is made from what the ledger then says, and what can
+//! be had of it is taken.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -71,7 +71,8 @@ impl Keeper {
         }
     }
 
-    /// Gives places; how many calls had their answer or were too late with their choice, or nothing when Redis gave none.
+    /// Gives places; how many calls had their answer or were too late with their choice, or nothing when Redis gave
+    /// none.
     async fn give(self: &Arc<Self>, own: &[Waiting], book: &Book, catalogs: &Catalogs) -> Option<usize> {
         let view = view(&self.hosts, &self.rules, book, catalogs);
         let mut answered = 0;
@@ -143,7 +144,8 @@ impl Keeper {
         }
     }
 
-    /// Redis gave no answer, which passes: calls wait. Where it refuses, waiting does not help, and they are told at once.
+    /// Redis gave no answer, which passes: calls wait. Where it refuses, waiting does not help, and they are told at
+    /// once.
     fn unanswered(&self, error: &Error) {
         if error.is_transient() {
             tracing::debug!("the ledger of the fleet: {error}");

@@ -1,5 +1,5 @@
-//! Choices by other rules than what is in memory: the emptiest host, the quickest, by weight, or always the same. Limits,
-//! breakers and who may be thrown out of memory for whom hold for them as for all.
+//! Choices by other rules than what is in memory: the emptiest host, the quickest, by weight, or always the same.
+//! Limits, breakers and who may be thrown out of memory for whom hold for them as for all.
 
 use super::super::strategy::{Strategy, pull, two_of};
 use super::{Host, Round, View, Waiting, Why};
@@ -77,8 +77,8 @@ impl View {
     }
 }
 
-/// The one that costs least; of several that cost about the same the emptier of two, by chance, so that workers that choose
-/// from the same picture do not all choose the same.
+/// The one that costs least; of several that cost about the same the emptier of two, by chance, so that workers that
+/// choose from the same picture do not all choose the same.
 fn least(able: &[(usize, Why)], view: &View, id: &str, about: f64, cost: impl Fn(usize) -> f64) -> Option<usize> {
     let least = able.iter().map(|(at, _)| cost(*at)).min_by(f64::total_cmp)?;
     let tied: Vec<usize> = able
