@@ -257,7 +257,7 @@ impl Broker {
 const LONGEST_NAME: usize = 255;
 
 /// Id and name of a task, however little else of its message can be read.
-fn names(raw: &[u8]) -> (Option<String>, Option<String>) {
+pub(crate) fn names(raw: &[u8]) -> (Option<String>, Option<String>) {
     #[derive(Default, Deserialize)]
     struct Names {
         #[serde(default)]

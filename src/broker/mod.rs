@@ -27,6 +27,7 @@ use keys::Keys;
 pub use crate::conn::Error;
 pub use broadcast::Broadcasts;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
+pub(crate) use dead::names;
 pub use dead::{DeadLetter, DeadQueue, Found};
 pub use restore::{DELIVERIES, GivenUp, Restored, Sweep, count_delivery, mark_redelivered};
 pub use write::{End, Write};

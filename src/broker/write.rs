@@ -96,6 +96,17 @@ pub enum Write {
         /// Why.
         reason: String,
     },
+    /// A message that cannot be sent goes to the dead-letter list of its routing key.
+    Letter {
+        /// Exchange.
+        exchange: String,
+        /// Routing key.
+        routing_key: String,
+        /// The envelope.
+        raw: Bytes,
+        /// Why.
+        reason: String,
+    },
     /// A held message is not looked after until it is due: its lease runs until then, and a moment longer.
     Park {
         /// Its field in `unacked`.
@@ -131,10 +142,31 @@ impl Write {
     /// What it holds beside a few words.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Requeue { raw, .. } | Self::Dead { raw, .. } => raw.len(),
+            Self::Requeue { raw, .. } | Self::Dead { raw, .. } | Self::Letter { raw, .. } => raw.len(),
             Self::Publish { envelope, .. } | Self::Hold { envelope, .. } => envelope.len(),
             Self::Broadcast { payload, .. } | Self::Reply { payload, .. } => payload.len(),
             Self::Ack(_) | Self::Park { .. } | Self::GiveBack { .. } | Self::Declare(_) | Self::Bind { .. } => 0,
+        }
+    }
+}
+
+impl Write {
+    /// What it sends: exchange, routing key and envelope.
+    pub(crate) fn message(&self) -> Option<(&str, &str, &Bytes)> {
+        match self {
+            Self::Publish {
+                exchange,
+                routing_key,
+                envelope,
+                ..
+            }
+            | Self::Hold {
+                exchange,
+                routing_key,
+                envelope,
+                ..
+            } => Some((exchange, routing_key, envelope)),
+            _ => None,
         }
     }
 }
@@ -361,14 +393,16 @@ impl Broker {
                 raw,
                 reason,
             } => {
-                let mut call = self.scripts.bury.prepare_invoke();
-                call.key(self.keys.name("unacked"))
-                    .key(self.keys.name("unacked_index"))
-                    .key(self.dead_key(queue));
-                call.arg(&*tag.0)
-                    .arg(self.letter(raw, "", queue, reason))
-                    .arg(self.options.dead_limit);
-                pipe.invoke_script(&call);
+                self.append_letter(pipe, Some(tag), queue, &self.letter(raw, "", queue, reason));
+            }
+            Write::Letter {
+                exchange,
+                routing_key,
+                raw,
+                reason,
+            } => {
+                let letter = self.letter(raw, exchange, routing_key, reason);
+                self.append_letter(pipe, None, routing_key, &letter);
             }
             Write::Park { tag, eta } => self.append_park(pipe, tag, *eta),
             Write::GiveBack { queue, priority, tags } => {
@@ -398,6 +432,18 @@ impl Broker {
                 pipe.sadd(self.keys.permanent_bindings(exchange), &member);
             }
         }
+    }
+
+    /// By the script that buries, which takes the message out of `unacked` if it is held.
+    fn append_letter(&self, pipe: &mut Pipeline, tag: Option<&Tag>, queue: &str, letter: &[u8]) {
+        let mut call = self.scripts.bury.prepare_invoke();
+        call.key(self.keys.name("unacked"))
+            .key(self.keys.name("unacked_index"))
+            .key(self.dead_key(queue));
+        // What is told to everybody is held nowhere.
+        let tag = tag.filter(|tag| tag.is_held()).map_or("", |tag| &tag.0);
+        call.arg(tag).arg(letter).arg(self.options.dead_limit);
+        pipe.invoke_script(&call);
     }
 
     /// By the script that knows where an exchange sends.

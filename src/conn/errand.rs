@@ -40,6 +40,11 @@ impl<'a> Errand<'a> {
         self.unsure
     }
 
+    /// The places of commands that are still to be sent.
+    pub fn left(&self) -> &[usize] {
+        &self.left
+    }
+
     /// What is still to be sent.
     pub(super) fn rest(&self) -> Cow<'a, Pipeline> {
         if self.left.len() == self.answers.len() {

@@ -104,6 +104,19 @@ impl Error {
     }
 }
 
+/// What Redis says to a command that it refuses, and what a person can do about that.
+pub(crate) fn refusal(words: impl std::fmt::Display) -> String {
+    let words = words.to_string();
+    // Of what a script may not do it says: The user executing the script can't run this command.
+    if ["NOPERM", "NoPerm", "can't run", "can't access"]
+        .iter()
+        .any(|about| words.contains(about))
+    {
+        return format!("{words}; what a user needs is in docs/redis.md#acl");
+    }
+    words
+}
+
 /// The code of a refusal. Redis before 7 puts what a script was refused into words of its own: `ERR Error running script (…):
 /// …: -OOM command not allowed`.
 pub(super) fn code(error: &ServerError) -> &str {

@@ -14,6 +14,7 @@ pub use advice::advice;
 pub use endpoint::Endpoint;
 pub use errand::Errand;
 pub use error::Error;
+pub(crate) use error::refusal;
 pub use link::{Link, LinkOptions, Patience, Push};
 pub use patience::patiently;
 pub use script::invocation;

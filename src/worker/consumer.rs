@@ -7,7 +7,7 @@ mod stay;
 mod stopping;
 mod take;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -42,6 +42,7 @@ use super::state_db::StateDb;
 use super::stop::{Exit, Phase};
 use super::timers::Timers;
 use super::unique::{self, Told, Uniques};
+use super::unsent::Unsent;
 use super::writer::{Out, Outbox};
 use crate::backend::Holder;
 use crate::broker::Tag;
@@ -91,6 +92,7 @@ pub(crate) struct Active {
 pub(crate) struct Inputs {
     pub fetched: mpsc::Receiver<Vec<Fetched>>,
     pub stays: mpsc::UnboundedReceiver<Vec<Tag>>,
+    pub unsent: mpsc::UnboundedReceiver<Unsent>,
     pub ends: mpsc::UnboundedReceiver<Ended>,
     pub orders: mpsc::Receiver<Order>,
     pub kept: mpsc::UnboundedReceiver<Kept>,
@@ -153,6 +155,8 @@ pub(crate) struct Consumer {
     pub(super) ended: Vec<Member>,
     /// The messages of members that are being counted, by how often they are.
     pub joining: Vec<Option<Tag>>,
+    /// Those of them that are not acknowledged: what follows them can neither be sent nor kept.
+    pub kept: HashSet<Tag>,
     /// Error callbacks that run here.
     pub errbacks: Errbacks,
     pub shutdown: super::Stop,
@@ -190,6 +194,7 @@ impl Consumer {
                     Some(fetched) => fetched.into_iter().for_each(|fetched| self.on_fetched(fetched)),
                 },
                 Some(tags) = inputs.stays.recv() => self.on_stayed(tags),
+                Some(unsent) = inputs.unsent.recv() => self.on_unsent(unsent),
                 _ = inputs.ends.recv_many(&mut ends, TURN) => {
                     self.is_behind = !inputs.fetched.is_empty();
                     // What a run said comes before how it ended.
@@ -199,7 +204,11 @@ impl Consumer {
                     ends.drain(..).for_each(|ended| self.on_ended(ended));
                 }
                 Some(note) = inputs.notes.recv() => self.on_note(note),
-                Some(joined) = inputs.joined.recv() => self.on_joined(joined),
+                Some(joined) = inputs.joined.recv() => {
+                    // What a member could not send comes before its ack.
+                    self.on_all_unsent(&mut inputs.unsent);
+                    self.on_joined(joined);
+                }
                 Some(told) = inputs.told.recv() => self.on_told(told),
                 Some(order) = inputs.orders.recv() => self.on_order(order),
                 Some(kept) = inputs.kept.recv() => match kept {
@@ -234,11 +243,11 @@ impl Consumer {
                 break;
             }
         }
-        self.say_goodbye(&mut inputs.joined).await
+        self.say_goodbye(&mut inputs).await
     }
 
     /// Everything is accounted for; what was decided still has to reach Redis.
-    async fn say_goodbye(mut self, joined: &mut mpsc::UnboundedReceiver<Joined>) -> Exit {
+    async fn say_goodbye(mut self, inputs: &mut Inputs) -> Exit {
         let saving = self.save_state();
         let patience = if self.phase == Phase::Cold {
             Duration::from_secs(2)
@@ -247,8 +256,9 @@ impl Consumer {
         };
         let accounted = async {
             while !self.joining.is_empty()
-                && let Some(joined) = joined.recv().await
+                && let Some(joined) = inputs.joined.recv().await
             {
+                self.on_all_unsent(&mut inputs.unsent);
                 self.on_joined(joined);
                 self.send();
             }
@@ -256,6 +266,10 @@ impl Consumer {
                 self.errbacks.done().await;
             }
             self.outbox.settled().await;
+            if self.on_all_unsent(&mut inputs.unsent) {
+                self.send();
+                self.outbox.settled().await;
+            }
         };
         if tokio::time::timeout(patience, accounted).await.is_err() {
             warn!(
@@ -413,14 +427,16 @@ impl Consumer {
         let (mut effects, mut local) = (std::mem::take(&mut self.effects), std::mem::take(&mut self.local));
         active.state = state.step(input, &active.request, clock::now(), &mut effects);
         let done = active.state.is_done();
-        if done && let Some(span) = active.span.take() {
-            spans::end(&span, &active.request, &effects);
+        let span = active.span.take_if(|_| done);
+        if let Some(span) = &span {
+            spans::tell(span, &active.request, &effects);
         }
         // Written behind the result: who finds the one finds the other.
-        let settled = match active.holder.take_if(|_| done) {
+        let mut settled = match active.holder.take_if(|_| done) {
             Some(holder) => {
                 let lease = Uniques::lease(self.options.broker_options.lease());
-                Some(unique::settled(*holder, &active.request, &effects, clock::now(), lease))
+                let settled = unique::settled(&active.request, &effects, clock::now(), lease);
+                Some((*holder, settled))
             }
             None => None,
         };
@@ -448,13 +464,23 @@ impl Consumer {
         let scribe = self.scribe.clone();
         let trace = context.as_ref().and_then(|context| context.details().trace.as_ref());
         let written = self.out.len();
-        let follows = effects.iter().any(|effect| matches!(effect, Effect::Follow(_)));
+        let sends = effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Follow(_) | Effect::Retry(..) | Effect::Apply(_)));
         let to = (&mut self.events, &mut self.out);
-        scribe.write(&mut effects, &mut local, (&request, trace), &mut children, to);
-        if follows {
-            self.keep_next(written);
+        let failed = scribe.write(&mut effects, &mut local, (&request, trace), &mut children, to);
+        if let (Some(exception), Some((_, settled))) = (&failed, &mut settled) {
+            *settled = unique::failed(&request, exception);
         }
-        self.out.extend(settled);
+        if let Some(span) = span {
+            spans::end(&span, failed.map(|exception| spans::shown(&exception, &request)));
+        }
+        if sends {
+            self.keep_next(written);
+            self.tie(written, &local);
+        }
+        self.out
+            .extend(settled.map(|(holder, settled)| unique::settle(holder, settled)));
         for effect in local.drain(..) {
             match effect {
                 Effect::Fallout(failing) => self.on_failing(&request, trace, *failing),

@@ -80,7 +80,8 @@ impl Scribe {
     }
 
     /// Appends the writes of what leaves the worker to `out`; what concerns the loop itself goes to `local`. `children`
-    /// is what the run has sent; what follows it comes to that.
+    /// is what the run has sent; what follows it comes to that. Why the task failed behind its run, if it did: what was to follow
+    /// cannot be made.
     pub(crate) fn write(
         &self,
         effects: &mut Vec<Effect>,
@@ -88,7 +89,7 @@ impl Scribe {
         (request, trace): (&Request, Option<&Trace>),
         children: &mut Vec<ResultNode>,
         (events, out): (&mut Events, &mut Vec<Out>),
-    ) {
+    ) -> Option<Exception> {
         let hides = &request.entry.hides;
         let mut shown = None;
         let mut left = effects.drain(..);
@@ -156,10 +157,12 @@ impl Scribe {
                 // The task fails, and what hangs on it: nothing of what was to come of it comes.
                 let delivery = left.by_ref().find_map(Effect::into_delivery);
                 drop(left);
-                request.fail(delivery, exception, effects);
-                return self.write(effects, local, (request, trace), children, (events, out));
+                request.fail(delivery, exception.clone(), effects);
+                let _ = self.write(effects, local, (request, trace), children, (events, out));
+                return Some(exception);
             }
         }
+        None
     }
 
     /// The record of a task that never became a request.

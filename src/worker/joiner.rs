@@ -222,7 +222,12 @@ impl Join {
             Some(lists) => self.insist(|| self.backend.send_body(claim, &lists)).await,
             None => self.send_apart(claim, &messages).await,
         };
-        let ours = ours.map_err(|error| error.to_string())?;
+        let ours = ours.map_err(|error| {
+            let why = error.to_string();
+            let letters = messages.into_iter().filter_map(|message| letter(message, &why));
+            self.outbox.send(letters.map(Out::Broker).collect());
+            why
+        })?;
         if ours {
             self.outbox.send(events);
         } else {
@@ -379,6 +384,26 @@ impl Join {
             }
         }
     }
+}
+
+/// A message of the body that cannot be sent is kept.
+fn letter(message: broker::Write, why: &str) -> Option<broker::Write> {
+    let broker::Write::Publish {
+        exchange,
+        routing_key,
+        envelope: raw,
+        ..
+    } = message
+    else {
+        return None;
+    };
+    let reason = format!("the body of a chord cannot be sent to {routing_key:?}: {why}");
+    Some(broker::Write::Letter {
+        exchange,
+        routing_key,
+        raw,
+        reason,
+    })
 }
 
 fn handle(record: &str) -> Option<ResultNode> {

@@ -46,6 +46,7 @@ mod effects;
 mod events;
 mod keeper;
 mod unheard;
+mod unsent;
 mod writer;
 
 // Others: who asks, who watches, who works beside it.

@@ -229,6 +229,15 @@ pub(crate) enum Effect {
 }
 
 impl Effect {
+    /// The message that is done with when what hangs on the task is accounted for.
+    pub(crate) fn delivery(&self) -> Option<&Delivery> {
+        match self {
+            Self::Part(done) => done.delivery.as_ref(),
+            Self::Fallout(failing) => failing.delivery.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The message that is done with by it.
     pub(crate) fn into_delivery(self) -> Option<Delivery> {
         match self {

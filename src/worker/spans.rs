@@ -63,17 +63,29 @@ pub(super) fn begin(request: &Request, hostname: &str) -> (Option<Span>, Option<
     (span, trace)
 }
 
-/// Ends it with what came of the run.
-pub(super) fn end(span: &Span, request: &Request, effects: &[Effect]) {
+/// Ends it; with a failure that came behind the run.
+pub(super) fn end(span: &Span, failure: Option<Exception>) {
+    if let Some(exception) = failure {
+        fail(span, &exception);
+        span.set("celery.state", "FAILURE");
+    }
+    span.end();
+}
+
+fn fail(span: &Span, exception: &Exception) {
+    span.fail(
+        &class(exception),
+        &without_passwords(exception.message()),
+        Some(&without_passwords(exception.traceback_text())),
+    );
+}
+
+/// Notes what came of the run.
+pub(super) fn tell(span: &Span, request: &Request, effects: &[Effect]) {
     let state = effects.iter().find_map(|effect| match effect {
         Effect::Emit(Happening::Succeeded { .. }) => Some("SUCCESS"),
         Effect::Emit(Happening::Failed(exception)) => {
-            let exception = shown(exception, request);
-            span.fail(
-                &class(&exception),
-                &without_passwords(exception.message()),
-                Some(&without_passwords(exception.traceback_text())),
-            );
+            fail(span, &shown(exception, request));
             Some("FAILURE")
         }
         Effect::Emit(Happening::Retried(exception)) => {
@@ -94,10 +106,9 @@ pub(super) fn end(span: &Span, request: &Request, effects: &[Effect]) {
     if let Some(state) = state {
         span.set("celery.state", state);
     }
-    span.end();
 }
 
-fn shown(exception: &Exception, request: &Request) -> Exception {
+pub(super) fn shown(exception: &Exception, request: &Request) -> Exception {
     if request.entry.hides.everything() {
         exception.hidden()
     } else {

@@ -1,6 +1,6 @@
 //! Puts a worker together: connections, declarations, services, and the loop between them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -195,6 +195,7 @@ impl Worker {
         } = self;
         let hostname: Arc<str> = options.hostname.as_str().into();
         let (stays_to, stays) = mpsc::unbounded_channel();
+        let (unsent_to, unsent) = mpsc::unbounded_channel();
         let (outbox, writer) = Writer::new(
             broker.clone(),
             backend.clone(),
@@ -203,6 +204,7 @@ impl Worker {
             options.backlog_bytes,
             metrics.clone(),
             stays_to,
+            unsent_to,
         );
         let writing = spawn(ServiceKind::Writer, &stop, writer.run());
 
@@ -352,6 +354,7 @@ impl Worker {
         let inputs = Inputs {
             fetched,
             stays,
+            unsent,
             ends,
             orders,
             kept,
@@ -385,6 +388,7 @@ impl Worker {
             members,
             ended: Vec::new(),
             joining: Vec::new(),
+            kept: HashSet::new(),
             errbacks: Errbacks::default(),
             metrics,
             events,

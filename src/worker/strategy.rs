@@ -127,7 +127,30 @@ fn time(header: &str, text: Option<&str>) -> Result<Option<Timestamp>, String> {
 /// `None` when nobody can tell whose message it was.
 pub(crate) fn given_up(given_up: &GivenUp, options: &Options) -> Option<Failed> {
     let exception = Exception::new("billiard.exceptions", "WorkerLostError", given_up.reason.clone());
-    let (headers, embed) = match options.accept.decode(&given_up.raw, &options.limits) {
+    never_run(&given_up.raw, exception, options)
+}
+
+/// The end of a message of which no more than its id can be told.
+pub(crate) fn too_large(id: String, reason: String) -> Failed {
+    let headers = Headers {
+        id,
+        ..Headers::default()
+    };
+    Failed {
+        headers: Box::new(headers),
+        exception: Exception::new("kombu.exceptions", "DecodeError", reason),
+        embed: None,
+    }
+}
+
+/// The end of a message that Redis would not take.
+pub(crate) fn unsent(raw: &[u8], reason: &str, options: &Options) -> Option<Failed> {
+    let exception = Exception::new("kombu.exceptions", "OperationalError", reason);
+    never_run(raw, exception, options)
+}
+
+fn never_run(raw: &[u8], exception: Exception, options: &Options) -> Option<Failed> {
+    let (headers, embed) = match options.accept.decode(raw, &options.limits) {
         Ok(message) => {
             let embed = Some(message.body.embed().unwrap_or_else(|_| message.body.embed_left()));
             (Box::new(message.headers), embed)

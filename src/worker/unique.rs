@@ -366,7 +366,7 @@ impl Consumer {
     }
 }
 
-fn settle(holder: Holder, settled: Settled) -> Out {
+pub(super) fn settle(holder: Holder, settled: Settled) -> Out {
     Out::Backend(backend::Write::Unique { holder, settled })
 }
 
@@ -378,14 +378,28 @@ fn exception(ended: &Ended) -> Exception {
     exception.with_traceback(ended.traceback.clone())
 }
 
+fn period(request: &Request) -> Duration {
+    request.unique.as_ref().map_or(LEASE, |unique| unique.policy.period)
+}
+
+/// The end of one that failed.
+pub(super) fn failed(request: &Request, exception: &Exception) -> Settled {
+    Settled::Ended {
+        state: "FAILURE",
+        value: Json::new(exception).unwrap_or_else(|_| Json::null()),
+        traceback: exception.traceback_text(),
+        time: period(request),
+    }
+}
+
 /// What becomes of the key of a request that is through, from what follows that.
-pub(super) fn settled(holder: Holder, request: &Request, effects: &[Effect], now: Timestamp, lease: Duration) -> Out {
-    let time = request.unique.as_ref().map_or(LEASE, |unique| unique.policy.period);
+pub(super) fn settled(request: &Request, effects: &[Effect], now: Timestamp, lease: Duration) -> Settled {
+    let time = period(request);
     let mut settled = Settled::Free;
     for effect in effects {
         match effect {
             // It comes back, to whom does not matter.
-            Effect::Requeue(..) => return settle(holder, Settled::Free),
+            Effect::Requeue(..) => return Settled::Free,
             Effect::Retry(eta, _) => {
                 settled = Settled::Away(clock::until(*eta, now) + lease);
                 break;
@@ -410,18 +424,11 @@ pub(super) fn settled(holder: Holder, request: &Request, effects: &[Effect], now
                     time,
                 };
             }
-            Effect::Emit(Happening::Failed(exception)) => {
-                settled = Settled::Ended {
-                    state: "FAILURE",
-                    value: Json::new(exception).unwrap_or_else(|_| Json::null()),
-                    traceback: exception.traceback_text(),
-                    time,
-                };
-            }
+            Effect::Emit(Happening::Failed(exception)) => settled = failed(request, exception),
             _ => {}
         }
     }
-    settle(holder, settled)
+    settled
 }
 
 /// Looks at a key until something can be done about it.

@@ -2,8 +2,9 @@
 //! answered. Nothing waits for more, but acks that are alone, for a millisecond.
 //!
 //! Order: the sizes of chords, what follows (next steps, retries), results and streams, events; and when Redis has taken all of
-//! these, with the next flush, error callbacks and acks. A crash between two of them repeats work; it never loses any: a message is
-//! acknowledged when what it led to is in Redis, also where Redis refuses the one for lack of memory and would do the other.
+//! these, with the next flush, acks; where there are error callbacks, those with the next and acks with the one behind it. A crash
+//! between two of them repeats work; it never loses any: a message is acknowledged when what it led to is in Redis, also where
+//! Redis refuses the one for lack of memory and would do the other. What it refuses for good is in [`unsent`](super::unsent).
 //! While Redis cannot be reached the batch waits, and what was not answered is sent again: every write but a publish is idempotent.
 
 use std::sync::Arc;
@@ -16,10 +17,11 @@ use tracing::{error, warn};
 
 use super::metrics::Metrics;
 use super::unheard::Unheard;
+use super::unsent::{Messages, Refused, Unsent};
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker, Tag};
 use crate::clock;
-use crate::conn::{Errand, Link, Patience};
+use crate::conn::{Errand, Link, Patience, refusal};
 use crate::wire::Events as Envelopes;
 
 /// Largest number of writes in one flush: bounds how long one pipeline occupies Redis.
@@ -27,6 +29,9 @@ const BATCH: usize = 1024;
 
 /// With so many writes waiting nothing is started: what cannot be acknowledged should not be claimed.
 const WRITES: usize = 20_000;
+
+/// So much of a key is said, in characters.
+const LONGEST_KEY: usize = 200;
 
 /// How often others get their turn before acks leave alone, and how long they wait for company then.
 const TURNS: usize = 3;
@@ -38,10 +43,12 @@ pub(crate) enum Out {
     Broker(broker::Write),
     /// An ack that waits for nothing.
     Early(broker::Write),
-    /// A message that must not be there before the results are.
-    Later(broker::Write),
-    /// A message that is ours from the start; the consumer loop is told when it is in Redis.
-    Stay(Tag, broker::Write),
+    /// A message that follows a task whose own message is held under that tag.
+    Follow(Tag, broker::Write),
+    /// A message that must not be there before the results are; and what it follows.
+    Later(Option<Tag>, broker::Write),
+    /// A message that is ours from the start; the consumer loop is told when it is in Redis. And what it follows.
+    Stay(Option<Tag>, broker::Write),
     Backend(backend::Write),
     /// A task event, as text; all of a flush go in one message.
     Event(Vec<u8>),
@@ -53,7 +60,17 @@ impl Out {
     /// The same, but a message goes after the results.
     pub(crate) fn afterwards(self) -> Self {
         match self {
-            Self::Broker(write @ broker::Write::Publish { .. }) => Self::Later(write),
+            Self::Broker(write @ broker::Write::Publish { .. }) => Self::Later(None, write),
+            other => other,
+        }
+    }
+
+    /// The same, as what follows a task whose message is held under that tag.
+    pub(crate) fn following(self, tag: &Tag) -> Self {
+        match self {
+            Self::Broker(write @ broker::Write::Publish { .. }) => Self::Follow(tag.clone(), write),
+            Self::Later(_, write) => Self::Later(Some(tag.clone()), write),
+            Self::Stay(_, write) => Self::Stay(Some(tag.clone()), write),
             other => other,
         }
     }
@@ -63,7 +80,11 @@ impl Out {
     /// What it holds beside a few words.
     fn bytes(&self) -> usize {
         match self {
-            Self::Broker(write) | Self::Early(write) | Self::Later(write) | Self::Stay(_, write) => write.bytes(),
+            Self::Broker(write)
+            | Self::Early(write)
+            | Self::Follow(_, write)
+            | Self::Later(_, write)
+            | Self::Stay(_, write) => write.bytes(),
             Self::Backend(write) => write.bytes(),
             Self::Event(event) => event.len(),
             Self::Flushed(_) => 0,
@@ -100,6 +121,7 @@ pub(crate) struct Writer {
     metrics: Metrics,
     unheard: Unheard,
     stays: mpsc::UnboundedSender<Vec<Tag>>,
+    unsent: mpsc::UnboundedSender<Unsent>,
 }
 
 impl Outbox {
@@ -142,7 +164,8 @@ impl Outbox {
     /// Waits until nothing of what was handed over so far is to come.
     pub(crate) async fn settled(&self) {
         self.flushed().await;
-        // Acks go with the flush that follows.
+        // Error callbacks go with the flush that follows, acks with the one behind that.
+        self.flushed().await;
         self.flushed().await;
     }
 }
@@ -151,9 +174,10 @@ impl Outbox {
 #[derive(Default)]
 struct Batch {
     groups: Vec<backend::Write>,
-    publishes: Vec<broker::Write>,
+    publishes: Messages,
     results: Vec<backend::Write>,
     early: Vec<broker::Write>,
+    later: Messages,
     acks: Vec<broker::Write>,
     broadcasts: Vec<broker::Write>,
     events: Vec<Vec<u8>>,
@@ -163,6 +187,33 @@ struct Batch {
     again: Vec<Vec<u8>>,
     size: usize,
     bytes: usize,
+}
+
+/// What waits until Redis has taken the last flush.
+#[derive(Default)]
+struct Owed {
+    /// Error callbacks, which go with the next one.
+    later: Messages,
+    /// Acks, which go with it too, or behind those.
+    acks: Vec<broker::Write>,
+}
+
+impl Owed {
+    fn is_empty(&self) -> bool {
+        self.later.writes.is_empty() && self.acks.is_empty()
+    }
+
+    fn has_only_acks(&self) -> bool {
+        self.later.writes.is_empty() && self.acks.iter().all(|write| matches!(write, broker::Write::Ack(_)))
+    }
+}
+
+/// What Redis said to a pipeline.
+#[derive(Default)]
+struct Said {
+    /// The keys of results that somebody should have heard of, and nobody has.
+    unheard: Vec<Vec<u8>>,
+    refused: Refused,
 }
 
 impl Batch {
@@ -176,16 +227,20 @@ impl Batch {
         for write in writes {
             match write {
                 Out::Broker(write @ (broker::Write::Publish { .. } | broker::Write::Hold { .. })) => {
-                    self.publishes.push(write);
+                    self.publishes.push(write, None);
                 }
+                Out::Follow(tag, write) => self.publishes.push(write, Some(tag)),
                 Out::Broker(write @ (broker::Write::Broadcast { .. } | broker::Write::Reply { .. })) => {
                     self.broadcasts.push(write);
                 }
-                Out::Broker(write) | Out::Later(write) => self.acks.push(write),
+                Out::Broker(write) => self.acks.push(write),
                 Out::Early(write) => self.early.push(write),
-                Out::Stay(tag, write) => {
-                    self.publishes.push(write);
-                    self.stays.push(tag);
+                Out::Later(follows, write) => self.later.push(write, follows),
+                Out::Stay(follows, write) => {
+                    if let broker::Write::Hold { tag, .. } = &write {
+                        self.stays.push(tag.clone());
+                    }
+                    self.publishes.push(write, follows);
                 }
                 Out::Backend(write @ (backend::Write::ChordSize { .. } | backend::Write::Group { .. })) => {
                     self.groups.push(write);
@@ -207,6 +262,7 @@ impl Writer {
         bound: usize,
         metrics: Metrics,
         stays: mpsc::UnboundedSender<Vec<Tag>>,
+        unsent: mpsc::UnboundedSender<Unsent>,
     ) -> (Outbox, Self) {
         let (sender, queue) = mpsc::unbounded_channel();
         let backlog = Arc::new(Backlog {
@@ -228,14 +284,14 @@ impl Writer {
             metrics,
             unheard: Unheard::default(),
             stays,
+            unsent,
         };
         (outbox, writer)
     }
 
     /// Runs until every outbox is gone and everything has been sent.
     pub(crate) async fn run(mut self) {
-        // What waits for the last flush to be taken.
-        let mut owed = Vec::new();
+        let mut owed = Owed::default();
         // What stays here and starts when that has gone.
         let mut later = Vec::new();
         loop {
@@ -260,8 +316,7 @@ impl Writer {
                 tokio::task::yield_now().await;
                 self.fill(&mut batch);
             }
-            let owes_only_acks = owed.iter().all(|write| matches!(write, broker::Write::Ack(_)));
-            if batch.has_only_acks() && owes_only_acks && later.is_empty() {
+            if batch.has_only_acks() && owed.has_only_acks() && later.is_empty() {
                 // It runs on another thread.
                 tokio::select! {
                     biased;
@@ -273,6 +328,8 @@ impl Writer {
             }
             let began = clock::instant();
             batch.again = self.unheard.take_due(began);
+            // Then what waits for acks waits for those with the next flush.
+            let has_callbacks = !owed.later.writes.is_empty();
             let unheard = self.flush(&mut batch, &mut owed).await;
             self.unheard.add(unheard, clock::instant());
             self.broker.writer().carried(batch.bytes);
@@ -282,8 +339,10 @@ impl Writer {
             self.metrics.flushed(clock::instant().saturating_duration_since(began));
             self.backlog.writes.fetch_sub(batch.size, Ordering::Relaxed);
             self.backlog.bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
-            self.tell_stays(&mut later);
-            later = std::mem::take(&mut batch.stays);
+            if !has_callbacks {
+                self.tell_stays(&mut later);
+            }
+            later.append(&mut batch.stays);
             if owed.is_empty() {
                 self.tell_stays(&mut later);
             }
@@ -303,7 +362,7 @@ impl Writer {
     }
 
     /// Sends a batch, and what the last one owed; the keys of results that nobody has heard of.
-    async fn flush(&self, batch: &mut Batch, owed: &mut Vec<broker::Write>) -> Vec<Vec<u8>> {
+    async fn flush(&self, batch: &mut Batch, owed: &mut Owed) -> Vec<Vec<u8>> {
         let mut unheard = Vec::new();
         if !batch.events.is_empty() {
             match Envelopes::tasks(&batch.events, &self.hostname, &self.event_exchange) {
@@ -322,51 +381,72 @@ impl Writer {
             // Before the messages of a header: its members may end before the last of them is sent.
             let mut groups = Pipeline::new();
             backend.append(&mut groups, &batch.groups);
-            self.insist("backend", backend.link(), &groups).await;
+            self.insist_or_say("backend", backend.link(), &groups).await;
         }
-        self.broker.append(&mut broker_pipe, &batch.publishes);
+        self.broker.append(&mut broker_pipe, &batch.publishes.writes);
         if let Some(backend) = &self.backend
             && backend.looks()
         {
             self.look(backend, &mut batch.results).await;
         }
+        let mut acks = std::mem::take(&mut batch.acks);
         match &self.backend {
             Some(backend) if !batch.results.is_empty() => {
                 if backend.link().is_same(self.broker.writer()) {
                     backend.append(&mut broker_pipe, &batch.results);
                 } else {
                     // Another server: what follows must stand before the result, and the result before the ack.
-                    if !batch.publishes.is_empty() {
-                        self.insist("broker", self.broker.writer(), &broker_pipe).await;
+                    if !broker_pipe.is_empty() {
+                        let said = self.insist("broker", self.broker.writer(), &broker_pipe).await;
+                        let publishes = std::mem::take(&mut batch.publishes);
+                        let rest = self
+                            .give_up((&publishes, 0), said.refused, &mut acks, &mut batch.stays)
+                            .await;
+                        self.say_refused(&broker_pipe, &rest);
                         broker_pipe = Pipeline::new();
                         self.tell_stays(&mut batch.stays);
                     }
                     let mut backend_pipe = Pipeline::new();
                     backend.append(&mut backend_pipe, &batch.results);
-                    unheard = self.insist("backend", backend.link(), &backend_pipe).await;
+                    unheard = self.insist_or_say("backend", backend.link(), &backend_pipe).await;
                 }
             }
             _ => {}
         }
-        let acks = std::mem::take(&mut batch.acks);
         // Redis may refuse what is in the pipe now, and do acks behind it.
-        let must_wait = !broker_pipe.is_empty();
-        let mut due = std::mem::take(owed);
+        let must_wait = !broker_pipe.is_empty() || !batch.later.writes.is_empty();
+        let Owed {
+            later: callbacks,
+            acks: mut due,
+        } = std::mem::take(owed);
+        if !callbacks.writes.is_empty() {
+            owed.acks = std::mem::take(&mut due);
+        }
+        owed.later = std::mem::take(&mut batch.later);
         due.append(&mut batch.early);
         if must_wait {
-            *owed = acks;
+            owed.acks.append(&mut acks);
         } else {
-            due.extend(acks);
+            due.append(&mut acks);
         }
         self.broker.append(&mut broker_pipe, &batch.broadcasts);
+        let behind = broker_pipe.len();
+        self.broker.append(&mut broker_pipe, &callbacks.writes);
         self.broker.append(&mut broker_pipe, &due);
-        unheard.extend(self.insist("broker", self.broker.writer(), &broker_pipe).await);
+        let said = self.insist("broker", self.broker.writer(), &broker_pipe).await;
+        unheard.extend(said.unheard);
+        if !said.refused.is_empty() {
+            let (acks, stays) = (&mut owed.acks, &mut batch.stays);
+            let rest = self.give_up((&batch.publishes, 0), said.refused, acks, stays).await;
+            let rest = self.give_up((&callbacks, behind), rest, acks, stays).await;
+            self.say_refused(&broker_pipe, &rest);
+        }
         if let Some(backend) = &self.backend
             && !batch.again.is_empty()
         {
             let mut pipe = Pipeline::new();
             backend.append_again(&mut pipe, &batch.again);
-            self.insist("backend", backend.link(), &pipe).await;
+            self.insist_or_say("backend", backend.link(), &pipe).await;
         }
         unheard
     }
@@ -397,12 +477,11 @@ impl Writer {
         }
     }
 
-    /// Sends a pipeline until Redis has taken it. What Redis refuses for good is logged and left out. The keys of results
-    /// that somebody should have heard of, and nobody has.
-    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline) -> Vec<Vec<u8>> {
-        let mut unheard = Vec::new();
+    /// Sends a pipeline until Redis has taken it, but for what it refuses for good.
+    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline) -> Said {
+        let mut said = Said::default();
         if pipe.is_empty() {
-            return unheard;
+            return said;
         }
         let (mut errand, patience) = (Errand::new(pipe), Patience::default());
         loop {
@@ -411,34 +490,83 @@ impl Writer {
                 Ok(()) => {
                     self.metrics
                         .wrote(server, clock::instant().saturating_duration_since(began));
-                    for reply in errand.into_answers() {
-                        match reply {
-                            redis::Value::ServerError(error) => {
-                                self.metrics.write_refused();
-                                error!(%error, "Redis refused a write");
-                            }
-                            // A script met a compressed result that nobody had looked at.
-                            redis::Value::BulkString(word) if word == b"opaque" => self.notice(),
-                            redis::Value::Array(words) if is_unheard(&words) => {
-                                unheard.extend(words.into_iter().skip(1).filter_map(|key| match key {
-                                    redis::Value::BulkString(key) => Some(key),
-                                    _ => None,
-                                }));
-                            }
-                            _ => {}
-                        }
-                    }
-                    return unheard;
+                    break;
                 }
                 Err(error) if error.is_transient() => link.ready().await,
                 Err(error) => {
-                    self.metrics.write_refused();
-                    error!(%error, "a batch of writes was refused");
-                    return unheard;
+                    let why = error.to_string();
+                    said.refused
+                        .extend(errand.left().iter().map(|place| (*place, why.clone())));
+                    break;
                 }
             }
         }
+        for (place, reply) in errand.into_answers().into_iter().enumerate() {
+            match reply {
+                redis::Value::ServerError(error) if said.refused.iter().all(|(refused, _)| *refused != place) => {
+                    said.refused.push((place, refusal(error)));
+                }
+                // A script met a compressed result that nobody had looked at.
+                redis::Value::BulkString(word) if word == b"opaque" => self.notice(),
+                redis::Value::Array(words) if is_unheard(&words) => {
+                    said.unheard
+                        .extend(words.into_iter().skip(1).filter_map(|key| match key {
+                            redis::Value::BulkString(key) => Some(key),
+                            _ => None,
+                        }));
+                }
+                _ => {}
+            }
+        }
+        for _ in &said.refused {
+            self.metrics.write_refused();
+        }
+        said
     }
+
+    /// The same for what nothing hangs on: what is refused is only said. The keys of results that nobody has heard of.
+    async fn insist_or_say(&self, server: &'static str, link: &Link, pipe: &Pipeline) -> Vec<Vec<u8>> {
+        let said = self.insist(server, link, pipe).await;
+        self.say_refused(pipe, &said.refused);
+        said.unheard
+    }
+
+    fn say_refused(&self, pipe: &Pipeline, refused: &Refused) {
+        for (place, why) in refused {
+            let what = pipe.cmd_iter().nth(*place).map(described).unwrap_or_default();
+            error!(error = %why, "Redis refused a write: {what}");
+        }
+    }
+
+    /// Keeps a message as a dead letter; why that was refused.
+    pub(super) async fn bury(&self, letter: broker::Write) -> Option<String> {
+        let mut pipe = Pipeline::with_capacity(1);
+        self.broker.append(&mut pipe, &[letter]);
+        let said = self.insist("broker", self.broker.writer(), &pipe).await;
+        said.refused.into_iter().next().map(|(_, why)| why)
+    }
+
+    pub(super) fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    pub(super) fn tell_unsent(&self, unsent: Unsent) {
+        // A loop that is gone has ended the worker.
+        let _ = self.unsent.send(unsent);
+    }
+}
+
+/// A command and its first key.
+fn described(command: &redis::Cmd) -> String {
+    let mut words = command.args_iter().filter_map(|word| match word {
+        redis::Arg::Simple(word) => Some(String::from_utf8_lossy(word)),
+        _ => None,
+    });
+    let name = words.next().unwrap_or_default();
+    // The key of a script stands behind its name and the number of its keys.
+    let key = words.nth(if name == "EVALSHA" { 2 } else { 0 }).unwrap_or_default();
+    let key: String = key.chars().take(LONGEST_KEY).collect();
+    format!("{name} {key}")
 }
 
 /// Whether it is the answer that names results nobody has heard of (`store.lua`).

@@ -51,6 +51,7 @@ mod proxy;
 mod python;
 mod python_oldest;
 mod queues;
+mod refused;
 mod results;
 mod rights;
 mod routing;

@@ -1,11 +1,13 @@
 -- Moves a held message to a dead-letter list, if it is still held under that tag.
 -- KEYS  1 unacked, 2 unacked_index, 3 dead-letter list
--- ARGV  1 tag, 2 the dead letter, 3 longest list
--- RETURNS 1 when it was moved
+-- ARGV  1 tag, "" for a message that is held nowhere, 2 the dead letter, 3 longest list
+-- RETURNS 1 when it is in the list now
 -- First what can be refused: a script that fails stops where it is.
 redis.call('LLEN', KEYS[3])
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
-redis.call('ZREM', KEYS[2], ARGV[1])
+if ARGV[1] ~= '' then
+  if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+  redis.call('ZREM', KEYS[2], ARGV[1])
+end
 redis.call('LPUSH', KEYS[3], ARGV[2])
 redis.call('LTRIM', KEYS[3], 0, tonumber(ARGV[3]) - 1)
 return 1

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
 use tracing::error;
 
 use super::Consumer;
 use crate::backend::Part;
-use crate::broker::GivenUp;
+use crate::broker::{GivenUp, Write};
 use crate::canvas::{Parent, ResultNode};
 use crate::task::{Context, Details};
 use crate::trace::{Trace, carried};
@@ -14,8 +15,9 @@ use crate::wire::Json;
 use crate::worker::errback;
 use crate::worker::follow::{ErrbackCall, Fallout};
 use crate::worker::joiner::{Joined, Last, Member};
-use crate::worker::request::{Delivery, Done, Failing, Request};
+use crate::worker::request::{Delivery, Done, Effect, Failing, Request};
 use crate::worker::strategy::{self, Failed};
+use crate::worker::unsent::{Then, Unsent};
 use crate::worker::writer::Out;
 
 impl Consumer {
@@ -24,6 +26,57 @@ impl Consumer {
         error!("a held message went to the dead-letter list: {}", given_up.reason);
         if let Some(failed) = strategy::given_up(given_up, &self.options) {
             self.fail(&failed, None);
+        }
+    }
+
+    /// What was to follow a task cannot be sent: it fails without having run.
+    pub(super) fn on_unsent(&mut self, unsent: Unsent) {
+        if let Some(tag) = &unsent.stays {
+            self.staying.remove(tag);
+        }
+        let last = match unsent.follows {
+            Some((tag, Then::Ack)) => {
+                let (queue, credit) = (Arc::default(), None);
+                Some(Last::ack(Delivery { tag, queue, credit }))
+            }
+            Some((tag, Then::Keep)) => {
+                // Of one that is counted in its chord, the ack is still to come.
+                if self.joining.iter().flatten().any(|joining| *joining == tag) {
+                    self.kept.insert(tag);
+                }
+                None
+            }
+            Some((_, Then::Nothing)) | None => None,
+        };
+        match strategy::unsent(&unsent.raw, &unsent.reason, &self.options) {
+            Some(failed) => self.fail(&failed, last),
+            None => self.out.extend(last.map(Last::write)),
+        }
+    }
+
+    /// Whether there was some.
+    pub(super) fn on_all_unsent(&mut self, unsent: &mut mpsc::UnboundedReceiver<Unsent>) -> bool {
+        let mut any = false;
+        while let Ok(unsent) = unsent.try_recv() {
+            self.on_unsent(unsent);
+            any = true;
+        }
+        any
+    }
+
+    /// Ties what was sent since `written` to the message that it follows, if that is held still.
+    pub(super) fn tie(&mut self, written: usize, local: &[Effect]) {
+        let acked = self.out[written..].iter().rev().find_map(|out| match out {
+            Out::Broker(Write::Ack(tag)) => Some(tag),
+            _ => None,
+        });
+        let later = || local.iter().find_map(Effect::delivery).map(|delivery| &delivery.tag);
+        let Some(tag) = acked.or_else(later).cloned() else {
+            return;
+        };
+        for out in &mut self.out[written..] {
+            let own = std::mem::replace(out, Out::Event(Vec::new()));
+            *out = own.following(&tag);
         }
     }
 
@@ -87,10 +140,13 @@ impl Consumer {
     }
 
     /// A member of a chord was counted, and the body sent if it was the last one.
-    pub(super) fn on_joined(&mut self, joined: Joined) {
+    pub(super) fn on_joined(&mut self, mut joined: Joined) {
         let tag = joined.last.as_ref().map(|last| &last.delivery.tag);
         if let Some(at) = self.joining.iter().position(|joining| joining.as_ref() == tag) {
             self.joining.swap_remove(at);
+        }
+        if tag.is_some_and(|tag| self.kept.remove(tag)) {
+            joined.last = None;
         }
         self.on_fallout(&joined.parent, joined.fallout, joined.in_task, None, joined.last);
     }
@@ -105,7 +161,12 @@ impl Consumer {
         request: Option<&Request>,
         mut last: Option<Last>,
     ) {
-        self.out.extend(fallout.out);
+        match &last {
+            Some(last) => self
+                .out
+                .extend(fallout.out.into_iter().map(|out| out.following(&last.delivery.tag))),
+            None => self.out.extend(fallout.out),
+        }
         let mut parts = fallout.parts.into_iter().peekable();
         while let Some((part, body)) = parts.next() {
             let last = last.take_if(|_| parts.peek().is_none());

@@ -20,7 +20,7 @@ impl Consumer {
         for at in written..self.out.len() {
             if let Some((taken, hold)) = self.stay(&self.out[at]) {
                 let tag = taken.delivery.tag.clone();
-                self.out[at] = Out::Stay(tag.clone(), hold);
+                self.out[at] = Out::Stay(None, hold);
                 self.staying.insert(tag, taken);
             }
         }
