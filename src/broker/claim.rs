@@ -73,6 +73,8 @@ pub struct Dead {
     pub queue: Arc<str>,
     /// Why.
     pub reason: String,
+    /// The task's id, where it can be told of one that is too large.
+    pub id: Option<String>,
 }
 
 /// What a claim brought.
@@ -249,7 +251,7 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
             return Err(unexpected(None));
         };
         let tag = match number {
-            Value::Int(number @ (0 | -1)) => Err(number),
+            Value::Int(number @ -2..=0) => Err(number),
             Value::Int(number) => Ok(format!("{prefix}{number}")),
             Value::BulkString(tag) => Ok(String::from_utf8_lossy(&tag).into_owned()),
             _ => return Err(unexpected(None)),
@@ -257,7 +259,13 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
         match tag {
             Err(0) => {
                 let reason = String::from_utf8_lossy(&body).into_owned();
-                claims.dead.push(Dead { queue, reason });
+                let id = None;
+                claims.dead.push(Dead { queue, reason, id });
+            }
+            Err(-2) => {
+                if let Some(dead) = claims.dead.last_mut() {
+                    dead.id = String::from_utf8(body).ok();
+                }
             }
             Err(_) => {
                 let reason = String::from_utf8_lossy(&body);

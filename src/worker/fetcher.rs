@@ -42,6 +42,8 @@ pub(crate) enum Fetched {
     Dead {
         queue: Arc<str>,
         reason: String,
+        /// Whose it was, if that can be told.
+        id: Option<String>,
     },
     /// What was in the queues when somebody wanted to know has come before this, as far as there is room for it.
     Looked(oneshot::Sender<()>),
@@ -162,6 +164,7 @@ impl Fetcher {
             let dead = claims.dead.into_iter().map(|dead| Fetched::Dead {
                 queue: dead.queue,
                 reason: dead.reason,
+                id: dead.id,
             });
             let mut fetched: Vec<Fetched> = dead.collect();
             fetched.extend(claims.messages.into_iter().map(|message| {

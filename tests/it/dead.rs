@@ -6,7 +6,7 @@ use orchestra::client::Call;
 use serde_json::Value;
 
 use crate::cli::{orchestra, text};
-use crate::support::{LONG, Redis, Worker, until};
+use crate::support::{LONG, Redis, Worker, run_python, until};
 
 /// The letters that `dead list` shows with more words behind it.
 fn listed(redis: &Redis, words: &[&str]) -> Vec<Value> {
@@ -110,6 +110,29 @@ async fn dead_letters_are_listed_shown_requeued_and_dropped() {
         "dropped 1 of celery\n"
     );
     assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+}
+
+/// Nobody reads a message that is too large; its sender is told, whose id stands at the end of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sender_of_a_message_that_is_too_large_gets_failure() {
+    const PROGRAM: &str = "
+import sys
+from celery import Celery
+app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+error = raised(app.send_task('hello.add', (1,), {'note': 'x' * 5000}))
+assert type(error).__name__ == 'DecodeError' and 'max_message_bytes' in str(error), repr(error)
+";
+    let redis = Redis::start();
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{max_message_bytes = 3000}")];
+    let worker = Worker::start_with(&redis, &[], &settings);
+    run_python(PROGRAM, &redis.url());
+    let client = redis.client().await;
+    let large = Call::new("hello.add").arg(1).kwarg("note", "y".repeat(5000));
+    let pending = client.send(large).await.unwrap();
+    let failure = pending.get::<Value>(LONG).await.unwrap_err().to_string();
+    assert!(failure.contains("limit of 3000 bytes"), "{failure}");
+    assert!(worker.log().contains(pending.id()), "{}", worker.log());
+    buried(&redis, 2).await;
 }
 
 /// Given up after its last delivery, a task runs once it is put back, and its deliveries are counted anew.

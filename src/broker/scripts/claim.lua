@@ -11,7 +11,8 @@
 --       those first, 12.. routing key of each queue key
 -- RETURNS 1 when nothing is left and news of the next message will come, else 0; then a flat list: for a message what follows
 --       the prefix in its tag (the whole tag when it has an earlier prefix), index of its key (less than 0 when it is one of those
---       that wait), the message; for an element that is no message 0, index of its key, why; for a queue of which
+--       that wait), the message; for an element that is no message 0, index of its key, why, and behind that, when its id can be
+--       told, -2, index of its key, the id; for a queue of which
 --       nothing can be taken -1, index of its key, why. An error when the server takes no writes now.
 -- No cjson here: it would change large numbers and fail on deep nesting after the pop. Taking many at once is no faster:
 -- what costs is that Lua reads each byte of a text that it makes.
@@ -25,6 +26,15 @@ local function waits(message)
   if by == '' then return false end
   local eta = string.match(message, '"eta": ?"([^"]+)"')
   return eta and eta > by and (string.sub(eta, -6) == '+00:00' or string.sub(eta, -1) == 'Z')
+end
+-- The id of a message that nobody will read as a whole: producers write it near the end, kombu's property behind the header.
+local function id_of(message)
+  local tail = string.sub(message, -4096)
+  for _, name in ipairs({'"correlation_id"', '"id"'}) do
+    local found
+    for id in string.gmatch(tail, name .. ': ?"([^"\\]+)"') do found = id end
+    if found and string.len(found) < 256 then return found end
+  end
 end
 for prefix in string.gmatch(ARGV[3], '[^,]+') do
   for n = 1, count + ARGV[11] do
@@ -114,6 +124,12 @@ for i = 3, #KEYS do
       out[#out + 1] = 0
       out[#out + 1] = i - 2
       out[#out + 1] = why
+      local id = size > tonumber(ARGV[4]) and id_of(message)
+      if id then
+        out[#out + 1] = -2
+        out[#out + 1] = i - 2
+        out[#out + 1] = id
+      end
     else
       local number = found + waiting
       local tag = ARGV[1] .. number

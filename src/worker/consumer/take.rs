@@ -22,8 +22,16 @@ impl Consumer {
     pub(super) fn on_fetched(&mut self, fetched: Fetched) {
         match fetched {
             Fetched::Message(taken) => self.on_taken(taken),
-            Fetched::Dead { queue, reason } => {
-                error!(queue.name = %queue, "a message in queue {queue:?} was moved to {queue}.dead: {reason}");
+            Fetched::Dead { queue, reason, id } => {
+                let whose = id.as_ref().map(|id| format!(" of task {id}")).unwrap_or_default();
+                error!(
+                    queue.name = %queue,
+                    task.id = id,
+                    "a message{whose} in queue {queue:?} was moved to {queue}.dead: {reason}"
+                );
+                if let Some(id) = id {
+                    self.fail(&strategy::too_large(id, reason), None);
+                }
             }
             Fetched::Looked(looked) => {
                 // Who asked may have lost patience.
