@@ -166,7 +166,7 @@ impl<'de, I: Iterator<Item = (Cow<'de, str>, &'de RawValue)>> MapAccess<'de> for
             true => Loose::new(value.get()).and_then(|value| seed.deserialize(value)),
             false => seed.deserialize(&mut serde_json::Deserializer::from_str(value.get())),
         };
-        read.map_err(|error| BindError::Value(wrong_value(&name, value.get(), &error.to_string(), self.redact)))
+        read.map_err(|error| BindError::Value(wrong_value(&name, value.get(), &json::in_words(&error), self.redact)))
     }
 }
 

@@ -109,7 +109,8 @@ impl Registry {
             affinity: None,
             made: Some(task.clone()),
             start: Arc::new(move |body, context| {
-                let arguments: Arguments = body.arguments()?;
+                let unreadable = |_| Failure::value_error(format!("{}(): {}", task.name(), body.unreadable()));
+                let arguments: Arguments = body.arguments().map_err(unreadable)?;
                 let run = task.run(arguments, context.clone());
                 Ok(Box::pin(scope(context, async move {
                     to_raw(&run.await?).map_err(encode_error)

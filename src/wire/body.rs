@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::message::DecodeError;
+use super::raw::Pairs;
 use super::{Rest, Signature, json, limits};
 
 /// A decoded body. The three parts are slices of one text, so that a body is held once however large it is.
@@ -138,6 +139,28 @@ impl Body {
             args: json::parse(self.args())?,
             kwargs: json::parse(self.kwargs())?,
         })
+    }
+
+    /// Why [`arguments`](Self::arguments) cannot be read: which of them, and what is wrong with it.
+    pub fn unreadable(&self) -> String {
+        let why = |value: &RawValue| {
+            json::parse::<Value>(value.get())
+                .err()
+                .map(|error| json::in_words(&error))
+        };
+        let args: Vec<&RawValue> = serde_json::from_str(self.args()).unwrap_or_default();
+        let of_args = args
+            .into_iter()
+            .enumerate()
+            .find_map(|(at, value)| Some(format!("argument {} cannot be read: {}", at + 1, why(value)?)));
+        let of_kwargs = || {
+            let Pairs(kwargs) = serde_json::from_str(self.kwargs()).ok()?;
+            kwargs
+                .into_iter()
+                .find_map(|(name, value)| Some(format!("argument '{name}' cannot be read: {}", why(value)?)))
+        };
+        let of_names = || "the names of its arguments cannot be read".to_owned();
+        of_args.or_else(of_kwargs).unwrap_or_else(of_names)
     }
 
     /// The text of a body with other arguments and the same that follows.

@@ -166,6 +166,21 @@ fn goes_on(byte: u8) -> bool {
     b"0123456789.+-eE".contains(&byte)
 }
 
+/// Why a value cannot be read, for a person. Python reads what stands in the first two: a Rust task has no place for it.
+pub(crate) fn in_words(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    if !error.is_syntax() {
+        return text;
+    }
+    if text.contains("hex escape") {
+        return "it holds half of a surrogate pair (as in \"\\ud800\"), which is no text".to_owned();
+    }
+    if text.contains("number out of range") {
+        return "it holds a number beyond what a float of 64 bits can hold".to_owned();
+    }
+    text
+}
+
 /// How deep arrays and objects are nested in JSON text.
 pub fn depth(text: &str) -> usize {
     let (mut deepest, mut depth, mut in_string, mut escaped) = (0_usize, 0_usize, false, false);
@@ -210,6 +225,20 @@ mod tests {
         assert_eq!(json.parse::<Value>().ok(), None, "21e99998 is no float");
         let carried: super::super::Json = serde_json::from_str(&carried("[NaN,Infinity]")).unwrap();
         assert_eq!(carried.parse::<Value>().unwrap(), json!([null, null]));
+    }
+
+    #[test]
+    fn what_python_reads_and_rust_does_not_is_said_in_words() {
+        let digits = "9".repeat(400);
+        for (text, word) in [
+            (r#""\ud800""#, "surrogate"),
+            (r#"["\udc00x"]"#, "surrogate"),
+            ("1e999", "float"),
+            (&digits, "float"),
+        ] {
+            let error = parse::<Value>(text).unwrap_err();
+            assert!(in_words(&error).contains(word), "{text}: {error}");
+        }
     }
 
     #[test]

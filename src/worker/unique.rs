@@ -59,7 +59,7 @@ impl Unique {
             (None, None) => return Ok(None),
             (Some(key), own) => (fingerprint(&[&headers.task, "key", &key]), own.unwrap_or_default()),
             (None, Some(own)) => {
-                let mut arguments = message.body.arguments().map_err(|error| error.to_string())?;
+                let mut arguments = message.body.arguments().map_err(|_| message.body.unreadable())?;
                 arguments.kwargs.sort_keys();
                 arguments.kwargs.values_mut().for_each(Value::sort_all_objects);
                 arguments.args.iter_mut().for_each(Value::sort_all_objects);

@@ -75,6 +75,62 @@ async fn garbage_is_refused_and_the_worker_goes_on() {
     assert_eq!(worker.stop(), Some(0));
 }
 
+/// What Python reads and Rust has no place for: a Python worker would run it, so that it is a message, and no dead letter; the task
+/// fails, and says which argument it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn arguments_that_no_rust_value_can_hold_are_named() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &[]);
+    let client = redis.client().await;
+    let digits = "9".repeat(400);
+    // A task with fields, and one that is given values.
+    for (task, body, names) in [
+        (
+            "hello.add",
+            r#"[["\ud800"], {}, {}]"#,
+            "argument 'x': it holds half of a surrogate pair",
+        ),
+        (
+            "hello.add",
+            r#"[[1], {"y": 1e999}, {}]"#,
+            "argument 'y': it holds a number",
+        ),
+        (
+            "hello.add",
+            &format!("[[1, {digits}], {{}}, {{}}]"),
+            "argument 'y': it holds a number",
+        ),
+        (
+            "celery.accumulate",
+            r#"[[1, "\udfff"], {}, {}]"#,
+            "argument 2 cannot be read: it holds half of a surrogate pair",
+        ),
+        (
+            "celery.accumulate",
+            &format!("[[{digits}], {{}}, {{}}]"),
+            "argument 1 cannot be read: it holds a number",
+        ),
+        (
+            "celery.accumulate",
+            r#"[[], {"index": 1e999}, {}]"#,
+            "argument 'index' cannot be read: it holds a number",
+        ),
+    ] {
+        let id = uuid::Uuid::new_v4().to_string();
+        let mut message = message(&id, &json!(null));
+        message["body"] = json!(STANDARD.encode(body));
+        message["headers"]["task"] = json!(task);
+        redis.command::<i64>(&["LPUSH", "celery", &message.to_string()]);
+        let failure = client.result(&id).get::<Value>(LONG).await.unwrap_err().to_string();
+        assert!(
+            failure.contains("ValueError") && failure.contains(names),
+            "{body}: {failure}"
+        );
+    }
+    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+    assert_eq!(redis.length("EXISTS", "celery.dead"), 0, "{}", worker.log());
+}
+
 /// Odd, but good enough for Celery, so good enough for us.
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_messages_are_run() {
