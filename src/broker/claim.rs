@@ -1,10 +1,12 @@
 //! Taking messages.
 
+use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use redis::{Pipeline, Value};
+use serde_json::Value as Json;
 use uuid::Uuid;
 
 use super::{Broker, Error, QueueOrder, Tag};
@@ -150,12 +152,12 @@ impl Broker {
             .arg(self.options.dead_limit)
             .arg(bytes.clamp(1, MOST_BYTES))
             .arg(self.keys.name(""))
-            .arg(serde_json::Value::from(&*self.options.node).to_string())
+            .arg(Json::from(&*self.options.node).to_string())
             .arg(self.options.lease_shift())
             .arg(due_by)
             .arg(waiting);
         for (key, index) in &keys {
-            call.key(key).arg(&*queues[*index]);
+            call.key(key).arg(in_json(&queues[*index]).as_bytes());
         }
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
@@ -284,6 +286,16 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
         }
     }
     Ok(claims)
+}
+
+/// A text as it stands in JSON, without its quotes: what is held says whose it is, and names may have quotes.
+pub(crate) fn in_json(text: &str) -> Cow<'_, str> {
+    let is_plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+    if text.bytes().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let quoted = Json::from(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned().into()
 }
 
 pub(super) fn unexpected(value: Option<&Value>) -> Error {

@@ -26,6 +26,7 @@ use keys::Keys;
 
 pub use crate::conn::Error;
 pub use broadcast::Broadcasts;
+pub(crate) use claim::in_json;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
 pub(crate) use dead::names;
 pub use dead::{DeadLetter, DeadQueue, Found};

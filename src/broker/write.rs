@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::{Pipeline, ScriptInvocation};
 
-use super::{Broker, Error, Tag, mark_redelivered};
+use super::{Broker, Error, Tag, in_json, mark_redelivered};
 use crate::clock::{self, Timestamp};
 use crate::conn::{Patience, invocation};
 use crate::wire::Parcel;
@@ -410,7 +410,7 @@ impl Broker {
                 call.arg(self.keys.name("unacked"))
                     .arg(self.keys.name("unacked_index"))
                     .arg(self.keys.queue(queue, *priority))
-                    .arg(&**queue);
+                    .arg(in_json(queue).as_bytes());
                 for tag in tags {
                     call.arg(&*tag.0);
                 }

@@ -13,7 +13,7 @@ use tracing::debug;
 
 use super::request::Delivery;
 use super::room::{Room, Share};
-use crate::broker::{Broker, Tag};
+use crate::broker::{Broker, Tag, in_json};
 use crate::clock::{self, Timestamp};
 use crate::conn::Patience;
 
@@ -223,7 +223,7 @@ impl Recaller {
 
 /// The message of `[message,"","queue"]`.
 fn unwrapped(held: &[u8], queue: &str) -> Option<bytes::Bytes> {
-    let tail = format!(",\"\",\"{queue}\"]");
+    let tail = format!(",\"\",\"{}\"]", in_json(queue));
     let message = held.strip_prefix(b"[")?.strip_suffix(tail.as_bytes())?;
     Some(bytes::Bytes::copy_from_slice(message))
 }
@@ -269,6 +269,7 @@ mod tests {
     #[test]
     fn the_message_is_what_was_held() {
         assert_eq!(unwrapped(br#"[{"a": 1},"","q"]"#, "q").unwrap(), r#"{"a": 1}"#);
+        assert_eq!(unwrapped(br#"[{},"","a\"b\\"]"#, r#"a"b\"#).unwrap(), "{}");
         assert!(unwrapped(br#"[{"a": 1},"","other"]"#, "q").is_none());
     }
 }

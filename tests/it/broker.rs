@@ -103,6 +103,42 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     );
 }
 
+/// What is held says whose it is, as JSON; the name of a queue may have what JSON has not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_may_have_quotes_in_its_name() {
+    let redis = Redis::start();
+    let broker = connect(&redis.url()).await;
+    let (name, taken) = (r#"a"b\c"#, [Arc::from(r#"a"b\c"#)]);
+    for message in [r#"{"n": 1}"#, "garbage"] {
+        redis.command::<u64>(&["LPUSH", name, message]);
+    }
+    let id = ClaimId::new();
+    let claims = broker.claim(&id, &taken, 2, 1 << 20).await.unwrap();
+    assert_eq!((claims.messages.len(), claims.dead.len()), (1, 1), "{claims:?}");
+    let held: Vec<String> = redis.command(&["HVALS", "unacked"]);
+    let held: serde_json::Value = serde_json::from_str(&held[0]).unwrap();
+    assert_eq!(held, serde_json::json!([{"n": 1}, "", name]));
+    let letters = broker.dead_letters(name, 0, 9, 999).await.unwrap();
+    assert_eq!(
+        (letters[0].letter.queue.as_str(), letters[0].message()),
+        (name, &b"garbage"[..])
+    );
+    // Asked again after a lost answer.
+    let again = broker.claim(&id, &taken, 2, 1 << 20).await.unwrap().messages;
+    assert_eq!(again[0].tag, claims.messages[0].tag);
+    let back = Write::GiveBack {
+        queue: name.into(),
+        priority: 0,
+        tags: vec![again[0].tag.clone()],
+    };
+    write(&broker, &[back]).await;
+    assert_eq!(
+        redis.command::<Vec<String>>(&["LRANGE", name, "0", "-1"]),
+        [r#"{"n": 1}"#]
+    );
+    assert_eq!(redis.length("HLEN", "unacked"), 0);
+}
+
 /// What follows a task and its result go in one pipeline. When the server forgot the scripts it does one of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_done_of_a_pipeline_is_not_done_again() {

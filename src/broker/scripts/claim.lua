@@ -8,13 +8,13 @@
 --       taken, 7 prefix of every key, 8 our name as JSON text, 9 seconds by which leases end before the visibility timeout,
 --       10 "" or, when the queues are full of what has to wait, a time in UTC (ISO): what is due later waits, 11 so many
 --       that wait are taken beyond the others; 0 to take none of them, and others from among the newest only, the oldest of
---       those first, 12.. routing key of each queue key
+--       those first, 12.. routing key of each queue key, as JSON text without its quotes
 -- RETURNS 1 when nothing is left and news of the next message will come, else 0; then a flat list: for a message what follows
 --       the prefix in its tag (the whole tag when it has an earlier prefix), index of its key (less than 0 when it is one of those
 --       that wait), the message; for an element that is no message 0, index of its key, why, and behind that, when its id can be
 --       told, -2, index of its key, the id; for a queue of which
 --       nothing can be taken -1, index of its key, why. An error when the server takes no writes now.
--- No cjson here: it would change large numbers and fail on deep nesting after the pop. Taking many at once is no faster:
+-- No cjson for messages: it would change large numbers and fail on deep nesting after the pop. Taking many at once is no faster:
 -- what costs is that Lua reads each byte of a text that it makes.
 local found, bytes, out = 0, 0, {0}
 local most = tonumber(ARGV[6])
@@ -109,7 +109,7 @@ for i = 3, #KEYS do
     if size > tonumber(ARGV[4]) or string.sub(message, 1, 1) ~= '{' or string.sub(message, -1) ~= '}' then
       local why = 'not a message: it is no JSON object'
       if size > tonumber(ARGV[4]) then why = 'the message is larger than the limit of ' .. ARGV[4] .. ' bytes (max_message_bytes)' end
-      local dead = ARGV[7] .. ARGV[i + 9] .. '.dead'
+      local dead = ARGV[7] .. cjson.decode('["' .. ARGV[i + 9] .. '"]')[1] .. '.dead'
       local letter = '{"reason":"' .. why .. '","queue":"' .. ARGV[i + 9] .. '","worker":' .. ARGV[8] .. ',"time":' .. now .. '}'
       local kept = redis.pcall('LPUSH', dead, letter .. '\n' .. message)
       if type(kept) == 'table' then

@@ -1,6 +1,6 @@
 -- Gives back messages that were never started, as they came, to be delivered next.
 -- KEYS  1 unacked, 2 unacked_index, 3 queue key
--- ARGV  1 routing key, 2.. tags
+-- ARGV  1 routing key, as JSON text without its quotes, 2.. tags
 -- RETURNS how many were given back; what is not ours any more is left alone
 -- First what can be refused: a script that fails stops where it is.
 redis.call('LLEN', KEYS[3])
