@@ -140,6 +140,23 @@ assert not redis.exists('celery', 'all'), redis.keys('*')
     assert_eq!(worker.log().matches(" retry: ").count(), 1, "{}", worker.log());
 }
 
+/// What was told to everybody is held nowhere; each worker that cannot run it keeps it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broadcast_that_cannot_be_run_is_a_dead_letter() {
+    let redis = Redis::start();
+    let environment = [("ORCHESTRA_TASK_QUEUES", "{all = {exchange_type = 'fanout'}}")];
+    let worker = Worker::start_with(&redis, &[], &environment);
+    let heard = || redis.command::<u64>(&["PUBLISH", "/0.all/celery", "{\"headers\": {}}"]);
+    until("it listens", async || heard() > 0).await;
+    until("it is kept", async || redis.length("LLEN", "all.dead") > 0).await;
+    let letter: Vec<String> = redis.command(&["LRANGE", "all.dead", "0", "0"]);
+    assert!(
+        letter[0].ends_with("\n{\"headers\": {}}"),
+        "{letter:?}\n{}",
+        worker.log()
+    );
+}
+
 /// Topics, queues of named exchanges and routes with more than a queue, by what our side sends; kombu's own tables
 /// agree.
 #[tokio::test(flavor = "multi_thread")]
