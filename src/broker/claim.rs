@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Broker, Error, QueueOrder, Tag};
 use crate::clock::{self, Timestamp};
-use crate::conn::{Patience, invocation};
+use crate::conn::{Patience, invocation, refusal};
 
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
 const MOST_BYTES: usize = 8 << 20;
@@ -274,7 +274,7 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
                 claims.unusable = Some(if reason.starts_with("WRONGTYPE") {
                     format!("the key {key:?} of queue {queue:?} holds no list; delete or rename that key")
                 } else {
-                    format!("messages of queue {queue:?} cannot be taken: {reason}")
+                    format!("messages of queue {queue:?} cannot be taken: {}", refusal(reason))
                 });
             }
             Ok(tag) => claims.messages.push(Claimed {
@@ -300,7 +300,7 @@ pub(crate) fn in_json(text: &str) -> Cow<'_, str> {
 
 pub(super) fn unexpected(value: Option<&Value>) -> Error {
     match value {
-        Some(Value::ServerError(error)) => Error::Refused(format!("Redis refused: {error}")),
+        Some(Value::ServerError(error)) => Error::Refused(format!("Redis refused: {}", refusal(error))),
         _ => Error::Refused("Redis answered a script in a way it cannot".into()),
     }
 }

@@ -161,7 +161,7 @@ fn time_limit<E: de::Error>(raw: Option<Vec<Option<f64>>>) -> Result<TimeLimit, 
             None | Some(0.0) => Ok(None),
             Some(value) => Duration::try_from_secs_f64(value)
                 .map(Some)
-                .map_err(|_| E::custom(format_args!("header timelimit: {value} is no duration"))),
+                .map_err(|_| E::custom(format_args!("header timelimit: {value:e} is no number of seconds"))),
         }
     };
     Ok(TimeLimit {
@@ -235,6 +235,9 @@ mod tests {
         assert!(parse(json!(["5", null])).is_err());
         assert!(parse(json!([1])).is_err());
         assert!(parse(json!([-1, null])).is_err());
+        let digits: Value = serde_json::from_str(&format!("[{}, null]", "9".repeat(300))).unwrap();
+        let error = parse(digits).unwrap_err().to_string();
+        assert_eq!(error, "header timelimit: 1e300 is no number of seconds");
     }
 
     #[test]
