@@ -465,11 +465,14 @@ fn settings_come_from_file_environment_and_command_line() {
 fn the_page_of_settings_is_complete() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md");
     let mut page = String::from(
-        "# Settings\n\nFrom `orchestra.toml` in the working folder (or `--config FILE`), then the environment, then the command line; later\n\
-         wins. In the environment a setting is `ORCHESTRA_` and its name in capitals, with a value as in the file:\n\
-         `ORCHESTRA_WORKER_CONCURRENCY=8`, `ORCHESTRA_BROKER_TRANSPORT_OPTIONS='{visibility_timeout = 600}'`. With `_FILE` at its end it names a file in which the value\n\
-         stands, as secrets are mounted: `ORCHESTRA_BROKER_URL_FILE=/run/secrets/broker`. Names are Celery's where\n\
-         Celery has the setting. `orchestra config` shows what is in force. This page is made from the program.\n\n\
+        "# Settings\n\nSettings come from `orchestra.toml` in the working folder (or `--config FILE`), then from the environment, then\n\
+         from the command line; the last one wins.\n\n\
+         In the environment a setting is `ORCHESTRA_` and its name in capitals, with a value as in the file:\n\
+         `ORCHESTRA_WORKER_CONCURRENCY=8`,\n\
+         `ORCHESTRA_BROKER_TRANSPORT_OPTIONS='{visibility_timeout = 600}'`. With `_FILE` at its end the name is that of a file\n\
+         with the value in it, as secrets are mounted: `ORCHESTRA_BROKER_URL_FILE=/run/secrets/broker`.\n\n\
+         Names are Celery's where Celery has the setting. `orchestra config` shows what is in force. This page is made from\n\
+         the program.\n\n\
          | setting | what it does | default |\n| --- | --- | --- |\n",
     );
     for setting in orchestra::config::SETTINGS {
