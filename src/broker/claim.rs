@@ -19,12 +19,12 @@ const MOST_BYTES: usize = 8 << 20;
 /// The same for messages that are read again: others wait behind them on the same connection.
 const RECALLED_BYTES: usize = 1 << 20;
 
-/// So many earlier tries are asked about: each may have taken messages that nobody told us of. A connection that lost more than
-/// that in a row has been away for a minute.
+/// So many earlier tries are asked about: each may have taken messages that nobody told us of. A connection that lost
+/// more than that in a row has been away for a minute.
 const TRIES: usize = 16;
 
-/// Names one attempt to take messages, which may need several tries. Asked again, after a lost reply, the broker gives what
-/// that reply carried.
+/// Names one attempt to take messages, which may need several tries. Asked again, after a lost reply, the broker gives
+/// what that reply carried.
 #[derive(Clone, Debug)]
 pub struct ClaimId {
     /// What the tags of each try begin with, the last try's last.
@@ -106,8 +106,9 @@ impl Broker {
         Ok(claims)
     }
 
-    /// The same for queues that are full of what has to wait: up to `waiting` messages that are due later than that time are
-    /// taken beyond the count. With 0 none of them is taken, and others only from among the newest, the oldest of those first.
+    /// The same for queues that are full of what has to wait: up to `waiting` messages that are due later than that
+    /// time are taken beyond the count. With 0 none of them is taken, and others only from among the newest, the oldest
+    /// of those first.
     ///
     /// # Errors
     /// See [`claim`](Self::claim).
@@ -186,8 +187,8 @@ impl Broker {
         }
     }
 
-    /// Reads held messages again, and renews their leases: for each tag what `unacked` has, if it is still ours. Of large ones
-    /// only the first few; at least one.
+    /// Reads held messages again, and renews their leases: for each tag what `unacked` has, if it is still ours. Of
+    /// large ones only the first few; at least one.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.

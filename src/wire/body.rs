@@ -51,8 +51,8 @@ pub struct Embed {
 /// reader takes. Each level costs stack.
 const DEEPEST: usize = 300;
 
-/// Depth times length of what follows a task, in bytes: each composition is read from a copy of its text, about one in three
-/// levels, while those around it are there. What Python composes has some ten levels.
+/// Depth times length of what follows a task, in bytes: each composition is read from a copy of its text, about one in
+/// three levels, while those around it are there. What Python composes has some ten levels.
 const COPIES: usize = 1 << 30;
 
 impl Embed {

@@ -44,8 +44,8 @@ pub(crate) fn may_carry(text: &str) -> bool {
     CARRIES.load(Ordering::Relaxed) && text.contains("e9999")
 }
 
-/// The text with such numbers as texts that nobody else writes, and what [`repr`](super::repr) makes of those, with Python's
-/// name for each.
+/// The text with such numbers as texts that nobody else writes, and what [`repr`](super::repr) makes of those, with
+/// Python's name for each.
 pub(crate) fn named(text: &str) -> (Cow<'_, str>, [(&'static str, &'static str); 3]) {
     let text = replace(text, |token| match token {
         NAN => Some(r#""\u0000nan""#),
@@ -160,13 +160,14 @@ fn replace<'a>(text: &'a str, with: impl Fn(&'static str) -> Option<&'static str
     }
 }
 
-/// Whether a number goes on with it: what follows one of these does not begin there, and what one of these follows does not
-/// end.
+/// Whether a number goes on with it: what follows one of these does not begin there, and what one of these follows does
+/// not end.
 fn goes_on(byte: u8) -> bool {
     b"0123456789.+-eE".contains(&byte)
 }
 
-/// Why a value cannot be read, for a person. Python reads what stands in the first two: a Rust task has no place for it.
+/// Why a value cannot be read, for a person. Python reads what stands in the first two: a Rust task has no place for
+/// it.
 pub(crate) fn in_words(error: &serde_json::Error) -> String {
     let text = error.to_string();
     if !error.is_syntax() {

@@ -1,7 +1,7 @@
-//! Tasks of which one runs for each key: with the header `idempotency_key`, or the task's own option for calls with the same
-//! arguments. Who starts first has the key, and says all the time that it lives; who comes later waits without a place to
-//! run, its message unacknowledged, and gets the result as its own. When the one that ran came to no end that counts, the
-//! next runs: it failed, was revoked, or its worker died.
+//! Tasks of which one runs for each key: with the header `idempotency_key`, or the task's own option for calls with the
+//! same arguments. Who starts first has the key, and says all the time that it lives; who comes later waits without a
+//! place to run, its message unacknowledged, and gets the result as its own. When the one that ran came to no end that
+//! counts, the next runs: it failed, was revoked, or its worker died.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -163,7 +163,8 @@ impl Uniques {
 }
 
 impl Consumer {
-    /// Asks for the key of a request that has a place to run; whether there is one to ask for. The place is kept meanwhile.
+    /// Asks for the key of a request that has a place to run; whether there is one to ask for. The place is kept
+    /// meanwhile.
     pub(super) fn ask_unique(
         &mut self,
         key: Key,
@@ -481,8 +482,8 @@ impl Look {
         }
     }
 
-    /// What a task came to that went on elsewhere: where another took its place, or somebody revoked it, nobody says so of the
-    /// key.
+    /// What a task came to that went on elsewhere: where another took its place, or somebody revoked it, nobody says so
+    /// of the key.
     async fn came_to(&self, id: &str) -> Option<Settled> {
         #[derive(serde::Deserialize)]
         struct Record {
