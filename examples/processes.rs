@@ -104,6 +104,30 @@ impl Task for Once {
     }
 }
 
+/// `process.stubborn(times)`: comes to no end before it was delivered that often; how often it was.
+#[derive(Deserialize)]
+struct Stubborn {
+    times: u32,
+}
+
+impl Task for Stubborn {
+    const NAME: &'static str = "process.stubborn";
+    const OPTIONS: Options = Options {
+        acks_late: true,
+        track_started: true,
+        ..PROCESS
+    };
+    type Env = ();
+    type Output = u32;
+
+    async fn run(self, (): (), context: Context) -> Result<u32, Failure> {
+        while context.deliveries() < self.times {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Ok(context.deliveries())
+    }
+}
+
 /// `process.again()`: lost, and retried by itself.
 #[derive(Deserialize)]
 struct Again;
@@ -239,6 +263,7 @@ fn main() -> std::process::ExitCode {
         registry.register::<Spin>(())?;
         registry.register::<End>(())?;
         registry.register::<Once>(())?;
+        registry.register::<Stubborn>(())?;
         registry.register::<Again>(())?;
         registry.register::<Talk>(())?;
         registry.register::<Decide>(())?;

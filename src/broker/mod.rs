@@ -30,7 +30,8 @@ pub(crate) use claim::in_json;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
 pub(crate) use dead::names;
 pub use dead::{DeadLetter, DeadQueue, Found};
-pub use restore::{DELIVERIES, GivenUp, Restored, Sweep, count_delivery, mark_redelivered};
+pub(crate) use restore::worn_out;
+pub use restore::{DELIVERIES, GivenUp, Restored, Sweep, count_delivery, deliveries, mark_redelivered};
 pub use write::{End, Write};
 
 /// How long queues of remote control are bound, which expire after 10 s (kombu: the larger of twice that and an hour).

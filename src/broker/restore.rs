@@ -20,7 +20,8 @@ const BYTES: usize = 1 << 20;
 /// How often those are tried again that Redis refused to move.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// The header that counts how often a message was given back because its holder was gone.
+/// The header that counts deliveries: one more for each whose holder was gone before it was done. It is kept by who gives a
+/// message back, and is 1 where nobody was gone yet.
 pub const DELIVERIES: &str = "x-orchestra-deliveries";
 
 /// Where a sweep through the overdue messages stands.
@@ -173,10 +174,7 @@ impl Broker {
             return self.give_up(raw, &exchange, routing_key, reason);
         };
         if deliveries > self.options.max_deliveries {
-            let reason = format!(
-                "delivered {} times without an end: each worker that took it was gone before it was done",
-                deliveries - 1
-            );
+            let reason = worn_out(deliveries - 1, "each worker that took it was gone before it was done");
             return self.give_up(raw, &exchange, routing_key, reason);
         }
         Fate {
@@ -202,8 +200,19 @@ impl Broker {
     }
 }
 
-/// The envelope with `redelivered` set in both places, the headers and `delivery_info`, and every other byte of its
-/// values kept. `None` when it is no envelope.
+/// Why a message is delivered no more: after so many times, of which the last one ended thus.
+pub(crate) fn worn_out(deliveries: u32, how: &str) -> String {
+    format!("delivered {deliveries} times without an end: {how}")
+}
+
+/// Which delivery it is: as the header [`DELIVERIES`] says. Python workers keep that and count nothing, so that one which
+/// was delivered before and does not say how often was delivered twice, at least.
+pub fn deliveries(counted: Option<u32>, redelivered: bool) -> u32 {
+    counted.unwrap_or(if redelivered { 2 } else { 1 })
+}
+
+/// The envelope with `redelivered` set in both places, the headers and `delivery_info`, every other byte of its
+/// values kept, and the count of deliveries. `None` when it is no envelope.
 pub fn mark_redelivered(envelope: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(envelope).ok()?;
     let raw: &RawValue = serde_json::from_str(text).ok()?;
@@ -224,7 +233,7 @@ fn redelivered(envelope: &RawValue) -> Option<(Vec<u8>, u8, u32)> {
 /// An object whose values stay text: numbers keep their digits, strings their escapes.
 type Members = Vec<(String, Box<RawValue>)>;
 
-/// The marked envelope, its priority, and how often its holder was gone.
+/// The marked envelope, its priority, and which delivery comes next.
 fn mark(envelope: &RawValue, count: bool) -> Option<(Vec<u8>, u8, u32)> {
     let mut envelope = members(envelope.get())?;
     let mut headers = take(&mut envelope, "headers")
@@ -237,16 +246,12 @@ fn mark(envelope: &RawValue, count: bool) -> Option<(Vec<u8>, u8, u32)> {
         .and_then(|raw| members(raw.get()))
         .unwrap_or_default();
     let priority = priority_of(&properties);
-    let mut deliveries = take(&mut headers, DELIVERIES)
-        .and_then(|raw| raw.get().parse().ok())
-        .unwrap_or(1_u32);
-    if count {
-        deliveries = deliveries.saturating_add(1);
-        headers.push((DELIVERIES.to_owned(), raw(deliveries.to_string())?));
-    }
-    take(&mut headers, "redelivered");
+    let counted = take(&mut headers, DELIVERIES).and_then(|raw| raw.get().parse().ok());
+    let says = |raw: Option<Box<RawValue>>| raw.is_some_and(|raw| raw.get() == "true");
+    let redelivered = says(take(&mut headers, "redelivered")) | says(take(&mut info, "redelivered"));
+    let deliveries = deliveries(counted, redelivered).saturating_add(count.into());
+    headers.push((DELIVERIES.to_owned(), raw(deliveries.to_string())?));
     headers.push(("redelivered".to_owned(), raw("true".to_owned())?));
-    take(&mut info, "redelivered");
     info.push(("redelivered".to_owned(), raw("true".to_owned())?));
     properties.push(("delivery_info".to_owned(), raw(object(&info)?)?));
     envelope.push(("headers".to_owned(), raw(object(&headers)?)?));
@@ -372,5 +377,39 @@ mod tests {
         assert_eq!((priority, deliveries), (6, 2));
         let again = RawValue::from_string(String::from_utf8(marked).unwrap()).unwrap();
         assert_eq!(redelivered(&again).unwrap().2, 3);
+    }
+
+    #[test]
+    fn what_is_given_back_keeps_its_count() {
+        let count = |envelope: &[u8]| {
+            let envelope: serde_json::Value = serde_json::from_slice(envelope).unwrap();
+            envelope["headers"][DELIVERIES].as_u64()
+        };
+        let sent = br#"{"body": "W10=", "headers": {}, "properties": {"delivery_info": {}}}"#;
+        let restored = count_delivery(sent).unwrap();
+        let given_back = mark_redelivered(&restored).unwrap();
+        assert_eq!((count(&restored), count(&given_back)), (Some(2), Some(2)));
+        assert_eq!(count(&count_delivery(&given_back).unwrap()), Some(3));
+        // One that never was in bad hands is at its first, however often it is given back.
+        let given_back = mark_redelivered(&mark_redelivered(sent).unwrap()).unwrap();
+        assert_eq!(count(&given_back), Some(1));
+        assert_eq!(count(&count_delivery(&given_back).unwrap()), Some(2));
+    }
+
+    #[test]
+    fn python_workers_do_not_count_and_so_it_was_delivered_twice_at_least() {
+        let by_python = br#"{"body": "W10=", "headers": {"redelivered": true}, "properties": {"delivery_info": {"redelivered": true}}}"#;
+        for told in [
+            &by_python[..],
+            br#"{"properties": {"delivery_info": {"redelivered": true}}}"#,
+        ] {
+            let counted: serde_json::Value = serde_json::from_slice(&count_delivery(told).unwrap()).unwrap();
+            assert_eq!(counted["headers"][DELIVERIES], 3);
+        }
+        for odd in ["-1", "\"x\"", "null", "1.5", "99999999999"] {
+            let odd = format!(r#"{{"headers": {{"redelivered": "yes", "{DELIVERIES}": {odd}}}}}"#);
+            let counted: serde_json::Value = serde_json::from_slice(&count_delivery(odd.as_bytes()).unwrap()).unwrap();
+            assert_eq!(counted["headers"][DELIVERIES], 2, "{odd}");
+        }
     }
 }

@@ -138,7 +138,7 @@ settings! {
     task_acks_on_failure_or_timeout: bool = "true",
     /// The same for tasks that failed alone.
     task_acks_on_failure: bool = "task_acks_on_failure_or_timeout",
-    /// The same for tasks that ran into their time limit alone; those that are not acknowledged run again.
+    /// The same for tasks that ran into their time limit alone; those that are not acknowledged run again, as often as `max_deliveries` allows.
     task_acks_on_timeout: bool = "task_acks_on_failure_or_timeout",
     /// With late acks: a task whose child process was lost goes back to its queue, as often as `max_deliveries` allows.
     task_reject_on_worker_lost: bool = "false",

@@ -39,6 +39,8 @@ pub struct Details {
     pub group: Option<String>,
     /// The message was delivered before.
     pub redelivered: bool,
+    /// See [`Context::deliveries`].
+    pub deliveries: u32,
     /// When the hard time limit ends the run.
     pub deadline: Option<Instant>,
     /// The message it came with; `None` outside a worker.
@@ -119,6 +121,13 @@ impl Context {
     /// How often it was retried.
     pub fn retries(&self) -> u32 {
         self.inner.details.retries
+    }
+
+    /// Which delivery of its message this is: 1, and one more for each that came to no end, because its worker or its process was
+    /// gone or its hard time limit ended it. That a worker which stops gave it back is not counted. Beyond
+    /// `max_deliveries` there is none. A retry is another message, and begins with 1.
+    pub fn deliveries(&self) -> u32 {
+        self.inner.details.deliveries.max(1)
     }
 
     /// All facts of the run.

@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use super::Options;
 use super::events::{Events, result_repr};
 use super::follow::unsendable;
+use super::joiner::Last;
 use super::metrics::Metrics;
 use super::request::{Content, Delivery, Effect, End, Happening, Request};
 use super::writer::Out;
@@ -97,7 +98,7 @@ impl Scribe {
             let mut unsent = None;
             match effect {
                 Effect::Early(delivery) => out.push(Out::Early(broker::Write::Ack(delivery.tag))),
-                Effect::Ack(delivery) => out.push(Out::Broker(broker::Write::Ack(delivery.tag))),
+                Effect::Ack(delivery) => out.push(Last::of(delivery, request).write()),
                 Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) | Effect::Leave => {}

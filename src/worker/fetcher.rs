@@ -170,10 +170,9 @@ impl Fetcher {
             fetched.extend(claims.messages.into_iter().map(|message| {
                 Fetched::Message(Taken {
                     share: self.room.take(message.raw.len()),
-                    delivery: Delivery {
-                        tag: message.tag,
-                        queue: message.queue,
-                        credit: if message.waits { None } else { credit.split(1) },
+                    delivery: {
+                        let share = if message.waits { None } else { credit.split(1) };
+                        Delivery::new(message.tag, message.queue, share)
                     },
                     raw: message.raw,
                 })

@@ -16,7 +16,7 @@ use tracing::{error, warn};
 
 use super::effects::Scribe;
 use super::follow::Fallout;
-use super::request::Delivery;
+use super::request::{Delivery, Request};
 use super::services::spawn_join;
 use super::writer::{Out, Outbox};
 use crate::backend::{Backend, Claim, Counted, Error, Part};
@@ -54,6 +54,21 @@ impl Last {
     /// It is acknowledged.
     pub(crate) fn ack(delivery: Delivery) -> Self {
         let write = broker::Write::Ack(delivery.tag.clone());
+        Self { delivery, write }
+    }
+
+    /// That of a request whose end is written down: acknowledged, or kept where nobody gets it any more.
+    pub(crate) fn of(delivery: Delivery, request: &Request) -> Self {
+        let Some(reason) = &delivery.worn_out else {
+            return Self::ack(delivery);
+        };
+        error!(task.id = %request.id, "the message of task {} goes to the dead-letter list: {reason}", request.id);
+        let write = broker::Write::Dead {
+            tag: delivery.tag.clone(),
+            queue: delivery.queue.clone(),
+            raw: request.raw.clone(),
+            reason: reason.as_ref().into(),
+        };
         Self { delivery, write }
     }
 

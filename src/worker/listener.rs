@@ -68,11 +68,7 @@ impl Listener {
                 let Ok(credit) = self.credit.clone().acquire_owned().await else {
                     return;
                 };
-                let delivery = Delivery {
-                    tag: message.tag,
-                    queue: message.queue,
-                    credit: Some(credit),
-                };
+                let delivery = Delivery::new(message.tag, message.queue, Some(credit));
                 let share = self.room.take(message.raw.len());
                 let raw = message.raw;
                 let fetched = Fetched::Message(Taken { delivery, raw, share });

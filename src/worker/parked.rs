@@ -201,11 +201,7 @@ impl Recaller {
                 places = rest;
                 let messages = asked.iter().zip(found).filter_map(|(place, held)| {
                     let raw = unwrapped(&held?, &place.queue)?;
-                    let delivery = Delivery {
-                        tag: place.tag.clone(),
-                        queue: place.queue.clone(),
-                        credit: None,
-                    };
+                    let delivery = Delivery::new(place.tag.clone(), place.queue.clone(), None);
                     let share = self.room.take(raw.len());
                     Some((delivery, raw, share))
                 });

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::unique::Unique;
-use crate::broker::Tag;
+use crate::broker::{self, Tag};
 use crate::canvas::{self, Parent, Reach, Replaced};
 use crate::clock::{self, Instant, Timestamp};
 use crate::task::{self, Entry, Failure};
@@ -31,9 +31,21 @@ pub(crate) struct Delivery {
     pub tag: Tag,
     pub queue: Arc<str>,
     pub credit: Option<OwnedSemaphorePermit>,
+    /// Why nobody gets it any more: when it is done with, its message goes to the dead letters.
+    pub worn_out: Option<Box<str>>,
 }
 
 impl Delivery {
+    pub(crate) fn new(tag: Tag, queue: Arc<str>, credit: Option<OwnedSemaphorePermit>) -> Self {
+        let worn_out = None;
+        Self {
+            tag,
+            queue,
+            credit,
+            worn_out,
+        }
+    }
+
     /// As one that waits for a time: it does not use up the prefetch count (P-095), as long as more may wait.
     fn waits(self, waiting: Waiting) -> Self {
         let credit = match waiting {
@@ -59,8 +71,10 @@ pub(crate) struct Request {
     pub may_be_done: bool,
     /// Another worker had it and was lost.
     pub restored: bool,
-    /// A lost process does not bring the message back: that has happened as often as is allowed.
-    pub worn_out: bool,
+    /// Which delivery it is.
+    pub deliveries: u32,
+    /// No other delivery is allowed.
+    pub is_last: bool,
     /// How far its error callbacks reach into what is put in its place.
     pub reach: Reach,
     /// The envelope as it came: what goes back to the queue or into a retry.
@@ -184,7 +198,7 @@ pub(crate) enum End {
     Back,
     /// Delivered next: what was held and never ran.
     Front,
-    /// Behind everything, and one more delivery is counted: its process was lost.
+    /// Behind everything, and one more delivery is counted: its process was lost, or its hard limit ended it.
     Lost,
 }
 
@@ -570,6 +584,7 @@ impl Request {
             parent_id: headers.parent_id.clone(),
             group: headers.group.clone(),
             redelivered: headers.redelivered || self.message.properties.redelivered(),
+            deliveries: self.deliveries,
             deadline,
             message: Some(self.message.clone()),
             embed: self.embed.clone(),
@@ -715,10 +730,14 @@ impl Request {
                 if self.policy.acks_on_timeout {
                     return self.fail_in(unacked, exception, false, effects);
                 }
+                if self.is_last && unacked.is_some() {
+                    let how = format!("its hard time limit of {} s ended it", limit.as_secs_f64());
+                    return self.give_up(unacked, exception, &how, effects);
+                }
                 self.store(Stored::Failure, exception.clone(), effects);
                 self.end_stream(Stored::Failure, effects);
                 if let Some(delivery) = unacked {
-                    effects.push(Effect::Requeue(delivery, End::Back));
+                    effects.push(Effect::Requeue(delivery, End::Lost));
                     effects.push(Effect::Emit(Happening::Rejected { requeue: true }));
                 }
                 effects.push(Effect::Emit(Happening::Failed(exception)));
@@ -728,13 +747,16 @@ impl Request {
 
     /// The process is gone, and the task with it (`celery.worker.request.Request.on_failure`).
     fn lose(&self, unacked: Option<Delivery>, how: String, now: Timestamp, effects: &mut Vec<Effect>) {
-        let exception = Exception::new(python_modules::BILLIARD, "WorkerLostError", how);
+        let exception = Exception::new(python_modules::BILLIARD, "WorkerLostError", how.clone());
         let retries = self.policy.retry_on_worker_lost;
         if retries && !self.has_no_retry_left() {
             return self.retry(unacked, None, Some(exception), None, now, effects);
         }
         match unacked {
-            Some(delivery) if self.policy.reject_on_worker_lost && !retries && !self.worn_out => {
+            Some(_) if self.policy.reject_on_worker_lost && !retries && self.is_last => {
+                self.give_up(unacked, exception, &how, effects);
+            }
+            Some(delivery) if self.policy.reject_on_worker_lost && !retries => {
                 self.end_stream(Stored::Retry, effects);
                 effects.push(Effect::Requeue(delivery, End::Lost));
                 effects.push(Effect::Emit(Happening::Rejected { requeue: true }));
@@ -742,6 +764,13 @@ impl Request {
             // As with a hard limit: nobody is left who knows what the task has sent.
             unacked => self.fail_in(unacked, exception, false, effects),
         }
+    }
+
+    /// It was delivered as often as is allowed: it fails, and its message is kept with the reason.
+    fn give_up(&self, unacked: Option<Delivery>, exception: Exception, how: &str, effects: &mut Vec<Effect>) {
+        let worn_out = Some(broker::worn_out(self.deliveries, how).into());
+        let unacked = unacked.map(|delivery| Delivery { worn_out, ..delivery });
+        self.fail_in(unacked, exception, false, effects);
     }
 
     fn has_no_retry_left(&self) -> bool {

@@ -48,6 +48,7 @@ fn request(policy: task::Options, follows: bool) -> Request {
     );
     Request {
         policy,
+        is_last: rand::random_range(0..2) == 0,
         ..received(raw)
     }
 }
@@ -169,11 +170,7 @@ fn a_delivery_is_spent_exactly_once_and_last() {
             ..task::Options::DEFAULT
         };
         let request = request_of(&policy, walk % 17 < 8);
-        let delivery = Delivery {
-            tag: Tag("t".into()),
-            queue: "celery".into(),
-            credit: None,
-        };
+        let delivery = Delivery::new(Tag("t".into()), "celery".into(), None);
         let mut state = State::Received { delivery };
         let (mut spent, mut started, mut said) = (0, false, Vec::new());
         for _ in 0..STEPS {

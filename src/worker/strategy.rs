@@ -94,14 +94,14 @@ pub(crate) fn receive(raw: Bytes, registry: &Registry, options: &Options) -> Res
         Err(reason) => return Err(invalid(message, reason)),
     };
     let redelivered = message.headers.redelivered || message.properties.redelivered();
-    let counted = || {
-        let count = message.headers.extra.get(broker::DELIVERIES).and_then(Value::as_u64);
-        count.is_some_and(|count| count >= u64::from(options.broker_options.max_deliveries))
-    };
+    let counted = message.headers.extra.get(broker::DELIVERIES).and_then(Value::as_u64);
+    let counted = counted.and_then(|counted| u32::try_from(counted).ok());
+    let deliveries = broker::deliveries(counted, redelivered);
     Ok(Request {
         unique,
-        worn_out: policy.reject_on_worker_lost && counted(),
-        restored: redelivered && message.headers.extra.contains_key(broker::DELIVERIES),
+        is_last: deliveries >= options.broker_options.max_deliveries,
+        restored: counted.is_some_and(|counted| counted > 1),
+        deliveries,
         may_be_done: options.deduplicate && policy.acks_late && redelivered,
         id: Arc::from(message.headers.id.as_str()),
         entry: entry.clone(),

@@ -67,11 +67,7 @@ impl Way {
         const KEY: Key = 1;
         let request = strategy::receive(raw.clone(), &self.registry, &self.options);
         let request = Arc::new(request.expect("a message of a registered task"));
-        let delivery = Delivery {
-            tag: Tag("bench.1".into()),
-            queue: "celery".into(),
-            credit: None,
-        };
+        let delivery = Delivery::new(Tag("bench.1".into()), "celery".into(), None);
         let (now, since) = (clock::now(), clock::instant());
         let (revoked, run) = (false, KEY);
         let details = Details {

@@ -24,6 +24,7 @@ mod cluster;
 mod contract;
 mod control;
 mod dead;
+mod deliveries;
 mod deploy;
 mod dice;
 mod differential;

@@ -35,10 +35,7 @@ impl Consumer {
             self.staying.remove(tag);
         }
         let last = match unsent.follows {
-            Some((tag, Then::Ack)) => {
-                let (queue, credit) = (Arc::default(), None);
-                Some(Last::ack(Delivery { tag, queue, credit }))
-            }
+            Some((tag, Then::Ack)) => Some(Last::ack(Delivery::new(tag, Arc::default(), None))),
             Some((tag, Then::Keep)) => {
                 // Of one that is counted in its chord, the ack is still to come.
                 if self.joining.iter().flatten().any(|joining| *joining == tag) {
@@ -123,7 +120,7 @@ impl Consumer {
             in_task,
             delivery,
         } = failing;
-        let last = delivery.map(Last::ack);
+        let last = delivery.map(|delivery| Last::of(delivery, request));
         let Some(embed) = &request.embed else {
             self.out.extend(last.map(Last::write));
             return;
@@ -218,8 +215,7 @@ impl Consumer {
                 && let Some((tag, hold)) = self.scribe.hold_member(request, (&done.state, &done.value), &body)
             {
                 self.out.push(hold);
-                let (queue, credit) = (Arc::default(), None);
-                delivery = Some(Delivery { tag, queue, credit });
+                delivery = Some(Delivery::new(tag, Arc::default(), None));
             }
             self.join(Member {
                 part: Part::new(
@@ -232,7 +228,7 @@ impl Consumer {
                 body,
                 parent: request.as_parent(trace),
                 children: done.in_task.then(|| children.to_vec()),
-                last: delivery.map(Last::ack),
+                last: delivery.map(|delivery| Last::of(delivery, request)),
             });
         }
     }

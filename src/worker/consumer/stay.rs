@@ -54,7 +54,7 @@ impl Consumer {
         };
         let taken = Taken {
             share: self.room.take(envelope.len()),
-            delivery: Delivery { tag, queue, credit },
+            delivery: Delivery::new(tag, queue, credit),
             raw: envelope.clone(),
         };
         Some((taken, hold))
