@@ -30,9 +30,10 @@ pub(crate) use claim::in_json;
 pub use claim::{ClaimId, Claimed, Claims, Dead};
 pub(crate) use dead::names;
 pub use dead::{DeadLetter, DeadQueue, Found};
+use restore::delivery_tag;
 pub(crate) use restore::worn_out;
 pub use restore::{DELIVERIES, GivenUp, Restored, Sweep, count_delivery, deliveries, mark_redelivered};
-pub use write::{End, Write};
+pub use write::{End, Letter, Write};
 
 /// How long queues of remote control are bound, which expire after 10 s (kombu: the larger of twice that and an hour).
 const CONTROL_BOUND: Duration = Duration::from_secs(3600);
@@ -178,6 +179,7 @@ struct Scripts {
     restore: Script,
     publish: Script,
     publish_once: Script,
+    send_again: Script,
     reply: Script,
     bind: Script,
     dead_list: Script,
@@ -198,6 +200,7 @@ impl Scripts {
             restore: routed(include_str!("scripts/restore.lua")),
             publish: routed(include_str!("scripts/publish.lua")),
             publish_once: routed(include_str!("scripts/publish_once.lua")),
+            send_again: Script::new(include_str!("scripts/send_again.lua")),
             reply: Script::new(include_str!("scripts/reply.lua")),
             bind: Script::new(include_str!("scripts/bind.lua")),
             dead_list: Script::new(include_str!("scripts/dead_list.lua")),
@@ -241,6 +244,7 @@ impl Broker {
                     &scripts.bury,
                     &scripts.publish,
                     &scripts.publish_once,
+                    &scripts.send_again,
                     &scripts.reply,
                     &scripts.bind,
                 ]

@@ -285,6 +285,14 @@ pub(super) fn as_new(envelope: &[u8]) -> Option<Vec<u8>> {
     object(&envelope).map(String::into_bytes)
 }
 
+/// What its sender named this very message, as it is written.
+pub(super) fn delivery_tag(envelope: &[u8]) -> Option<String> {
+    let mut envelope = members(std::str::from_utf8(envelope).ok()?)?;
+    let mut properties = members(take(&mut envelope, "properties")?.get())?;
+    let tag = take(&mut properties, "delivery_tag")?;
+    (tag.get().len() > 20).then(|| tag.get().to_owned())
+}
+
 /// The priority of an envelope; 0 when it is none.
 pub(super) fn priority(envelope: &[u8]) -> u8 {
     let properties = || {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::{Pipeline, ScriptInvocation};
+use redis::{Cmd, Pipeline, ScriptInvocation};
 
-use super::{Broker, Error, Tag, in_json, mark_redelivered};
+use super::{Broker, Error, Tag, delivery_tag, in_json, mark_redelivered};
 use crate::clock::{self, Timestamp};
 use crate::conn::{Patience, invocation};
 use crate::wire::Parcel;
@@ -25,6 +25,12 @@ pub enum End {
     /// Before everything that waits.
     Tail,
 }
+
+/// So many of the newest in its list are looked at for a message whose sending was not answered; where no more are held, those
+/// too, as long as they are no larger.
+const NEWEST: usize = 1024;
+const HELD: usize = 128;
+const HELD_BYTES: usize = 64 << 10;
 
 /// One change. All but [`Publish`](Self::Publish) and [`Broadcast`](Self::Broadcast) may be repeated after a lost
 /// reply without effect; those two then happen twice.
@@ -97,16 +103,7 @@ pub enum Write {
         reason: String,
     },
     /// A message that cannot be sent goes to the dead-letter list of its routing key.
-    Letter {
-        /// Exchange.
-        exchange: String,
-        /// Routing key.
-        routing_key: String,
-        /// The envelope.
-        raw: Bytes,
-        /// Why.
-        reason: String,
-    },
+    Letter(Box<Letter>),
     /// A held message is not looked after until it is due: its lease runs until then, and a moment longer.
     Park {
         /// Its field in `unacked`.
@@ -142,12 +139,26 @@ impl Write {
     /// What it holds beside a few words.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Requeue { raw, .. } | Self::Dead { raw, .. } | Self::Letter { raw, .. } => raw.len(),
+            Self::Requeue { raw, .. } | Self::Dead { raw, .. } => raw.len(),
+            Self::Letter(letter) => letter.raw.len(),
             Self::Publish { envelope, .. } | Self::Hold { envelope, .. } => envelope.len(),
             Self::Broadcast { payload, .. } | Self::Reply { payload, .. } => payload.len(),
             Self::Ack(_) | Self::Park { .. } | Self::GiveBack { .. } | Self::Declare(_) | Self::Bind { .. } => 0,
         }
     }
+}
+
+/// A message that nobody gets.
+#[derive(Debug)]
+pub struct Letter {
+    /// Exchange.
+    pub exchange: String,
+    /// Routing key.
+    pub routing_key: String,
+    /// The envelope.
+    pub raw: Bytes,
+    /// Why.
+    pub reason: String,
 }
 
 impl Write {
@@ -395,12 +406,13 @@ impl Broker {
             } => {
                 self.append_letter(pipe, Some(tag), queue, &self.letter(raw, "", queue, reason));
             }
-            Write::Letter {
-                exchange,
-                routing_key,
-                raw,
-                reason,
-            } => {
+            Write::Letter(letter) => {
+                let Letter {
+                    exchange,
+                    routing_key,
+                    raw,
+                    reason,
+                } = &**letter;
                 let letter = self.letter(raw, exchange, routing_key, reason);
                 self.append_letter(pipe, None, routing_key, &letter);
             }
@@ -432,6 +444,34 @@ impl Broker {
                 pipe.sadd(self.keys.permanent_bindings(exchange), &member);
             }
         }
+    }
+
+    /// Sends a message whose sending was not answered, unless it can be seen that it was sent: not answered is not refused, and twice
+    /// is run twice. `None` for what goes through an exchange.
+    pub(crate) fn again(&self, write: &Write) -> Option<Cmd> {
+        let Write::Publish {
+            exchange,
+            routing_key,
+            priority,
+            envelope,
+        } = write
+        else {
+            return None;
+        };
+        if !exchange.is_empty() {
+            return None;
+        }
+        // Each message has one of its own, also when it is tried again.
+        let tag = delivery_tag(envelope)?;
+        let mut call = invocation(&self.scripts.send_again, 2);
+        call.arg(self.keys.queue(routing_key, *priority))
+            .arg(self.keys.name("unacked"))
+            .arg(&envelope[..])
+            .arg(tag)
+            .arg(NEWEST)
+            .arg(HELD)
+            .arg(HELD_BYTES);
+        Some(call)
     }
 
     /// By the script that buries, which takes the message out of `unacked` if it is held.

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use redis::{Pipeline, Value};
+use redis::{Cmd, Pipeline, Value};
 
 use super::error::{Error, code, is_transient_code};
 
@@ -12,6 +12,8 @@ use super::error::{Error, code, is_transient_code};
 #[derive(Debug)]
 pub struct Errand<'a> {
     commands: &'a Pipeline,
+    /// What is sent in place of some of them.
+    others: Vec<(usize, Cmd)>,
     answers: Vec<Value>,
     /// Places of those that are still to be sent.
     left: Vec<usize>,
@@ -24,6 +26,7 @@ impl<'a> Errand<'a> {
     pub fn new(commands: &'a Pipeline) -> Self {
         Self {
             commands,
+            others: Vec::new(),
             answers: vec![Value::Nil; commands.len()],
             left: (0..commands.len()).collect(),
             unsure: false,
@@ -40,6 +43,11 @@ impl<'a> Errand<'a> {
         self.unsure
     }
 
+    /// Another command is sent in the place of one from now on.
+    pub fn replace(&mut self, place: usize, command: Cmd) {
+        self.others.push((place, command));
+    }
+
     /// The places of commands that are still to be sent.
     pub fn left(&self) -> &[usize] {
         &self.left
@@ -47,14 +55,15 @@ impl<'a> Errand<'a> {
 
     /// What is still to be sent.
     pub(super) fn rest(&self) -> Cow<'a, Pipeline> {
-        if self.left.len() == self.answers.len() {
+        if self.left.len() == self.answers.len() && self.others.is_empty() {
             return Cow::Borrowed(self.commands);
         }
         let mut rest = Pipeline::with_capacity(self.left.len());
         let mut left = self.left.iter().copied().peekable();
         for (place, command) in self.commands.cmd_iter().enumerate() {
             if left.next_if_eq(&place).is_some() {
-                rest.add_command(command.clone());
+                let other = self.others.iter().find(|(at, _)| *at == place);
+                rest.add_command(other.map_or(command, |(_, other)| other).clone());
             }
         }
         Cow::Owned(rest)
@@ -146,6 +155,21 @@ mod tests {
         let answers = errand.into_answers();
         assert_eq!(answers[..2], [Value::Int(1), Value::Int(2)]);
         assert!(matches!(answers[2], Value::ServerError(_)));
+    }
+
+    #[test]
+    fn another_command_is_sent_in_the_place_of_one() {
+        let mut pipe = Pipeline::new();
+        pipe.lpush("list", "a").lpush("list", "b");
+        let mut errand = Errand::new(&pipe);
+        errand.unanswered(true);
+        assert!(errand.is_unsure());
+        errand.replace(1, redis::Cmd::llen("list"));
+        let mut wanted = Pipeline::new();
+        wanted.lpush("list", "a").llen("list");
+        assert_eq!(errand.rest().get_packed_pipeline(), wanted.get_packed_pipeline());
+        errand.take(vec![Value::Int(1), refused("OOM command not allowed")]);
+        assert_eq!(errand.rest().len(), 1);
     }
 
     #[test]

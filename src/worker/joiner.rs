@@ -413,12 +413,13 @@ fn letter(message: broker::Write, why: &str) -> Option<broker::Write> {
         return None;
     };
     let reason = format!("the body of a chord cannot be sent to {routing_key:?}: {why}");
-    Some(broker::Write::Letter {
+    let letter = broker::Letter {
         exchange,
         routing_key,
         raw,
         reason,
-    })
+    };
+    Some(broker::Write::Letter(letter.into()))
 }
 
 fn handle(record: &str) -> Option<ResultNode> {

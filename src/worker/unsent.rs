@@ -9,7 +9,8 @@ use redis::Pipeline;
 use tracing::error;
 
 use super::writer::Writer;
-use crate::broker::{self, Broker, Tag, Write};
+use crate::broker::{self, Broker, Letter, Tag, Write};
+use crate::conn::Errand;
 
 /// Messages that are sent together, and those of them that follow a task whose message is held.
 #[derive(Default)]
@@ -28,6 +29,16 @@ impl Messages {
         self.writes.push(write);
     }
 
+    /// What stands in a pipeline from `at` on was perhaps done, and nobody knows: what can be seen to be there is not sent again.
+    pub(super) fn repeat(&self, mut at: usize, errand: &mut Errand<'_>, broker: &Broker) {
+        for write in &self.writes {
+            if let Some(again) = broker.again(write) {
+                errand.replace(at, again);
+            }
+            at += length(broker, write);
+        }
+    }
+
     /// Takes those out of `refused` that are one of these, which stand in their pipeline from `at` on.
     fn take(&self, mut at: usize, refused: &mut Refused, broker: &Broker) -> Vec<(&Write, Option<&Tag>, String)> {
         let mut mine = Vec::new();
@@ -36,12 +47,17 @@ impl Messages {
                 let follows = self.follow.iter().find(|(follows, _)| *follows == place);
                 mine.push((write, follows.map(|(_, tag)| tag), refused.swap_remove(found).1));
             }
-            let mut commands = Pipeline::new();
-            broker.append(&mut commands, std::slice::from_ref(write));
-            at += commands.len();
+            at += length(broker, write);
         }
         mine
     }
+}
+
+/// How many commands it is.
+fn length(broker: &Broker, write: &Write) -> usize {
+    let mut commands = Pipeline::new();
+    broker.append(&mut commands, std::slice::from_ref(write));
+    commands.len()
 }
 
 /// A message that cannot be sent; for the consumer loop.
@@ -84,6 +100,16 @@ impl Writer {
             let Some((exchange, routing_key, raw)) = write.message() else {
                 continue;
             };
+            let stays_here = |tag: &Tag| stays.iter().position(|stays| stays == tag);
+            let place = match write {
+                Write::Hold { tag, .. } => stays_here(tag),
+                _ => None,
+            };
+            if place.is_none() && matches!(write, Write::Hold { .. }) {
+                // Nothing is sent by it: a member of a chord would be counted from there, should this worker die.
+                error!("the member of a chord is not held until it is counted: Redis refused: {why}");
+                continue;
+            }
             let (id, name) = broker::names(raw);
             let (id, name) = (id.unwrap_or_default(), name.unwrap_or_default());
             let to = match write {
@@ -94,7 +120,7 @@ impl Writer {
                 _ => format!("unacked, for the queue {routing_key:?}"),
             };
             let reason = format!("its message cannot be sent to {to}: Redis refused: {why}");
-            let letter = Write::Letter {
+            let letter = Letter {
                 exchange: exchange.to_owned(),
                 routing_key: routing_key.to_owned(),
                 raw: raw.clone(),
@@ -115,11 +141,7 @@ impl Writer {
                 task.name = name,
                 "Task {name}[{id}] fails: {reason}; {then}"
             );
-            let stayed = match write {
-                Write::Hold { tag, .. } => stays.iter().position(|stays| stays == tag),
-                _ => None,
-            };
-            unsent.push((raw.clone(), reason, follows, stayed.map(|at| stays.remove(at))));
+            unsent.push((raw.clone(), reason, follows, place.map(|at| stays.remove(at))));
         }
         for (raw, reason, follows, stays) in unsent {
             let follows = follows.map(|tag| {

@@ -397,7 +397,8 @@ impl Writer {
                 } else {
                     // Another server: what follows must stand before the result, and the result before the ack.
                     if !broker_pipe.is_empty() {
-                        let said = self.insist("broker", self.broker.writer(), &broker_pipe).await;
+                        let sent = [(&batch.publishes, 0)];
+                        let said = self.insist("broker", self.broker.writer(), &broker_pipe, &sent).await;
                         let publishes = std::mem::take(&mut batch.publishes);
                         let rest = self
                             .give_up((&publishes, 0), said.refused, &mut acks, &mut batch.stays)
@@ -433,7 +434,8 @@ impl Writer {
         let behind = broker_pipe.len();
         self.broker.append(&mut broker_pipe, &callbacks.writes);
         self.broker.append(&mut broker_pipe, &due);
-        let said = self.insist("broker", self.broker.writer(), &broker_pipe).await;
+        let sent = [(&batch.publishes, 0), (&callbacks, behind)];
+        let said = self.insist("broker", self.broker.writer(), &broker_pipe, &sent).await;
         unheard.extend(said.unheard);
         if !said.refused.is_empty() {
             let (acks, stays) = (&mut owed.acks, &mut batch.stays);
@@ -477,13 +479,14 @@ impl Writer {
         }
     }
 
-    /// Sends a pipeline until Redis has taken it, but for what it refuses for good.
-    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline) -> Said {
+    /// Sends a pipeline until Redis has taken it, but for what it refuses for good; and which messages stand in it from where on.
+    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline, sent: &[(&Messages, usize)]) -> Said {
         let mut said = Said::default();
         if pipe.is_empty() {
             return said;
         }
         let (mut errand, patience) = (Errand::new(pipe), Patience::default());
+        let mut is_looked_for = false;
         loop {
             let began = clock::instant();
             match link.run(&mut errand, &patience).await {
@@ -492,7 +495,14 @@ impl Writer {
                         .wrote(server, clock::instant().saturating_duration_since(began));
                     break;
                 }
-                Err(error) if error.is_transient() => link.ready().await,
+                Err(error) if error.is_transient() => {
+                    if errand.is_unsure() && !std::mem::replace(&mut is_looked_for, true) {
+                        for (messages, at) in sent {
+                            messages.repeat(*at, &mut errand, &self.broker);
+                        }
+                    }
+                    link.ready().await;
+                }
                 Err(error) => {
                     let why = error.to_string();
                     said.refused
@@ -526,7 +536,7 @@ impl Writer {
 
     /// The same for what nothing hangs on: what is refused is only said. The keys of results that nobody has heard of.
     async fn insist_or_say(&self, server: &'static str, link: &Link, pipe: &Pipeline) -> Vec<Vec<u8>> {
-        let said = self.insist(server, link, pipe).await;
+        let said = self.insist(server, link, pipe, &[]).await;
         self.say_refused(pipe, &said.refused);
         said.unheard
     }
@@ -539,10 +549,10 @@ impl Writer {
     }
 
     /// Keeps a message as a dead letter; why that was refused.
-    pub(super) async fn bury(&self, letter: broker::Write) -> Option<String> {
+    pub(super) async fn bury(&self, letter: broker::Letter) -> Option<String> {
         let mut pipe = Pipeline::with_capacity(1);
-        self.broker.append(&mut pipe, &[letter]);
-        let said = self.insist("broker", self.broker.writer(), &pipe).await;
+        self.broker.append(&mut pipe, &[broker::Write::Letter(letter.into())]);
+        let said = self.insist("broker", self.broker.writer(), &pipe, &[]).await;
         said.refused.into_iter().next().map(|(_, why)| why)
     }
 

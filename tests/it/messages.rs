@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{LONG, Redis, Worker, until};
 
 /// A message as Celery sends it, to be spoiled.
-fn message(id: &str, body: &Value) -> Value {
+pub fn message(id: &str, body: &Value) -> Value {
     json!({
         "body": STANDARD.encode(body.to_string()),
         "content-encoding": "utf-8",

@@ -1,9 +1,14 @@
 //! What follows a task and Redis refuses for good: nothing of it is lost in silence.
 
-use serde_json::Value;
+use std::time::Duration;
+
+use orchestra::client::Call;
+use serde_json::{Value, json};
 
 use crate::cli::{orchestra, text};
-use crate::support::{Redis, Worker, run_python, until};
+use crate::messages::message;
+use crate::proxy::Proxy;
+use crate::support::{LONG, Redis, Worker, run_python, until};
 
 /// From the stock client. Each key that is a text is a queue that nobody can send to.
 const PYTHON: &str = r#"
@@ -110,6 +115,42 @@ assert body.get(timeout=20)
     redis.command::<u64>(&["DEL", "next", "next.dead"]);
     until("both ran again", async || redis.length("LLEN", "next") == 2).await;
     until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+}
+
+/// The connection breaks when Redis has done what was asked, and before it has said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_is_sent_once_though_the_answer_is_lost() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let worker = Worker::spawn_at("hello_task", &proxy.url(), &["-c", "1"], &[]);
+    worker.wait_for_log("orchestra-worker: ready");
+    let client = redis.client().await;
+    // A callback, into a queue that nobody serves.
+    for n in 1..=3 {
+        let (id, name) = (format!("nap-{n}"), "hello.add");
+        let callback = json!({"task": name, "args": [1], "kwargs": {}, "options": {"queue": "next"}, "subtask_type": null,
+                              "immutable": false});
+        let mut sent = message(&id, &json!([[300, 1], {}, {"callbacks": [callback]}]));
+        sent["headers"]["task"] = json!("hello.nap");
+        redis.command::<u64>(&["LPUSH", "celery", &sent.to_string()]);
+        worker.wait_for_log(&format!("{id}] received"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        proxy.cut();
+        assert_eq!(client.result(&id).get::<u64>(LONG).await.unwrap(), 1);
+        let pending = client.send(Call::new("hello.add").arg(n)).await.unwrap();
+        assert_eq!(pending.get::<u64>(LONG).await.unwrap(), n);
+        assert_eq!(redis.length("LLEN", "next") as u64, n, "{}", worker.log());
+    }
+    // A retry, which goes where the message was sent.
+    let mut sent = message("flaky", &json!([[1], {}, {}]));
+    sent["headers"]["task"] = json!("hello.flaky");
+    sent["properties"]["delivery_info"]["routing_key"] = json!("again");
+    proxy.cut();
+    redis.command::<u64>(&["LPUSH", "celery", &sent.to_string()]);
+    until("it is sent", async || redis.length("LLEN", "again") > 0).await;
+    let pending = client.send(Call::new("hello.add").arg(5)).await.unwrap();
+    assert_eq!(pending.get::<u64>(LONG).await.unwrap(), 5);
+    assert_eq!(redis.length("LLEN", "again"), 1, "{}", worker.log());
 }
 
 /// A user who may not do what a worker does: where its rights stand is said.
