@@ -37,7 +37,7 @@ use super::stop::{Exit, Phase, Stop};
 use super::timers::Timers;
 use super::unique::Uniques;
 use super::watchdog::{Progress, Watchdog};
-use super::writer::Writer;
+use super::writer::{News, Writer};
 use crate::backend::Backend;
 use crate::broker::Broker;
 use crate::client::SentEvents;
@@ -196,6 +196,10 @@ impl Worker {
         let hostname: Arc<str> = options.hostname.as_str().into();
         let (stays_to, stays) = mpsc::unbounded_channel();
         let (unsent_to, unsent) = mpsc::unbounded_channel();
+        let news = News {
+            stays: stays_to,
+            unsent: unsent_to,
+        };
         let (outbox, writer) = Writer::new(
             broker.clone(),
             backend.clone(),
@@ -203,8 +207,7 @@ impl Worker {
             options.event_exchange.clone(),
             options.backlog_bytes,
             metrics.clone(),
-            stays_to,
-            unsent_to,
+            news,
         );
         let writing = spawn(ServiceKind::Writer, &stop, writer.run());
 

@@ -120,8 +120,15 @@ pub(crate) struct Writer {
     event_exchange: String,
     metrics: Metrics,
     unheard: Unheard,
-    stays: mpsc::UnboundedSender<Vec<Tag>>,
-    unsent: mpsc::UnboundedSender<Unsent>,
+    news: News,
+}
+
+/// What the consumer loop hears of what was sent.
+pub(crate) struct News {
+    /// Messages that stay here are in Redis.
+    pub stays: mpsc::UnboundedSender<Vec<Tag>>,
+    /// A message cannot be sent.
+    pub unsent: mpsc::UnboundedSender<Unsent>,
 }
 
 impl Outbox {
@@ -261,8 +268,7 @@ impl Writer {
         event_exchange: String,
         bound: usize,
         metrics: Metrics,
-        stays: mpsc::UnboundedSender<Vec<Tag>>,
-        unsent: mpsc::UnboundedSender<Unsent>,
+        news: News,
     ) -> (Outbox, Self) {
         let (sender, queue) = mpsc::unbounded_channel();
         let backlog = Arc::new(Backlog {
@@ -283,8 +289,7 @@ impl Writer {
             event_exchange,
             metrics,
             unheard: Unheard::default(),
-            stays,
-            unsent,
+            news,
         };
         (outbox, writer)
     }
@@ -457,7 +462,7 @@ impl Writer {
     fn tell_stays(&self, stays: &mut Vec<Tag>) {
         if !stays.is_empty() {
             // A loop that is gone has ended the worker.
-            let _ = self.stays.send(std::mem::take(stays));
+            let _ = self.news.stays.send(std::mem::take(stays));
         }
     }
 
@@ -562,7 +567,7 @@ impl Writer {
 
     pub(super) fn tell_unsent(&self, unsent: Unsent) {
         // A loop that is gone has ended the worker.
-        let _ = self.unsent.send(unsent);
+        let _ = self.news.unsent.send(unsent);
     }
 }
 
