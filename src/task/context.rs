@@ -123,8 +123,8 @@ impl Context {
         self.inner.details.retries
     }
 
-    /// Which delivery of its message this is: 1, and one more for each that came to no end, because its worker or its process was
-    /// gone or its hard time limit ended it. That a worker which stops gave it back is not counted. Beyond
+    /// Which delivery of its message this is: 1, and one more for each that came to no end, because its worker or its
+    /// process was gone or its hard time limit ended it. That a worker which stops gave it back is not counted. Beyond
     /// `max_deliveries` there is none. A retry is another message, and begins with 1.
     pub fn deliveries(&self) -> u32 {
         self.inner.details.deliveries.max(1)

@@ -13,8 +13,8 @@ pub struct Options {
     /// With late acks: a failed task is acknowledged. `false` drops it without acknowledgement (Celery's word for
     /// "reject without requeue").
     pub acks_on_failure: bool,
-    /// With late acks: a task ended by its hard time limit is acknowledged. `false` puts it back, as often as `max_deliveries`
-    /// allows.
+    /// With late acks: a task ended by its hard time limit is acknowledged. `false` puts it back, as often as
+    /// `max_deliveries` allows.
     pub acks_on_timeout: bool,
     /// With late acks: a task whose process was lost goes back to its queue instead of failing.
     pub reject_on_worker_lost: bool,

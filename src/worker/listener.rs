@@ -1,5 +1,5 @@
-//! Takes what is told to everybody: messages of fanout exchanges (`kombu.common.Broadcast`). They go the way of all others,
-//! within the prefetch count, but lie nowhere: a worker that ends with one gives nothing back.
+//! Takes what is told to everybody: messages of fanout exchanges (`kombu.common.Broadcast`). They go the way of all
+//! others, within the prefetch count, but lie nowhere: a worker that ends with one gives nothing back.
 
 use std::sync::Arc;
 use std::time::Duration;

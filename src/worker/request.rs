@@ -2,9 +2,9 @@
 //!
 //! [`State::step`] is pure: from a state and an input it makes the next state and appends effects. It reads no clock,
 //! knows no Redis and awaits nothing. The delivery moves by value through the states into exactly one
-//! [`Effect::Early`], [`Effect::Ack`], [`Effect::Part`], [`Effect::Fallout`], [`Effect::Requeue`] or [`Effect::Forget`], so that
-//! it cannot be spent twice. The order of the effects is the guarantee: a retry is published and a result stored before a
-//! late ack; an early ack comes before the start.
+//! [`Effect::Early`], [`Effect::Ack`], [`Effect::Part`], [`Effect::Fallout`], [`Effect::Requeue`] or
+//! [`Effect::Forget`], so that it cannot be spent twice. The order of the effects is the guarantee: a retry is
+//! published and a result stored before a late ack; an early ack comes before the start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -270,8 +270,8 @@ pub(crate) struct Done {
     pub state: Stored,
     /// The result, or the exception.
     pub value: Json,
-    /// Whether Celery counts it where the task ran. It counts elsewhere what was rejected, revoked, or ended by its hard
-    /// limit; there nobody knows what the task has sent.
+    /// Whether Celery counts it where the task ran. It counts elsewhere what was rejected, revoked, or ended by its
+    /// hard limit; there nobody knows what the task has sent.
     pub in_task: bool,
 }
 
@@ -281,7 +281,8 @@ pub(crate) struct Failing {
     pub exception: Exception,
     /// As for [`Done::in_task`].
     pub in_task: bool,
-    /// The message, unless it was acknowledged before the task ran, or waits until the task is counted in its own chord.
+    /// The message, unless it was acknowledged before the task ran, or waits until the task is counted in its own
+    /// chord.
     pub delivery: Option<Delivery>,
 }
 

@@ -123,8 +123,8 @@ fn time(header: &str, text: Option<&str>) -> Result<Option<Timestamp>, String> {
     }
 }
 
-/// The end of a message that was delivered too often, as Celery says it of a process that is gone in the middle of a task;
-/// `None` when nobody can tell whose message it was.
+/// The end of a message that was delivered too often, as Celery says it of a process that is gone in the middle of a
+/// task; `None` when nobody can tell whose message it was.
 pub(crate) fn given_up(given_up: &GivenUp, options: &Options) -> Option<Failed> {
     let exception = Exception::new("billiard.exceptions", "WorkerLostError", given_up.reason.clone());
     never_run(&given_up.raw, exception, options)

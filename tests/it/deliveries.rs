@@ -1,4 +1,5 @@
-//! How often a message was delivered: counted when its worker or its process was gone, kept over everything else, and bounded.
+//! How often a message was delivered: counted when its worker or its process was gone, kept over everything else, and
+//! bounded.
 
 use std::time::Duration;
 
@@ -37,7 +38,8 @@ async fn runs(client: &Client, pending: &Pending, worker: &Worker) {
     .await;
 }
 
-/// A worker that is killed counts; one that stops at once, which gives back what it runs, keeps the count; and the task is told.
+/// A worker that is killed counts; one that stops at once, which gives back what it runs, keeps the count; and the task
+/// is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_count_of_deliveries_outlives_a_worker_that_gives_back() {
     let redis = Redis::start();

@@ -1,9 +1,10 @@
-//! What follows a task may stay here: the next step of a chain starts in the worker that ran the one before when there is a place
-//! for it and nothing waits that would go first. It is written down as held by us, as if it had gone to its queue and been taken
-//! from there, and starts when Redis has that, and the ack of the step before: the news of it and the claim are saved, and Redis the
-//! copies of a message that is the longer the more steps are to come.
+//! What follows a task may stay here: the next step of a chain starts in the worker that ran the one before when there
+//! is a place for it and nothing waits that would go first. It is written down as held by us, as if it had gone to its
+//! queue and been taken from there, and starts when Redis has that, and the ack of the step before: the news of it and
+//! the claim are saved, and Redis the copies of a message that is the longer the more steps are to come.
 //!
-//! It does not start sooner. A step that kills its worker would then be nowhere, or the step before would run again for it.
+//! It does not start sooner. A step that kills its worker would then be nowhere, or the step before would run again for
+//! it.
 
 use std::sync::atomic::Ordering;
 
