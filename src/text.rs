@@ -21,6 +21,28 @@ pub(crate) fn closest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) 
     (distance <= 2.max(word.chars().count() / 3)).then_some(name)
 }
 
+/// `1 row`, `2 rows`: a number of something in words.
+pub(crate) fn count(number: impl std::fmt::Display, one: &str) -> String {
+    let number = number.to_string();
+    let s = if number == "1" { "" } else { "s" };
+    format!("{number} {one}{s}")
+}
+
+/// Several causes in one line: a question ends by itself, the others with a semicolon.
+pub(crate) fn sentences(causes: &[String]) -> String {
+    let mut text = String::new();
+    for cause in causes {
+        let before = match text.chars().last() {
+            None => "",
+            Some('?' | '.') => " ",
+            Some(_) => "; ",
+        };
+        text.push_str(before);
+        text.push_str(cause);
+    }
+    text
+}
+
 /// Whether a text fits a pattern in which `*` stands for any characters.
 pub(crate) fn fits(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else {
@@ -59,6 +81,14 @@ mod tests {
         for (pattern, text) in [("", "a"), ("a*", "ba"), ("a*a", "a"), ("a*c*e", "aec")] {
             assert!(!fits(pattern, text), "{pattern} {text}");
         }
+    }
+
+    #[test]
+    fn numbers_and_causes_are_words() {
+        assert_eq!([0, 1, 2].map(|rows| count(rows, "row")), ["0 rows", "1 row", "2 rows"]);
+        let causes = ["no a; did you mean b?", "c is missing", "d is too"].map(str::to_owned);
+        assert_eq!(sentences(&causes), "no a; did you mean b? c is missing; d is too");
+        assert_eq!(sentences(&[]), "");
     }
 
     #[test]

@@ -186,7 +186,9 @@ impl Engine {
                     )
                 }
                 Some(close) => format!("there is no template {name:?}; did you mean {close:?}?"),
-                None if names.is_empty() => format!("there is no template {name:?}: this worker has none"),
+                None if names.is_empty() => format!(
+                    "there is no template {name:?}, nor any other; is their folder named with --templates or ai_templates?"
+                ),
                 None => format!("there is no template {name:?}; there are {}", names.join(", ")),
             })
         })

@@ -191,9 +191,9 @@ impl Library {
             warn!("{problem} (the version from before stays in use)");
         }
         info!(
-            "templates were read again: {} in order, {} problem(s)",
+            "templates were read again: {} in order, {}",
             shelf.templates.len(),
-            problems.len()
+            crate::text::count(problems.len(), "problem")
         );
         seen.shelf = Arc::new(shelf);
         seen.shelf.clone()

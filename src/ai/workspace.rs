@@ -89,7 +89,10 @@ pub(super) fn clean() {
     });
     match removed.count() {
         0 => {}
-        count => info!("removed {count} folder(s) of template runs whose worker is gone"),
+        count => info!(
+            "removed {} of template runs whose worker is gone",
+            crate::text::count(count, "folder")
+        ),
     }
 }
 

@@ -7,6 +7,7 @@ use redis::{
     Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
 };
 
+use super::plain::speaks_plainly;
 use super::sentinel::{Login, Sentinels};
 use super::several::Several;
 use super::{Error, LinkOptions};
@@ -306,6 +307,16 @@ impl Endpoint {
         Client::open(trust_any_host(info)).map_err(wrong)
     }
 
+    /// Whether TLS is meant, and the server has none.
+    pub(super) async fn lacks_tls(&self, options: &LinkOptions) -> bool {
+        match self.port() {
+            Some(port) if self.is_tls() && self.several.is_none() => {
+                speaks_plainly(&self.host(), port, options.connect_timeout).await
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the server may turn out to be a replica.
     pub(super) fn is_behind_sentinels(&self) -> bool {
         self.sentinels.is_some()
@@ -370,9 +381,14 @@ fn trust_any_host(info: ConnectionInfo) -> ConnectionInfo {
 
 /// A URL that the Redis client understands.
 fn server(plain: &str, shown: &str) -> Result<ConnectionInfo, String> {
-    let info = plain
-        .into_connection_info()
-        .map_err(|error| error.to_string().replace(plain, shown))?;
+    let info = plain.into_connection_info().map_err(|error| {
+        let error = error.to_string();
+        if error.contains("database number") {
+            "what stands behind the last / is the number of a database, such as 0".to_owned()
+        } else {
+            error.replace(plain, shown)
+        }
+    })?;
     // RESP3 for pushes: news of messages and of remote control come without being asked for.
     let settings = info
         .redis_settings()

@@ -68,6 +68,13 @@ impl Error {
         }
     }
 
+    /// TLS was tried with a server that has none.
+    pub(super) fn without_tls(url: &str) -> Self {
+        Self::Refused(format!(
+            "Redis at {url} answers without TLS: write redis:// instead of rediss://, or name its port with TLS"
+        ))
+    }
+
     /// The one line for a person whose worker cannot start.
     pub(super) fn unreachable(error: &RedisError, url: &str) -> Self {
         let text = error.to_string().replace('\n', " ");
@@ -91,6 +98,13 @@ impl Error {
                 text,
                 "name its authority with ssl_ca_certs, our own with ssl_certfile and ssl_keyfile",
             ),
+            _ if text.contains("lookup address") => (
+                "there is no host of that name".to_owned(),
+                "check the host in the URL",
+            ),
+            _ if error.is_connection_dropped() && !error.is_connection_refusal() => {
+                (text, "is it Redis, and does it want TLS (rediss://)?")
+            }
             _ if error.is_timeout() => (
                 "no answer within the time limit".to_owned(),
                 "is it Redis, and does it want TLS (rediss://)?",

@@ -612,6 +612,9 @@ impl Shared {
         let opened = self.open_with(&client).await;
         self.turn.store(turn, Ordering::Relaxed);
         if let Err(error) = &opened {
+            if error.is_timeout() && self.endpoint.lacks_tls(&self.options).await {
+                return Err(Error::without_tls(&self.endpoint.to_string()));
+            }
             if is_about_to_come(error) {
                 self.is_coming.store(true, Ordering::Relaxed);
             }

@@ -6,6 +6,7 @@ mod errand;
 mod error;
 mod link;
 mod patience;
+mod plain;
 mod script;
 mod sentinel;
 mod several;

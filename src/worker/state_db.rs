@@ -38,18 +38,18 @@ impl StateDb {
             path: path.to_owned(),
             written: 0,
         };
-        let wrong = |what: String| format!("the state file {}: {what}", path.display());
+        let wrong = |what: String| format!("the state file {} cannot be used: {what}", path.display());
         match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 // Found out now rather than when there is something to lose.
-                write(path, &Saved::default()).map_err(|error| wrong(error.to_string()))?;
+                write(path, &Saved::default()).map_err(|error| wrong(format!("writing it failed: {error}")))?;
                 return Ok((db, Saved::default()));
             }
-            Err(error) => return Err(wrong(error.to_string())),
+            Err(error) => return Err(wrong(format!("reading it failed: {error}"))),
             Ok(file) if file.len() > LARGEST => return Err(wrong("it is larger than any of ours".into())),
             Ok(_) => {}
         }
-        let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let text = std::fs::read(path).map_err(|error| wrong(format!("reading it failed: {error}")))?;
         match serde_json::from_slice::<Saved>(&text) {
             Ok(saved) if saved.orchestra_state <= 1 => Ok((db, saved)),
             _ => Err(wrong(

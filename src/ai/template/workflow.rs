@@ -193,7 +193,7 @@ impl Template {
         if wrong.is_empty() {
             Ok(given)
         } else {
-            Err(format!("template {:?}: {}", self.name, wrong.join("; ")))
+            Err(format!("template {:?}: {}", self.name, crate::text::sentences(&wrong)))
         }
     }
 
