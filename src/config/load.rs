@@ -6,8 +6,9 @@ use std::path::Path;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use toml::Spanned;
 
+use super::celery::{self, Fate};
+use super::places::{Places, field};
 use super::table::{Given, SETTINGS};
 use crate::beat;
 use crate::wire::redact::{HIDDEN, hide_passwords, is_usually_secret};
@@ -77,42 +78,57 @@ fn without_values(error: &str) -> String {
 /// An entry of `beat_schedule`.
 pub(super) fn entry(name: &str, value: &toml::Value, zone: &TimeZone) -> Result<beat::Entry, String> {
     let definition = beat::Definition::deserialize(value.clone());
-    let definition = definition.map_err(|error| without_values(error.message()).trim().replace('\n', " "))?;
+    let definition = definition.map_err(|error| {
+        let text = without_values(error.message()).trim().replace('\n', " ");
+        match field(&error.to_string()) {
+            Some(field) => format!("{field}: {text}"),
+            None => text,
+        }
+    })?;
     beat::Entry::new(name, definition, zone)
 }
 
-/// The entries of `beat_schedule` are checked where their lines are still known.
-fn check_schedule(path: &Path, text: &str, line_of: impl Fn(usize) -> usize) -> Result<(), String> {
-    #[derive(Deserialize)]
-    struct Only {
-        #[serde(default)]
-        beat_schedule: BTreeMap<String, Spanned<toml::Value>>,
-    }
-    // A schedule that is no table is reported as every other setting is.
-    let Ok(only) = toml::from_str::<Only>(text) else {
-        return Ok(());
-    };
-    for (name, value) in only.beat_schedule {
-        let line = line_of(value.span().start);
-        entry(&name, value.get_ref(), &TimeZone::UTC)
-            .map_err(|error| format!("{}:{line}: beat_schedule.{name}: {error}", path.display()))?;
-    }
-    Ok(())
-}
-
-pub(super) fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<(), String> {
-    let line_of = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
-    let table: BTreeMap<String, Spanned<toml::Value>> = toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| line_of(span.start));
-        format!("{}:{line}: {}", path.display(), error.message().replace('\n', " "))
-    })?;
+/// Reads the file; gives back what has no effect.
+///
+/// # Errors
+/// Everything that is wrong, a line each, with its place.
+pub(super) fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<Vec<String>, String> {
+    let shown = path.display();
+    let places = Places::of(text).map_err(|(line, error)| format!("{shown}:{line}: {error}"))?;
+    let table: BTreeMap<String, toml::Value> =
+        toml::from_str(text).map_err(|error| format!("{shown}: {}", error.message().replace('\n', " ")))?;
+    let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
     for (name, value) in table {
-        let line = line_of(value.span().start);
-        given
-            .set(&name, value.into_inner())
-            .map_err(|error| format!("{}:{line}: {name}: {error}", path.display()))?;
+        let mut note = |at: &[&str], error: &str| {
+            let line = places.line(at, error);
+            wrong.push((line, format!("{shown}:{line}: {}: {error}", at.join("."))));
+        };
+        match celery::fate(&name) {
+            Some(Fate::Elsewhere(what)) => note(&[&name], &format!("this is no setting here: {what}")),
+            Some(Fate::WithoutEffect(why)) => {
+                let line = places.line(&[&name], "");
+                warnings.push(format!("{shown}:{line}: {name} has no effect: {why}"));
+            }
+            None => {
+                // The entries of a schedule are checked where their lines are still known.
+                let entries = value.as_table().filter(|_| name == "beat_schedule").into_iter().flatten();
+                for (entry, value) in entries {
+                    if let Err(error) = self::entry(entry, value, &TimeZone::UTC) {
+                        note(&[&name, entry], &error);
+                    }
+                }
+                if let Err(error) = given.set(&name, value.clone()) {
+                    note(&[&name], &error);
+                }
+            }
+        }
     }
-    check_schedule(path, text, line_of)
+    if wrong.is_empty() {
+        return Ok(warnings);
+    }
+    wrong.sort();
+    let wrong: Vec<String> = wrong.into_iter().map(|(_, text)| text).collect();
+    Err(wrong.join("\n"))
 }
 
 /// How a variable ends that names a file in which its value stands: secrets are mounted as files.

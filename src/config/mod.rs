@@ -3,8 +3,10 @@
 //! Later wins: default, file, environment, command line. Celery's settings keep Celery's names (`celery.app.defaults`,
 //! new lowercase form); what Celery does not have starts with `ai_` or stands with its neighbours.
 
+mod celery;
 mod certificates;
 mod load;
+mod places;
 mod queues;
 mod secrets;
 mod settings;

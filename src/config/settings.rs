@@ -97,12 +97,13 @@ impl Settings {
     pub fn load(file: Option<&Path>) -> Result<Self, String> {
         let mut given = Given::default();
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let mut warnings = Vec::new();
         match std::fs::read_to_string(path) {
-            Ok(text) => read_file(&mut given, path, &text)?,
+            Ok(text) => warnings.extend(read_file(&mut given, path, &text)?),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {}
             Err(error) => return Err(format!("cannot read the settings file {}: {error}", path.display())),
         }
-        let warnings = read_environment(&mut given, environment()?.into_iter())?;
+        warnings.extend(read_environment(&mut given, environment()?.into_iter())?);
         if let Some(names) = &given.redact_names {
             crate::wire::redact::set(&names.clone().into_vec());
         }

@@ -171,12 +171,36 @@ fn mistakes_are_named_with_their_line() {
     assert!(error("task_time_limit = -1").contains("-1 is no number of seconds"));
     assert_eq!(
         error("[beat_schedule.a]\ntask = 't'\nschedule = 5\n[beat_schedule.b]\ntask = 't'\nschedule = '* * *'"),
-        "orchestra.toml:4: beat_schedule.b: schedule: a crontab has five fields \
+        "orchestra.toml:6: beat_schedule.b: schedule: a crontab has five fields \
          (minute hour day_of_month month_of_year day_of_week), \"* * *\" has 3"
     );
     assert_eq!(
         error("[beat_schedule.a]\ntask = 't'"),
         "orchestra.toml:1: beat_schedule.a: missing field `schedule`"
+    );
+    // All at once, each where it stands.
+    assert_eq!(
+        error("[broker_transport_options]\nlease = 5\nvisibility_timeout = 'x'\n[worker]\nbroker_urls = 'x'")
+            .lines()
+            .map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" "))
+            .collect::<Vec<_>>(),
+        [
+            "orchestra.toml:3 broker_transport_options",
+            "orchestra.toml:4 worker"
+        ]
+    );
+    assert_eq!(
+        error("[beat_schedule.a]\ntask = 't'\nschedule = 5\nkwargs = 'k'"),
+        "orchestra.toml:4: beat_schedule.a: kwargs: invalid type: a text, expected a map"
+    );
+    let mut given = Given::default();
+    let text = "\nCELERY_TASK_ACKS_LATE = true\nbeat_scheduler = 'x'\nBROKER_URL = 'x'";
+    let wrong = read_file(&mut given, Path::new("f"), text).unwrap_err();
+    assert!(
+        wrong.starts_with("f:2: CELERY_TASK_ACKS_LATE: this is no setting here: write task_acks_late,")
+            && wrong.contains("\nf:4: BROKER_URL: this is no setting here: write broker_url,")
+            && !wrong.contains("beat_scheduler"),
+        "{wrong}"
     );
     assert!(error("beat_schedule = 5").starts_with("orchestra.toml:1: beat_schedule: 5 does not fit"));
 }
