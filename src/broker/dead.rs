@@ -136,26 +136,7 @@ impl Broker {
     /// # Errors
     /// The server cannot be reached or refuses: an ACL may not allow `SCAN`.
     pub async fn scan_dead_queues(&self) -> Result<BTreeSet<String>, Error> {
-        let prefix = self.keys.name("");
-        let literal: String = prefix
-            .chars()
-            .flat_map(|char| "*?[]\\".contains(char).then_some('\\').into_iter().chain([char]))
-            .collect();
-        let (mut cursor, mut names) = (0_u64, BTreeSet::new());
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(format!("{literal}*.dead"));
-            scan.arg("COUNT").arg(1000).arg("TYPE").arg("list");
-            let (next, keys): (u64, Vec<String>) = self.writer.query(&scan).await?;
-            let queues = keys
-                .iter()
-                .filter_map(|key| key.strip_prefix(&prefix)?.strip_suffix(".dead"));
-            names.extend(queues.map(str::to_owned));
-            if next == 0 {
-                return Ok(names);
-            }
-            cursor = next;
-        }
+        self.scan(&self.keys.name(""), ".dead", "list").await
     }
 
     /// Dead letters of a queue, the oldest first; `whole` bytes of each are fetched at most.

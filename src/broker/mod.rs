@@ -4,6 +4,7 @@
 //! A message is always in exactly one place: a queue list, or `unacked`. Every change of place is one script. Waiting
 //! takes nothing: the server tells when a queue key changes.
 
+mod bindings;
 mod broadcast;
 mod claim;
 mod dead;
@@ -25,6 +26,7 @@ use declare::Bound;
 use keys::Keys;
 
 pub use crate::conn::Error;
+pub use bindings::Binding;
 pub use broadcast::Broadcasts;
 pub(crate) use claim::in_json;
 pub use claim::{ClaimId, Claimed, Claims, Dead};

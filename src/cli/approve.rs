@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::out::plain;
-use super::program::{Common, Stopped, usage, world};
+use super::program::{Common, Stopped, number_of_seconds, seconds, usage, world};
 use crate::client::{Call, Error};
 
 /// Decides a step of type `approve`.
@@ -31,10 +31,10 @@ pub(super) struct Approve {
     #[arg(long, value_name = "JSON")]
     data: Option<String>,
     /// Queue of the workers that run the template [default: where the routes send it]
-    #[arg(short = 'q', long, value_name = "QUEUE")]
+    #[arg(short = 'Q', long, value_name = "QUEUE", short_alias = 'q')]
     queue: Option<String>,
     /// Seconds to wait for a worker to take it
-    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, default_value = "10")]
     timeout: f64,
 }
 
@@ -63,6 +63,17 @@ impl Approve {
             None => Value::Null,
             Some(text) => serde_json::from_str(text).map_err(|error| usage(format!("--data: is no JSON: {error}")))?,
         };
+        if !client
+            .kept_of(id)
+            .await
+            .map_err(world)?
+            .keys()
+            .any(|name| name.starts_with("q:"))
+        {
+            return Err(usage(format!(
+                "{id} waits for no decision; `orchestra approve` lists what does"
+            )));
+        }
         let mut call = Call::new("orchestra.approve")
             .arg(id)
             .kwarg("approved", !self.reject)
@@ -75,7 +86,7 @@ impl Approve {
         if let Some(queue) = self.queue {
             call = call.queue(queue);
         }
-        let timeout = super::program::seconds("timeout", self.timeout)?.max(Duration::from_millis(1));
+        let timeout = seconds("timeout", self.timeout)?.max(Duration::from_millis(1));
         let pending = client.send(call).await.map_err(world)?;
         match pending.get::<String>(timeout).await {
             Ok(what) => println!("{}", plain(&format!("{id} {what}"))),

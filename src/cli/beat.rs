@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::nodename;
-use super::program::{Common, Stopped, seconds, usage, world};
+use super::program::{Common, Stopped, number_of_seconds, seconds, usage, world};
 use super::signals;
 use crate::ai::Engine;
 use crate::beat::{self, Definition, Entry};
@@ -18,7 +18,7 @@ const NODE: &str = "celerybeat";
 #[derive(Debug, Args)]
 pub(super) struct Beat {
     /// Longest sleep, in seconds [default: 300]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds)]
     max_interval: Option<f64>,
     /// Answer `celery inspect ping`, so that beat can be health-checked
     #[arg(long, overrides_with = "no_enable_remote_control")]

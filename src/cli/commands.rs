@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::program::{Common, Stopped, seconds, world};
+use super::program::{Common, Stopped, number_of_seconds, seconds, world};
 use crate::client::Client;
 
 /// Which of the two programs of Celery's a command belongs to.
@@ -22,7 +22,7 @@ pub(super) struct Audience {
     #[arg(short = 'd', long, value_delimiter = ',')]
     destination: Option<Vec<String>>,
     /// Seconds to wait for answers
-    #[arg(short = 't', long, default_value_t = 1.0)]
+    #[arg(short = 't', long, value_name = "SECONDS", value_parser = number_of_seconds, default_value = "1")]
     timeout: f64,
     /// Print JSON
     #[arg(short = 'j', long)]
@@ -132,7 +132,13 @@ const COMMANDS: &[Command] = &[
     command(Inspect, "reserved", &[], 0, "tasks that wait for a place to run"),
     command(Inspect, "revoked", &[], 0, "ids of revoked tasks"),
     command(Inspect, "scheduled", &[], 0, "tasks that wait for their ETA"),
-    command(Inspect, "stats", &[], 0, "numbers"),
+    command(
+        Inspect,
+        "stats",
+        &[],
+        0,
+        "counts of tasks, uptime, broker, pool and memory of workers",
+    ),
     command(
         Control,
         "add_consumer",
@@ -204,14 +210,13 @@ pub(super) fn list(kind: Kind) -> String {
             Some((name, _)) => usage.push_str(&format!(" <{name}> …")),
             None => {}
         }
-        format!("  {usage:<58} {}", command.about)
+        (usage, command.about)
     };
-    let lines: Vec<String> = COMMANDS
-        .iter()
-        .filter(|command| command.kind == kind)
-        .map(line)
-        .collect();
-    lines.join("\n")
+    let of_kind = COMMANDS.iter().filter(|command| command.kind == kind);
+    let lines: Vec<(String, &str)> = of_kind.map(line).collect();
+    let width = lines.iter().map(|(usage, _)| usage.chars().count()).max().unwrap_or(0);
+    let lines = lines.iter().map(|(usage, about)| format!("  {usage:<width$}  {about}"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The command of that name.

@@ -368,10 +368,11 @@ fn gone(name: &str) -> Stopped {
 fn confirmed(what: &str, count: usize) -> Result<bool, Stopped> {
     if !std::io::stdin().is_terminal() {
         return Err(usage(format!(
-            "this would {what} {count} dead letter(s); say --yes to do it"
+            "this would {what} {}; say --yes to do it",
+            crate::text::count(count, "dead letter")
         )));
     }
-    yes(&format!("{what} {count} dead letter(s)?"))
+    yes(&format!("{what} {}?", crate::text::count(count, "dead letter")))
 }
 
 /// What a person answers to a question.

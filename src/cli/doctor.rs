@@ -10,6 +10,7 @@ use super::program::{Common, Stopped, dead_queues};
 use crate::beat::Store;
 use crate::broker::{Broker, DeadQueue};
 use crate::config::Settings;
+use crate::text::count;
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {}
@@ -59,7 +60,7 @@ impl Doctor {
         }
         match common.engine() {
             Ok(engine) => {
-                report.good(format_args!("{} templates are in order", engine.templates().count()));
+                report.good(super::templates::in_order(&engine));
                 for host in engine.fleet().hosts() {
                     match engine.fleet().ollama().version(&host.server).await {
                         Ok(version) => report.good(format_args!("Ollama {version} answers at {}", host.url())),
@@ -96,7 +97,10 @@ async fn redis(settings: &Settings, report: &mut Report) {
 /// A line about the dead letters of a queue.
 pub(super) fn dead(queue: &DeadQueue) -> String {
     let (name, letters) = (plain(&queue.name), queue.letters);
-    format!("queue {name:?} has {letters} message(s) that could not be run; orchestra dead list -Q {name} says why")
+    format!(
+        "queue {name:?} has {} that could not be run; orchestra dead list -Q {name} says why",
+        count(letters, "message")
+    )
 }
 
 /// Whether periodic tasks are sent, if there are any.

@@ -146,7 +146,7 @@ pub(super) fn start(program: &'static str, level: &str, file: Option<&Path>, jso
             .with(wanted)
             .init(),
         None => builder
-            .with_ansi(!json && std::io::stderr().is_terminal())
+            .with_ansi(!json && has_colors())
             .event_format(Lines { json })
             .with_writer(std::io::stderr)
             .finish()
@@ -159,6 +159,14 @@ pub(super) fn start(program: &'static str, level: &str, file: Option<&Path>, jso
         file,
         detached: Arc::default(),
     })
+}
+
+/// Whether colors are wanted: on a terminal that has some, by somebody who did not say no (no-color.org).
+fn has_colors() -> bool {
+    let is = |name: &str, test: fn(&std::ffi::OsStr) -> bool| std::env::var_os(name).is_some_and(|value| test(&value));
+    std::io::stderr().is_terminal()
+        && !is("NO_COLOR", |value| !value.is_empty())
+        && !is("TERM", |value| value == "dumb")
 }
 
 /// One line for each event.

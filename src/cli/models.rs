@@ -4,21 +4,27 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde_json::json;
 
 use super::explain::explain;
 use super::out::plain;
 use super::program::{Common, Stopped, pretty, usage, world};
 use crate::ai::ollama::{Class, Fault};
-use crate::ai::{Engine, Fleet, canonical};
+use crate::ai::{Engine, Fleet, Seen, canonical};
+use crate::text::count;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Models {
     /// All models, which hosts have them, and where they are in memory
-    List,
+    List {
+        /// Print JSON
+        #[arg(short = 'j', long)]
+        json: bool,
+    },
     /// The hosts: calls now, models in memory, whether they answer
     Ps {
-        /// As JSON
-        #[arg(long)]
+        /// Print JSON
+        #[arg(short = 'j', long)]
         json: bool,
     },
     /// Load a model before it is needed
@@ -70,8 +76,8 @@ pub(super) enum Models {
     Explain {
         /// Id of the task
         id: String,
-        /// The records as JSON
-        #[arg(long)]
+        /// Print JSON: the records
+        #[arg(short = 'j', long)]
         json: bool,
     },
     /// Tokens, seconds and calls of a day, by task, template, model and tenant; and of budgets
@@ -79,8 +85,8 @@ pub(super) enum Models {
         /// The day, such as 2026-11-25 [default: today]
         #[arg(long, value_name = "DAY")]
         day: Option<String>,
-        /// As JSON
-        #[arg(long)]
+        /// Print JSON
+        #[arg(short = 'j', long)]
         json: bool,
     },
 }
@@ -97,7 +103,7 @@ impl Models {
         match self {
             // Needs no model server.
             Self::Explain { .. } => Ok(ExitCode::SUCCESS),
-            Self::List => list(fleet).await,
+            Self::List { json } => list(fleet, json).await,
             Self::Ps { json } => ps(fleet, json).await,
             Self::Warm {
                 model,
@@ -150,8 +156,16 @@ pub(super) async fn warm_all(common: &Common, models: &[String]) -> Result<(), S
     Ok(())
 }
 
-async fn list(fleet: &Fleet) -> Result<ExitCode, Stopped> {
+async fn list(fleet: &Fleet, json: bool) -> Result<ExitCode, Stopped> {
     let (hosts, _) = fleet.seen().await.map_err(world)?;
+    if json {
+        let shown = hosts.iter().flat_map(|host| {
+            let of = move |model: &String| json!({"model": model, "host": host.url, "in_memory": host.loaded.contains(model)});
+            host.models.iter().map(of)
+        });
+        println!("{}", pretty(&shown.collect()));
+        return ended(&hosts);
+    }
     let mut models: std::collections::BTreeMap<&str, Vec<String>> = std::collections::BTreeMap::new();
     for host in &hosts {
         for model in &host.models {
@@ -167,27 +181,44 @@ async fn list(fleet: &Fleet) -> Result<ExitCode, Stopped> {
         println!("{:<32} {}", plain(model), places.join(", "));
     }
     for host in hosts.iter().filter(|host| host.models.is_empty()) {
-        eprintln!("orchestra: {}: {}", host.url, host.state);
+        eprintln!(
+            "orchestra: {}: {}",
+            host.url,
+            if host.answers { "has no models" } else { &host.state }
+        );
     }
-    Ok(ExitCode::SUCCESS)
+    ended(&hosts)
+}
+
+/// It worked where at least one of the hosts said something.
+fn ended(hosts: &[Seen]) -> Result<ExitCode, Stopped> {
+    if hosts.iter().any(|host| host.answers) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(world(
+        "no model server answers; name others with --ollama-host or ai_hosts",
+    ))
 }
 
 async fn ps(fleet: &Fleet, json: bool) -> Result<ExitCode, Stopped> {
     let (hosts, waiting) = fleet.seen().await.map_err(world)?;
     if json {
-        println!("{}", pretty(&serde_json::json!({"hosts": hosts, "waiting": waiting})));
-        return Ok(ExitCode::SUCCESS);
+        println!("{}", pretty(&json!({"hosts": hosts, "waiting": waiting})));
+        return ended(&hosts);
     }
     for host in &hosts {
         let calls: usize = host.calls.values().sum();
         println!("{}  {} of {} calls  {}", host.url, calls, host.max_parallel, host.state);
         for model in &host.loaded {
             let calls = host.calls.get(model).copied().unwrap_or(0);
-            println!("  {:<32} {calls} calls", plain(model));
+            println!("  {:<32} {}", plain(model), count(calls, "call"));
         }
     }
-    println!("{waiting} calls wait");
-    Ok(ExitCode::SUCCESS)
+    match waiting {
+        1 => println!("1 call waits"),
+        waiting => println!("{waiting} calls wait"),
+    }
+    ended(&hosts)
 }
 
 async fn warm(fleet: &Fleet, model: &str, host: Option<&str>, keep_alive: Option<String>) -> Result<Done, Stopped> {
@@ -285,7 +316,7 @@ async fn pull(fleet: &Fleet, model: &str, host: Option<&str>) -> Result<ExitCode
 async fn used(fleet: &Fleet, day: Option<&str>, json: bool) -> Result<ExitCode, Stopped> {
     let used = fleet.used(day).await.map_err(world)?;
     if json {
-        println!("{}", pretty(&serde_json::json!(used)));
+        println!("{}", pretty(&json!(used)));
         return Ok(ExitCode::SUCCESS);
     }
     println!(

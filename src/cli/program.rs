@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use super::refusal::refuse;
 use super::{
-    approve, batch, beat, config, control, dead, doctor, events, inspect, models, purge, schedule, send, templates,
-    top, up,
+    approve, batch, beat, config, control, dead, doctor, events, inspect, list, models, purge, schedule, send,
+    templates, top, up,
 };
 use crate::ai::{Engine, Folder};
 use crate::backend::Backend;
@@ -50,7 +50,6 @@ pub(super) fn world(text: impl ToString) -> Stopped {
     name = "orchestra",
     version,
     about = "Tasks and models: start, send, look, check",
-    disable_help_subcommand = true,
     // As with click, of an option that is given twice the last counts.
     args_override_self = true
 )]
@@ -63,6 +62,7 @@ struct Program {
 
 /// Where things are.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Where things are")]
 pub(super) struct Common {
     /// Redis URL of the broker [default: redis://127.0.0.1:6379/0]
     #[arg(short = 'b', long, value_name = "URL", global = true)]
@@ -82,6 +82,9 @@ pub(super) struct Common {
     /// Base URL of an Ollama server; may be given several times [default: http://127.0.0.1:11434]
     #[arg(long, value_name = "URL", global = true)]
     pub ollama_host: Vec<String>,
+    /// As in `celery -A proj …`; there is no Python app here
+    #[arg(short = 'A', long, value_name = "APP", global = true, hide = true)]
+    app: Option<String>,
     /// Whether the warnings of the settings were shown.
     #[arg(skip)]
     warned: AtomicBool,
@@ -91,8 +94,12 @@ pub(super) struct Common {
 enum Command {
     /// Start everything a first try needs, and stop it with Ctrl-C
     Up(up::Up),
+    /// The worker is a program of its own
+    #[command(hide = true)]
+    Worker(Elsewhere),
     /// Send a task
-    Send(send::Send),
+    #[command(visible_alias = "call")]
+    Send(Box<send::Send>),
     /// Show the result of a task
     Result(send::ShowResult),
     /// Follow the token stream of a task
@@ -115,6 +122,9 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Tell workers: revoke, rate_limit, time_limit, pool_grow, autoscale, add_consumer, shutdown, …
     Control(control::Control),
+    /// Which queues hang on which exchanges: bindings
+    #[command(subcommand)]
+    List(list::List),
     /// Delete all messages that wait in queues
     Purge(purge::Purge),
     /// What could not be run: list, show, requeue, drop
@@ -131,11 +141,22 @@ enum Command {
     #[command(subcommand)]
     Models(models::Models),
     /// The tasks that a worker started here would have
-    Tasks,
+    Tasks {
+        /// Print JSON
+        #[arg(short = 'j', long)]
+        json: bool,
+    },
     /// Show the settings as they are now
     Config(config::Config),
     /// Check that Redis, workers, models and files are in order
     Doctor(doctor::Doctor),
+}
+
+/// The words behind a command that is not here.
+#[derive(Debug, Args)]
+struct Elsewhere {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _words: Vec<String>,
 }
 
 /// The whole of the `orchestra` program.
@@ -146,7 +167,10 @@ pub fn program_main() -> ExitCode {
     {
         return crate::ai::become_limited(std::env::args_os().skip(2));
     }
-    let program = match Program::try_parse() {
+    let program = command()
+        .try_get_matches()
+        .and_then(|matches| Program::from_arg_matches(&matches));
+    let program = match program {
         Ok(program) => program,
         Err(error) => return refuse("orchestra", &error),
     };
@@ -173,34 +197,54 @@ pub fn program_main() -> ExitCode {
     }
 }
 
-/// Prints help, or one line that says what is wrong with the command line.
-pub(super) fn refuse(program: &str, error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let _ = error.print();
-        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-    }
-    let text = error.to_string();
-    let mut lines = text.lines().map(str::trim);
-    let first = lines.next().unwrap_or_default().trim_start_matches("error: ");
-    let more = lines
-        .by_ref()
-        .take_while(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ");
-    let tip = lines.find_map(|line| line.strip_prefix("tip: "));
-    let tip = tip.map(|tip| format!("; {}", tip.replace("a similar argument exists: ", "did you mean ")));
-    let space = if more.is_empty() { "" } else { " " };
-    eprintln!(
-        "{program}: {first}{space}{more}{}; --help lists what there is",
-        tip.unwrap_or_default()
-    );
-    ExitCode::from(2)
+/// Options that stand everywhere, and the commands that have a use for them: the help of others does not show them.
+const OF_AI: [&str; 3] = ["templates", "tasks", "ollama_host"];
+const AI: [&str; 8] = [
+    "up",
+    "batch",
+    "beat",
+    "templates",
+    "models",
+    "tasks",
+    "config",
+    "doctor",
+];
+
+/// The whole command line.
+fn command() -> clap::Command {
+    let command = numbers(Program::command());
+    let of_ai = command
+        .get_arguments()
+        .filter(|option| OF_AI.contains(&option.get_id().as_str()));
+    let hidden: Vec<Arg> = of_ai.map(|option| option.clone().hide(true)).collect();
+    command.mut_subcommands(|command| match AI.contains(&command.get_name()) {
+        true => command,
+        false => command.args(&hidden),
+    })
+}
+
+/// `-1` is a number everywhere, which may be a wrong one, and no option.
+fn numbers(command: clap::Command) -> clap::Command {
+    let read = |option: Arg| match option.get_action().takes_values() {
+        true => option.allow_negative_numbers(true),
+        false => option,
+    };
+    command.mut_args(read).mut_subcommands(numbers)
 }
 
 async fn run(program: Program) -> Result<ExitCode, Stopped> {
     let common = program.common;
+    // Beat says so in its log.
+    if let (Some(app), false) = (&common.app, matches!(program.command, Command::Beat(_))) {
+        eprintln!(
+            "orchestra: -A {app} has no effect: where Redis is say --broker, CELERY_BROKER_URL or orchestra.toml"
+        );
+    }
     match program.command {
         Command::Up(up) => up.run(&common).await,
+        Command::Worker(_) => Err(usage(
+            "the worker is a program of its own: run orchestra-worker, which has the options of `celery worker`",
+        )),
         Command::Send(send) => send.run(&common).await,
         Command::Result(result) => result.run(&common).await,
         Command::Stream(follow) => follow.run(&common).await,
@@ -212,13 +256,14 @@ async fn run(program: Program) -> Result<ExitCode, Stopped> {
         Command::Status(status) => status.run(&common).await,
         Command::Inspect(inspect) => inspect.run(&common).await,
         Command::Control(control) => control.run(&common).await,
+        Command::List(list) => list.run(&common).await,
         Command::Purge(purge) => purge.run(&common).await,
         Command::Dead(dead) => dead.run(&common).await,
         Command::Events(events) => events.run(&common).await,
         Command::Top(top) => top.run(&common).await,
         Command::Templates(templates) => templates.run(&common).await,
         Command::Models(models) => models.run(&common).await,
-        Command::Tasks => templates::tasks(&common),
+        Command::Tasks { json } => templates::tasks(&common, json),
         Command::Config(config) => config.run(&common),
         Command::Doctor(doctor) => doctor.run(&common).await,
     }
@@ -305,6 +350,14 @@ pub(super) async fn dead_queues(broker: &Broker, settings: &Settings) -> Result<
         Ok(Err(_)) | Err(_) => settings.named_queues(),
     };
     broker.dead_queues(names.iter().map(String::as_str)).await
+}
+
+/// A number of seconds, as a word of a command line.
+pub(super) fn number_of_seconds(word: &str) -> Result<f64, String> {
+    match word.parse::<f64>() {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
+        _ => Err("that is no number of seconds".to_owned()),
+    }
 }
 
 /// Seconds of a command line.

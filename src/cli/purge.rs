@@ -46,7 +46,7 @@ impl Purge {
         let broker = common.broker(&settings).await?;
         let queues: Vec<Arc<str>> = queues.into_iter().map(|queue| queue.as_str().into()).collect();
         let count = broker.purge(&queues).await.map_err(world)?;
-        println!("purged {count} message(s) from {names}");
+        println!("purged {} from {names}", crate::text::count(count, "message"));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -7,8 +7,8 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
 use super::out::plain;
-use super::program::{Common, Stopped, usage, world};
-use super::send::value;
+use super::program::{Common, Stopped, number_of_seconds, usage, world};
+use super::send::{pairs, value};
 use crate::beat::{CallOptions, Definition, Entry, Store, Stored};
 use crate::broker::Broker;
 use crate::clock::{self, Timestamp};
@@ -63,11 +63,16 @@ pub(super) struct Add {
     task: String,
     /// Positional arguments: JSON, or text if it is none
     args: Vec<String>,
-    /// A keyword argument: JSON, or text if it is none
-    #[arg(short = 'k', long = "kwarg", value_name = "NAME=VALUE")]
+    /// A keyword argument: JSON, or text if it is none; or all of them as one JSON object
+    #[arg(
+        short = 'k',
+        long = "kwarg",
+        visible_alias = "kwargs",
+        value_name = "NAME=VALUE|JSON"
+    )]
     kwargs: Vec<String>,
     /// Every so many seconds
-    #[arg(long, value_name = "SECONDS", group = "when")]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, group = "when")]
     every: Option<f64>,
     /// At full days, hours or minutes
     #[arg(long, requires = "every")]
@@ -88,7 +93,7 @@ pub(super) struct Add {
     #[arg(long)]
     priority: Option<u8>,
     /// Do not run it later than so many seconds after it was sent
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds)]
     expires: Option<f64>,
 }
 
@@ -193,18 +198,11 @@ impl Add {
             }
             (None, ..) => json!(self.every),
         };
-        let mut kwargs = Map::new();
-        for pair in &self.kwargs {
-            let (name, text) = pair
-                .split_once('=')
-                .ok_or_else(|| usage(format!("--kwarg {pair:?}: write NAME=VALUE")))?;
-            kwargs.insert(name.to_owned(), value(text));
-        }
         let definition = Definition {
             task: self.task.clone(),
             schedule,
             args: self.args.iter().map(|arg| value(arg)).collect(),
-            kwargs,
+            kwargs: pairs("kwarg", &self.kwargs)?,
             options: CallOptions {
                 queue: self.queue.clone(),
                 priority: self.priority,

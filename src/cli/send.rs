@@ -11,9 +11,10 @@ use serde_json::{Map, Value, json};
 
 use super::commands::Audience;
 use super::control::told;
-use super::program::{Common, Stopped, pretty, seconds, usage, world};
+use super::program::{Common, Stopped, number_of_seconds, pretty, seconds, usage, world};
+use super::signals::interrupted;
 use crate::client::{Call, Error, Pending};
-use crate::clock;
+use crate::clock::{self, Timestamp};
 use crate::wire::State;
 
 /// How often a token stream is looked at.
@@ -25,30 +26,52 @@ const SILENCE: Duration = Duration::from_secs(600);
 /// How long a result may take that is there already.
 const SOON: Duration = Duration::from_secs(10);
 
-/// `orchestra send math.add 2 3`, `orchestra send orchestra.run -k template=summarize -k params='{"text": "…"}'`.
+/// `orchestra send math.add 2 3`, `orchestra send orchestra.run -k template=summarize -k params='{"text": "…"}'`, or with the
+/// options of `celery call`.
 #[derive(Debug, Args)]
 pub(super) struct Send {
     /// Name of the task
     task: String,
     /// Positional arguments: JSON, or text if it is none
-    args: Vec<String>,
-    /// A keyword argument: JSON, or text if it is none
-    #[arg(short = 'k', long = "kwarg", value_name = "NAME=VALUE")]
+    #[arg(value_name = "ARGS")]
+    words: Vec<String>,
+    /// Positional arguments before these, as one JSON array
+    #[arg(short = 'a', long, value_name = "JSON", value_parser = array)]
+    args: Option<Value>,
+    /// A keyword argument: JSON, or text if it is none; or all of them as one JSON object
+    #[arg(
+        short = 'k',
+        long = "kwarg",
+        visible_alias = "kwargs",
+        value_name = "NAME=VALUE|JSON"
+    )]
     kwargs: Vec<String>,
+    /// Do not run it before this time: ISO 8601, in UTC unless it says otherwise
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    eta: Option<Timestamp>,
+    /// Run it so many seconds from now
+    #[arg(long, value_name = "SECONDS", value_parser = countdown, conflicts_with = "eta")]
+    countdown: Option<Timestamp>,
+    /// Do not run it later than so many seconds from now, or than this time
+    #[arg(long, value_name = "SECONDS|TIME", value_parser = expiry)]
+    expires: Option<Timestamp>,
+    /// Accepted for compatibility: messages are JSON, and signed where the settings say so
+    #[arg(long, value_name = "NAME", value_parser = ["json"])]
+    serializer: Option<String>,
     /// Queue [default: that of the task's route, else task_default_queue]
     #[arg(short = 'Q', long)]
     queue: Option<String>,
+    /// Exchange, with a routing key
+    #[arg(long, value_name = "NAME")]
+    exchange: Option<String>,
+    /// Routing key, with an exchange
+    #[arg(long, value_name = "KEY")]
+    routing_key: Option<String>,
     /// 0 to 9; what a number means is the workers' setting
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9))]
     priority: Option<u8>,
-    /// Run it so many seconds from now
-    #[arg(long, value_name = "SECONDS")]
-    countdown: Option<f64>,
-    /// Do not run it later than so many seconds from now
-    #[arg(long, value_name = "SECONDS")]
-    expires: Option<f64>,
     /// Wait so many seconds for the result and print it
-    #[arg(short = 'w', long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "600")]
+    #[arg(short = 'w', long, value_name = "SECONDS", value_parser = number_of_seconds, num_args = 0..=1, default_missing_value = "600")]
     wait: Option<f64>,
     /// Print tokens as they come
     #[arg(short = 's', long)]
@@ -61,8 +84,17 @@ pub(super) struct ShowResult {
     /// Task id
     id: String,
     /// Wait so many seconds for it
-    #[arg(short = 'w', long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "600")]
+    #[arg(short = 'w', long, value_name = "SECONDS", value_parser = number_of_seconds, num_args = 0..=1, default_missing_value = "600")]
     wait: Option<f64>,
+    /// Print the traceback of a task that failed instead
+    #[arg(long)]
+    traceback: bool,
+    /// Print JSON: all that is stored
+    #[arg(short = 'j', long, conflicts_with = "traceback")]
+    json: bool,
+    /// Accepted for compatibility: there is one result backend for all tasks
+    #[arg(short = 't', long, value_name = "NAME", hide = true)]
+    task: Option<String>,
 }
 
 /// `orchestra stream <id>`.
@@ -71,7 +103,7 @@ pub(super) struct Follow {
     /// Task id
     id: String,
     /// End after so many seconds [default: when nothing has come for 600]
-    #[arg(short = 'w', long, alias = "timeout", value_name = "SECONDS")]
+    #[arg(short = 'w', long, alias = "timeout", value_name = "SECONDS", value_parser = number_of_seconds)]
     wait: Option<f64>,
 }
 
@@ -84,46 +116,71 @@ pub(super) struct Revoke {
     /// End them if they run
     #[arg(long)]
     terminate: bool,
+    /// With which signal, where a task runs in a process: TERM, KILL, …
+    #[arg(long, value_name = "SIGNAL", default_value = "SIGTERM", requires = "terminate")]
+    signal: String,
     #[command(flatten)]
     audience: Audience,
 }
 
 impl Send {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
-        let mut call = Call::new(self.task);
-        if let Some(queue) = self.queue {
-            call = call.queue(queue);
-        }
-        for arg in &self.args {
-            call = call.arg(value(arg));
-        }
-        for (name, value) in pairs("kwarg", &self.kwargs)? {
-            call = call.kwarg(name, value);
-        }
-        if let Some(priority) = self.priority {
-            call = call.priority(priority);
-        }
-        if let Some(pause) = self.countdown {
-            call = call.countdown(seconds("countdown", pause)?);
-        }
-        if let Some(after) = self.expires {
-            call = call.expires(seconds("expires", after)?);
-        }
         let wait = self.wait.map(|wait| seconds("wait", wait)).transpose()?;
-        if wait.is_none() && !self.stream {
+        let stream = self.stream;
+        let call = self.call()?;
+        if wait.is_none() && !stream {
             let pending = common.sender().await?.send(call).await.map_err(world)?;
             println!("{}", pending.id());
             return Ok(ExitCode::SUCCESS);
         }
         let client = common.client().await?;
         let pending = client.send(call).await.map_err(world)?;
+        // Whoever waits no longer has it then.
+        eprintln!("task {}", pending.id());
         let started = clock::instant();
-        if self.stream {
-            drop(follow(&pending, wait).await?);
+        let shown = async {
+            if stream {
+                drop(follow(&pending, wait).await?);
+            }
+            // What is waited for is the whole.
+            let left = wait.map_or(SOON, |wait| wait.saturating_sub(started.elapsed()).max(LOOK));
+            show(&pending, left, wait.unwrap_or(SOON)).await
+        };
+        unless_interrupted(pending.id(), shown).await
+    }
+
+    fn call(self) -> Result<Call, Stopped> {
+        if self.task.trim().is_empty() {
+            return Err(usage(
+                "the name of the task is empty; `orchestra inspect registered` lists those there are",
+            ));
         }
-        // What is waited for is the whole.
-        let left = wait.map_or(SOON, |wait| wait.saturating_sub(started.elapsed()).max(LOOK));
-        show(&pending, left).await
+        let mut call = Call::new(self.task);
+        for arg in self.args.iter().filter_map(Value::as_array).flatten() {
+            call = call.arg(arg);
+        }
+        for word in &self.words {
+            call = call.arg(value(word));
+        }
+        for (name, value) in pairs("kwarg", &self.kwargs)? {
+            call = call.kwarg(name, value);
+        }
+        if let Some(queue) = self.queue {
+            call = call.queue(queue);
+        }
+        if self.exchange.is_some() || self.routing_key.is_some() {
+            call = call.exchange(self.exchange.unwrap_or_default(), self.routing_key.unwrap_or_default());
+        }
+        if let Some(priority) = self.priority {
+            call = call.priority(priority);
+        }
+        if let Some(at) = self.eta.or(self.countdown) {
+            call = call.eta(at);
+        }
+        if let Some(at) = self.expires {
+            call = call.expires_at(at);
+        }
+        Ok(call)
     }
 }
 
@@ -131,14 +188,32 @@ impl ShowResult {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let pending = common.client().await?.result(self.id);
         if let Some(wait) = self.wait {
-            return show(&pending, seconds("wait", wait)?).await;
+            let wait = seconds("wait", wait)?;
+            let waited = unless_interrupted(pending.id(), async { Ok(pending.get::<IgnoredAny>(wait).await) });
+            if let Err(error @ Error::Timeout { .. }) = waited.await? {
+                return Err(failed(error));
+            }
         }
         let state = pending.state().await.map_err(world)?;
-        if state.is_ready() {
-            return show(&pending, SOON).await;
+        if self.json {
+            let stored = pending.record().await.map_err(world)?;
+            let nothing = || json!({"task_id": pending.id(), "status": state.as_str()});
+            println!("{}", pretty(&stored.unwrap_or_else(nothing)));
+            return Ok(ExitCode::from(u8::from(state.is_failed())));
         }
-        println!("{}", state.as_str());
-        Ok(ExitCode::SUCCESS)
+        if !state.is_ready() {
+            println!("{}", state.as_str());
+            return Ok(ExitCode::SUCCESS);
+        }
+        if self.traceback {
+            let traceback = match pending.get::<IgnoredAny>(SOON).await {
+                Err(Error::Failed { traceback, .. }) => traceback,
+                _ => None,
+            };
+            println!("{}", traceback.as_deref().map_or("None".into(), shown));
+            return Ok(ExitCode::SUCCESS);
+        }
+        show(&pending, SOON, SOON).await
     }
 }
 
@@ -146,7 +221,8 @@ impl Follow {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let wait = self.wait.map(|wait| seconds("wait", wait)).transpose()?;
         let pending = common.client().await?.result(self.id);
-        if follow(&pending, wait).await?.as_deref() == Some(State::Success.as_str()) {
+        let ended = unless_interrupted(pending.id(), follow(&pending, wait)).await?;
+        if ended.as_deref() == Some(State::Success.as_str()) {
             // It may have a result that nobody keeps.
             return Ok(ExitCode::SUCCESS);
         }
@@ -160,15 +236,30 @@ impl Follow {
 
 impl Revoke {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
-        let arguments = json!({"task_id": self.ids, "terminate": self.terminate, "signal": "SIGTERM"});
+        let arguments = json!({"task_id": self.ids, "terminate": self.terminate, "signal": self.signal});
         let answers = self.audience.ask(common, "revoke", &arguments).await?;
         Ok(told(answers, self.audience.json))
     }
 }
 
-/// Waits for a result and prints it; a failed task is exit code 1.
-async fn show(pending: &Pending, wait: Duration) -> Result<ExitCode, Stopped> {
-    match pending.get::<Value>(wait).await {
+/// Waits for something of a task until Ctrl-C, which does not end the task.
+async fn unless_interrupted<T>(id: &str, what: impl Future<Output = Result<T, Stopped>>) -> Result<T, Stopped> {
+    tokio::select! {
+        what = what => what,
+        () = interrupted() => Err(Stopped {
+            text: format!("no longer waiting; the task goes on: orchestra result {id} --wait"),
+            code: 130,
+        }),
+    }
+}
+
+/// Waits for a result and prints it; a failed task is exit code 1. `left` is what is left of the time that somebody gave it.
+async fn show(pending: &Pending, left: Duration, given: Duration) -> Result<ExitCode, Stopped> {
+    match pending.get::<Value>(left).await {
+        Err(Error::Timeout { id, .. }) => {
+            let seconds = given.as_secs_f64();
+            return Err(failed(Error::Timeout { id, seconds }));
+        }
         Ok(Value::String(text)) => println!("{}", shown(&text)),
         Ok(value) => println!("{}", pretty(&value)),
         Err(error) => return Err(failed(error)),
@@ -240,16 +331,59 @@ async fn follow(pending: &Pending, wait: Option<Duration>) -> Result<Option<Stri
     }
 }
 
-/// Named values of a command line.
-pub(super) fn pairs(option: &str, pairs: &[String]) -> Result<Map<String, Value>, Stopped> {
-    let pair = |pair: &String| match pair.split_once('=') {
-        Some((name, text)) => Ok((name.to_owned(), value(text))),
-        None => Err(usage(format!("--{option} {pair:?}: write NAME=VALUE"))),
-    };
-    pairs.iter().map(pair).collect()
+/// Named values of a command line: `NAME=VALUE`, or several as a JSON object.
+pub(super) fn pairs(option: &str, words: &[String]) -> Result<Map<String, Value>, Stopped> {
+    let mut map = Map::new();
+    for word in words {
+        if let Ok(Value::Object(all)) = serde_json::from_str(word) {
+            map.extend(all);
+        } else if let Some((name, text)) = word.split_once('=').filter(|(name, _)| !name.starts_with('{')) {
+            map.insert(name.to_owned(), value(text));
+        } else {
+            return Err(usage(format!(
+                "--{option} {word:?}: write NAME=VALUE, or a JSON object"
+            )));
+        }
+    }
+    Ok(map)
 }
 
 /// JSON, or the text itself.
 pub(super) fn value(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+}
+
+/// A JSON array.
+fn array(word: &str) -> Result<Value, &'static str> {
+    serde_json::from_str(word)
+        .ok()
+        .filter(Value::is_array)
+        .ok_or("that is no JSON array, such as '[1, \"two\"]'")
+}
+
+/// A time as `celery call` takes it.
+fn time(word: &str) -> Result<Timestamp, &'static str> {
+    clock::parse_iso(word).map_err(|_| "that is no time; write it as 2026-11-26T10:30:00")
+}
+
+/// Seconds from now, which may be below zero, as for Celery.
+fn countdown(word: &str) -> Result<Timestamp, &'static str> {
+    let seconds = word.parse().map_err(|_| "that is no number of seconds")?;
+    from_now(seconds)
+}
+
+/// Seconds from now, or a time.
+fn expiry(word: &str) -> Result<Timestamp, &'static str> {
+    match word.parse() {
+        Ok(seconds) => from_now(seconds),
+        Err(_) => time(word).map_err(|_| "that is neither a number of seconds nor a time such as 2026-11-26T10:30:00"),
+    }
+}
+
+/// So many seconds from now; below zero that is past.
+fn from_now(seconds: f64) -> Result<Timestamp, &'static str> {
+    let at = Some(seconds)
+        .filter(|seconds| seconds.is_finite())
+        .and_then(|seconds| clock::from_epoch_seconds(clock::epoch_seconds(clock::now()) + seconds));
+    at.ok_or("that is no number of seconds")
 }

@@ -56,6 +56,11 @@ impl Ears {
     }
 }
 
+/// Done when somebody presses Ctrl-C, for what waits and has nothing to put in order.
+pub(super) async fn interrupted() {
+    let _ = tokio::signal::ctrl_c().await;
+}
+
 /// For a child of the worker, which has the worker's name and may be meant by `pkill`: what the worker hears ends no
 /// child. Its log sees for itself that the file was renamed.
 pub(super) fn ignore() -> Vec<Signal> {

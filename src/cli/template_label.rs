@@ -72,7 +72,7 @@ fn write(folder: &Path, text: Option<&str>) -> Result<(), Stopped> {
 }
 
 /// Labels that stand for a version, for people.
-pub(super) fn of_version(labels: &Labels, template: &Template) -> String {
+pub(super) fn of_version(labels: &Labels, template: &Template) -> Vec<String> {
     let mut shown = Vec::new();
     for (name, label) in labels.of_template(template.name()) {
         match label.canary {
@@ -84,10 +84,7 @@ pub(super) fn of_version(labels: &Labels, template: &Template) -> String {
             _ => {}
         }
     }
-    match shown.is_empty() {
-        true => String::new(),
-        false => format!("[{}] ", shown.join(", ")),
-    }
+    shown
 }
 
 pub(super) fn diff(common: &Common, old: &str, new: Option<&str>) -> Result<ExitCode, Stopped> {

@@ -4,18 +4,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::program::{Common, Stopped, pretty, usage, world};
 use super::{template_label, template_new, template_run, template_test};
 use crate::ai::Engine;
 use crate::ai::template::{Template, task_schema, template_schema};
-use crate::task::{Failure, Registry};
+use crate::task::{Entry, Failure, Registry};
+use crate::text::count;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Templates {
     /// All templates and what they are for
-    List,
+    List {
+        /// Print JSON
+        #[arg(short = 'j', long)]
+        json: bool,
+    },
     /// Check template files, or all files of the folders
     Lint {
         /// Files
@@ -76,15 +81,22 @@ pub(super) enum Format {
 impl Templates {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         match self {
-            Self::List => {
+            Self::List { json } => {
                 let engine = common.engine()?;
+                if json {
+                    println!("{}", pretty(&listed(&engine)));
+                    return Ok(ExitCode::SUCCESS);
+                }
                 let labels = engine.labels();
                 for template in engine.templates() {
                     let name = match template.version() {
                         1 => template.name().to_owned(),
                         version => format!("{}@{version}", template.name()),
                     };
-                    let labels = template_label::of_version(&labels, &template);
+                    let labels = match template_label::of_version(&labels, &template) {
+                        none if none.is_empty() => String::new(),
+                        some => format!("[{}] ", some.join(", ")),
+                    };
                     let about = template.description().unwrap_or_default();
                     println!("{name:<24} {} {labels}{about}", template.content());
                 }
@@ -117,11 +129,41 @@ impl Templates {
     }
 }
 
+/// Templates, versions and labels.
+fn listed(engine: &Engine) -> Value {
+    let labels = engine.labels();
+    let one = |template: std::sync::Arc<Template>| {
+        json!({
+            "name": template.name(),
+            "version": template.version(),
+            "content": template.content(),
+            "labels": template_label::of_version(&labels, &template),
+            "description": template.description(),
+        })
+    };
+    engine.templates().map(one).collect()
+}
+
+/// How many templates there are, which are all in order.
+pub(super) fn in_order(engine: &Engine) -> String {
+    match engine.templates().count() {
+        1 => "1 template is in order".to_owned(),
+        count => format!("{count} templates are in order"),
+    }
+}
+
 fn lint(common: &Common, files: &[PathBuf]) -> Result<ExitCode, Stopped> {
     let mut problems: Vec<String> = Vec::new();
     if files.is_empty() {
-        match Engine::load(&common.settings()?.ai) {
-            Ok(engine) => println!("{} templates are in order", engine.templates().count()),
+        let options = common.settings()?.ai;
+        match Engine::load(&options) {
+            Ok(engine) if engine.templates().next().is_none() => {
+                return Err(usage(format!(
+                    "there is no template in {}; name files, or their folder with --templates",
+                    options.templates.path().display()
+                )));
+            }
+            Ok(engine) => println!("{}", in_order(&engine)),
             Err(error) => problems.extend(error.problems().iter().map(ToString::to_string)),
         }
     }
@@ -133,13 +175,18 @@ fn lint(common: &Common, files: &[PathBuf]) -> Result<ExitCode, Stopped> {
         return Ok(ExitCode::SUCCESS);
     }
     println!("{}", problems.join("\n"));
-    Err(world(format!("{} problem(s)", problems.len())))
+    Err(world(count(problems.len(), "problem")))
 }
 
 /// `orchestra tasks`.
-pub(super) fn tasks(common: &Common) -> Result<ExitCode, Stopped> {
+pub(super) fn tasks(common: &Common, json: bool) -> Result<ExitCode, Stopped> {
     let mut registry = Registry::new();
     common.engine()?.register(&mut registry).map_err(usage)?;
+    if json {
+        let task = |entry: &Entry| json!({"name": entry.name, "description": entry.description});
+        println!("{}", pretty(&registry.entries().map(task).collect()));
+        return Ok(ExitCode::SUCCESS);
+    }
     for entry in registry.entries() {
         println!(
             "{:<24} {}",

@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser};
+use clap::error::ErrorKind;
+use clap::{ArgAction, CommandFactory as _, Parser};
 
 use super::detach::Detached;
 use super::log::Log;
 use super::notify::Notify;
 use super::pidfile::Pidfile;
-use super::program::{Stopped, refuse, usage, world};
+use super::program::{Stopped, number_of_seconds, usage, world};
+use super::refusal::refuse;
 use super::signals::Signals;
 use super::{metrics, nodename};
 use crate::ai::{Engine, Folder, Host};
@@ -76,13 +78,13 @@ pub struct Arguments {
     #[arg(long, visible_alias = "discard")]
     purge: bool,
     /// Hard time limit of tasks that have none, in seconds
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, allow_negative_numbers = true)]
     time_limit: Option<f64>,
     /// Soft time limit of tasks that have none, in seconds
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, allow_negative_numbers = true)]
     soft_time_limit: Option<f64>,
     /// Seconds between heartbeats [default: 2]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, allow_negative_numbers = true)]
     heartbeat_interval: Option<f64>,
     /// Send no worker events
     #[arg(long)]
@@ -147,6 +149,9 @@ pub struct Arguments {
     /// Do not print the banner
     #[arg(short = 'q', long)]
     quiet: bool,
+    /// `celery -A app worker …` becomes `orchestra-worker …`; the word is still in people's fingers.
+    #[arg(hide = true)]
+    word: Option<String>,
 }
 
 /// The whole of a worker program: command line, settings, built-in AI tasks, and the tasks that `register` adds.
@@ -174,12 +179,8 @@ pub fn worker_main_from(
         return crate::ai::become_limited(std::env::args_os().skip(2));
     }
     let arguments = own.into_iter().chain(first).chain(arguments);
-    // `celery -A app worker …` becomes `orchestra-worker …`; the word is still in people's fingers.
-    let mut words = arguments
-        .into_iter()
-        .enumerate()
-        .filter(|(at, word)| *at != 1 || word != "worker");
-    let arguments = match Arguments::try_parse_from(words.by_ref().map(|(_, word)| word)) {
+    let arguments = Arguments::try_parse_from(arguments).and_then(Arguments::with_the_word);
+    let arguments = match arguments {
         Ok(arguments) => arguments,
         Err(error) => return refuse("orchestra-worker", &error),
     };
@@ -192,6 +193,20 @@ pub fn worker_main_from(
         Err(Stopped { text, code }) => {
             eprintln!("orchestra-worker: {text}");
             ExitCode::from(code)
+        }
+    }
+}
+
+impl Arguments {
+    /// # Errors
+    /// There is a word that is not the name of this command.
+    fn with_the_word(self) -> Result<Self, clap::Error> {
+        match self.word.as_deref() {
+            None | Some("worker") => Ok(self),
+            Some(word) => Err(Self::command().error(
+                ErrorKind::UnknownArgument,
+                format!("unexpected argument '{word}' found; this is `celery worker`, all its other commands are `orchestra`'s"),
+            )),
         }
     }
 }

@@ -91,6 +91,12 @@ impl Call {
         self.option("expires", after.as_secs_f64())
     }
 
+    /// Not after that time.
+    #[must_use]
+    pub fn expires_at(self, at: Timestamp) -> Self {
+        self.option("expires", clock::iso(at))
+    }
+
     /// Hard time limit of this call.
     #[must_use]
     pub fn time_limit(self, limit: Duration) -> Self {

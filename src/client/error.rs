@@ -26,7 +26,7 @@ pub enum Error {
     #[error("the task was revoked: {0}")]
     Revoked(String),
     /// It took longer than the caller wanted to wait; it may still end.
-    #[error("no result of task {id} within {seconds} s")]
+    #[error("no result of task {id} within {} s", (seconds * 1e3).round() / 1e3)]
     Timeout {
         /// Task id.
         id: String,

@@ -139,6 +139,15 @@ impl Pending {
             .map_or(State::Pending, |stored| State::parse(&stored.status)))
     }
 
+    /// All that is stored of the task; `None` when nothing is.
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or the record is not JSON.
+    pub async fn record(&self) -> Result<Option<Value>, Error> {
+        let record = self.backend()?.get(&self.id).await?;
+        Ok(record.map(|record| json::parse(&record)).transpose()?)
+    }
+
     /// Waits for the task to end and gives its result.
     ///
     /// # Errors

@@ -18,20 +18,39 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
         &["broker_use_ssl", "redis_backend_use_ssl"],
         "write rediss:// and ssl_ca_certs, ssl_certfile, … into the URL (docs/redis.md)",
     ),
-    (&["broker_read_url", "broker_write_url"], "there is one broker: write broker_url"),
     (
-        &["broker_host", "broker_port", "broker_user", "broker_password", "broker_vhost", "broker_transport"],
+        &["broker_read_url", "broker_write_url"],
+        "there is one broker: write broker_url",
+    ),
+    (
+        &[
+            "broker_host",
+            "broker_port",
+            "broker_user",
+            "broker_password",
+            "broker_vhost",
+            "broker_transport",
+        ],
         "write it into broker_url",
     ),
     (
-        &["redis_host", "redis_port", "redis_db", "redis_username", "redis_password"],
+        &[
+            "redis_host",
+            "redis_port",
+            "redis_db",
+            "redis_username",
+            "redis_password",
+        ],
         "write it into result_backend",
     ),
     (
         &["task_annotations"],
         "write it into the options of the task, in Rust or in tasks/*.yaml (docs/rust-tasks.md, docs/templates.md)",
     ),
-    (&["task_queue_max_priority"], "queues have priorities with broker_transport_options.priority_steps"),
+    (
+        &["task_queue_max_priority"],
+        "queues have priorities with broker_transport_options.priority_steps",
+    ),
     (&["result_chord_expires"], "write result_expires"),
 ];
 
@@ -41,7 +60,10 @@ const WITHOUT_EFFECT: &[(&[&str], &str)] = &[
         &["beat_scheduler", "beat_schedule_filename", "beat_sync_every"],
         "beat has one scheduler, which keeps the schedule in Redis (docs/beat.md)",
     ),
-    (&["beat_remote_control_max_tick_age"], "a beat that hangs loses its lock to another (beat_lock_timeout)"),
+    (
+        &["beat_remote_control_max_tick_age"],
+        "a beat that hangs loses its lock to another (beat_lock_timeout)",
+    ),
     (&["imports", "include"], "no Python modules are imported"),
     (&["enable_utc"], "times are UTC on the wire"),
     (
@@ -101,7 +123,14 @@ const WITHOUT_EFFECT: &[(&[&str], &str)] = &[
         "results are stored in Redis",
     ),
     (
-        &["task_compression", "task_protocol", "task_publish_retry*", "event_serializer", "max_cached_results", "result_cache_max"],
+        &[
+            "task_compression",
+            "task_protocol",
+            "task_publish_retry*",
+            "event_serializer",
+            "max_cached_results",
+            "result_cache_max",
+        ],
         "it concerns senders in Python; what they send is read",
     ),
     (
@@ -109,7 +138,12 @@ const WITHOUT_EFFECT: &[(&[&str], &str)] = &[
         "it concerns exceptions and arguments of Python",
     ),
     (
-        &["worker_hijack_root_logger", "worker_log_*", "worker_redirect_stdouts*", "worker_task_log_*"],
+        &[
+            "worker_hijack_root_logger",
+            "worker_log_*",
+            "worker_redirect_stdouts*",
+            "worker_task_log_*",
+        ],
         "log_level, log_json and -f say how the log is written",
     ),
     (
@@ -134,7 +168,9 @@ pub(super) fn fate(name: &str) -> Option<Fate> {
     }
     names_of_today(name).into_iter().find_map(|today| {
         if is_ours(&today) {
-            return Some(Fate::Elsewhere(format!("write {today}, as it is called since Celery 4")));
+            return Some(Fate::Elsewhere(format!(
+                "write {today}, as it is called since Celery 4"
+            )));
         }
         let elsewhere = find(ELSEWHERE, &today).map(|word| Fate::Elsewhere(word.to_owned()));
         elsewhere.or_else(|| find(WITHOUT_EFFECT, &today).map(Fate::WithoutEffect))

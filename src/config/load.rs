@@ -98,27 +98,32 @@ pub(super) fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<Ve
     let table: BTreeMap<String, toml::Value> =
         toml::from_str(text).map_err(|error| format!("{shown}: {}", error.message().replace('\n', " ")))?;
     let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
-    for (name, value) in table {
+    for (name, value) in &table {
+        let name = name.as_str();
         let mut note = |at: &[&str], error: &str| {
             let line = places.line(at, error);
             wrong.push((line, format!("{shown}:{line}: {}: {error}", at.join("."))));
         };
-        match celery::fate(&name) {
-            Some(Fate::Elsewhere(what)) => note(&[&name], &format!("this is no setting here: {what}")),
+        match celery::fate(name) {
+            Some(Fate::Elsewhere(what)) => note(&[name], &format!("this is no setting here: {what}")),
             Some(Fate::WithoutEffect(why)) => {
-                let line = places.line(&[&name], "");
+                let line = places.line(&[name], "");
                 warnings.push(format!("{shown}:{line}: {name} has no effect: {why}"));
             }
             None => {
                 // The entries of a schedule are checked where their lines are still known.
-                let entries = value.as_table().filter(|_| name == "beat_schedule").into_iter().flatten();
+                let entries = value
+                    .as_table()
+                    .filter(|_| name == "beat_schedule")
+                    .into_iter()
+                    .flatten();
                 for (entry, value) in entries {
                     if let Err(error) = self::entry(entry, value, &TimeZone::UTC) {
-                        note(&[&name, entry], &error);
+                        note(&[name, entry], &error);
                     }
                 }
-                if let Err(error) = given.set(&name, value.clone()) {
-                    note(&[&name], &error);
+                if let Err(error) = given.set(name, value.clone()) {
+                    note(&[name], &error);
                 }
             }
         }

@@ -54,7 +54,9 @@ pub(super) fn field(error: &str) -> Option<&str> {
 
 /// The keys that an error names, from the outside to the inside.
 fn named(error: &str) -> Vec<&str> {
-    let unknown = error.split_once("unknown field `").and_then(|(_, rest)| rest.split('`').next());
+    let unknown = error
+        .split_once("unknown field `")
+        .and_then(|(_, rest)| rest.split('`').next());
     let outside = match field(error) {
         Some(path) => path.split('.').collect(),
         None => error.split(": ").collect::<Vec<_>>(),

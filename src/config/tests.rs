@@ -184,10 +184,7 @@ fn mistakes_are_named_with_their_line() {
             .lines()
             .map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" "))
             .collect::<Vec<_>>(),
-        [
-            "orchestra.toml:3 broker_transport_options",
-            "orchestra.toml:4 worker"
-        ]
+        ["orchestra.toml:3 broker_transport_options", "orchestra.toml:4 worker"]
     );
     assert_eq!(
         error("[beat_schedule.a]\ntask = 't'\nschedule = 5\nkwargs = 'k'"),

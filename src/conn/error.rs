@@ -98,10 +98,9 @@ impl Error {
                 text,
                 "name its authority with ssl_ca_certs, our own with ssl_certfile and ssl_keyfile",
             ),
-            _ if text.contains("lookup address") => (
-                "there is no host of that name".to_owned(),
-                "check the host in the URL",
-            ),
+            _ if text.contains("lookup address") => {
+                ("there is no host of that name".to_owned(), "check the host in the URL")
+            }
             _ if error.is_connection_dropped() && !error.is_connection_refusal() => {
                 (text, "is it Redis, and does it want TLS (rediss://)?")
             }

@@ -77,10 +77,10 @@ async fn dead_letters_are_listed_shown_requeued_and_dropped() {
         assert_eq!(text(&orchestra(&redis, &["dead", "show", handle, "--raw"])), message);
     }
     assert!(text(&orchestra(&redis, &["dead", "show", "the-id"])).contains("body_encoding"));
-    assert!(text(&orchestra(&redis, &["status"])).contains("queue \"celery\" has 4 message(s)"));
+    assert!(text(&orchestra(&redis, &["status"])).contains("queue \"celery\" has 4 messages"));
     let doctor = orchestra(&redis, &["doctor"]);
     assert!(
-        String::from_utf8_lossy(&doctor.stdout).contains("queue \"celery\" has 4 message(s)"),
+        String::from_utf8_lossy(&doctor.stdout).contains("queue \"celery\" has 4 messages"),
         "{doctor:?}"
     );
     assert_eq!(worker.stop(), Some(0));

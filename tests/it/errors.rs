@@ -115,8 +115,8 @@ async fn the_gallery_is_true() {
             }
             Piece::Console(commands) => {
                 for (command, expected) in commands {
-                    let here = format!("redis://127.0.0.1:{}/", redis.port);
-                    let command = command.replace("redis://127.0.0.1:6379/", &here);
+                    let here = format!("127.0.0.1:{}/", redis.port);
+                    let command = command.replace("127.0.0.1:6379/", &here);
                     let out = Command::new("timeout")
                         .args(["60", "sh", "-c", &command])
                         .env_clear()
@@ -131,7 +131,7 @@ async fn the_gallery_is_true() {
                     assert!(!out.status.success(), "{command} succeeds");
                     let printed = [out.stdout, out.stderr].concat();
                     let printed = String::from_utf8_lossy(&printed)
-                        .replace(&here, "redis://127.0.0.1:6379/")
+                        .replace(&here, "127.0.0.1:6379/")
                         .replace(&sim.url, "http://127.0.0.1:11434")
                         .replace("http://127.0.0.1:1)", "http://127.0.0.1:11434)")
                         .replace(&format!("{root}/"), "");

@@ -61,6 +61,7 @@ mod serializers;
 mod support;
 mod systemd;
 mod templates;
+mod terminal;
 mod transport;
 mod unique;
 mod worker;

@@ -20,6 +20,9 @@ pub struct Seen {
     pub url: String,
     /// `ok`, `trial` or `broken`, or what it said instead of an answer.
     pub state: String,
+    /// Whether it answered.
+    #[serde(skip)]
+    pub answers: bool,
     /// Calls now, by model.
     pub calls: std::collections::BTreeMap<String, usize>,
     /// Calls at once.
@@ -57,10 +60,12 @@ impl Fleet {
                 (Ok(_), Health::Trial) => "trial".into(),
                 (Ok(_), Health::Broken) => "broken".into(),
             };
+            let answers = asked.is_ok();
             let catalog = asked.unwrap_or_default();
             Seen {
                 url: host.url,
                 state,
+                answers,
                 calls: host.busy,
                 max_parallel: host.max_parallel,
                 loaded: catalog.loaded,

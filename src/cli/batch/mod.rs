@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::out::{Out, plain};
 use super::program::{Common, Stopped, pretty, world};
+use crate::text::count;
 use journal::{Line, read};
 
 /// `orchestra batch run rows.jsonl --template summarize`.
@@ -23,8 +24,8 @@ pub(super) enum Batch {
     Failed {
         /// File of results
         results: PathBuf,
-        /// One JSON object per line
-        #[arg(long)]
+        /// Print JSON, one row a line
+        #[arg(short = 'j', long)]
         json: bool,
     },
     /// Write results as CSV to the standard output: the row number, the state, the inputs, the result or the error
@@ -56,7 +57,7 @@ fn failed(results: &std::path::Path, json: bool) -> Result<ExitCode, Stopped> {
         }
     }
     if !json {
-        println!("{} of {} rows failed", failed.len(), lines.len());
+        println!("{} of {} failed", failed.len(), count(lines.len(), "row"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,9 +7,9 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use futures_util::StreamExt;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::journal::{Ended, Journal, Line};
@@ -18,16 +18,18 @@ use crate::cli::models;
 use crate::cli::program::{Common, Stopped, usage, world};
 use crate::cli::send::pairs;
 use crate::client::{Call, Error};
+use crate::text;
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true))]
 pub(in crate::cli) struct Run {
     /// Rows: one JSON object (or list) per line, or a file `….csv` with a head
     rows: PathBuf,
     /// Template that is run with each row as its parameters
-    #[arg(short = 't', long, required_unless_present = "task", conflicts_with = "task")]
+    #[arg(short = 't', long, group = "what")]
     template: Option<String>,
     /// Task that is called with each row as its arguments
-    #[arg(long)]
+    #[arg(long, group = "what")]
     task: Option<String>,
     /// A parameter that all rows have unless they have it themselves: JSON, or text if it is none
     #[arg(short = 'p', long = "param", value_name = "NAME=VALUE")]
@@ -161,7 +163,7 @@ impl Run {
                 _ = &mut interrupted => {
                     bar.abandon();
                     let left = total.saturating_sub(count.done);
-                    let text = format!("stopped with {left} rows left; the same command goes on, and sends no row twice");
+                    let text = format!("stopped with {} left; the same command goes on, and sends no row twice", text::count(left, "row"));
                     return Err(Stopped { text, code: 130 });
                 }
             };
@@ -178,12 +180,17 @@ impl Run {
         let Count { done, failed, .. } = count;
         if done < total {
             return Err(world(format!(
-                "{} had {total} rows, and only {done} were there when they were sent: leave the file as it is until the \
+                "{} had {}, and only {done} were there when they were sent: leave the file as it is until the \
                  batch is done",
-                self.rows.display()
+                self.rows.display(),
+                text::count(total, "row")
             )));
         }
-        eprintln!("{done} rows, {failed} failed; results are in {}", output.display());
+        eprintln!(
+            "{}, {failed} failed; results are in {}",
+            text::count(done, "row"),
+            output.display()
+        );
         if failed > 0 {
             eprintln!(
                 "`orchestra batch failed {}` lists them, --retry-failed runs them again",
@@ -258,10 +265,17 @@ impl Run {
         if self.quiet {
             return ProgressBar::hidden();
         }
-        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} · {per_sec} · {eta} left{msg}");
+        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} · {per_sec} · {left}{msg}");
         let bar = ProgressBar::new(total);
         if let Ok(style) = style {
-            bar.set_style(style);
+            // Nobody knows how long it takes while nothing is done.
+            let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                let _ = match state.eta() {
+                    left if left.is_zero() && state.pos() < state.len().unwrap_or(0) => write!(out, "… left"),
+                    left => write!(out, "{} left", HumanDuration(left)),
+                };
+            };
+            bar.set_style(style.with_key("left", left));
         }
         bar.enable_steady_tick(Duration::from_millis(250));
         bar

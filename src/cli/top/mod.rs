@@ -16,7 +16,7 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event;
 use tokio::sync::mpsc;
 
-use super::program::{Common, Stopped, seconds, usage, world};
+use super::program::{Common, Stopped, number_of_seconds, seconds, usage, world};
 use super::signals::asked_to_stop;
 use crate::clock;
 use keys::Wish;
@@ -29,7 +29,7 @@ type Input = event::Event;
 #[derive(Debug, Args)]
 pub(super) struct Top {
     /// Seconds between two looks
-    #[arg(short = 'i', long, default_value_t = 2.0)]
+    #[arg(short = 'i', long, value_name = "SECONDS", value_parser = number_of_seconds, default_value = "2")]
     interval: f64,
 }
 
