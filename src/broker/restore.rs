@@ -20,8 +20,8 @@ const BYTES: usize = 1 << 20;
 /// How often those are tried again that Redis refused to move.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// The header that counts deliveries: one more for each whose holder was gone before it was done. It is kept by who gives a
-/// message back, and is 1 where nobody was gone yet.
+/// The header that counts deliveries: one more for each whose holder was gone before it was done. It is kept by who
+/// gives a message back, and is 1 where nobody was gone yet.
 pub const DELIVERIES: &str = "x-orchestra-deliveries";
 
 /// Where a sweep through the overdue messages stands.
@@ -205,8 +205,8 @@ pub(crate) fn worn_out(deliveries: u32, how: &str) -> String {
     format!("delivered {deliveries} times without an end: {how}")
 }
 
-/// Which delivery it is: as the header [`DELIVERIES`] says. Python workers keep that and count nothing, so that one which
-/// was delivered before and does not say how often was delivered twice, at least.
+/// Which delivery it is: as the header [`DELIVERIES`] says. Python workers keep that and count nothing, so that one
+/// which was delivered before and does not say how often was delivered twice, at least.
 pub fn deliveries(counted: Option<u32>, redelivered: bool) -> u32 {
     counted.unwrap_or(if redelivered { 2 } else { 1 })
 }
@@ -259,7 +259,8 @@ fn mark(envelope: &RawValue, count: bool) -> Option<(Vec<u8>, u8, u32)> {
     Some((object(&envelope)?.into_bytes(), priority, deliveries))
 }
 
-/// The envelope as it was when it was sent, without a word of how often it was delivered; `None` when it is no envelope.
+/// The envelope as it was when it was sent, without a word of how often it was delivered; `None` when it is no
+/// envelope.
 pub(super) fn as_new(envelope: &[u8]) -> Option<Vec<u8>> {
     let mut envelope = members(std::str::from_utf8(envelope).ok()?)?;
     let headers = envelope.iter_mut().find(|(name, _)| name == "headers");

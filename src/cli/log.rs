@@ -1,5 +1,5 @@
-//! Log output: text for people, JSON for machines. Every line that belongs to a task names it, also what the task itself
-//! logs; what is secret by its name is not written.
+//! Log output: text for people, JSON for machines. Every line that belongs to a task names it, also what the task
+//! itself logs; what is secret by its name is not written.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -271,8 +271,8 @@ fn as_json(mut out: Writer<'_>, level: Level, fields: Fields) -> fmt::Result {
     writeln!(out, "{line}")
 }
 
-/// A text as a terminal may have it: names of tasks and queues come from outside, and must not clear the screen or look like
-/// lines of the log. What has several lines has the others indented.
+/// A text as a terminal may have it: names of tasks and queues come from outside, and must not clear the screen or look
+/// like lines of the log. What has several lines has the others indented.
 fn harmless(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return text.into();

@@ -237,8 +237,8 @@ async fn warm(fleet: &Fleet, model: &str, host: Option<&str>, keep_alive: Option
     .await
 }
 
-/// Does something on hosts. What failed is told, and fails the command; a host that does not have the model is no failure
-/// where none is named and another has it.
+/// Does something on hosts. What failed is told, and fails the command; a host that does not have the model is no
+/// failure where none is named and another has it.
 async fn each(
     fleet: &Fleet,
     model: &str,

@@ -18,7 +18,8 @@ pub struct Call {
 }
 
 impl Call {
-    /// A call of the task of that name, with a new id. It goes where the routes of the client say, else to its default queue.
+    /// A call of the task of that name, with a new id. It goes where the routes of the client say, else to its default
+    /// queue.
     pub fn new(task: impl Into<String>) -> Self {
         Self {
             signature: Signature::new(task),
@@ -115,8 +116,8 @@ impl Call {
         self.option("ignore_result", true)
     }
 
-    /// A header of one's own; workers give it to the task and keep it in retries. One that is not JSON is reported when the
-    /// call is sent.
+    /// A header of one's own; workers give it to the task and keep it in retries. One that is not JSON is reported when
+    /// the call is sent.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Serialize) -> Self {
         let own = self.signature.options.get("headers");

@@ -186,8 +186,8 @@ fn find(table: &[(&[&str], &'static str)], name: &str) -> Option<&'static str> {
     table.iter().find(|(names, _)| is_in(names)).map(|(_, word)| *word)
 }
 
-/// What a setting may be called today: one in capitals is of Celery 3, as `CELERYD_CONCURRENCY`, or of Django's settings, as
-/// `CELERY_TASK_ROUTES`.
+/// What a setting may be called today: one in capitals is of Celery 3, as `CELERYD_CONCURRENCY`, or of Django's
+/// settings, as `CELERY_TASK_ROUTES`.
 fn names_of_today(name: &str) -> Vec<String> {
     /// Beginnings, and what they became.
     const BEGINNINGS: [(&str, &str); 12] = [

@@ -22,8 +22,8 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// The line of what is found there, going on with the keys that the error names: `schedule: hour: 24 is not in 0-23` may
-    /// stand far below the beginning of its entry.
+    /// The line of what is found there, going on with the keys that the error names:
+    /// `schedule: hour: 24 is not in 0-23` may stand far below the beginning of its entry.
     pub(super) fn line(&self, at: &[&str], error: &str) -> usize {
         let mut place = self.table.span().start;
         let mut here = Some(self.table.get_ref());

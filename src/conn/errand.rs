@@ -1,6 +1,6 @@
-//! Commands on their way: each is sent until the server has answered it, and no further. A pipeline of which the server did some
-//! and refused others for now (it has no memory, it forgot our scripts) is not repeated as a whole: what it did would be done
-//! twice.
+//! Commands on their way: each is sent until the server has answered it, and no further. A pipeline of which the server
+//! did some and refused others for now (it has no memory, it forgot our scripts) is not repeated as a whole: what it
+//! did would be done twice.
 
 use std::borrow::Cow;
 

@@ -210,9 +210,9 @@ impl Join {
         report(&self.joined, member, fallout);
     }
 
-    /// The body is sent once, whoever dies when. Where broker and results are one server, one script sends it and ends the
-    /// chord. Elsewhere, or through an exchange, it is sent under the number of this run of the chord, which the results
-    /// know; whoever comes after a worker that died in between finds that it was sent.
+    /// The body is sent once, whoever dies when. Where broker and results are one server, one script sends it and ends
+    /// the chord. Elsewhere, or through an exchange, it is sent under the number of this run of the chord, which the
+    /// results know; whoever comes after a worker that died in between finds that it was sent.
     ///
     /// # Errors
     /// It cannot be sent, and why.
@@ -308,8 +308,8 @@ impl Join {
             let until = until.and_then(|timeout| clock::instant().checked_add(timeout));
             let children: Vec<&ResultNode> = handle.children.iter().flatten().collect();
             let mut results = vec![Json::null(); children.len()];
-            // As Celery asks: for those of groups first, and waits for them. A plain member was counted when its result was
-            // stored, so that one without a result has none (`ignore_result`).
+            // As Celery asks: for those of groups first, and waits for them. A plain member was counted when its result
+            // was stored, so that one without a result has none (`ignore_result`).
             for (at, child) in children.iter().enumerate() {
                 if child.children.is_some() {
                     results[at] = self.nested(child, until).await.map_err(join_error)?;

@@ -1,6 +1,6 @@
-//! What follows a task and Redis will not take: the key of its queue holds no list, or is not for this user. It is kept as a dead
-//! letter, its task fails and what hangs on that; where it can be kept nowhere, the message of the task that it follows is not
-//! acknowledged.
+//! What follows a task and Redis will not take: the key of its queue holds no list, or is not for this user. It is kept
+//! as a dead letter, its task fails and what hangs on that; where it can be kept nowhere, the message of the task that
+//! it follows is not acknowledged.
 
 use std::collections::HashSet;
 
@@ -29,7 +29,8 @@ impl Messages {
         self.writes.push(write);
     }
 
-    /// What stands in a pipeline from `at` on was perhaps done, and nobody knows: what can be seen to be there is not sent again.
+    /// What stands in a pipeline from `at` on was perhaps done, and nobody knows: what can be seen to be there is not
+    /// sent again.
     pub(super) fn repeat(&self, mut at: usize, errand: &mut Errand<'_>, broker: &Broker) {
         for write in &self.writes {
             if let Some(again) = broker.again(write) {
@@ -83,8 +84,8 @@ pub(crate) enum Then {
 }
 
 impl Writer {
-    /// Keeps what was refused of messages that stand in their pipeline from a place on as dead letters, and tells the loop, which
-    /// from now on sees to the acks of what they follow. What else was refused.
+    /// Keeps what was refused of messages that stand in their pipeline from a place on as dead letters, and tells the
+    /// loop, which from now on sees to the acks of what they follow. What else was refused.
     pub(super) async fn give_up(
         &self,
         (messages, at): (&Messages, usize),

@@ -75,8 +75,8 @@ async fn garbage_is_refused_and_the_worker_goes_on() {
     assert_eq!(worker.stop(), Some(0));
 }
 
-/// What Python reads and Rust has no place for: a Python worker would run it, so that it is a message, and no dead letter; the task
-/// fails, and says which argument it is.
+/// What Python reads and Rust has no place for: a Python worker would run it, so that it is a message, and no dead
+/// letter; the task fails, and says which argument it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn arguments_that_no_rust_value_can_hold_are_named() {
     let redis = Redis::start();
@@ -200,7 +200,8 @@ async fn a_very_long_chain_is_begun() {
     assert_eq!(again.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
 }
 
-/// A claim has a bound in bytes, and time for what is large: neither one huge message nor many large ones stop a worker.
+/// A claim has a bound in bytes, and time for what is large: neither one huge message nor many large ones stop a
+/// worker.
 #[tokio::test(flavor = "multi_thread")]
 async fn huge_messages_are_taken_in_portions() {
     let redis = Redis::start();
