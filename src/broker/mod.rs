@@ -20,7 +20,7 @@ use std::time::Duration;
 use redis::{Pipeline, Script};
 use tokio::sync::mpsc;
 
-use crate::conn::{Endpoint, Link, LinkOptions, Push, patiently};
+use crate::conn::{Endpoint, Link, LinkOptions, Push, patiently, uptime};
 use crate::wire::Queue;
 use declare::Bound;
 use keys::Keys;
@@ -437,6 +437,16 @@ impl Broker {
     /// is none.
     pub fn connection(&self) -> u64 {
         self.main.epoch()
+    }
+
+    /// Waits until messages come by another connection than that of this number; its number.
+    pub(crate) async fn reconnected(&self, connection: u64) -> u64 {
+        self.main.renewed(connection).await
+    }
+
+    /// How long the server has been up, as far as it says.
+    pub(crate) async fn uptime(&self) -> Option<Duration> {
+        uptime(&self.main).await
     }
 
     /// The number of the connection on which news come; it changes when the connection was lost and is there again,

@@ -1,6 +1,7 @@
 //! What a Redis does with what it confirmed: read from its settings, where it lets us.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use redis::Value;
 
@@ -30,6 +31,13 @@ pub async fn advice(link: &Link) -> Vec<String> {
     };
     let info = link.query::<Value>(redis::cmd("INFO").arg("replication")).await;
     judge(&config, &fields(info.ok()))
+}
+
+/// How long the server has been up, in whole seconds; `None` where it does not say, or not to this user.
+pub async fn uptime(link: &Link) -> Option<Duration> {
+    let info = link.query::<Value>(redis::cmd("INFO").arg("server")).await.ok();
+    let seconds = fields(info).get("uptime_in_seconds")?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 async fn one_by_one(link: &Link) -> HashMap<String, String> {

@@ -293,6 +293,15 @@ impl Link {
         let _ = self.shared.current.subscribe().wait_for(Option::is_some).await;
     }
 
+    /// Waits for a connection that is another than that of this number; its number.
+    pub async fn renewed(&self, epoch: u64) -> u64 {
+        let mut current = self.shared.current.subscribe();
+        let is_another = |current: &Option<(u64, _)>| current.as_ref().is_some_and(|(number, _)| *number != epoch);
+        let renewed = current.wait_for(is_another).await;
+        // Fails only when the sender is gone, which `self` holds.
+        renewed.map_or(0, |current| current.as_ref().map_or(0, |(number, _)| *number))
+    }
+
     /// Runs one command.
     ///
     /// # Errors

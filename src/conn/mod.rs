@@ -11,7 +11,7 @@ mod script;
 mod sentinel;
 mod several;
 
-pub use advice::advice;
+pub use advice::{advice, uptime};
 pub use endpoint::Endpoint;
 pub use errand::Errand;
 pub use error::Error;

@@ -214,6 +214,7 @@ impl Consumer {
                 Some(kept) = inputs.kept.recv() => match kept {
                     Kept::Lost(tags) => self.on_lost(&tags),
                     Kept::GivenUp(given_up) => self.on_given_up(&given_up),
+                    Kept::Connected => self.on_lease(),
                 },
                 Some(recalled) = inputs.recalled.recv() => self.on_recalled(recalled),
                 () = sleep_until(due) => self.on_due(),

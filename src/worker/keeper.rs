@@ -14,12 +14,20 @@ const BATCH: usize = 1000;
 /// How often it is said that messages cannot be restored.
 const SAY: Duration = Duration::from_secs(60);
 
+/// How long others take to renew their leases when Redis is there again, at most: they find out that they were cut
+/// off, try each half second and renew at once.
+const LONGEST_GRACE: Duration = Duration::from_secs(6);
+/// What they are given where Redis has been up for long and nobody knows of an outage: it may have been cut off.
+const SHORTEST_GRACE: Duration = Duration::from_secs(1);
+
 /// What the consumer loop is told of held messages.
 pub(crate) enum Kept {
     /// Others have them now.
     Lost(Vec<Tag>),
     /// It went to the dead-letter list.
     GivenUp(GivenUp),
+    /// There is a connection again: leases may have run out meanwhile, and are to be renewed before others take them.
+    Connected,
 }
 
 /// What is held.
@@ -58,7 +66,7 @@ impl Keeper {
 
     /// See [`grace`](Self::grace).
     pub(crate) fn grace(lease: Duration) -> Duration {
-        Self::pause(lease) + Duration::from_secs(1)
+        (Self::pause(lease) + Duration::from_secs(1)).min(LONGEST_GRACE)
     }
 
     /// Runs until the consumer loop is gone.
@@ -67,7 +75,7 @@ impl Keeper {
         let mut sweep = tokio::time::interval(self.sweep);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut connection = self.broker.connection();
-        let mut from = clock::instant();
+        sweep.reset_after(self.first_grace().await);
         let (mut at, mut said) = (Sweep::default(), None);
         loop {
             tokio::select! {
@@ -75,21 +83,31 @@ impl Keeper {
                     Some(held) => self.extend(&held).await,
                     None => return,
                 },
+                again = self.broker.reconnected(connection) => {
+                    connection = again;
+                    sweep.reset_after(self.grace);
+                    let _ = self.kept.send(Kept::Connected);
+                }
                 _ = sweep.tick() => {
-                    let now = self.broker.connection();
-                    if std::mem::replace(&mut connection, now) != now {
-                        from = clock::instant() + self.grace;
-                    }
-                    if now != 0 && clock::instant() >= from {
-                        // Leases get their turn in between.
-                        if self.restore(&mut at, &mut said).await {
-                            sweep.reset_immediately();
-                        }
+                    // With a connection of which the above has not heard yet nothing is taken.
+                    let stands = connection != 0 && self.broker.connection() == connection;
+                    // Leases get their turn in between.
+                    if stands && self.restore(&mut at, &mut said).await {
+                        sweep.reset_immediately();
                     }
                 }
                 // What cannot be renewed now is renewed long before its deadline.
                 _ = renewal.tick() => drop(self.broker.renew_bindings().await),
             }
+        }
+    }
+
+    /// How long a worker that has just started leaves alone what is overdue. It may have been started because Redis was
+    /// away, as supervisors do; what the others hold is overdue then, and they still run it.
+    async fn first_grace(&self) -> Duration {
+        match self.broker.uptime().await {
+            Some(uptime) => self.grace.saturating_sub(uptime).max(SHORTEST_GRACE),
+            None => self.grace,
         }
     }
 

@@ -41,6 +41,7 @@ mod fleet_rules;
 mod fuzz;
 mod labels;
 mod layers;
+mod leases;
 mod limits;
 mod loss;
 mod messages;

@@ -1,0 +1,64 @@
+//! Whose a held message is: of who holds it as long as he lives, whatever happens to Redis, and of the queue afterwards.
+
+use std::time::{Duration, Instant};
+
+use orchestra::client::Call;
+
+use crate::proxy::Proxy;
+use crate::support::{LONG, Redis, Worker, until};
+
+/// Holds a message as a worker did that is gone.
+fn hold(redis: &Redis, tag: &str, id: &str) {
+    let held = format!(
+        r#"[{{"body": "W1sxXSwge30sIG51bGxd", "content-type": "application/json", "headers": {{"task": "hello.add", "id": "{id}"}}, "properties": {{"body_encoding": "base64"}}}},"","celery"]"#
+    );
+    redis.command::<i64>(&["HSET", "unacked", tag, &held]);
+}
+
+fn has_run(redis: &Redis, id: &str) -> bool {
+    redis.length("EXISTS", &format!("celery-task-meta-{id}")) == 1
+}
+
+/// Who was cut off renews when he is back; a worker that was started meanwhile, as supervisors do, takes nothing before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_starts_as_redis_comes_back_takes_nothing_that_others_run() {
+    let mut redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let settings = [
+        ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 6}"),
+        ("ORCHESTRA_TASK_ACKS_LATE", "true"),
+    ];
+    let holder = Worker::spawn_at("hello_task", &proxy.url(), &["-c", "1", "-n", "holder@here"], &settings);
+    holder.wait_for_log("orchestra-worker: ready");
+    let client = redis.client().await;
+    let pending = client.send(Call::new("hello.sleep").arg(13)).await.unwrap();
+    holder.wait_for_log(pending.id());
+    proxy.refuse(true);
+    proxy.close();
+    redis.stop();
+    // Longer than the lease.
+    tokio::time::sleep(Duration::from_millis(6500)).await;
+    redis.start_again();
+    let fresh = Worker::start_with(&redis, &["-c", "1", "-n", "fresh@here"], &settings);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.refuse(false);
+    let client = redis.client().await;
+    let pending = client.result(pending.id());
+    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", holder.log());
+    assert!(!holder.log().contains("given to another worker"), "{}", holder.log());
+    assert!(!fresh.log().contains("restored"), "{}", fresh.log());
+    drop((holder, fresh));
+    // Beside a Redis that has been up for a while nobody waits for those that are to come back.
+    let uptime = || {
+        let info: String = redis.command(&["INFO", "server"]);
+        let found = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:"));
+        found.unwrap().parse::<u64>().unwrap()
+    };
+    until("Redis has been up for longer than the grace", async || uptime() >= 6).await;
+    hold(&redis, "dead.1", "left");
+    redis.command::<i64>(&["ZADD", "unacked_index", "0", "dead.1"]);
+    let began = Instant::now();
+    let _third = Worker::start(&redis, &["-c", "1"]);
+    until("it has run", async || has_run(&redis, "left")).await;
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
