@@ -219,7 +219,7 @@ impl Broker {
     /// The server cannot be reached or refuses.
     pub async fn extend(&self, tags: &[Tag]) -> Result<Vec<bool>, Error> {
         let mut call = self.scripts.extend.prepare_invoke();
-        call.key(self.keys.name("unacked_index"));
+        call.key(self.keys.name("unacked_index")).key(self.keys.name("unacked"));
         call.arg(self.options.lease_shift());
         for tag in tags {
             call.arg(&*tag.0);

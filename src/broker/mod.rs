@@ -11,6 +11,7 @@ mod dead;
 mod declare;
 mod keys;
 mod restore;
+mod stray;
 mod write;
 
 use std::sync::atomic::AtomicUsize;
@@ -35,6 +36,7 @@ pub use dead::{DeadLetter, DeadQueue, Found};
 use restore::delivery_tag;
 pub(crate) use restore::worn_out;
 pub use restore::{DELIVERIES, GivenUp, Restored, Sweep, count_delivery, deliveries, mark_redelivered};
+pub use stray::{Strayed, Strays};
 pub use write::{End, Letter, Write};
 
 /// How long queues of remote control are bound, which expire after 10 s (kombu: the larger of twice that and an hour).
@@ -179,6 +181,7 @@ struct Scripts {
     bury: Script,
     overdue: Script,
     restore: Script,
+    stray: Script,
     publish: Script,
     publish_once: Script,
     send_again: Script,
@@ -200,6 +203,7 @@ impl Scripts {
             bury: Script::new(include_str!("scripts/bury.lua")),
             overdue: Script::new(include_str!("scripts/overdue.lua")),
             restore: routed(include_str!("scripts/restore.lua")),
+            stray: Script::new(include_str!("scripts/stray.lua")),
             publish: routed(include_str!("scripts/publish.lua")),
             publish_once: routed(include_str!("scripts/publish_once.lua")),
             send_again: Script::new(include_str!("scripts/send_again.lua")),
@@ -233,6 +237,7 @@ impl Broker {
                 &scripts.recall,
                 &scripts.overdue,
                 &scripts.restore,
+                &scripts.stray,
             ]
             .map(Clone::clone),
         )

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::broker::{Broker, GivenUp, Sweep, Tag};
+use crate::broker::{Broker, GivenUp, Strays, Sweep, Tag};
 use crate::clock::{self, Instant};
 
 /// Tags in one script call.
@@ -13,6 +13,10 @@ const BATCH: usize = 1000;
 
 /// How often it is said that messages cannot be restored.
 const SAY: Duration = Duration::from_secs(60);
+
+/// How often to look for held messages that stand in no index, and how soon again while there are some.
+const LOOK: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long others take to renew their leases when Redis is there again, at most: they find out that they were cut
 /// off, try each half second and renew at once.
@@ -77,6 +81,8 @@ impl Keeper {
         let mut connection = self.broker.connection();
         sweep.reset_after(self.first_grace().await);
         let (mut at, mut said) = (Sweep::default(), None);
+        let mut look = tokio::time::interval(LOOK);
+        let mut strays = Some(Strays::default());
         loop {
             tokio::select! {
                 held = self.held.recv() => match held {
@@ -94,6 +100,11 @@ impl Keeper {
                     // Leases get their turn in between.
                     if stands && self.restore(&mut at, &mut said).await {
                         sweep.reset_immediately();
+                    }
+                }
+                _ = look.tick() => {
+                    if self.look(&mut strays).await {
+                        look.reset_after(LOOK_AGAIN);
                     }
                 }
                 // What cannot be renewed now is renewed long before its deadline.
@@ -133,6 +144,29 @@ impl Keeper {
         // Those of them that are there.
         if !new.is_empty() {
             let _ = self.broker.extend(new).await;
+        }
+    }
+
+    /// A look for held messages that stand in no index; whether another is to follow soon.
+    async fn look(&self, strays: &mut Option<Strays>) -> bool {
+        let Some(looks) = strays else { return false };
+        match self.broker.note_strays(looks).await {
+            Ok(found) => {
+                if found.noted > 0 {
+                    warn!(
+                        "{} message(s) of unacked stood in no index, and nobody would have restored them; unless \
+                         somebody is done with them they are delivered again when the visibility timeout is over",
+                        found.noted
+                    );
+                }
+                found.more
+            }
+            Err(error) if error.is_transient() => false,
+            Err(error) => {
+                warn!("held messages that stand in no index cannot be looked for: {error}; see docs/redis.md#acl");
+                *strays = None;
+                false
+            }
         }
     }
 

@@ -62,3 +62,41 @@ async fn a_worker_that_starts_as_redis_comes_back_takes_nothing_that_others_run(
     until("it has run", async || has_run(&redis, "left")).await;
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
+
+/// Held, and in no index: by a Python worker that died as it took it, or because the server evicted the index. Nobody is told
+/// of it by looking for what is overdue.
+#[tokio::test(flavor = "multi_thread")]
+async fn held_messages_that_stand_in_no_index_are_found() {
+    let redis = Redis::start();
+    let settings = [(
+        "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
+        "{visibility_timeout = 60, lease = 2}",
+    )];
+    let one = Worker::start_with(&redis, &["-c", "1"], &settings);
+    let client = redis.client().await;
+    let pending = client.send(Call::new("hello.sleep").arg(10)).await.unwrap();
+    one.wait_for_log(pending.id());
+    redis.command::<i64>(&["DEL", "unacked_index"]);
+    // What a worker holds keeps its lease when the index goes.
+    until("it has a place", async || redis.length("ZCARD", "unacked_index") == 1).await;
+    for n in 0..250 {
+        hold(&redis, &format!("stray.{n}"), &format!("stray-{n}"));
+    }
+    // An index of a message that is not there hides none.
+    redis.command::<i64>(&["ZADD", "unacked_index", "0", "gone.1"]);
+    let two = Worker::start_with(&redis, &["-c", "1"], &settings);
+    let place = |n: i32| redis.command::<Option<f64>>(&["ZSCORE", "unacked_index", &format!("stray.{n}")]);
+    until("they have a place", async || (0..250).all(|n| place(n).is_some())).await;
+    assert!(two.log().contains("stood in no index"), "{}", two.log());
+    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", one.log());
+    assert!(!one.log().contains("given to another worker"), "{}", one.log());
+    // They come back as what anybody held.
+    let tags: Vec<String> = (0..3).map(|n| format!("stray.{n}")).collect();
+    for tag in &tags {
+        redis.command::<i64>(&["ZADD", "unacked_index", "0", tag]);
+    }
+    until("they have run", async || {
+        (0..3).all(|n| has_run(&redis, &format!("stray-{n}")))
+    })
+    .await;
+}
