@@ -42,6 +42,15 @@ impl ClaimId {
         }
     }
 
+    /// Tags that its tries may have written down, if each took no more than so many messages; none when none was sent.
+    pub(crate) fn tags(&self, most: usize) -> Vec<Tag> {
+        let prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        let tags = prefixes
+            .iter()
+            .flat_map(|prefix| (1..=most).map(move |number| Tag(format!("{prefix}{number}").into())));
+        tags.collect()
+    }
+
     /// The prefix of the next try, and those of earlier ones.
     fn next(&self) -> (String, String) {
         let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);

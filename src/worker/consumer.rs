@@ -250,11 +250,7 @@ impl Consumer {
     /// Everything is accounted for; what was decided still has to reach Redis.
     async fn say_goodbye(mut self, inputs: &mut Inputs) -> Exit {
         let saving = self.save_state();
-        let patience = if self.phase == Phase::Cold {
-            Duration::from_secs(2)
-        } else {
-            Duration::from_secs(10)
-        };
+        let patience = self.phase.patience();
         let accounted = async {
             while !self.joining.is_empty()
                 && let Some(joined) = inputs.joined.recv().await

@@ -10,15 +10,16 @@ use tracing::{debug, error};
 
 use super::flood::{Flood, Way};
 use super::metrics::Metrics;
-use super::parked::FAR;
+use super::parked::{FAR, unwrapped};
 use super::request::Delivery;
 use super::room::{Room, Share};
 use super::stop::Phase;
 use super::watchdog::Progress;
 use super::writer::Outbox;
 use crate::backoff;
-use crate::broker::{Broker, ClaimId};
+use crate::broker::{Broker, ClaimId, Tag};
 use crate::clock;
+use crate::conn::Patience;
 
 /// Largest number of messages taken by one script call: bounds how long it occupies Redis.
 const BATCH: usize = 128;
@@ -142,9 +143,10 @@ impl Fetcher {
                             () = self.broker.ready() => {}
                             _ = self.stop.wait_for(|phase| *phase != Phase::Run) => {}
                         }
-                        // What the claim took without our knowing comes back when its lease runs out.
                         if *self.stop.borrow() != Phase::Run {
-                            return;
+                            // With what it takes beyond the count, where it does.
+                            let tags = claim.tags(count + WAITING);
+                            return self.hand_over(&tags, &queues).await;
                         }
                     }
                 }
@@ -216,6 +218,44 @@ impl Fetcher {
                     _ = self.stop.changed() => {}
                 }
             }
+        }
+    }
+
+    /// Looks for what a claim took without our knowing, in a worker that stops: what is found goes back as everything
+    /// does that has not started. A Redis that stays away is waited for as long as the worker's last words wait; what
+    /// was taken comes back then when its lease runs out.
+    async fn hand_over(&mut self, tags: &[Tag], queues: &[Arc<str>]) {
+        let (broker, room, to) = (&self.broker, &self.room, &self.to);
+        let found = async {
+            let (mut left, patience) = (tags, Patience::default());
+            while !left.is_empty() {
+                let some = &left[..left.len().min(BATCH)];
+                let Ok(held) = broker.recall(some, &patience).await else {
+                    broker.ready().await;
+                    continue;
+                };
+                // Large ones come a few at a time.
+                let (asked, rest) = left.split_at(held.len().min(some.len()));
+                left = rest;
+                let fetched = asked.iter().zip(held).filter_map(|(tag, held)| {
+                    let held = held?;
+                    let whole = |queue: &Arc<str>| Some((queue.clone(), unwrapped(&held, queue)?));
+                    let (queue, raw) = queues.iter().find_map(whole)?;
+                    Some(Fetched::Message(Taken {
+                        share: room.take(raw.len()),
+                        delivery: Delivery::new(tag.clone(), queue, None),
+                        raw,
+                    }))
+                });
+                if to.send(fetched.collect()).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let phase = *self.stop.borrow();
+        tokio::select! {
+            _ = tokio::time::timeout(phase.patience(), found) => {}
+            _ = self.stop.wait_for(|now| *now > phase) => {}
         }
     }
 

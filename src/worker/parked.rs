@@ -218,7 +218,7 @@ impl Recaller {
 }
 
 /// The message of `[message,"","queue"]`.
-fn unwrapped(held: &[u8], queue: &str) -> Option<bytes::Bytes> {
+pub(super) fn unwrapped(held: &[u8], queue: &str) -> Option<bytes::Bytes> {
     let tail = format!(",\"\",\"{}\"]", in_json(queue));
     let message = held.strip_prefix(b"[")?.strip_suffix(tail.as_bytes())?;
     Some(bytes::Bytes::copy_from_slice(message))

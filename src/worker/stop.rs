@@ -1,5 +1,7 @@
 //! The stops: no new work; then, maybe after a while, no more work.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 
 /// How far a stop has gone.
@@ -10,6 +12,16 @@ pub(crate) enum Phase {
     /// Cold in a while (`worker_soft_shutdown_timeout`).
     Soft,
     Cold,
+}
+
+impl Phase {
+    /// How long a worker that stops waits for Redis to take what is still to be said.
+    pub(crate) fn patience(self) -> Duration {
+        match self {
+            Self::Cold => Duration::from_secs(2),
+            Self::Run | Self::Warm | Self::Soft => Duration::from_secs(10),
+        }
+    }
 }
 
 /// How a worker ended.

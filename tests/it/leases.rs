@@ -100,3 +100,55 @@ async fn held_messages_that_stand_in_no_index_are_found() {
     })
     .await;
 }
+
+/// The answer that carries messages is lost, and the worker is stopped before it could ask again: they go back with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_in_the_middle_of_a_claim_strands_nothing() {
+    const SENT: usize = 5;
+    let redis = Redis::start();
+    // Who is told no news looks ten times a second: the answer that is lost is that of a look.
+    let rules = [
+        "ACL",
+        "SETUSER",
+        "worker",
+        "on",
+        ">PASSWORD",
+        "~*",
+        "&*",
+        "+@all",
+        "-client|tracking",
+    ];
+    redis.command::<()>(&rules);
+    let proxy = Proxy::start(redis.port).await;
+    let url = proxy.url().replace("redis://", "redis://worker:PASSWORD@");
+    let mut worker = Worker::spawn_at("hello_task", &url, &["-c", "2"], &[]);
+    worker.wait_for_log("orchestra-worker: ready");
+    let client = redis.client().await;
+    let calls: Vec<Call> = (0..SENT).map(|n| Call::new("hello.sleep").arg(n)).collect();
+    // An answer that says that there is nothing may come first.
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        proxy.refuse(true);
+        proxy.cut();
+        client.send_many(&calls).await.unwrap();
+        let lost = Instant::now();
+        while redis.length("HLEN", "unacked") == 0 && lost.elapsed() < Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if redis.length("HLEN", "unacked") > 0 {
+            break;
+        }
+        redis.command::<i64>(&["DEL", "celery"]);
+        proxy.refuse(false);
+        worker.wait_for_log("again after");
+    }
+    assert_eq!(redis.length("HLEN", "unacked"), SENT, "{}", worker.log());
+    worker.process.signal(nix::sys::signal::Signal::SIGTERM);
+    worker.wait_for_log("warm stop");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    proxy.refuse(false);
+    assert_eq!(worker.process.wait(), Some(0), "{}", worker.log());
+    assert_eq!(redis.length("HLEN", "unacked"), 0, "{}", worker.log());
+    assert_eq!(redis.length("LLEN", "celery"), SENT);
+    assert!(!worker.log().contains("received"), "{}", worker.log());
+}
