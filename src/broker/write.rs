@@ -300,17 +300,15 @@ impl Broker {
         let timeout = self.options.visibility_timeout;
         let longer = PARKED_LONGER.min(self.options.lease());
         let held_since = clock::epoch_seconds(eta) + longer.as_secs_f64() - timeout.as_secs_f64();
-        // The lease that it has may do.
-        let has = clock::epoch_seconds(clock::now()) - self.options.lease_shift() as f64;
-        if held_since > has {
-            let mut command = redis::cmd("ZADD");
-            command
-                .arg(self.keys.name("unacked_index"))
-                .arg("XX")
-                .arg(held_since)
-                .arg(&*tag.0);
-            pipe.add_command(command);
-        }
+        let mut command = redis::cmd("ZADD");
+        // The lease that it has may do; it was given by the server's clock, and ours has no say in it.
+        command
+            .arg(self.keys.name("unacked_index"))
+            .arg("XX")
+            .arg("GT")
+            .arg(held_since)
+            .arg(&*tag.0);
+        pipe.add_command(command);
     }
 
     fn append_one(&self, pipe: &mut Pipeline, write: &Write) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use orchestra::backend::{self, Backend};
 use orchestra::broker::{self, Broker, ClaimId, Claims, Write};
+use orchestra::clock;
 use orchestra::conn::{Endpoint, LinkOptions};
 use redis::Pipeline;
 
@@ -185,4 +186,36 @@ async fn a_server_that_takes_no_writes_is_asked_again() {
     }
     let claims = claim(&broker, &id, 1).await;
     assert_eq!((claims.messages.len(), claims.unusable), (1, None));
+}
+
+/// How long a message that waits for its ETA stays ours is between its ETA and the server's clock: it must not depend on
+/// that of the worker, which may be an hour ahead.
+#[tokio::test]
+async fn a_parked_message_is_ours_until_its_eta_whatever_our_clock_says() {
+    let redis = Redis::start();
+    let broker = connect(&redis.url()).await;
+    push(&broker, 1).await;
+    let claims = claim(&broker, &ClaimId::new(), 1).await;
+    let tag = claims.messages[0].tag.clone();
+    let now = clock::now();
+    let held_since = |at: clock::Timestamp| clock::epoch_seconds(at);
+    let noted = || -> f64 { redis.command(&["ZSCORE", "unacked_index", &name(&redis)]) };
+    // As the server noted it whose clock is an hour behind ours: the visibility timeout is an hour, too.
+    let score = held_since(now) - 3600.0;
+    redis.command::<i64>(&["ZADD", "unacked_index", "XX", &score.to_string(), &name(&redis)]);
+    let eta = clock::after(now, Duration::from_secs(30));
+    let park = || Write::Park { tag: tag.clone(), eta };
+    write(&broker, &[park()]).await;
+    let due = noted() + 3600.0 - held_since(eta);
+    assert!((1.0..=61.0).contains(&due), "it ends {due} s after the ETA");
+    // One that has longer keeps it.
+    let score = held_since(now);
+    redis.command::<i64>(&["ZADD", "unacked_index", "XX", &score.to_string(), &name(&redis)]);
+    write(&broker, &[park()]).await;
+    assert!((noted() - score).abs() < 0.001, "{}", noted());
+}
+
+/// The tag of the one message that is held.
+fn name(redis: &Redis) -> String {
+    redis.command::<Vec<String>>(&["HKEYS", "unacked"]).remove(0)
 }
