@@ -533,13 +533,13 @@ async fn a_broken_schedule_is_one_line_that_says_where() {
             template,
             "",
             "[beat_schedule.a]\ntask = 't'\nschedule = 'x'\n",
-            "orchestra.toml:1: beat_schedule.a: schedule: a crontab has five fields (minute hour day_of_month month_of_year day_of_week), \"x\" has 1",
+            "orchestra.toml:3: beat_schedule.a: schedule: a crontab has five fields (minute hour day_of_month month_of_year day_of_week), \"x\" has 1",
         ),
         (
             template,
             "",
             "[beat_schedule.a]\ntask = 't'\nschedule = {minute = 60}\n",
-            "orchestra.toml:1: beat_schedule.a: schedule: minute: 60 is not in 0-59",
+            "orchestra.toml:3: beat_schedule.a: schedule: minute: 60 is not in 0-59",
         ),
         (
             template,
