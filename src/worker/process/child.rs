@@ -44,10 +44,11 @@ impl Child {
     pub fn of_worker() -> Option<Self> {
         // Inherited by what a task starts, which has another parent.
         let parent = std::env::var(CHILD_OF).ok()?.parse::<i32>().ok()?;
-        if nix::unistd::getppid().as_raw() != parent {
+        let socket = Socket::from(std::io::stdin().as_fd().try_clone_to_owned().ok()?);
+        // A worker that was killed meanwhile has left its socket, and this is no worker: it ends when it finds nobody there.
+        if nix::unistd::getppid().as_raw() != parent && socket.local_addr().is_err() {
             return None;
         }
-        let socket = Socket::from(std::io::stdin().as_fd().try_clone_to_owned().ok()?);
         let nothing = std::fs::File::open("/dev/null").ok()?;
         nix::unistd::dup2_stdin(nothing).ok()?;
         keep_name();
