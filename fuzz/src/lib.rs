@@ -131,7 +131,7 @@ pub fn event(data: &[u8]) {
 
 /// A remote control request, or an answer to one.
 pub fn pidbox(data: &[u8]) {
-    if let Ok(request) = pidbox::decode(data, &accept()) {
+    if let Ok(request) = pidbox::decode(data, &accept(), 1 << 20) {
         let _ = request.is_for("celery@here");
     }
     let _ = pidbox::decode_reply(data, &accept());

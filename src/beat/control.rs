@@ -30,7 +30,7 @@ pub(super) async fn listen(
     };
     while let Some(Push { payload, .. }) = messages.recv().await {
         // Whatever else is said on this channel is for workers.
-        let Ok(request) = pidbox::decode(&payload, &Accept::default()) else {
+        let Ok(request) = pidbox::decode(&payload, &Accept::default(), payload.len()) else {
             continue;
         };
         let Some(reply_to) = &request.reply_to else { continue };

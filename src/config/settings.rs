@@ -24,6 +24,9 @@ use crate::{wire, worker};
 /// The settings file that is read when none is named.
 const DEFAULT_FILE: &str = "orchestra.toml";
 
+/// So much of what comes by pub/sub waits to be read; a larger request would never come in.
+const LARGEST_CONTROL: usize = 64 << 20;
+
 /// Everything a program of this project can be told.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -442,6 +445,9 @@ impl Settings {
         }
         options.backlog_bytes = given.worker_backlog_bytes.unwrap_or(options.backlog_bytes);
         options.limits.control = given.max_control_bytes.unwrap_or(options.limits.control);
+        if !(1..=LARGEST_CONTROL).contains(&options.limits.control) {
+            return Err(format!("max_control_bytes: must be 1 to {LARGEST_CONTROL}"));
+        }
         options.max_result_bytes = given.max_result_bytes.unwrap_or(options.max_result_bytes);
         options.result_extended = given.result_extended.unwrap_or(false);
         options.deduplicate = given.worker_deduplicate_successful_tasks.unwrap_or(false);

@@ -184,7 +184,7 @@ settings! {
     max_name_bytes: usize = "255",
     /// Most levels of lists and objects within each other in arguments, 127 at most; what is deeper goes to the dead letters.
     max_depth: usize = "127",
-    /// Largest remote control request, in bytes; a larger one is not read.
+    /// Largest remote control request, in bytes, and what YAML or msgpack in it become as JSON, 64 MiB at most; a larger one is not read. Elections, and stamps that are revoked, keep so much together.
     max_control_bytes: usize = "16777216",
     /// Largest result, in bytes of JSON: a task that returns more fails with `ResultTooLarge`.
     max_result_bytes: usize = "67108864",

@@ -54,9 +54,13 @@ pub struct Push {
     pub channel: String,
     /// What.
     pub payload: Vec<u8>,
-    /// Gives its bytes back when it was read.
-    _share: OwnedSemaphorePermit,
+    /// Gives its bytes back when nobody needs it any more.
+    pub(crate) share: Share,
 }
+
+/// The room that a message takes which came by pub/sub: as long as this is there it counts among those that wait.
+#[derive(Debug)]
+pub(crate) struct Share(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
 
 /// Pub/sub messages that wait to be read; beyond them the newest are dropped, so that a flood cannot fill the memory.
 const PUSHES: usize = 4096;
@@ -715,7 +719,7 @@ impl Shared {
             let push = Push {
                 channel,
                 payload,
-                _share: share,
+                share: Share(share),
             };
             self.pushes.try_send(push).is_ok()
         })

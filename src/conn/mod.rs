@@ -16,6 +16,7 @@ pub use endpoint::Endpoint;
 pub use errand::Errand;
 pub use error::Error;
 pub(crate) use error::refusal;
+pub(crate) use link::Share;
 pub use link::{Link, LinkOptions, Patience, Push};
 pub use patience::patiently;
 pub use script::invocation;

@@ -312,7 +312,7 @@ impl Heard {
     /// # Errors
     /// A text for the log.
     pub fn decode(payload: &[u8]) -> Result<Self, String> {
-        let (headers, fields): (_, Map<String, Value>) = pidbox::open(payload, &Accept::default())?;
+        let (headers, fields): (_, Map<String, Value>) = pidbox::open(payload, &Accept::default(), payload.len())?;
         Self::read(&headers, fields)
     }
 
@@ -327,11 +327,33 @@ impl Heard {
             One(Map<String, Value>),
             Many(Vec<Map<String, Value>>),
         }
-        let (headers, body): (_, Body) = pidbox::open(payload, &Accept::default())?;
+        let (headers, body): (_, Body) = pidbox::open(payload, &Accept::default(), payload.len())?;
         match body {
             Body::One(fields) => Ok(vec![Self::read(&headers, fields)?]),
             Body::Many(all) => all.into_iter().map(|fields| Self::read(&headers, fields)).collect(),
         }
+    }
+
+    /// What gossip needs of it. Others may say what they like as long as they like: what is kept of it has bounds.
+    ///
+    /// # Errors
+    /// It is nobody's whom there can be: a text for the log.
+    pub fn brief(mut self, longest: usize) -> Result<Self, String> {
+        let is_vote = matches!(&*self.name, "worker-elect" | "worker-elect-ack");
+        self.fields.retain(|name, value| match &**name {
+            "freq" => value.is_number(),
+            "id" | "topic" => is_vote && value.as_str().is_some_and(|text| text.len() <= longest),
+            "action" => is_vote,
+            _ => false,
+        });
+        if self.name.len() > longest || self.hostname.len() > longest {
+            return Err(format!(
+                "a hostname of {} bytes, in an event whose type has {}: more than max_name_bytes ({longest})",
+                self.hostname.len(),
+                self.name.len()
+            ));
+        }
+        Ok(self)
     }
 
     fn read(headers: &Map<String, Value>, fields: Map<String, Value>) -> Result<Self, String> {

@@ -3,6 +3,7 @@
 //! An *envelope* is what lies in a queue (kombu); decoded it is a *message* (Celery's task protocol 2; protocol 1
 //! is turned into it). What is only passed on (arguments, callbacks) stays JSON text, so that it leaves as it came.
 
+mod argument;
 mod body;
 mod compression;
 mod envelope;

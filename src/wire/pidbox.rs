@@ -4,11 +4,12 @@ use regex::RegexBuilder;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+pub use super::argument::{Argument, Given, Texts};
 use super::envelope::wrap;
 use super::{Accept, Envelope, json, sixtyfour};
 
-/// No request or reply is larger than this once it is read.
-const LIMIT: usize = 16 << 20;
+/// No reply is larger than this once it is read.
+const REPLY: usize = 16 << 20;
 
 /// A request, as `celery inspect`, `celery control` and Flower broadcast it.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -17,7 +18,7 @@ pub struct Request {
     pub method: String,
     /// Its keyword arguments.
     #[serde(default)]
-    pub arguments: Option<Map<String, Value>>,
+    pub arguments: Option<Given>,
     /// Node names; empty is everybody.
     #[serde(default)]
     pub destination: Option<Vec<String>>,
@@ -48,12 +49,12 @@ pub struct ReplyTo {
 }
 
 /// Decodes the payload of the pidbox channel: requests are written with the sender's `task_serializer`, and accepted as
-/// tasks are.
+/// tasks are. `limit` is for what YAML and msgpack become as JSON.
 ///
 /// # Errors
 /// A text for the log: what was wrong with the request.
-pub fn decode(payload: &[u8], accept: &Accept) -> Result<Request, String> {
-    let (headers, request): (_, Request) = open(payload, accept)?;
+pub fn decode(payload: &[u8], accept: &Accept, limit: usize) -> Result<Request, String> {
+    let (headers, request): (_, Request) = open(payload, accept, limit)?;
     Ok(Request {
         clock: headers.get("clock").and_then(Value::as_u64).unwrap_or_default(),
         ..request
@@ -117,19 +118,21 @@ pub fn reply_exchange(namespace: &str) -> String {
 /// # Errors
 /// A text for the log.
 pub fn decode_reply(payload: &[u8], accept: &Accept) -> Result<(Option<String>, Map<String, Value>), String> {
-    let (headers, answers) = open(payload, accept)?;
+    let (headers, answers) = open(payload, accept, REPLY)?;
     let ticket = headers.get("ticket").and_then(Value::as_str).map(str::to_owned);
     Ok((ticket, answers))
 }
 
-/// Headers and body of a message on a fanout or reply exchange.
+/// Headers and body of a message on a fanout or reply exchange. `limit` is for bodies that are not JSON, which is never larger
+/// than what it came in.
 pub(super) fn open<T: serde::de::DeserializeOwned>(
     payload: &[u8],
     accept: &Accept,
+    limit: usize,
 ) -> Result<(Map<String, Value>, T), String> {
     let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
     let envelope: Envelope<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    Ok((headers(&envelope), body(envelope, accept)?))
+    Ok((headers(&envelope), body(envelope, accept, limit)?))
 }
 
 fn headers(envelope: &Envelope<'_>) -> Map<String, Value> {
@@ -137,7 +140,7 @@ fn headers(envelope: &Envelope<'_>) -> Map<String, Value> {
     headers.and_then(|raw| json::parse(raw.get()).ok()).unwrap_or_default()
 }
 
-fn body<T: serde::de::DeserializeOwned>(envelope: Envelope<'_>, accept: &Accept) -> Result<T, String> {
+fn body<T: serde::de::DeserializeOwned>(envelope: Envelope<'_>, accept: &Accept, limit: usize) -> Result<T, String> {
     let reader = accept.reader(envelope.content_type.as_deref());
     let reader = reader.map_err(|error| error.to_string())?;
     let body = envelope.body.ok_or("no body")?;
@@ -146,7 +149,7 @@ fn body<T: serde::de::DeserializeOwned>(envelope: Envelope<'_>, accept: &Accept)
         Some("base64") => sixtyfour::decode(body.as_bytes()).map_err(|error| error.to_string())?,
         _ => body.into_owned().into_bytes(),
     };
-    let text = reader.read(bytes, LIMIT).map_err(|error| error.to_string())?;
+    let text = reader.read(bytes, limit).map_err(|error| error.to_string())?;
     json::parse(&text).map_err(|error| error.to_string())
 }
 

@@ -7,7 +7,7 @@ mod stay;
 mod stopping;
 mod take;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -35,7 +35,7 @@ use super::pool::{Ended, Pool};
 use super::process::Children;
 use super::rate_limit::RateLimits;
 use super::request::{Effect, Happening, Input, Outcome, Request, State};
-use super::revoke::Revoked;
+use super::revoke::{Id, Revoked};
 use super::room::{Room, Share};
 use super::spans;
 use super::state_db::StateDb;
@@ -58,6 +58,8 @@ pub(crate) type Key = u64;
 const TURN: usize = 256;
 /// How often to look whether the clock was set.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks whether more of what is revoked can be told.
+const UNTOLD_PAUSE: Duration = Duration::from_millis(5);
 /// An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
 const FURTHEST: Duration = Duration::from_secs(86_400);
 /// Parked messages that go back at once: bounds how long one script occupies Redis.
@@ -127,6 +129,8 @@ pub(crate) struct Consumer {
     pub waits: Waits,
     pub rate_limits: RateLimits,
     pub revoked: Revoked,
+    /// Revoked tasks that nobody has started, until REVOKED is written.
+    pub untold: VecDeque<Id>,
     pub done: Succeeded,
     pub gossip: Gossip,
     pub panel: Panel,
@@ -218,6 +222,7 @@ impl Consumer {
                 },
                 Some(recalled) = inputs.recalled.recv() => self.on_recalled(recalled),
                 () = sleep_until(due) => self.on_due(),
+                () = tokio::time::sleep(UNTOLD_PAUSE), if !self.untold.is_empty() => self.tell_revoked(),
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
                 _ = lease.tick() => self.on_lease(),
                 _ = keep.tick() => self.keep_unique(),
@@ -252,6 +257,11 @@ impl Consumer {
         let saving = self.save_state();
         let patience = self.phase.patience();
         let accounted = async {
+            while !self.untold.is_empty() {
+                self.tell_revoked();
+                self.send();
+                self.outbox.flushed().await;
+            }
             while !self.joining.is_empty()
                 && let Some(joined) = inputs.joined.recv().await
             {
@@ -455,7 +465,7 @@ impl Consumer {
             .any(|effect| matches!(effect, Effect::Emit(Happening::Revoked { expired: true, .. })))
         {
             // Celery lists what expired among what was revoked.
-            self.revoked.add(request.id.to_string(), clock::instant());
+            self.revoked.add(Id::from(&*request.id), clock::instant());
         }
         let mut children = context.as_ref().map(Context::children).unwrap_or_default();
         let scribe = self.scribe.clone();

@@ -179,10 +179,10 @@ impl Scribe {
     }
 
     /// REVOKED for a task that nobody has seen yet (P-100).
-    pub(crate) fn revoked(&self, id: &str) -> Option<Out> {
+    pub(crate) fn revoked(&self, id: Arc<str>) -> Option<Out> {
         let exception = Exception::celery("TaskRevokedError", "revoked");
-        let record = Record::new(id, &Stored::Revoked, &exception, clock::iso(clock::now())).children(None);
-        match self.encode(&id.into(), Stored::Revoked, &record, false)? {
+        let record = Record::new(&id, &Stored::Revoked, &exception, clock::iso(clock::now())).children(None);
+        match self.encode(&id, Stored::Revoked, &record, false)? {
             Out::Backend(backend::Write::Store { id, record, .. }) => {
                 Some(Out::Backend(backend::Write::Revoke { id, record }))
             }

@@ -11,11 +11,12 @@ use serde_json::Value;
 use tracing::{debug, error, info, warn};
 
 use super::consumer::Consumer;
+use super::control::short;
 use super::services::spawn_run;
 use super::writer::Out;
 use crate::client::Call;
 use crate::clock::{self, Instant};
-use crate::wire::{EventKind, Heard};
+use crate::wire::{EventKind, Heard, Limits};
 
 /// Workers that are remembered.
 const NODES: usize = 10_000;
@@ -25,12 +26,13 @@ const ELECTIONS: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is known of the other workers.
-#[derive(Default)]
 pub(crate) struct Gossip {
     nodes: HashMap<String, Node>,
     elections: BTreeMap<String, Election>,
     /// The process that has our name, once it was warned of.
     double: Option<u64>,
+    /// Bytes of all elections: as many as one request may bring.
+    room: usize,
 }
 
 struct Node {
@@ -46,6 +48,7 @@ struct Election {
     /// Votes that we have seen and not told of yet.
     owed: usize,
     seen_by: HashSet<String>,
+    bytes: usize,
 }
 
 /// Ordered by age: clock, then name.
@@ -57,9 +60,25 @@ struct Vote {
     action: String,
 }
 
+impl Vote {
+    /// What it takes.
+    fn bytes(&self) -> usize {
+        self.voter.len() + self.topic.len() + self.action.len()
+    }
+}
+
 impl Gossip {
     /// How often silent workers are looked for.
     pub(crate) const PAUSE: Duration = Duration::from_secs(5);
+
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            nodes: HashMap::new(),
+            elections: BTreeMap::new(),
+            double: None,
+            room: limits.control,
+        }
+    }
 
     fn note(&mut self, heard: &Heard, now: Instant) {
         if heard.name == "worker-offline" {
@@ -108,16 +127,26 @@ impl Gossip {
             votes: BTreeSet::new(),
             owed: 0,
             seen_by: HashSet::new(),
+            bytes: 0,
         }))
+    }
+
+    /// Whether elections may keep so much more.
+    fn has_room(&self, bytes: usize) -> bool {
+        self.elections.values().map(|election| election.bytes).sum::<usize>() + bytes <= self.room
     }
 
     /// A vote came; how many of them are to be acknowledged now. A Python worker that hears of an acknowledgement before
     /// it has two votes ends with an `IndexError`: so nothing is acknowledged before everybody has voted.
     fn voted(&mut self, id: &str, vote: Vote, now: Instant) -> usize {
-        let others = self.nodes.len();
+        let (others, bytes) = (self.nodes.len(), vote.bytes());
+        if !self.has_room(bytes) {
+            return 0;
+        }
         let Some(election) = self.election(id, now).filter(|election| election.votes.len() <= NODES) else {
             return 0;
         };
+        election.bytes += bytes;
         election.votes.insert(vote);
         election.owed += 1;
         if election.votes.len() < others + usize::from(election.counts) {
@@ -142,9 +171,10 @@ impl Gossip {
     fn acknowledged(&mut self, id: &str, by: &str) -> Option<Vote> {
         // All the others, and ourselves.
         let voters = self.nodes.len() + 1;
+        let has_room = self.has_room(by.len());
         let election = self.elections.get_mut(id)?;
-        if election.seen_by.len() <= NODES {
-            election.seen_by.insert(by.to_owned());
+        if election.seen_by.len() <= NODES && has_room && election.seen_by.insert(by.to_owned()) {
+            election.bytes += by.len();
         }
         if !election.counts || election.seen_by.len() < voters {
             return None;
@@ -178,7 +208,7 @@ impl Consumer {
         self.metrics.sign_of_life();
         self.share_lookahead(self.gossip.nodes.len() + 1);
         for name in self.gossip.missed(clock::instant()) {
-            info!("missed heartbeat from {name}");
+            info!("missed heartbeat from {}", short(&name));
         }
         for (id, owed) in self.gossip.overdue(clock::instant()) {
             self.acknowledge(&id, owed);
@@ -204,10 +234,19 @@ impl Consumer {
     }
 
     /// We were asked to vote.
-    pub(super) fn hold_election(&mut self, id: &str, topic: &str, action: &Value) {
+    ///
+    /// # Errors
+    /// Its name is longer than those of votes, which others would not hear: in the words of an answer.
+    pub(super) fn hold_election(&mut self, id: &str, topic: &str, action: &Value) -> Result<(), String> {
+        let longest = self.options.limits.name;
+        if id.len().max(topic.len()) > longest {
+            return Err(format!(
+                "ValueError('id and topic of an election may have {longest} bytes (max_name_bytes)')"
+            ));
+        }
         let Some(election) = self.gossip.election(id, clock::instant()) else {
-            warn!("too many elections at once; {id:?} is not held");
-            return;
+            warn!("too many elections at once; {} is not held", short(id));
+            return Ok(());
         };
         election.counts = true;
         let vote = EventKind::Elect {
@@ -218,12 +257,13 @@ impl Consumer {
         };
         self.out
             .extend(self.events.election("worker-elect", vote).map(Out::Broker));
+        Ok(())
     }
 
     fn on_vote(&mut self, heard: &Heard) {
         let text = |name: &str| heard.fields.get(name).and_then(Value::as_str);
         let (Some(id), Some(topic), Some(clock)) = (text("id"), text("topic"), heard.clock) else {
-            error!("election request of {} is missing a field", heard.hostname);
+            error!("election request of {} is missing a field", short(&heard.hostname));
             return;
         };
         let vote = Vote {
@@ -252,7 +292,7 @@ impl Consumer {
             return;
         };
         if winner.voter != format!("{}.{}", self.options.hostname, std::process::id()) {
-            info!("node {} elected for {id:?}", winner.voter);
+            info!("node {} elected for {id:?}", short(&winner.voter));
             return;
         }
         info!("I won the election {id:?}");
@@ -306,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_worker_is_missed_after_two_heartbeats_and_once() {
-        let (mut gossip, now) = (Gossip::default(), clock::instant());
+        let (mut gossip, now) = (Gossip::new(&Limits::default()), clock::instant());
         gossip.note(&heard("worker-online", "a", 2.0), now);
         gossip.note(&heard("worker-online", "b", 2.0), now);
         gossip.note(&heard("worker-online", "c", -1.0), now);
@@ -322,7 +362,7 @@ mod tests {
 
     #[test]
     fn p_201_the_oldest_vote_wins_when_everybody_saw_it() {
-        let (mut gossip, now) = (Gossip::default(), clock::instant());
+        let (mut gossip, now) = (Gossip::new(&Limits::default()), clock::instant());
         gossip.note(&heard("worker-online", "b", 2.0), now);
         let vote = |clock, voter: &str| Vote {
             clock,
@@ -341,7 +381,7 @@ mod tests {
 
     #[test]
     fn p_201_no_vote_is_acknowledged_before_all_are_there() {
-        let (mut gossip, now) = (Gossip::default(), clock::instant());
+        let (mut gossip, now) = (Gossip::new(&Limits::default()), clock::instant());
         gossip.note(&heard("worker-online", "b", 2.0), now);
         gossip.note(&heard("worker-online", "c", 2.0), now);
         let vote = |voter: &str| Vote {
@@ -364,11 +404,34 @@ mod tests {
 
     #[test]
     fn elections_are_bounded_in_number_and_time() {
-        let (mut gossip, now) = (Gossip::default(), clock::instant());
+        let (mut gossip, now) = (Gossip::new(&Limits::default()), clock::instant());
         for n in 0..=ELECTIONS {
             assert_eq!(gossip.election(&n.to_string(), now).is_some(), n < ELECTIONS);
         }
         gossip.missed(now + PATIENCE);
         assert!(gossip.elections.is_empty());
+    }
+
+    #[test]
+    fn elections_are_bounded_in_bytes() {
+        let limits = Limits {
+            control: 1000,
+            ..Limits::default()
+        };
+        let (mut gossip, now) = (Gossip::new(&limits), clock::instant());
+        for n in 0..100 {
+            let vote = Vote {
+                clock: n,
+                voter: "v".into(),
+                topic: "t".into(),
+                action: "a".repeat(98),
+            };
+            gossip.voted(if n % 2 == 0 { "even" } else { "odd" }, vote, now);
+            gossip.acknowledged("even", &format!("{n:050}"));
+        }
+        let kept: usize = gossip.elections.values().map(|election| election.bytes).sum();
+        assert!((900..=1000).contains(&kept), "{kept}");
+        gossip.missed(now + PATIENCE);
+        assert!(gossip.has_room(1000));
     }
 }

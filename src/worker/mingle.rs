@@ -13,10 +13,10 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::consumer::Consumer;
-use super::control::Order;
+use super::control::{Order, short};
 use crate::broker::{Broker, Error};
 use crate::clock;
-use crate::wire::{Accept, Security, pidbox};
+use crate::wire::{Accept, Limits, Security, pidbox};
 
 /// How long answers are waited for, at most.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ pub(crate) struct Mingle {
     pub namespace: String,
     /// Serializers of the answers that are read.
     pub accept: Accept,
+    /// How much of an answer is read.
+    pub limits: Limits,
     /// What signs the question, where everybody wants it signed.
     pub signer: Option<Arc<Security>>,
     pub orders: mpsc::Sender<Order>,
@@ -57,6 +59,7 @@ impl Mingle {
             hostname,
             namespace,
             accept,
+            limits,
             signer,
             orders,
             asks,
@@ -67,6 +70,7 @@ impl Mingle {
             hostname: &hostname,
             namespace: &namespace,
             accept: &accept,
+            limits,
             signer: signer.as_deref(),
             orders: &orders,
         };
@@ -97,6 +101,7 @@ struct Round<'a> {
     hostname: &'a str,
     namespace: &'a str,
     accept: &'a Accept,
+    limits: Limits,
     signer: Option<&'a Security>,
     orders: &'a mpsc::Sender<Order>,
 }
@@ -142,6 +147,10 @@ impl Round<'_> {
         while heard > 1 && answers < heard && clock::instant() < end {
             for reply in self.broker.take_replies(exchange, oid).await? {
                 answers += 1;
+                if reply.len() > self.limits.control {
+                    debug!("mingle: an answer of {} bytes is not read", reply.len());
+                    continue;
+                }
                 let Ok((_, answer)) = pidbox::decode_reply(&reply, self.accept) else {
                     continue;
                 };
@@ -164,7 +173,12 @@ impl Round<'_> {
 
     async fn hand_over(&self, node: String, answer: &Value) -> bool {
         if !answer.is_object() {
-            debug!("mingle: {node} answered something else");
+            debug!("mingle: {} answered something else", short(&node));
+            return false;
+        }
+        // A name that no worker has is one who is not heard either.
+        if node.len() > self.limits.name {
+            debug!("mingle: a node name of {} bytes", node.len());
             return false;
         }
         let ids = answer.get("revoked").and_then(Value::as_array);
@@ -174,7 +188,9 @@ impl Round<'_> {
             revoked: ids
                 .into_iter()
                 .flatten()
-                .filter_map(|id| id.as_str().map(str::to_owned))
+                .filter_map(Value::as_str)
+                .filter(|id| id.len() <= self.limits.name)
+                .map(str::to_owned)
                 .collect(),
             node,
             merged,
@@ -185,7 +201,7 @@ impl Round<'_> {
 
 impl Consumer {
     pub(super) fn on_neighbour(&mut self, neighbour: Neighbour) {
-        debug!("mingle: processing reply from {}", neighbour.node);
+        debug!("mingle: processing reply from {}", short(&neighbour.node));
         match neighbour.clock {
             Some(clock) => self.events.adjust(clock),
             None => drop(self.events.tick()),

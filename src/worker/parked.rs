@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,7 +124,7 @@ impl Parked {
 
     /// Those that may be one of these tasks.
     pub(crate) fn take_tasks<'a>(&mut self, ids: impl Iterator<Item = &'a str>) -> Vec<Spot> {
-        let marks: Vec<u16> = ids.map(mark).collect();
+        let marks: HashSet<u16> = ids.map(mark).collect();
         let all = std::mem::take(&mut self.heap).into_vec();
         let (wanted, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|Reverse(entry)| marks.contains(&entry.mark));

@@ -1,6 +1,6 @@
 //! Puts a worker together: connections, declarations, services, and the loop between them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -316,6 +316,7 @@ impl Worker {
                 hostname: options.hostname.clone(),
                 namespace: options.control_exchange.clone(),
                 accept: options.accept.clone(),
+                limits: options.limits,
                 signer: options.signer.clone(),
                 orders: orders_to,
                 asks: options.mingle,
@@ -374,7 +375,8 @@ impl Worker {
             freq,
             options.task_events,
         );
-        let mut revoked = Revoked::default();
+        let gossip = Gossip::new(&options.limits);
+        let mut revoked = Revoked::new(&options.limits);
         let state_db = state.map(|(db, saved)| {
             events.adjust(saved.clock);
             revoked.merge(saved.revoked.iter().map(String::as_str), clock::instant());
@@ -414,8 +416,9 @@ impl Worker {
             recall,
             rate_limits: RateLimits::default(),
             revoked,
+            untold: VecDeque::new(),
             done: Succeeded::default(),
-            gossip: Gossip::default(),
+            gossip,
             panel: Panel::default(),
             state_db,
             totals: HashMap::new(),
@@ -498,7 +501,7 @@ impl Heard {
             hostname: options.hostname.clone(),
             events: self.events,
             accept: options.accept.clone(),
-            largest: options.limits.control,
+            limits: options.limits,
             orders: orders.clone(),
             looks,
             metrics: metrics.clone(),

@@ -85,7 +85,7 @@ impl Consumer {
             Saved {
                 orchestra_state: 1,
                 clock: self.events.clock(),
-                revoked: self.revoked.ids().map(str::to_owned).collect(),
+                revoked: self.revoked.ids().map(ToString::to_string).collect(),
             },
         );
         Some(spawn_blocking(async move {

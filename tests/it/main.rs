@@ -15,6 +15,7 @@
 mod ai;
 mod batch;
 mod beat;
+mod bounds;
 mod broker;
 mod cache;
 mod canvas;

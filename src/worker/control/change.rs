@@ -63,7 +63,7 @@ impl Consumer {
 
     fn election(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
         let (id, topic) = (arguments.text("id")?, arguments.text("topic")?);
-        self.hold_election(id, topic, arguments.get("action").unwrap_or(&Value::Null));
+        self.hold_election(id, topic, arguments.get("action").unwrap_or(&Value::Null))?;
         Ok(Some(Value::Null))
     }
 

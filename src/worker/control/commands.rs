@@ -1,7 +1,7 @@
 //! The commands of Celery 5.7 (`celery.worker.control`) with their arguments, and the errors that Python's calls of
 //! them would raise.
 
-use serde_json::{Map, Value};
+use crate::wire::pidbox::Given;
 
 /// A remote control command.
 pub(super) struct Command {
@@ -85,7 +85,7 @@ pub(super) fn find(name: &str) -> Option<&'static Command> {
 
 impl Command {
     /// Whether Python could call it with these arguments.
-    pub(super) fn check(&self, arguments: Option<&Map<String, Value>>) -> Result<(), String> {
+    pub(super) fn check(&self, arguments: Option<&Given>) -> Result<(), String> {
         let given = |name: &str| arguments.is_some_and(|map| map.contains_key(name));
         if let (Some(only), Some(map)) = (self.only, arguments)
             && let Some(other) = map.keys().find(|name| !only.contains(&name.as_str()))
@@ -121,11 +121,14 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn p_177_p_195_calls_that_python_could_not_make_are_refused_in_its_words() {
-        let check = |name: &str, arguments: Value| find(name).unwrap().check(arguments.as_object());
+        let check = |name: &str, arguments: Value| {
+            let given: Given = serde_json::from_value(arguments).unwrap();
+            find(name).unwrap().check(Some(&given))
+        };
         assert_eq!(
             check("rate_limit", json!({})).unwrap_err(),
             "TypeError(\"rate_limit() missing 2 required positional arguments: 'task_name' and 'rate_limit'\")"

@@ -5,7 +5,7 @@ use tracing::{info, warn};
 
 use super::commands::find;
 use super::request_info::request_info;
-use super::{Answer, Arguments, ok};
+use super::{Answer, Arguments, ok, short};
 use crate::clock;
 use crate::task;
 use crate::worker::consumer::{Active, Consumer, Key};
@@ -35,7 +35,7 @@ impl Consumer {
                 matches!(active.state, State::Received { .. } | State::Reserved { .. })
             }),
             "scheduled" => self.scheduled(),
-            "revoked" => self.revoked.ids().collect(),
+            "revoked" => self.revoked.ids().map(ToString::to_string).collect(),
             "registered" => self.registered(arguments),
             "stats" => self.stats(),
             "active_queues" => self.active_queues(),
@@ -91,10 +91,10 @@ impl Consumer {
     fn registered(&self, arguments: &Arguments<'_>) -> Value {
         let builtins = arguments.flag("builtins");
         let wanted = arguments.texts("taskinfoitems").unwrap_or_default();
-        let wanted: Vec<&str> = match &wanted[..] {
+        let wanted: Vec<&str> = match wanted[..] {
             // What a task is for stands beside it, in Flower too.
             [] => vec!["exchange", "routing_key", "rate_limit", "description", "version"],
-            wanted => wanted.iter().map(String::as_str).collect(),
+            _ => wanted,
         };
         self.registry
             .entries()
@@ -191,10 +191,10 @@ impl Consumer {
         self.active.values().filter(is_held).count() + self.parked.len()
     }
 
-    fn query(&self, ids: &[String]) -> Value {
+    fn query(&self, ids: &[&str]) -> Value {
         let mut found = Map::new();
         for id in ids {
-            let Some(active) = self.by_id.get(id.as_str()).and_then(|key| self.active.get(key)) else {
+            let Some(active) = self.by_id.get(*id).and_then(|key| self.active.get(key)) else {
                 continue;
             };
             let state = match active.state {
@@ -204,7 +204,7 @@ impl Consumer {
                 State::Done => "ready",
             };
             let info = request_info(active, &self.options.hostname, false);
-            found.insert(id.clone(), json!([state, info]));
+            found.insert((*id).to_owned(), json!([state, info]));
         }
         found.into()
     }
@@ -274,16 +274,16 @@ impl Consumer {
         if from == self.options.hostname {
             return Ok(Some(Value::Null));
         }
-        info!("sync with {}", from.escape_debug());
+        info!("sync with {}", short(from));
         let now = clock::instant();
-        match arguments.get("revoked") {
-            Some(Value::Array(ids)) => self.revoked.merge(ids.iter().filter_map(Value::as_str), now),
-            // Celery before 5.7 sends ids with their times, which mean nothing here.
-            Some(Value::Object(ids)) => self.revoked.merge(ids.keys().map(String::as_str), now),
-            _ => {}
+        // Celery before 5.7 sends ids with their times, which mean nothing here.
+        if let Some(Value::Object(ids)) = arguments.get("revoked") {
+            self.revoked.merge(ids.keys().map(String::as_str), now);
+        } else if let Ok(ids) = arguments.texts("revoked") {
+            self.revoked.merge(ids.into_iter(), now);
         }
         self.revoked.purge(now);
-        let revoked: Vec<&str> = self.revoked.ids().collect();
+        let revoked: Vec<String> = self.revoked.ids().map(ToString::to_string).collect();
         Ok(Some(json!({"revoked": revoked, "clock": self.events.tick()})))
     }
 }

@@ -15,7 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
@@ -23,17 +23,17 @@ use super::consumer::Consumer;
 use super::metrics::Metrics;
 use super::mingle::Neighbour;
 use super::writer::Out;
-use crate::conn::Push;
-use crate::wire::Heard;
-use crate::wire::pidbox::{self, Request};
+use crate::conn::{Push, Share};
+use crate::wire::pidbox::{self, Argument, Given, Request};
 use crate::wire::{Accept, Security};
+use crate::wire::{Heard, Limits};
 use crate::{broker, clock};
 use queues::Binding;
 
 /// What others say to this worker.
 pub(crate) enum Order {
-    /// A remote control request.
-    Request(Request),
+    /// A remote control request, which takes room until it is carried out.
+    Request(Request, Share),
     /// An event of a worker, maybe our own.
     Heard(Heard),
     /// A worker answered our hello.
@@ -58,6 +58,9 @@ pub(crate) struct Panel {
     bindings: HashMap<Arc<str>, Binding>,
 }
 
+/// A list of whatever texts.
+static LIST: Value = Value::Array(Vec::new());
+
 /// So long an answer waits at most for a look into the queues.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -67,8 +70,8 @@ pub(crate) struct Ear {
     /// The channels of workers' events begin so, if they are listened to.
     pub events: Option<String>,
     pub accept: Accept,
-    /// The largest request that is read.
-    pub largest: usize,
+    /// The largest request that is read, and the longest name of a node.
+    pub limits: Limits,
     pub orders: mpsc::Sender<Order>,
     /// Asks the fetcher for a look.
     pub looks: mpsc::Sender<oneshot::Sender<()>>,
@@ -78,41 +81,47 @@ pub(crate) struct Ear {
 impl Ear {
     /// Reads the control channel, and the events of workers, until it closes.
     pub(crate) async fn listen(self, mut messages: mpsc::Receiver<Push>) {
-        while let Some(Push { channel, payload, .. }) = messages.recv().await {
-            if payload.len() > self.largest {
+        while let Some(Push {
+            channel,
+            payload,
+            share,
+        }) = messages.recv().await
+        {
+            if payload.len() > self.limits.control {
                 warn!(
                     "a message of {} bytes on {channel} is not read: it is larger than max_control_bytes ({})",
                     payload.len(),
-                    self.largest
+                    self.limits.control
                 );
                 continue;
             }
             if self.events.as_deref().is_some_and(|events| channel.starts_with(events)) {
-                match Heard::decode(&payload) {
+                match Heard::decode(&payload).and_then(|heard| heard.brief(self.limits.name)) {
                     // An event is news that the next one replaces: rather lost than in the way of a request.
                     Ok(heard) => {
                         if self.orders.try_send(Order::Heard(heard)).is_err() {
                             self.metrics.event_dropped();
                         }
                     }
-                    Err(error) => debug!("a message on {channel} is no event: {error}"),
+                    Err(error) => debug!("a message on {channel} is no event: {}", short(&error)),
                 }
                 continue;
             }
-            let request = match pidbox::decode(&payload, &self.accept) {
+            let request = match pidbox::decode(&payload, &self.accept, self.limits.control) {
                 Ok(request) => request,
                 Err(error) => {
-                    warn!("a message on {channel} is no control request: {error}");
+                    warn!("a message on {channel} is no control request: {}", short(&error));
                     continue;
                 }
             };
+            drop(payload);
             if !request.is_for(&self.hostname) {
                 continue;
             }
             if inspect::shows_requests(&request.method) {
                 self.look().await;
             }
-            if self.orders.send(Order::Request(request)).await.is_err() {
+            if self.orders.send(Order::Request(request, share)).await.is_err() {
                 return;
             }
         }
@@ -131,13 +140,13 @@ impl Ear {
 impl Consumer {
     pub(super) fn on_order(&mut self, order: Order) {
         match order {
-            Order::Request(request) => self.on_request(&request),
+            Order::Request(request, _share) => self.on_request(&request),
             Order::Heard(heard) => self.on_heard(&heard),
             Order::Neighbour(neighbour) => self.on_neighbour(neighbour),
             Order::Revoked(answer) => {
                 self.revoked.purge(clock::instant());
                 // Whoever asked may be gone.
-                let _ = answer.send(self.revoked.ids().map(str::to_owned).collect());
+                let _ = answer.send(self.revoked.ids().map(ToString::to_string).collect());
             }
             Order::Double => self.warn_of_double(),
             Order::Reconnected => self.worker_event("worker-online"),
@@ -148,11 +157,11 @@ impl Consumer {
     fn on_request(&mut self, request: &Request) {
         // Only counted, not compared: clients have a clock of their own.
         let clock = self.events.tick();
-        debug!(method = %request.method, "control request");
+        debug!(method = short(&request.method), "control request");
         let answer = match self.obey(request) {
             Ok(answer) => answer,
             Err(error) => {
-                warn!("control command {} failed: {error}", request.method.escape_debug());
+                warn!("control command {} failed: {}", short(&request.method), short(&error));
                 Some(json!({"error": error}))
             }
         };
@@ -182,7 +191,10 @@ impl Consumer {
         let unknown = || format!("KeyError({})", text_repr(&request.method));
         let command = commands::find(&request.method).ok_or_else(unknown)?;
         command.check(map)?;
-        let arguments = Arguments { map };
+        let arguments = Arguments {
+            map,
+            is_answered: request.reply_to.is_some(),
+        };
         match self.inspect(command.name, &arguments) {
             Some(answer) => answer,
             None => self.change(command.name, &arguments).unwrap_or_else(|| Err(unknown())),
@@ -192,12 +204,18 @@ impl Consumer {
 
 /// The arguments of a command.
 pub(super) struct Arguments<'a> {
-    map: Option<&'a Map<String, Value>>,
+    map: Option<&'a Given>,
+    /// Whether somebody reads what comes back.
+    pub(super) is_answered: bool,
 }
 
-impl Arguments<'_> {
+impl<'a> Arguments<'a> {
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
-        self.map?.get(name).filter(|value| !value.is_null())
+        match self.map?.get(name)? {
+            Argument::Value(value) => Some(value).filter(|value| !value.is_null()),
+            // Whoever wants texts asks for them.
+            Argument::Texts(_) => Some(&LIST),
+        }
     }
 
     pub(super) fn text(&self, name: &str) -> Result<&str, String> {
@@ -226,21 +244,21 @@ impl Arguments<'_> {
     }
 
     /// One text or a list of texts, each once; nothing is an empty list.
-    pub(super) fn texts(&self, name: &str) -> Result<Vec<String>, String> {
+    pub(super) fn texts(&self, name: &str) -> Result<Vec<&'a str>, String> {
         let wrong = || format!("TypeError('{name} must be text or a list of texts')");
-        let items = match self.get(name) {
-            None => return Ok(Vec::new()),
-            Some(Value::String(text)) => return Ok(vec![text.clone()]),
-            Some(Value::Array(items)) => items,
+        let mut texts: Vec<&str> = match self.map.and_then(|map| map.get(name)) {
+            None | Some(Argument::Value(Value::Null)) => return Ok(Vec::new()),
+            Some(Argument::Value(Value::String(text))) => return Ok(vec![text]),
+            Some(Argument::Value(Value::Array(items))) => {
+                let texts: Option<_> = items.iter().map(Value::as_str).collect();
+                texts.ok_or_else(wrong)?
+            }
+            Some(Argument::Texts(texts)) => texts.iter().collect(),
             Some(_) => return Err(wrong()),
         };
         let mut seen = std::collections::HashSet::new();
-        let texts: Result<Vec<&str>, String> = items.iter().map(|item| item.as_str().ok_or_else(wrong)).collect();
-        Ok(texts?
-            .into_iter()
-            .filter(|text| seen.insert(*text))
-            .map(str::to_owned)
-            .collect())
+        texts.retain(|text| seen.insert(*text));
+        Ok(texts)
     }
 }
 
@@ -251,6 +269,16 @@ fn ok(text: impl Into<String>) -> Result<Answer, String> {
 /// An error that is an answer of the command, not an exception in it.
 fn error_reply(text: impl Into<String>) -> Result<Answer, String> {
     Ok(Some(json!({"error": text.into()})))
+}
+
+/// For the log: what others wrote, not longer than a person reads, and nothing that could be taken for another line.
+pub(in crate::worker) fn short(text: &str) -> String {
+    const SHOWN: usize = 200;
+    let mut shown: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+    if text.len() > SHOWN && text.chars().nth(SHOWN).is_some() {
+        shown.push_str(&format!("… ({} bytes)", text.len()));
+    }
+    shown
 }
 
 /// Python's repr of a text.

@@ -1,33 +1,50 @@
 //! Commands that keep tasks from running: by id, by stamp, with or without ending what runs.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use serde_json::{Map, Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
-use super::{Answer, Arguments, ok, text_repr};
+use super::{Answer, Arguments, ok, short, text_repr};
 use crate::clock;
 use crate::wire;
 use crate::worker::consumer::{Consumer, Key};
 use crate::worker::request::{Input, State};
+use crate::worker::revoke::Id;
+
+/// Ids that wait until REVOKED is written.
+const UNTOLD: usize = 200_000;
+/// While so many writes wait, only some are added to them at a time.
+const TOLD: usize = 512;
 
 impl Consumer {
     pub(super) fn revoke(&mut self, arguments: &Arguments<'_>, terminate: bool) -> Result<Answer, String> {
-        let ids = arguments.texts("task_id")?;
+        let mut ids = arguments.texts("task_id")?;
         let signal = terminate.then(|| signal_number(arguments.get("signal"))).transpose()?;
-        let now = clock::instant();
-        for id in &ids {
-            self.revoked.add(id.clone(), now);
+        let all = ids.len();
+        ids.retain(|id| self.revoked.fits(id));
+        if ids.len() < all {
+            warn!(
+                "{} ids are longer than max_name_bytes ({}): no task has them",
+                all - ids.len(),
+                self.options.limits.name
+            );
         }
-        let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        let wanted: HashSet<&str> = ids.iter().copied().collect();
         let known = self.keys(|id, _| wanted.contains(id));
         // What is parked comes back, and ends when it is seen to be revoked.
         let parked = self.parked.take_tasks(wanted.iter().copied());
         self.recall(parked);
         let here: HashSet<&str> = known.iter().map(|(_, id)| &**id).collect();
-        for id in wanted.iter().filter(|id| !here.contains(*id)) {
-            self.out.extend(self.scribe.revoked(id));
+        let now = clock::instant();
+        for id in &ids {
+            let revoked = Id::from(*id);
+            if !here.contains(id) {
+                self.untold.push_back(revoked.clone());
+            }
+            self.revoked.add(revoked, now);
         }
+        self.tell_revoked();
         if let Some(signal) = signal {
             let ended: BTreeSet<&str> = known.iter().map(|(_, id)| &**id).collect();
             let ended: Vec<&str> = ended.into_iter().collect();
@@ -42,14 +59,33 @@ impl Consumer {
         }
         info!("Tasks flagged as revoked: {}", listed(&ids));
         self.revoke_keys(&known, None);
-        ok(format!(
-            "tasks {} flagged as revoked",
-            set_repr(ids.iter().map(String::as_str))
-        ))
+        if !arguments.is_answered {
+            return ok("");
+        }
+        ok(format!("tasks {} flagged as revoked", set_repr(ids.iter().copied())))
+    }
+
+    /// Writes REVOKED for some of those that nobody has started. All of 100,000 at once would fill the memory, and hold up
+    /// what else is to be written.
+    pub(in crate::worker) fn tell_revoked(&mut self) {
+        if self.untold.len() > UNTOLD {
+            let left_out = self.untold.len() - UNTOLD;
+            warn!("{left_out} more tasks are revoked than can be told of now: their state changes when they are met");
+            self.untold.truncate(UNTOLD);
+        }
+        let least = if self.outbox.is_full() { 0 } else { TOLD / 8 };
+        let count = TOLD.saturating_sub(self.outbox.backlog()).max(least);
+        for id in self.untold.drain(..count.min(self.untold.len())) {
+            self.out.extend(self.scribe.revoked(id.to_string().into()));
+        }
+        if self.untold.is_empty() {
+            // What a flood needed.
+            self.untold = VecDeque::new();
+        }
     }
 
     pub(super) fn revoke_by_stamps(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
-        let headers = stamps(arguments.get("headers"))?;
+        let headers = stamps(arguments)?;
         let signal = signal_number(arguments.get("signal"))?;
         for (header, values) in &headers {
             for value in one_or_many(values) {
@@ -107,13 +143,14 @@ impl Consumer {
 }
 
 /// `{"header": ["stamp", …]}`, or `["header=stamp", …]` as the celery command sends it.
-fn stamps(headers: Option<&Value>) -> Result<Map<String, Value>, String> {
-    match headers {
+fn stamps(arguments: &Arguments<'_>) -> Result<Map<String, Value>, String> {
+    match arguments.get("headers") {
         Some(Value::Object(map)) => Ok(map.clone()),
-        Some(Value::Array(pairs)) => pairs
-            .iter()
+        Some(Value::Array(_)) => arguments
+            .texts("headers")
+            .map_err(|_| "TypeError('headers must be key=value')")?
+            .into_iter()
             .map(|pair| {
-                let pair = pair.as_str().ok_or("TypeError('headers must be key=value')")?;
                 let (header, rest) = pair.split_once('=').ok_or("IndexError('list index out of range')")?;
                 let value = rest.split('=').next().unwrap_or_default();
                 Ok((header.to_owned(), json!(value)))
@@ -151,18 +188,18 @@ fn set_repr<'a>(items: impl ExactSizeIterator<Item = &'a str>) -> String {
     if items.len() == 0 {
         return "set()".to_owned();
     }
-    let items: Vec<String> = items.map(text_repr).collect();
-    format!("{{{}}}", items.join(", "))
+    let mut set = String::new();
+    for item in items {
+        set.push_str(if set.is_empty() { "{" } else { ", " });
+        set.push_str(&text_repr(item));
+    }
+    set + "}"
 }
 
 /// For the log: not more than a person reads, and nothing that could be taken for another line.
 fn listed(ids: &[impl AsRef<str>]) -> String {
     const SHOWN: usize = 20;
-    let shown: Vec<String> = ids
-        .iter()
-        .take(SHOWN)
-        .map(|id| id.as_ref().escape_debug().to_string())
-        .collect();
+    let shown: Vec<String> = ids.iter().take(SHOWN).map(|id| short(id.as_ref())).collect();
     match ids.len().saturating_sub(SHOWN) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
@@ -220,7 +257,13 @@ mod tests {
 
     #[test]
     fn p_186_stamps_come_as_an_object_or_as_pairs() {
-        let given = |value: Value| stamps(Some(&value));
+        let given = |value: Value| {
+            let given = serde_json::from_value(json!({"headers": value})).unwrap();
+            stamps(&Arguments {
+                map: Some(&given),
+                is_answered: true,
+            })
+        };
         assert_eq!(
             given(json!(["a=b", "c=d=e"])).unwrap(),
             *json!({"a": "b", "c": "d"}).as_object().unwrap()

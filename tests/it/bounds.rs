@@ -1,0 +1,199 @@
+//! What a worker's memory grows by, whatever others say to it or ask of it. Figures are of a build without optimisation.
+
+use std::time::{Duration, Instant};
+
+use orchestra::client::Client;
+use orchestra::wire::pidbox;
+use serde_json::{Value, json};
+
+use crate::support::{LONG, Process, Redis, Worker, until};
+
+/// What a process has in memory, and had at most, in bytes.
+fn memory(process: &Process) -> (usize, usize) {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+    };
+    (field("VmRSS:"), field("VmHWM:"))
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// One connection for much.
+struct Teller(redis::Connection);
+
+impl Teller {
+    fn new(redis: &Redis) -> Self {
+        let client = redis::Client::open(redis.url()).unwrap();
+        Self(client.get_connection().unwrap())
+    }
+
+    fn publish(&mut self, channel: &str, payload: &[u8]) {
+        let heard: usize = redis::cmd("PUBLISH")
+            .arg(channel)
+            .arg(payload)
+            .query(&mut self.0)
+            .unwrap();
+        assert!(heard > 0, "nobody listens to {channel}");
+    }
+
+    /// An event of another worker.
+    fn event(&mut self, kind: &str, mut fields: Value) {
+        fields["type"] = format!("worker-{kind}").into();
+        let envelope =
+            json!({"body": fields.to_string(), "content-type": "application/json", "headers": {}, "properties": {}});
+        let channel = format!("/0.celeryev/worker.{}", kind.replace('-', "."));
+        self.publish(&channel, envelope.to_string().as_bytes());
+    }
+
+    fn command(&mut self, method: &str, arguments: &Value) {
+        let request = pidbox::encode_request("celery", method, arguments, None, None).unwrap();
+        self.publish("/0.celery.pidbox", &request);
+    }
+}
+
+async fn answers(client: &Client) {
+    until("it answers", async || {
+        !client.workers(Duration::from_millis(300)).await.unwrap().is_empty()
+    })
+    .await;
+}
+
+/// Hostnames, ids, stamps and votes that are far longer than any that is right: nothing of them stays, the log has short lines,
+/// and the worker answers as before.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_say_is_bounded_in_bytes() {
+    let redis = Redis::start();
+    let worker = Worker::start_with(&redis, &["-n", "w@here"], &[("ORCHESTRA_MAX_CONTROL_BYTES", "2000000")]);
+    worker.wait_for_log("mingle: all alone");
+    let (client, mut teller) = (redis.client().await, Teller::new(&redis));
+    answers(&client).await;
+    let long = |n: usize| format!("{n}{}", "x".repeat(1_000_000));
+    let flood = |teller: &mut Teller, n: usize| {
+        teller.event("heartbeat", json!({"hostname": long(n), "freq": 2.0}));
+        let name = format!("w{}", n % 3);
+        let vote = json!({"hostname": name, "id": format!("e{n}"), "topic": "task", "clock": 1, "action": long(n)});
+        teller.event("elect", vote);
+        teller.command("revoke", &json!({"task_id": [long(n), format!("r{n}")]}));
+        teller.command(
+            "hello",
+            &json!({"from_node": format!("n{n}"), "revoked": [long(n), format!("h{n}")]}),
+        );
+        teller.command("revoke_by_stamped_headers", &json!({"headers": {"batch": [long(n)]}}));
+        teller.command("election", &json!({"id": long(n), "topic": "task"}));
+        teller.command(&long(n), &json!({}));
+    };
+    // What it needs for one of each kind, it needs for any number of them.
+    flood(&mut teller, 0);
+    answers(&client).await;
+    let before = memory(&worker.process).0;
+    for n in 1..=40 {
+        flood(&mut teller, n);
+        answers(&client).await;
+    }
+    let after = memory(&worker.process).0;
+    let grown = mib(after.saturating_sub(before));
+    println!(
+        "280 MB of odd news: from {:.0} MiB to {:.0} MiB",
+        mib(before),
+        mib(after)
+    );
+    assert!(grown < 30.0, "{grown} MiB more");
+    let log = worker.log();
+    assert!(log.len() < 200_000, "a log of {} bytes", log.len());
+    assert!(log.contains("1 ids are longer than max_name_bytes (255)"), "{log}");
+    // What was right among them counts.
+    let revoked = client
+        .inspect("revoked", &json!({}), None, Duration::from_secs(1))
+        .await
+        .unwrap();
+    let revoked: Vec<String> = serde_json::from_value(revoked["w@here"].clone()).unwrap();
+    assert_eq!(revoked.len(), 82, "{revoked:.200?}");
+}
+
+/// The same in msgpack and YAML, whose lists become longer as JSON.
+#[tokio::test(flavor = "multi_thread")]
+async fn max_control_bytes_is_the_same_in_every_serializer() {
+    let redis = Redis::start();
+    let settings = [
+        ("ORCHESTRA_MAX_CONTROL_BYTES", "20000000"),
+        ("ORCHESTRA_ACCEPT_CONTENT", "json,yaml,msgpack"),
+    ];
+    let worker = Worker::start_with(&redis, &["-n", "w@here"], &settings);
+    let program = r#"
+import base64, json, sys
+from kombu.serialization import dumps
+from celery import Celery
+import redis
+app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+server = redis.Redis.from_url(sys.argv[1])
+until('it listens', lambda: app.control.ping(timeout=0.5))
+def revoke(id, count, serializer, digit=1):
+    request = {'method': 'revoke', 'arguments': {'task_id': [id], 'padding': [digit] * count}, 'destination': None}
+    type, encoding, body = dumps(request, serializer=serializer)
+    body = body if isinstance(body, bytes) else body.encode()
+    assert server.publish('/0.celery.pidbox', json.dumps({
+        'body': base64.b64encode(body).decode(), 'content-type': type, 'content-encoding': encoding, 'headers': {},
+        'properties': {'body_encoding': 'base64'}}))
+# 9 MB, and 18 MB as JSON: more than 16 MiB. Then 20 MB and more as JSON.
+revoke('fits', 9_000_000, 'msgpack')
+until('it was read', lambda: app.control.ping(timeout=1))
+revoke('large', 11_000_000, 'msgpack')
+revoke('fits-too', 100, 'yaml')
+listed = lambda: set(sum((app.control.inspect(timeout=2).revoked() or {}).values(), []))
+until('it is revoked', lambda: {'fits', 'fits-too'} <= listed())
+assert 'large' not in listed()
+"#;
+    crate::support::run_python(program, &redis.url());
+    worker.wait_for_log("is no control request");
+    let mut wrong = Worker::spawn(
+        "hello_task",
+        &redis,
+        &[],
+        &[("ORCHESTRA_MAX_CONTROL_BYTES", "67108865")],
+    );
+    assert_ne!(wrong.process.wait(), Some(0));
+    let log = wrong.log();
+    assert!(log.contains("max_control_bytes: must be 1 to 67108864"), "{log}");
+}
+
+/// A hundred thousand ids in one message: each of them is REVOKED, tasks go on meanwhile, and the memory is what it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_revokes_in_one_message_leave_the_memory_as_it_was() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &["-n", "w@here"]);
+    worker.wait_for_log("mingle: all alone");
+    let (client, mut teller) = (redis.client().await, Teller::new(&redis));
+    answers(&client).await;
+    let before = memory(&worker.process).0;
+    let ids: Vec<String> = (0..100_000).map(|_| uuid::Uuid::new_v4().to_string()).collect();
+    let began = Instant::now();
+    teller.command("revoke", &json!({"task_id": ids}));
+    let sum = client
+        .send(orchestra::client::Call::new("hello.add").arg(1))
+        .await
+        .unwrap();
+    assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 1);
+    let ran = began.elapsed();
+    until("all are told", async || redis.command::<usize>(&["DBSIZE"]) > ids.len()).await;
+    let state = client.result(&ids[99_999]).state().await.unwrap();
+    assert_eq!(state.as_str(), "REVOKED");
+    answers(&client).await;
+    let (after, most) = memory(&worker.process);
+    println!(
+        "from {:.0} MiB to {:.0} MiB, {:.0} MiB at most; a task after {ran:?}, all told after {:?}",
+        mib(before),
+        mib(after),
+        mib(most),
+        began.elapsed()
+    );
+    assert!(
+        mib(after.saturating_sub(before)) < 20.0,
+        "{:.0} MiB more",
+        mib(after - before)
+    );
+    assert!(mib(most - before) < 60.0, "{:.0} MiB at most", mib(most));
+}
