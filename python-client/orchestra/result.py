@@ -13,7 +13,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 from redis.exceptions import RedisError
 
-from . import sending, stream, waiting
+from . import revoked, sending, stream, waiting
 from .backend import ask, operational, records, require_redis, stream_key
 from .exceptions import OrchestraError
 from .tokens import Event, Token
@@ -73,8 +73,10 @@ class Result(AsyncResult):
         """Stops the task, running or not; ``get()`` then raises ``celery.exceptions.TaskRevokedError``.
 
         Unlike Celery's, this ends a task that runs already: the worker closes the connection to the model, which stops
-        working at once. With ``terminate=False`` a task that runs is left alone.
+        working at once. With ``terminate=False`` a task that runs is left alone. A worker that is not up now, and starts
+        within three hours, does not run it either.
         """
+        revoked.note(self.app, self.id)
         super().revoke(connection=connection, terminate=terminate, signal=signal, wait=wait, timeout=timeout)
 
     def forget(self) -> None:

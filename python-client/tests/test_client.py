@@ -201,6 +201,15 @@ def test_revoke_terminates_unless_told_otherwise(sender, queue, monkeypatch):
     assert revoked == [(result.id, True), (result.id, False), (result.id, True)]
 
 
+def test_revoke_is_noted_for_workers_that_are_not_up(redis_url, raw):
+    for prefix in ("", "p:"):
+        options = {"global_keyprefix": prefix} if prefix else {}
+        app = Celery(broker=redis_url, backend=redis_url, broker_transport_options=options)
+        Client(app=app).result("noted").revoke()
+        assert b"noted" in raw.zrange(f"{prefix}orchestra:revoked", 0, -1)
+        raw.delete(f"{prefix}orchestra:revoked")
+
+
 def test_tokens_survive_copying():
     token = Token("a", "thinking", "step", 2)
     for other in (copy.copy(token), pickle.loads(pickle.dumps(token))):

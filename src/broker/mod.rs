@@ -11,6 +11,7 @@ mod dead;
 mod declare;
 mod keys;
 mod restore;
+mod revoked;
 mod stray;
 mod write;
 
@@ -36,6 +37,7 @@ pub use dead::{DeadLetter, DeadQueue, Found};
 use restore::delivery_tag;
 pub(crate) use restore::worn_out;
 pub use restore::{DELIVERIES, GivenUp, Restored, Sweep, count_delivery, deliveries, mark_redelivered};
+pub use revoked::{REVOKE_EXPIRES, REVOKES_MAX};
 pub use stray::{Strayed, Strays};
 pub use write::{End, Letter, Write};
 
@@ -176,6 +178,7 @@ struct Scripts {
     extend: Script,
     recall: Script,
     give_back: Script,
+    revoked: Script,
     hold: Script,
     requeue: Script,
     bury: Script,
@@ -198,6 +201,7 @@ impl Scripts {
             extend: Script::new(include_str!("scripts/extend.lua")),
             recall: Script::new(include_str!("scripts/recall.lua")),
             give_back: Script::new(include_str!("scripts/give_back.lua")),
+            revoked: Script::new(include_str!("scripts/revoked.lua")),
             hold: Script::new(include_str!("scripts/hold.lua")),
             requeue: Script::new(include_str!("scripts/requeue.lua")),
             bury: Script::new(include_str!("scripts/bury.lua")),
@@ -247,6 +251,7 @@ impl Broker {
                 [
                     &scripts.requeue,
                     &scripts.give_back,
+                    &scripts.revoked,
                     &scripts.hold,
                     &scripts.bury,
                     &scripts.publish,

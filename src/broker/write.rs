@@ -120,6 +120,8 @@ pub enum Write {
         /// Their fields in `unacked`.
         tags: Vec<Tag>,
     },
+    /// Tasks must not run, also where nobody hears it now.
+    Revoked(Vec<String>),
     /// A queue is consumed from now on.
     Declare(Arc<str>),
     /// What is sent to an exchange with a routing key goes to a queue.
@@ -143,6 +145,7 @@ impl Write {
             Self::Letter(letter) => letter.raw.len(),
             Self::Publish { envelope, .. } | Self::Hold { envelope, .. } => envelope.len(),
             Self::Broadcast { payload, .. } | Self::Reply { payload, .. } => payload.len(),
+            Self::Revoked(ids) => ids.iter().map(String::len).sum(),
             Self::Ack(_) | Self::Park { .. } | Self::GiveBack { .. } | Self::Declare(_) | Self::Bind { .. } => 0,
         }
     }
@@ -426,6 +429,7 @@ impl Broker {
                 }
                 pipe.add_command(call);
             }
+            Write::Revoked(ids) => self.append_revoked(pipe, ids.iter().map(String::as_str)),
             Write::Declare(queue) => self.append_declare(pipe, queue),
             Write::Bind {
                 queue,

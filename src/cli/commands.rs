@@ -37,16 +37,36 @@ impl Audience {
         name: &str,
         arguments: &Value,
     ) -> Result<Map<String, Value>, Stopped> {
+        let answers = self.ask_anybody(common, name, arguments).await?;
+        if answers.is_empty() {
+            return Err(self.unheard());
+        }
+        Ok(answers)
+    }
+
+    /// Nobody answered.
+    pub(super) fn unheard(&self) -> Stopped {
+        world(format!("no worker answered within {} s", self.timeout))
+    }
+
+    /// The answers of those who are there.
+    pub(super) async fn ask_anybody(
+        &self,
+        common: &Common,
+        name: &str,
+        arguments: &Value,
+    ) -> Result<Map<String, Value>, Stopped> {
         let timeout = seconds("timeout", self.timeout)?;
         let client = common.sender().await?;
         let answers = client
             .inspect(name, arguments, self.destination.as_deref(), timeout)
             .await;
-        let answers = answers.map_err(world)?;
-        if answers.is_empty() {
-            return Err(world(format!("no worker answered within {} s", self.timeout)));
-        }
-        Ok(answers)
+        answers.map_err(world)
+    }
+
+    /// Whether nobody in particular is meant.
+    pub(super) fn is_for_all(&self) -> bool {
+        self.destination.is_none()
     }
 
     /// Tells something that nobody answers.

@@ -237,7 +237,18 @@ impl Follow {
 impl Revoke {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let arguments = json!({"task_id": self.ids, "terminate": self.terminate, "signal": self.signal});
-        let answers = self.audience.ask(common, "revoke", &arguments).await?;
+        let answers = self.audience.ask_anybody(common, "revoke", &arguments).await?;
+        if answers.is_empty() && self.audience.is_for_all() {
+            if self.audience.json {
+                println!("{{}}");
+            } else {
+                println!("no worker answered; those that start within three hours will not run them");
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        if answers.is_empty() {
+            return Err(self.audience.unheard());
+        }
         Ok(told(answers, self.audience.json))
     }
 }

@@ -16,6 +16,7 @@ impl Client {
     /// Redis cannot be reached.
     pub async fn cast(&self, method: &str, arguments: &Value, destination: Option<&[String]>) -> Result<(), Error> {
         let payload = pidbox::encode_request(&self.control_exchange, method, arguments, destination, None)?;
+        self.note_revoked(method, arguments, destination).await?;
         self.broadcast(payload).await
     }
 
@@ -41,6 +42,7 @@ impl Client {
             destination,
             Some((&oid, &ticket)),
         )?;
+        self.note_revoked(method, arguments, destination).await?;
         let asked = self.broadcast(payload).await;
         let accept = Accept::json_and_signed(self.signer.clone());
         let (mut answers, end) = (Map::new(), clock::instant() + timeout);
@@ -59,6 +61,27 @@ impl Client {
         }
         self.broker.unbind_replies(&exchange, &oid).await?;
         asked.map(|()| answers)
+    }
+
+    /// What all workers are told not to run is noted first: one that is not there reads it when it comes. Where Redis does
+    /// not let us, those that hear it do.
+    async fn note_revoked(&self, method: &str, arguments: &Value, destination: Option<&[String]>) -> Result<(), Error> {
+        if destination.is_some() || !matches!(method, "revoke" | "terminate") {
+            return Ok(());
+        }
+        let ids: Vec<&str> = match arguments.get("task_id") {
+            Some(Value::String(id)) => vec![id],
+            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        };
+        match self.broker.note_revoked(&ids).await {
+            Err(error) if error.is_transient() => Err(error.into()),
+            Err(error) => {
+                tracing::debug!(%error, "what is revoked cannot be noted");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     async fn broadcast(&self, payload: Vec<u8>) -> Result<(), Error> {

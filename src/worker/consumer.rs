@@ -129,8 +129,8 @@ pub(crate) struct Consumer {
     pub waits: Waits,
     pub rate_limits: RateLimits,
     pub revoked: Revoked,
-    /// Revoked tasks that nobody has started, until REVOKED is written.
-    pub untold: VecDeque<Id>,
+    /// Revoked tasks that are not noted in Redis yet, and whether they are held here.
+    pub untold: VecDeque<(Id, bool)>,
     pub done: Succeeded,
     pub gossip: Gossip,
     pub panel: Panel,

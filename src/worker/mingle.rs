@@ -1,4 +1,4 @@
-//! Says hello to the neighbours (`celery.worker.consumer.mingle`), at start and whenever the connection was lost in
+//! Reads what was noted as revoked, and says hello to the neighbours (`celery.worker.consumer.mingle`), at start and whenever the connection was lost in
 //! between: they tell what was revoked while we could not hear it, and how late it is by the Lamport clock.
 //!
 //! Celery waits a second for answers. Redis says how many heard the question, so we wait no longer than until they have
@@ -22,7 +22,7 @@ use crate::wire::{Accept, Limits, Security, pidbox};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the answers, and the connection, are looked at.
 const LOOK: Duration = Duration::from_millis(5);
-const LOOK_FOR_CONNECTION: Duration = Duration::from_secs(1);
+const LOOK_FOR_CONNECTION: Duration = Duration::from_millis(250);
 
 /// What a neighbour answered.
 pub(crate) struct Neighbour {
@@ -75,6 +75,7 @@ impl Mingle {
             orders: &orders,
         };
         let mut epoch = broker.epoch();
+        round.read().await;
         if asks {
             round.run().await;
         }
@@ -85,6 +86,7 @@ impl Mingle {
             let now = broker.epoch();
             if now != 0 && now != epoch {
                 epoch = now;
+                round.read().await;
                 if orders.send(Order::Reconnected).await.is_err() {
                     return;
                 }
@@ -107,6 +109,25 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
+    /// Reads what was revoked while nobody was there to hear it.
+    async fn read(&self) {
+        let ids = loop {
+            match self.broker.noted_revoked().await {
+                Ok(ids) => break ids,
+                Err(error) if error.is_transient() && !self.orders.is_closed() => self.broker.ready().await,
+                Err(error) => {
+                    warn!("what was revoked before cannot be read, and may run (see docs/redis.md): {error}");
+                    return;
+                }
+            }
+        };
+        let (merged, is_merged) = oneshot::channel();
+        if !ids.is_empty() && self.orders.send(Order::Noted(ids, merged)).await.is_ok() {
+            // The worker is gone if nobody answers.
+            let _ = is_merged.await;
+        }
+    }
+
     async fn run(&self) {
         info!("mingle: searching for neighbors");
         let (ours, revoked) = oneshot::channel();

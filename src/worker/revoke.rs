@@ -4,19 +4,15 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::broker::{REVOKE_EXPIRES, REVOKES_MAX};
 use crate::clock::Instant;
 use crate::wire::{Headers, Limits};
 
-/// Ids that are kept, the newest.
-const MAX: usize = 50_000;
 const MAX_STAMPS: usize = 50_000;
-/// How long an id is kept.
-const EXPIRE: Duration = Duration::from_secs(10_800);
 
 /// The id of a task, compactly: there may be a hundred thousand of them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -153,7 +149,7 @@ impl Revoked {
         while let Some((id, at)) = self.order.front() {
             let newest = self.added.get(id);
             let stale = newest != Some(at);
-            if !stale && self.order.len() <= MAX && now.saturating_duration_since(*at) < EXPIRE {
+            if !stale && self.order.len() <= REVOKES_MAX && now.saturating_duration_since(*at) < REVOKE_EXPIRES {
                 break;
             }
             if !stale {
@@ -167,6 +163,8 @@ impl Revoked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use serde_json::json;
 
     fn contains(revoked: &Revoked, id: &str) -> bool {
@@ -197,12 +195,12 @@ mod tests {
     #[test]
     fn p_099_the_set_is_bounded_in_number_and_age() {
         let (mut revoked, now) = (Revoked::new(&Limits::default()), crate::clock::instant());
-        for n in 0..MAX + 10 {
+        for n in 0..REVOKES_MAX + 10 {
             revoked.add((*n.to_string()).into(), now);
         }
         assert!(!contains(&revoked, "9") && contains(&revoked, "10"));
-        assert_eq!(revoked.ids().count(), MAX);
-        revoked.add("late".into(), now + EXPIRE);
+        assert_eq!(revoked.ids().count(), REVOKES_MAX);
+        revoked.add("late".into(), now + REVOKE_EXPIRES);
         assert_eq!(ids(&revoked), ["late"]);
     }
 
@@ -212,9 +210,9 @@ mod tests {
         revoked.add("a".into(), now);
         revoked.add("a".into(), now + Duration::from_secs(1));
         assert_eq!(revoked.ids().count(), 1);
-        revoked.add("b".into(), now + EXPIRE);
+        revoked.add("b".into(), now + REVOKE_EXPIRES);
         assert!(contains(&revoked, "a"));
-        revoked.merge(["b", "c"].into_iter(), now + EXPIRE + Duration::from_secs(5));
+        revoked.merge(["b", "c"].into_iter(), now + REVOKE_EXPIRES + Duration::from_secs(5));
         assert_eq!(ids(&revoked), ["b", "c"]);
     }
 

@@ -56,6 +56,7 @@ mod python_oldest;
 mod queues;
 mod refused;
 mod results;
+mod revokes;
 mod rights;
 mod routing;
 mod rows;

@@ -102,6 +102,8 @@ async fn ai_tasks_beat_batches_and_people_with_no_more_than_the_documented_right
     };
     orchestra(&sender, &["batch", "run", "rows.jsonl", "--template", "twice"]);
     assert!(orchestra(&operator, &["status"]).contains("OK"));
+    orchestra(&operator, &["revoke", "nobody"]);
+    assert_eq!(redis.length("ZCARD", "orchestra:revoked"), 1);
     orchestra(&operator, &["models", "ps"]);
     orchestra(&operator, &["approve"]);
     assert!(orchestra(&operator, &["models", "usage"]).contains("echo"));

@@ -38,6 +38,8 @@ pub(crate) enum Order {
     Heard(Heard),
     /// A worker answered our hello.
     Neighbour(Neighbour),
+    /// What was noted as revoked while we could not hear it; answered when it is part of our state.
+    Noted(Vec<String>, oneshot::Sender<()>),
     /// What have we revoked?
     Revoked(oneshot::Sender<Vec<String>>),
     /// Another worker answered in our name.
@@ -143,6 +145,11 @@ impl Consumer {
             Order::Request(request, _share) => self.on_request(&request),
             Order::Heard(heard) => self.on_heard(&heard),
             Order::Neighbour(neighbour) => self.on_neighbour(neighbour),
+            Order::Noted(ids, merged) => {
+                self.revoked.merge(ids.iter().map(String::as_str), clock::instant());
+                // It may have given up waiting.
+                let _ = merged.send(());
+            }
             Order::Revoked(answer) => {
                 self.revoked.purge(clock::instant());
                 // Whoever asked may be gone.
@@ -256,7 +263,7 @@ impl<'a> Arguments<'a> {
             Some(Argument::Texts(texts)) => texts.iter().collect(),
             Some(_) => return Err(wrong()),
         };
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = std::collections::HashSet::with_capacity(texts.len());
         texts.retain(|text| seen.insert(*text));
         Ok(texts)
     }

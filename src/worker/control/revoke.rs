@@ -6,13 +6,15 @@ use serde_json::{Map, Value, json};
 use tracing::{info, warn};
 
 use super::{Answer, Arguments, ok, short, text_repr};
+use crate::broker::Write;
 use crate::clock;
 use crate::wire;
 use crate::worker::consumer::{Consumer, Key};
 use crate::worker::request::{Input, State};
 use crate::worker::revoke::Id;
+use crate::worker::writer::Out;
 
-/// Ids that wait until REVOKED is written.
+/// Ids that wait until they are noted.
 const UNTOLD: usize = 200_000;
 /// While so many writes wait, only some are added to them at a time.
 const TOLD: usize = 512;
@@ -37,11 +39,10 @@ impl Consumer {
         self.recall(parked);
         let here: HashSet<&str> = known.iter().map(|(_, id)| &**id).collect();
         let now = clock::instant();
+        self.untold.reserve_exact(ids.len());
         for id in &ids {
             let revoked = Id::from(*id);
-            if !here.contains(id) {
-                self.untold.push_back(revoked.clone());
-            }
+            self.untold.push_back((revoked.clone(), here.contains(id)));
             self.revoked.add(revoked, now);
         }
         self.tell_revoked();
@@ -65,19 +66,31 @@ impl Consumer {
         ok(format!("tasks {} flagged as revoked", set_repr(ids.iter().copied())))
     }
 
-    /// Writes REVOKED for some of those that nobody has started. All of 100,000 at once would fill the memory, and hold up
+    /// Notes some of what is revoked for workers that come later, and writes REVOKED where nobody has started it. All of 100,000 at once would fill the memory, and hold up
     /// what else is to be written.
     pub(in crate::worker) fn tell_revoked(&mut self) {
         if self.untold.len() > UNTOLD {
             let left_out = self.untold.len() - UNTOLD;
-            warn!("{left_out} more tasks are revoked than can be told of now: their state changes when they are met");
+            warn!(
+                "{left_out} more tasks are revoked than can be noted now: this worker will not run them, a later one may"
+            );
             self.untold.truncate(UNTOLD);
         }
         let least = if self.outbox.is_full() { 0 } else { TOLD / 8 };
         let count = TOLD.saturating_sub(self.outbox.backlog()).max(least);
-        for id in self.untold.drain(..count.min(self.untold.len())) {
-            self.out.extend(self.scribe.revoked(id.to_string().into()));
+        let count = count.min(self.untold.len());
+        if count == 0 {
+            return;
         }
+        let mut ids = Vec::with_capacity(count);
+        for (id, is_here) in self.untold.drain(..count) {
+            let id = id.to_string();
+            if !is_here {
+                self.out.extend(self.scribe.revoked((*id).into()));
+            }
+            ids.push(id);
+        }
+        self.out.push(Out::Early(Write::Revoked(ids)));
         if self.untold.is_empty() {
             // What a flood needed.
             self.untold = VecDeque::new();
