@@ -16,6 +16,8 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::tree::{Together, outgrown};
+
 /// The word with which our programs start themselves to watch over a program within limits.
 pub const LIMITED: &str = "__limited";
 /// The word after it of the process that becomes the program.
@@ -46,6 +48,7 @@ fn watch(words: &[OsString]) -> ExitCode {
         command.arg(LIMITED).arg(BECOME).args(words);
         command.stdin(Stdio::null()).process_group(0).spawn()
     });
+    let most = together(words);
     let mut child = match child {
         Ok(child) => child,
         Err(error) => {
@@ -65,9 +68,31 @@ fn watch(words: &[OsString]) -> ExitCode {
         end_all(group);
         return ExitCode::from(126);
     }
+    // It is counted with all that it has started, whoever of them is its child still: they are all below us.
+    if let Some(most) = most {
+        let counted = std::thread::Builder::new().spawn(move || {
+            eprintln!("{}", outgrown(std::process::id(), most));
+            end_all(group);
+            let _ = kill(Pid::this(), Signal::SIGKILL);
+        });
+        if let Err(error) = counted {
+            eprintln!("this program cannot count: {error}");
+            end_all(group);
+            return ExitCode::from(126);
+        }
+    }
     let status = child.wait();
     end_all(group);
     status.map_or(ExitCode::FAILURE, same_end)
+}
+
+/// What all of its processes may have, from the words of its limits.
+fn together(words: &[OsString]) -> Option<Together> {
+    let number = |at: usize| words.get(at)?.to_str()?.parse::<u64>().ok();
+    Some(Together {
+        memory: number(1)?,
+        tasks: usize::try_from(number(3)?).ok()?,
+    })
 }
 
 /// Ends as another process did.
@@ -117,7 +142,8 @@ fn children() -> Vec<Pid> {
 /// Sets the limits of this process and becomes the program. Returns only when that fails.
 fn become_program(words: &[OsString]) -> ExitCode {
     let number = |at: usize| words.get(at).and_then(|word| word.to_str()?.parse::<u64>().ok());
-    let (Some(cpu), Some(memory), Some(file), Some(path)) = (number(0), number(1), number(2), words.get(3)) else {
+    // The fourth is for who watches.
+    let (Some(cpu), Some(memory), Some(file), Some(path)) = (number(0), number(1), number(2), words.get(4)) else {
         return ExitCode::from(2);
     };
     let limits = [
@@ -133,11 +159,17 @@ fn become_program(words: &[OsString]) -> ExitCode {
             return ExitCode::from(126);
         }
     }
+    // `sudo`, `su` and whatever else has rights of its own gives it none.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_no_new_privs() {
+        eprintln!("rights cannot be given up: {error}");
+        return ExitCode::from(126);
+    }
     // When whoever watches is killed, so is what it started.
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let mut command = Command::new(path);
-    command.args(&words[4..]);
+    command.args(&words[5..]);
     for (name, value) in std::env::vars_os() {
         if let Some(own) = name.as_bytes().strip_prefix(VARIABLE.as_bytes()) {
             command.env_remove(&name).env(OsStr::from_bytes(own), value);

@@ -32,6 +32,7 @@ mod schema;
 mod limited;
 mod permits;
 mod program;
+mod tree;
 
 // The tasks that the worker gets.
 mod embed;
@@ -44,7 +45,7 @@ pub use engine::{Engine, LoadError};
 pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Rate, Seen, Strategy, Used, canonical};
 pub use limited::{LIMITED, become_limited};
 pub use options::{Batches, CallLimits, DEFAULT_HOST, Folder, Options, TextLimits};
-pub use permits::{Permits, ProgramLimits};
+pub use permits::{Permits, ProgramLimits, Sizes};
 pub use recorded::Recorded;
 pub use task_file::Scheduled;
 pub use tasks::{Approve, Chat, Generate, Resume, ResumeFailed, RunTemplate};

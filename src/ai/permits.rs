@@ -21,6 +21,29 @@ pub struct Permits {
     pub hosts: Vec<String>,
     /// Bounds on a program.
     pub limits: ProgramLimits,
+    /// Bounds on what is read.
+    pub sizes: Sizes,
+}
+
+/// Bounds on what steps read.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Largest file, in bytes; all of a step have four times as many at most.
+    pub file: usize,
+    /// Most files of a step.
+    pub files: usize,
+    /// Largest answer of a server, in bytes.
+    pub http: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            file: 16 << 20,
+            files: 1000,
+            http: 16 << 20,
+        }
+    }
 }
 
 /// Bounds on a program.
@@ -30,6 +53,8 @@ pub struct ProgramLimits {
     pub cpu: Duration,
     /// Memory it may ask for, in bytes.
     pub memory: u64,
+    /// How many processes and threads it may have, all that it has started included.
+    pub processes: usize,
     /// Largest file it may write, in bytes.
     pub file: u64,
     /// What it prints, in bytes.
@@ -43,6 +68,7 @@ impl Default for ProgramLimits {
         Self {
             cpu: Duration::from_secs(60),
             memory: 1 << 30,
+            processes: 256,
             file: 256 << 20,
             output: 1 << 20,
             wall: Duration::from_secs(300),
@@ -124,7 +150,10 @@ impl Permits {
             .read_to_end(&mut bytes)
             .map_err(|error| format!("{}: {error}", path.display()))?;
         if bytes.len() as u64 > most {
-            return Err(format!("{}: is larger than {most} bytes", path.display()));
+            return Err(format!(
+                "{}: is larger than {most} bytes (ai_max_file_bytes)",
+                path.display()
+            ));
         }
         Ok(bytes)
     }

@@ -50,6 +50,7 @@ pub(super) async fn run(program: Program, limits: ProgramLimits) -> Result<Ended
     command
         .arg(LIMITED)
         .args([limits.cpu.as_secs().max(1), limits.memory, limits.file].map(|limit| limit.to_string()))
+        .arg(limits.processes.to_string())
         .arg(&program.path)
         .args(&program.arguments)
         .current_dir(&program.folder)

@@ -83,12 +83,20 @@ fn permits(given: &Given) -> ai::Permits {
     if let Some(bytes) = given.ai_program_memory {
         limits.memory = bytes as u64;
     }
+    limits.processes = given.ai_program_processes.unwrap_or(limits.processes);
+    limits.file = given.ai_program_file.map_or(limits.file, |bytes| bytes as u64);
+    limits.output = given.ai_program_output.unwrap_or(limits.output);
+    let mut sizes = ai::Sizes::default();
+    sizes.file = given.ai_max_file_bytes.unwrap_or(sizes.file);
+    sizes.files = given.ai_max_files.unwrap_or(sizes.files);
+    sizes.http = given.ai_max_http_bytes.unwrap_or(sizes.http);
     ai::Permits {
         read: paths(&given.ai_read_paths),
         write: paths(&given.ai_write_paths),
         programs: names(&given.ai_programs),
         hosts: names(&given.ai_http_hosts),
         limits,
+        sizes,
     }
 }
 

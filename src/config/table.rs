@@ -278,8 +278,20 @@ settings! {
     ai_program_cpu: Seconds = "60",
     /// Seconds that a program of a template may take in all.
     ai_program_timeout: Seconds = "300",
-    /// Memory that a program of a template may ask for, in bytes.
+    /// Memory that a program of a template may ask for, and all that it has started may have together, in bytes.
     ai_program_memory: usize = "1073741824",
+    /// Processes and threads that a program of a template may have at once, all that it has started included.
+    ai_program_processes: usize = "256",
+    /// Largest file that a program of a template may write, in bytes.
+    ai_program_file: usize = "268435456",
+    /// What a program of a template may print, in bytes; what is beyond is left out, and `truncated` says so.
+    ai_program_output: usize = "1048576",
+    /// Largest file that `read_files` reads, in bytes; four times as much is the most of all files of a step.
+    ai_max_file_bytes: usize = "16777216",
+    /// Most files of a step of `read_files`.
+    ai_max_files: usize = "1000",
+    /// Largest answer of a server that `http_request` reads, in bytes.
+    ai_max_http_bytes: usize = "16777216",
 }
 
 /// The defaults of all settings, as values where they are some.

@@ -61,6 +61,7 @@ mod rights;
 mod routing;
 mod rows;
 mod serializers;
+mod step_limits;
 mod support;
 mod systemd;
 mod templates;

@@ -75,7 +75,7 @@ pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, St
     let ended = program::run(program, permits.limits).await.map_err(refused)?;
     if checked && ended.code != Some(0) {
         let how = ended.code.map_or_else(
-            || "was killed: did it take too much time or memory?".into(),
+            || "was killed: did it take too much time or memory, or too many processes?".into(),
             |code| format!("ended with {code}"),
         );
         let said = if ended.stderr.trim().is_empty() {

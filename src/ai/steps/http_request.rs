@@ -18,8 +18,6 @@ use crate::task::{Exception, Failure};
 
 /// Redirects that are followed.
 const REDIRECTS: usize = 5;
-/// Largest answer, in bytes.
-const LARGEST: usize = 16 << 20;
 /// How long a request may take that does not say.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest part of an answer that an error shows.
@@ -151,7 +149,7 @@ impl Web {
             let next = answer.headers().get(LOCATION).and_then(|place| place.to_str().ok());
             match next.filter(|_| status.is_redirection()) {
                 Some(place) => ask = redirected(ask, status, place)?,
-                None => return read(ask.url, answer).await,
+                None => return read(ask.url, answer, self.permits.sizes.http).await,
             }
         }
         Err(Stop::failed(
@@ -183,16 +181,16 @@ fn redirected(mut ask: Ask, status: StatusCode, place: &str) -> Result<Ask, Stop
     Ok(ask)
 }
 
-async fn read(url: Url, answer: reqwest::Response) -> Result<(StatusCode, HeaderMap, Vec<u8>), Stop> {
+async fn read(url: Url, answer: reqwest::Response, most: usize) -> Result<(StatusCode, HeaderMap, Vec<u8>), Stop> {
     let (status, headers) = (answer.status(), answer.headers().clone());
     let mut body = answer.bytes_stream();
     let mut bytes = Vec::new();
     while let Some(chunk) = body.next().await {
         bytes.extend_from_slice(&chunk.map_err(|error| failed(&url, &error))?);
-        if bytes.len() > LARGEST {
+        if bytes.len() > most {
             return Err(Stop::failed(
                 "HttpError",
-                format!("{url}: the answer is larger than {LARGEST} bytes"),
+                format!("{url}: the answer is larger than {most} bytes (ai_max_http_bytes)"),
             ));
         }
     }

@@ -9,13 +9,6 @@ use serde_json::{Map, Value, json};
 use super::{Field, Fields, Stop, Type, Wrong, needed, text, value};
 use crate::ai::site::Site;
 
-/// Largest file.
-const LARGEST: u64 = 16 << 20;
-/// Most bytes of all files of a step.
-const ALL: usize = 64 << 20;
-/// Most files of a step.
-const MOST: usize = 1000;
-
 pub(super) const TYPE: Type = Type {
     name: "read_files",
     about: "reads files in the folders of ai_read_paths",
@@ -54,15 +47,18 @@ fn read_all(
     own: Option<&Path>,
     as_base64: bool,
 ) -> Result<Value, String> {
+    let (largest, most) = (permits.sizes.file, permits.sizes.files);
+    let all = largest.saturating_mul(4);
     let mut files = Vec::new();
     let mut size = 0;
     for path in paths {
         for path in expand(permits, path, own)? {
-            let bytes = permits.read(&path, own, LARGEST)?;
+            let bytes = permits.read(&path, own, largest as u64)?;
             size += bytes.len();
-            if size > ALL || files.len() >= MOST {
+            if size > all || files.len() >= most {
                 return Err(format!(
-                    "the files are more than {MOST}, or larger than {ALL} bytes together"
+                    "the files are more than {most} (ai_max_files), or larger than {all} bytes together \
+                     (four times ai_max_file_bytes)"
                 ));
             }
             let content = if as_base64 {
@@ -98,7 +94,7 @@ fn expand(permits: &crate::ai::Permits, path: &str, own: Option<&Path>) -> Resul
                 .and_then(|other| other.to_str())
                 .is_some_and(|other| fits(name, other))
         })
-        .take(MOST + 1)
+        .take(permits.sizes.files.saturating_add(1))
         .collect();
     found.sort();
     if found.is_empty() {
