@@ -33,7 +33,8 @@ const HELD: usize = 128;
 const HELD_BYTES: usize = 64 << 10;
 
 /// One change. All but [`Publish`](Self::Publish) and [`Broadcast`](Self::Broadcast) may be repeated after a lost
-/// reply without effect; those two then happen twice.
+/// reply without effect; those two then happen twice, as does a [`Hold`](Self::Hold) that somebody else took, because its lease
+/// had run out before the repetition came.
 #[derive(Debug)]
 pub enum Write {
     /// A held message is done with.
@@ -181,6 +182,17 @@ impl Write {
                 ..
             } => Some((exchange, routing_key, envelope)),
             _ => None,
+        }
+    }
+
+    /// Messages that are held, and until this is done.
+    pub(crate) fn held(&self) -> &[Tag] {
+        match self {
+            Self::Ack(tag) | Self::Requeue { tag, .. } | Self::Dead { tag, .. } | Self::Park { tag, .. } => {
+                std::slice::from_ref(tag)
+            }
+            Self::GiveBack { tags, .. } => tags,
+            _ => &[],
         }
     }
 }

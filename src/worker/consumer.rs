@@ -297,6 +297,7 @@ impl Consumer {
     }
 
     fn on_ended(&mut self, ended: Ended) {
+        drop(ended.slot);
         self.running -= 1;
         if self.reserved.is_fair() {
             let context = self.active.get(&ended.key).and_then(|active| active.context.as_ref());
@@ -417,12 +418,12 @@ impl Consumer {
             .chain(self.joining.iter().flatten().cloned())
             .filter(Tag::is_held)
             .collect();
-        let new = self.staying.len();
-        tags.extend(self.staying.keys().cloned());
-        if !tags.is_empty() {
-            // A keeper that is still busy with the last round keeps these in its next one.
-            let _ = self.held.try_send(Held { tags, new });
-        }
+        let stuck = self.outbox.stuck();
+        let new = self.staying.len() + stuck.len();
+        tags.extend(self.staying.keys().cloned().chain(stuck));
+        // A keeper that is still busy with the last round keeps these in its next one. It is told of nothing, too: then there
+        // is nothing that it could not renew.
+        let _ = self.held.try_send(Held { tags, new });
     }
 
     /// Gives one input to one request, and does what follows.

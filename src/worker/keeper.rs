@@ -37,8 +37,8 @@ pub(crate) enum Kept {
 /// What is held.
 pub(crate) struct Held {
     pub tags: Vec<Tag>,
-    /// So many, the last of them, are on their way to Redis: that they are not there yet does not mean that others have
-    /// them.
+    /// So many, the last of them, are on their way to Redis, or their acks are: that they are not there does not mean that
+    /// others have them.
     pub new: usize,
 }
 
@@ -83,10 +83,12 @@ impl Keeper {
         let (mut at, mut said) = (Sweep::default(), None);
         let mut look = tokio::time::interval(LOOK);
         let mut strays = Some(Strays::default());
+        // Whether our own leases could be renewed: who cannot do that takes nobody else's for run out.
+        let mut renewed = true;
         loop {
             tokio::select! {
                 held = self.held.recv() => match held {
-                    Some(held) => self.extend(&held).await,
+                    Some(held) => renewed = self.extend(&held).await,
                     None => return,
                 },
                 again = self.broker.reconnected(connection) => {
@@ -98,7 +100,7 @@ impl Keeper {
                     // With a connection of which the above has not heard yet nothing is taken.
                     let stands = connection != 0 && self.broker.connection() == connection;
                     // Leases get their turn in between.
-                    if stands && self.restore(&mut at, &mut said).await {
+                    if renewed && stands && self.restore(&mut at, &mut said).await {
                         sweep.reset_immediately();
                     }
                 }
@@ -122,14 +124,15 @@ impl Keeper {
         }
     }
 
-    async fn extend(&self, held: &Held) {
+    /// Renews leases; whether it could.
+    async fn extend(&self, held: &Held) -> bool {
         let mut lost = Vec::new();
         let (there, new) = held.tags.split_at(held.tags.len() - held.new);
         for tags in there.chunks(BATCH) {
             // A broker that cannot be reached is waited for by the next round; the lease may run out meanwhile, and
             // that is what it is for.
             let Ok(ours) = self.broker.extend(tags).await else {
-                return;
+                return false;
             };
             lost.extend(
                 tags.iter()
@@ -142,9 +145,12 @@ impl Keeper {
             let _ = self.kept.send(Kept::Lost(lost));
         }
         // Those of them that are there.
-        if !new.is_empty() {
-            let _ = self.broker.extend(new).await;
+        for tags in new.chunks(BATCH) {
+            if self.broker.extend(tags).await.is_err() {
+                return false;
+            }
         }
+        true
     }
 
     /// A look for held messages that stand in no index; whether another is to follow soon.

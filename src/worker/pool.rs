@@ -13,6 +13,9 @@ use crate::task::Context;
 
 /// The end of a run. A run that was cancelled has no outcome; its end still says that the place is free.
 pub(crate) struct Ended {
+    /// Its place: free when the loop has noted the end. Ends wait for the loop, and each may have a result in memory, so there must
+    /// not be more of them than places.
+    pub slot: OwnedSemaphorePermit,
     pub key: Key,
     pub run: RunId,
     pub outcome: Option<Outcome>,
@@ -95,10 +98,9 @@ impl Pool {
         spawn_run(async move {
             let outcome = trace(request, context, place).await;
             let runtime = clock::instant().saturating_duration_since(since);
-            // The place is free before the loop hears of it, so that the loop finds it.
-            drop(slot);
             // A closed channel is a worker that has stopped; what this run did is accounted for by the stop.
             let _ = ended.send(Ended {
+                slot,
                 key,
                 run: key,
                 outcome,

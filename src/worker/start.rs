@@ -200,7 +200,7 @@ impl Worker {
             stays: stays_to,
             unsent: unsent_to,
         };
-        let (outbox, writer) = Writer::new(
+        let (outbox, inbox, writer) = Writer::new(
             broker.clone(),
             backend.clone(),
             hostname.clone(),
@@ -209,7 +209,7 @@ impl Worker {
             metrics.clone(),
             news,
         );
-        let writing = spawn(ServiceKind::Writer, &stop, writer.run());
+        let writing = spawn(ServiceKind::Writer, &stop, writer.run(inbox));
 
         let clock = Lamport::default();
         let client = options.client(broker.clone(), backend.clone());

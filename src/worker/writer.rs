@@ -1,5 +1,5 @@
 //! Sends what was decided: everything that waits leaves in one pipeline per server, as soon as the last one is
-//! answered. Nothing waits for more, but acks that are alone, for a millisecond.
+//! answered. Nothing waits for more, but late acks that are alone, for a millisecond.
 //!
 //! Order: the sizes of chords, what follows (next steps, retries), results and streams, events; and when Redis has taken all of
 //! these, with the next flush, acks; where there are error callbacks, those with the next and acks with the one behind it. A crash
@@ -7,8 +7,10 @@
 //! Redis refuses the one for lack of memory and would do the other. What it refuses for good is in [`unsent`](super::unsent).
 //! While Redis cannot be reached the batch waits, and what was not answered is sent again: every write but a publish is idempotent.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::Pipeline;
@@ -36,6 +38,9 @@ const LONGEST_KEY: usize = 200;
 /// How often others get their turn before acks leave alone, and how long they wait for company then.
 const TURNS: usize = 3;
 const COMPANY: Duration = Duration::from_millis(1);
+
+/// After so long the messages are noted whose acks wait for what cannot be sent: they are ours still.
+const LONG: Duration = Duration::from_millis(500);
 
 /// One thing to send.
 #[derive(Debug)]
@@ -90,6 +95,14 @@ impl Out {
             Self::Flushed(_) => 0,
         }
     }
+
+    /// What goes to the broker.
+    fn to_broker(&self) -> Option<&broker::Write> {
+        match self {
+            Self::Broker(write) | Self::Early(write) => Some(write),
+            _ => None,
+        }
+    }
 }
 
 /// What waits to be sent.
@@ -108,11 +121,67 @@ type Handed = (Vec<Out>, usize);
 pub(crate) struct Outbox {
     queue: mpsc::UnboundedSender<Handed>,
     backlog: Arc<Backlog>,
+    stuck: Stuck,
+}
+
+/// Messages that are done with here and held in Redis, because nothing can be sent.
+type Stuck = Arc<Mutex<Vec<Tag>>>;
+
+/// What was handed over and is not being sent yet.
+pub(crate) struct Inbox {
+    queue: mpsc::UnboundedReceiver<Handed>,
+    /// What was looked at before its turn.
+    ahead: VecDeque<Handed>,
+    /// Messages that are done with by what is being sent.
+    sending: Vec<Tag>,
+    stuck: Stuck,
+    is_stuck: bool,
+}
+
+impl Inbox {
+    async fn next(&mut self) -> Option<Handed> {
+        match self.ahead.pop_front() {
+            Some(handed) => Some(handed),
+            None => self.queue.recv().await,
+        }
+    }
+
+    fn next_now(&mut self) -> Option<Handed> {
+        self.ahead.pop_front().or_else(|| self.queue.try_recv().ok())
+    }
+
+    /// This is sent next.
+    fn sends<'a>(&mut self, writes: impl IntoIterator<Item = &'a broker::Write>) {
+        self.sending.clear();
+        let tags = writes.into_iter().flat_map(broker::Write::held).cloned();
+        self.sending.extend(tags);
+    }
+
+    /// Notes the messages that are held until what is being sent, and what waits behind it, is in Redis.
+    fn note(&mut self) {
+        while let Ok(handed) = self.queue.try_recv() {
+            self.ahead.push_back(handed);
+        }
+        let waiting = self
+            .ahead
+            .iter()
+            .flat_map(|(writes, _)| writes)
+            .filter_map(Out::to_broker);
+        let tags = self.sending.iter().chain(waiting.flat_map(broker::Write::held));
+        *self.stuck.lock().unwrap_or_else(PoisonError::into_inner) = tags.cloned().collect();
+        self.is_stuck = true;
+    }
+
+    /// What was being sent is in Redis.
+    fn goes_on(&mut self) {
+        if std::mem::take(&mut self.is_stuck) {
+            self.stuck.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
 }
 
 /// The service that sends.
 pub(crate) struct Writer {
-    queue: mpsc::UnboundedReceiver<Handed>,
     backlog: Arc<Backlog>,
     broker: Broker,
     backend: Option<Backend>,
@@ -159,6 +228,11 @@ impl Outbox {
     /// Whether so much waits that nothing should be started that adds to it.
     pub(crate) fn is_full(&self) -> bool {
         self.backlog() > WRITES || self.backlog.bytes.load(Ordering::Relaxed) > self.backlog.bound
+    }
+
+    /// Messages that are done with, whose acks wait longer than usual: nobody else may have them meanwhile.
+    pub(crate) fn stuck(&self) -> Vec<Tag> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until everything handed over so far is in Redis; acks of it may still be to come.
@@ -228,6 +302,15 @@ impl Batch {
         self.acks.len() + self.early.len() == self.size
     }
 
+    /// Adds what waits.
+    fn fill(&mut self, inbox: &mut Inbox) {
+        while self.size < BATCH
+            && let Some(handed) = inbox.next_now()
+        {
+            self.add(handed);
+        }
+    }
+
     fn add(&mut self, (writes, bytes): Handed) {
         self.size += writes.len();
         self.bytes += bytes;
@@ -269,19 +352,27 @@ impl Writer {
         bound: usize,
         metrics: Metrics,
         news: News,
-    ) -> (Outbox, Self) {
+    ) -> (Outbox, Inbox, Self) {
         let (sender, queue) = mpsc::unbounded_channel();
         let backlog = Arc::new(Backlog {
             writes: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             bound,
         });
+        let stuck = Stuck::default();
         let outbox = Outbox {
             queue: sender,
             backlog: backlog.clone(),
+            stuck: stuck.clone(),
+        };
+        let inbox = Inbox {
+            queue,
+            ahead: VecDeque::new(),
+            sending: Vec::new(),
+            stuck,
+            is_stuck: false,
         };
         let writer = Self {
-            queue,
             backlog,
             broker,
             backend,
@@ -291,11 +382,11 @@ impl Writer {
             unheard: Unheard::default(),
             news,
         };
-        (outbox, writer)
+        (outbox, inbox, writer)
     }
 
     /// Runs until every outbox is gone and everything has been sent.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self, mut inbox: Inbox) {
         let mut owed = Owed::default();
         // What stays here and starts when that has gone.
         let mut later = Vec::new();
@@ -303,7 +394,7 @@ impl Writer {
             let mut batch = Batch::default();
             tokio::select! {
                 biased;
-                handed = self.queue.recv() => match handed {
+                handed = inbox.next() => match handed {
                     Some(handed) => batch.add(handed),
                     None if owed.is_empty() => return,
                     None => {}
@@ -311,7 +402,7 @@ impl Writer {
                 () = self.unheard.due() => {}
                 () = std::future::ready(()), if !owed.is_empty() => {}
             }
-            self.fill(&mut batch);
+            batch.fill(&mut inbox);
             // A task that was acknowledged as it started may end before others get their turn: its result goes along, and
             // need not wait until Redis has answered the ack.
             for _ in 0..TURNS {
@@ -319,23 +410,35 @@ impl Writer {
                     break;
                 }
                 tokio::task::yield_now().await;
-                self.fill(&mut batch);
+                batch.fill(&mut inbox);
             }
-            if batch.has_only_acks() && owed.has_only_acks() && later.is_empty() {
-                // It runs on another thread.
+            // A task that has begun may end its process: its message must not be found then.
+            let none_has_begun = batch.early.is_empty();
+            if none_has_begun && batch.has_only_acks() && owed.has_only_acks() && later.is_empty() {
                 tokio::select! {
                     biased;
-                    Some(handed) = self.queue.recv() => batch.add(handed),
+                    Some(handed) = inbox.next() => batch.add(handed),
                     () = self.unheard.due() => {}
                     () = tokio::time::sleep(COMPANY) => {}
                 }
-                self.fill(&mut batch);
+                batch.fill(&mut inbox);
             }
             let began = clock::instant();
             batch.again = self.unheard.take_due(began);
             // Then what waits for acks waits for those with the next flush.
             let has_callbacks = !owed.later.writes.is_empty();
-            let unheard = self.flush(&mut batch, &mut owed).await;
+            inbox.sends(owed.acks.iter().chain(&batch.early).chain(&batch.acks));
+            let unheard = {
+                let mut flush = pin!(self.flush(&mut batch, &mut owed));
+                loop {
+                    tokio::select! {
+                        biased;
+                        unheard = &mut flush => break unheard,
+                        () = tokio::time::sleep(LONG) => inbox.note(),
+                    }
+                }
+            };
+            inbox.goes_on();
             self.unheard.add(unheard, clock::instant());
             self.broker.writer().carried(batch.bytes);
             if let Some(backend) = &self.backend {
@@ -354,15 +457,6 @@ impl Writer {
             for done in batch.flushed {
                 let _ = done.send(());
             }
-        }
-    }
-
-    /// Adds what waits.
-    fn fill(&mut self, batch: &mut Batch) {
-        while batch.size < BATCH
-            && let Ok(handed) = self.queue.try_recv()
-        {
-            batch.add(handed);
         }
     }
 

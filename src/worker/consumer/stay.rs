@@ -3,8 +3,9 @@
 //! queue and been taken from there, and starts when Redis has that, and the ack of the step before: the news of it and
 //! the claim are saved, and Redis the copies of a message that is the longer the more steps are to come.
 //!
-//! It does not start sooner. A step that kills its worker would then be nowhere, or the step before would run again for
-//! it.
+//! It does not start sooner: a step that kills its worker would then be nowhere, or the step before would run again for
+//! it. Where results are on another server the ack of a late-acked step waits for its result there, and the next one does
+//! not.
 
 use std::sync::atomic::Ordering;
 
