@@ -166,6 +166,27 @@ async fn a_worker_without_its_redis_can_be_stopped() {
     assert_eq!(worker.stop(), Some(0), "{}", worker.log());
 }
 
+/// A worker has many connections to one Redis. Whoever reads its log sees one outage: when it began, and when it was over.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_told_once_when_it_begins_and_once_when_it_is_over() {
+    let mut redis = Redis::start();
+    let worker = Worker::start(&redis, &["-c", "2"]);
+    let lines = |what: &str| worker.log().matches(what).count();
+    for (round, away) in [(1, 0), (2, 700), (3, 2500)] {
+        redis.stop();
+        tokio::time::sleep(Duration::from_millis(away)).await;
+        redis.start_again();
+        until("it is over", async || lines(" again after ") == round).await;
+        // What is there again works, and stays: nothing more is said.
+        let client = redis.client().await;
+        let sum = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+        assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let told = (lines("; reconnecting"), lines(" again after "));
+        assert_eq!(told, (round, round), "{}", worker.log());
+    }
+}
+
 /// Without a prefetch count the memory of what is held is bounded all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_held_is_bounded_in_bytes() {
