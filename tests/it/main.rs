@@ -63,6 +63,7 @@ mod routing;
 mod rows;
 mod serializers;
 mod step_limits;
+mod states;
 mod support;
 mod systemd;
 mod templates;
