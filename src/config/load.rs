@@ -218,7 +218,12 @@ pub(super) fn read_environment(
     }
     for (variable, text) in variables {
         let (variable, text) = match secret_file(&variable, &text)? {
-            Some(secret) => (variable.trim_end_matches(IN_FILE).to_owned(), secret),
+            Some(secret) => {
+                let variable = variable.trim_end_matches(IN_FILE).to_owned();
+                let name = variable.trim_start_matches("ORCHESTRA_").to_ascii_lowercase();
+                given.files.insert(name, (text.into(), secret.clone()));
+                (variable, secret)
+            }
             None => (variable, text),
         };
         let name = match variable.as_str() {

@@ -237,7 +237,16 @@ impl Settings {
                     given.sentinel_kwargs.unwrap_or_default().into(),
                 )
             })
+            .map(|url| self.read_from("broker_url", &self.broker_url, url))
             .map_err(|error| format!("broker: {error}"))
+    }
+
+    /// Remembers where a URL was read, unless the command line named another.
+    fn read_from(&self, name: &str, url: &str, endpoint: Endpoint) -> Endpoint {
+        match self.given.files.get(name).filter(|(_, read)| read == url) {
+            Some((path, _)) => endpoint.standing_in(path.clone()),
+            None => endpoint,
+        }
     }
 
     /// Where results go; `None` stores none.
@@ -257,7 +266,7 @@ impl Settings {
                             given.sentinel_kwargs.unwrap_or_default().into(),
                         )
                     })
-                    .map(Some)
+                    .map(|endpoint| Some(self.read_from("result_backend", url, endpoint)))
                     .map_err(|error| format!("result backend: {error}"))
             }
         }

@@ -34,6 +34,8 @@ macro_rules! settings {
         #[derive(Clone, Debug, Default)]
         pub(super) struct Given {
             $(pub(super) $name: Option<$type>,)+
+            /// Settings whose value stands in a file of its own: where, and what was read there.
+            pub(super) files: BTreeMap<String, (PathBuf, String)>,
         }
 
         impl Given {

@@ -8,6 +8,7 @@ use redis::{
 };
 
 use super::plain::speaks_plainly;
+use super::secret::Secret;
 use super::sentinel::{Login, Sentinels};
 use super::several::Several;
 use super::{Error, LinkOptions};
@@ -24,6 +25,8 @@ pub struct Endpoint {
     sentinels: Option<Sentinels>,
     /// It is a list, and this is the first.
     several: Option<Several>,
+    /// The file in which it stands, if it does.
+    secret: Option<Secret>,
 }
 
 /// Files of a TLS connection.
@@ -125,6 +128,7 @@ impl Endpoint {
             certificates,
             sentinels: None,
             several: None,
+            secret: None,
         })
     }
 
@@ -185,6 +189,7 @@ impl Endpoint {
             any_host: false,
             sentinels: Some(Sentinels::new(addresses, master)),
             several: None,
+            secret: None,
         })
     }
 
@@ -206,6 +211,61 @@ impl Endpoint {
             }
         }
         Ok(self)
+    }
+
+    /// It stands in that file, which is read again when the server knows its login no more.
+    #[must_use]
+    pub fn standing_in(mut self, path: PathBuf) -> Self {
+        self.secret = Some(Secret::new(path, self.clone()));
+        self
+    }
+
+    /// The server knows its login no more.
+    pub(super) fn read_again(&self) {
+        if let Some(secret) = &self.secret {
+            secret.read_again();
+        }
+    }
+
+    /// Whether both are the same, with the same login.
+    pub(super) fn has_login_of(&self, other: &Self) -> bool {
+        let login = |endpoint: &Self| {
+            let each = |one: &Self| {
+                let settings = one.info.redis_settings();
+                [settings.username(), settings.password()].map(|word| word.map(str::to_owned))
+            };
+            let several = endpoint
+                .several
+                .iter()
+                .flat_map(|several| (0..several.count()).map(|at| each(several.get(at))));
+            several.chain([each(endpoint)]).collect::<Vec<_>>()
+        };
+        self.is_place_of(other) && login(self) == login(other)
+    }
+
+    /// Whether both lead to the same place, whoever logs in.
+    pub(super) fn is_place_of(&self, other: &Self) -> bool {
+        let addresses = |endpoint: &Self| {
+            endpoint
+                .sentinels
+                .as_ref()
+                .map(|sentinels| sentinels.addresses().to_vec())
+        };
+        let count = self.count();
+        let same = |one: &Self, other: &Self| one.info.addr() == other.info.addr() && one.db() == other.db();
+        let all = |at: usize| match (&self.several, &other.several) {
+            (Some(one), Some(other)) => same(one.get(at), other.get(at)),
+            (None, None) => same(self, other),
+            _ => false,
+        };
+        addresses(self) == addresses(other) && count == other.count() && (0..count).all(all)
+    }
+
+    /// With what no URL says of the other.
+    pub(super) fn in_place_of(mut self, other: &Self) -> Self {
+        self.sentinels.clone_from(&other.sentinels);
+        self.shown.clone_from(&other.shown);
+        self
     }
 
     /// Database number.
@@ -266,9 +326,11 @@ impl Endpoint {
         node: Option<&(String, u16)>,
         options: &LinkOptions,
     ) -> Result<Client, Error> {
-        match &self.several {
+        let newest = self.secret.as_ref().map(Secret::last);
+        let own = newest.as_ref().unwrap_or(self);
+        match &own.several {
             Some(several) => several.get(turn).client_of_one(node, options).await,
-            None => self.client_of_one(node, options).await,
+            None => own.client_of_one(node, options).await,
         }
     }
 

@@ -154,6 +154,11 @@ pub(super) fn is_about_to_come(error: &RedisError) -> bool {
         || error.to_string().contains("max number of clients")
 }
 
+/// Whether a server does not know who we are.
+pub(super) fn is_refused_login(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::AuthenticationFailed) || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+}
+
 /// Whether a reply of that code means that another connection is needed.
 pub(super) fn needs_reconnect(code: &str) -> bool {
     RECONNECT.contains(&code)

@@ -8,6 +8,7 @@ mod link;
 mod patience;
 mod plain;
 mod script;
+mod secret;
 mod sentinel;
 mod several;
 

@@ -43,6 +43,10 @@ impl Sentinels {
         }
     }
 
+    pub(super) fn addresses(&self) -> &[ConnectionAddr] {
+        &self.addresses
+    }
+
     pub(super) fn master(&self) -> Option<&str> {
         self.master.as_deref()
     }

@@ -9,7 +9,7 @@ use orchestra::client::{Call, Client};
 use redis::Connection;
 use serde_json::Value;
 
-use crate::support::{LONG, Redis, Worker, until};
+use crate::support::{Folder, LONG, Redis, Worker, until};
 
 /// How long each state lasts.
 const LASTS: Duration = Duration::from_millis(1500);
@@ -260,4 +260,42 @@ async fn results_wait_for_a_result_redis_that_is_away() {
     let log = worker.log();
     assert_eq!(log.matches(" succeeded in ").count(), 40, "none ran twice:\n{log}");
     assert_eq!(log.matches("; reconnecting").count(), 1, "{log}");
+}
+
+/// A password that stands in a file is read there again when the server does not know it any more: whoever changes it need
+/// not start workers again. Of the broker and of the results.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_was_changed_is_read_again() {
+    let servers = [(); 2].map(|()| Redis::start_with(&[&["--user", "admin", "on", ">admin", "~*", "&*", "+@all"]]));
+    let mut admins = [&servers[0], &servers[1]].map(Admin::connect);
+    let folder = Folder::new();
+    let mut change = |password: &str| {
+        for (name, (server, admin)) in ["broker", "results"].into_iter().zip(servers.iter().zip(&mut admins)) {
+            admin.say::<()>(&["ACL", "SETUSER", "default", "resetpass", &format!(">{password}")]);
+            admin.cut_all();
+            folder.write(name, &format!("redis://:{password}@127.0.0.1:{}/0\n", server.port));
+        }
+    };
+    change("first");
+    let files = ["broker", "results"].map(|name| folder.path().join(name).display().to_string());
+    let environment = [
+        ("ORCHESTRA_BROKER_URL_FILE", &*files[0]),
+        ("ORCHESTRA_RESULT_BACKEND_FILE", &*files[1]),
+    ];
+    let worker = Worker::spawn_at("hello_task", "", &["-c", "2"], &environment);
+    worker.wait_for_log("orchestra-worker: ready");
+    let urls = [&servers[0], &servers[1]].map(Admin::url);
+    for password in ["changed-once", "changed-twice"] {
+        change(password);
+        let client = Client::connect_to(&urls[0], Some(&urls[1])).await.unwrap();
+        let sum = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+        assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
+    }
+    let log = worker.log();
+    assert_eq!(
+        log.matches("is asked with the login that stands in").count(),
+        4,
+        "{log}"
+    );
+    assert!(!log.contains("changed-"), "{log}");
 }

@@ -278,9 +278,12 @@ impl Worker {
     ) -> Self {
         let folder = Folder::new();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        // Without one it is in the environment.
+        let broker = if url.is_empty() { vec![] } else { vec!["--broker", url] };
         let child = Command::new(program(name))
             .args(words)
-            .args(["--broker", url, "--loglevel", "INFO"])
+            .args(broker)
+            .args(["--loglevel", "INFO"])
             .args(arguments)
             .env_clear()
             .envs(environment.iter().copied())

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Pipeline, PushInfo, PushKind, Value};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Shared;
 use super::hear::SUBSCRIBED;
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::conn::Error;
-use crate::conn::error::{code, is_about_to_come, is_broken, is_transient_code};
+use crate::conn::error::{code, is_about_to_come, is_broken, is_refused_login, is_transient_code};
 
 /// Between two looks at a connection.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -33,6 +33,12 @@ impl Shared {
             }
             if is_about_to_come(error) {
                 self.is_coming.store(true, Ordering::Relaxed);
+            }
+            if is_refused_login(error) {
+                if self.outage.is_first_refusal() {
+                    warn!("{}", Error::unreachable(error, &self.endpoint.to_string()));
+                }
+                self.endpoint.read_again();
             }
             self.endpoint.leave(turn);
             // A node that is gone: the one of the URL knows who has our slot now.

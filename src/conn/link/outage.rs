@@ -59,6 +59,8 @@ struct Lasts {
     broke: Instant,
     /// When something came back last.
     back: Instant,
+    /// The server does not know our login.
+    is_refused: bool,
 }
 
 impl Outage {
@@ -105,8 +107,16 @@ impl Outage {
             began: now,
             broke: now,
             back: now,
+            is_refused: false,
         });
         true
+    }
+
+    /// The server does not know our login, and somebody has to know: whether that is so for the first time in this outage.
+    pub(super) fn is_first_refusal(&self) -> bool {
+        let mut state = self.state();
+        let lasts = state.lasts.as_mut();
+        lasts.is_some_and(|lasts| !std::mem::replace(&mut lasts.is_refused, true))
     }
 
     pub(super) fn lasts(&self) -> bool {
@@ -117,7 +127,7 @@ impl Outage {
     /// said something since it began (one that has not may be dead, and not know it yet), and stay.
     pub(super) fn over(&self, now: Instant) -> Option<Duration> {
         let mut state = self.state();
-        let Lasts { began, broke, back } = state.lasts.as_ref()?;
+        let Lasts { began, broke, back, .. } = state.lasts.as_ref()?;
         let is_well = |pulse: Arc<Pulse>| pulse.stands.load(Ordering::Relaxed) && pulse.heard() > *began;
         let is_over = now.saturating_duration_since(*broke) >= QUIET
             && state.pulses.iter().filter_map(Weak::upgrade).all(is_well);
