@@ -278,9 +278,12 @@ impl Consumer {
                 self.outbox.settled().await;
             }
         };
+        let mut unwritten = 0;
         if tokio::time::timeout(patience, accounted).await.is_err() {
+            unwritten = self.outbox.unwritten();
             warn!(
-                "Redis cannot be reached: {} writes are lost; messages that were not acknowledged run again elsewhere",
+                "Redis cannot be reached: {} writes are lost, {unwritten} of them results or next steps; messages that were not \
+                 acknowledged run again elsewhere",
                 self.outbox.backlog()
             );
         }
@@ -289,10 +292,10 @@ impl Consumer {
             let _ = tokio::time::timeout(patience, saving).await;
         }
         self.children.end().await;
-        if self.phase == Phase::Cold {
-            Exit::Cold
-        } else {
-            Exit::Warm
+        match self.phase {
+            Phase::Cold => Exit::Cold,
+            _ if unwritten > 0 => Exit::Unwritten,
+            _ => Exit::Warm,
         }
     }
 

@@ -31,6 +31,8 @@ pub enum Exit {
     Warm,
     /// What ran was cancelled and went back to its queue.
     Cold,
+    /// Everything that ran has ended, but Redis was away: results, or messages that follow, were not written.
+    Unwritten,
 }
 
 /// Stops a worker from outside; clones stop the same worker.

@@ -103,12 +103,24 @@ impl Out {
             _ => None,
         }
     }
+
+    /// Whether somebody waits for what it brings: a result, or a message that follows. Acks, events and answers are no loss.
+    fn matters(&self) -> bool {
+        match self {
+            Self::Broker(write) => matches!(write, broker::Write::Publish { .. } | broker::Write::Hold { .. }),
+            Self::Follow(..) | Self::Later(..) | Self::Stay(..) => true,
+            Self::Backend(write) => !matches!(write, backend::Write::Stream { .. }),
+            Self::Early(_) | Self::Event(_) | Self::Flushed(_) => false,
+        }
+    }
 }
 
 /// What waits to be sent.
 struct Backlog {
     writes: AtomicUsize,
     bytes: AtomicUsize,
+    /// Those that somebody waits for.
+    matter: AtomicUsize,
     /// Bytes that may wait.
     bound: usize,
 }
@@ -209,6 +221,8 @@ impl Outbox {
         }
         let (bytes, bound) = (writes.iter().map(Out::bytes).sum(), self.backlog.bound);
         self.backlog.writes.fetch_add(writes.len(), Ordering::Relaxed);
+        let matter = writes.iter().filter(|write| write.matters()).count();
+        self.backlog.matter.fetch_add(matter, Ordering::Relaxed);
         let before = self.backlog.bytes.fetch_add(bytes, Ordering::Relaxed);
         if before <= bound && before + bytes > bound {
             warn!(
@@ -223,6 +237,11 @@ impl Outbox {
     /// Writes that have not been sent yet.
     pub(crate) fn backlog(&self) -> usize {
         self.backlog.writes.load(Ordering::Relaxed)
+    }
+
+    /// Results and messages that follow which are not in Redis yet.
+    pub(crate) fn unwritten(&self) -> usize {
+        self.backlog.matter.load(Ordering::Relaxed)
     }
 
     /// Whether so much waits that nothing should be started that adds to it.
@@ -268,6 +287,7 @@ struct Batch {
     again: Vec<Vec<u8>>,
     size: usize,
     bytes: usize,
+    matter: usize,
 }
 
 /// What waits until Redis has taken the last flush.
@@ -315,6 +335,7 @@ impl Batch {
         self.size += writes.len();
         self.bytes += bytes;
         for write in writes {
+            self.matter += usize::from(write.matters());
             match write {
                 Out::Broker(write @ (broker::Write::Publish { .. } | broker::Write::Hold { .. })) => {
                     self.publishes.push(write, None);
@@ -357,6 +378,7 @@ impl Writer {
         let backlog = Arc::new(Backlog {
             writes: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
+            matter: AtomicUsize::new(0),
             bound,
         });
         let stuck = Stuck::default();
@@ -447,6 +469,7 @@ impl Writer {
             self.metrics.flushed(clock::instant().saturating_duration_since(began));
             self.backlog.writes.fetch_sub(batch.size, Ordering::Relaxed);
             self.backlog.bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
+            self.backlog.matter.fetch_sub(batch.matter, Ordering::Relaxed);
             if !has_callbacks {
                 self.tell_stays(&mut later);
             }

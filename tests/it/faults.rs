@@ -166,6 +166,23 @@ async fn a_worker_without_its_redis_can_be_stopped() {
     assert_eq!(worker.stop(), Some(0), "{}", worker.log());
 }
 
+/// What ended and cannot be written is no good end: who looks at exit codes learns of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_leaves_results_unwritten_is_told_from_one_that_does_not() {
+    let mut redis = Redis::start();
+    let mut worker = Worker::start(&redis, &["-c", "1"]);
+    let client = redis.client().await;
+    client.send(Call::new("hello.nap").arg(1500).arg(1)).await.unwrap();
+    worker.wait_for_log("received");
+    redis.stop();
+    assert_eq!(worker.stop(), Some(1), "{}", worker.log());
+    assert!(
+        worker.log().contains(" 1 of them results or next steps"),
+        "{}",
+        worker.log()
+    );
+}
+
 /// A worker has many connections to one Redis. Whoever reads its log sees one outage: when it began, and when it was over.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_told_once_when_it_begins_and_once_when_it_is_over() {
