@@ -165,6 +165,12 @@ pub fn register(functions: &mut Functions<'_>) -> Result<(), RegisterError> {
     let own = ledger.clone();
     functions.add("faults.record", options.clone(), move |a, c| own.clone().record(a, c))?;
     let own = ledger.clone();
+    let early = Options {
+        acks_late: false,
+        ..Options::DEFAULT
+    };
+    functions.add("faults.early", early, move |a, c| own.clone().record(a, c))?;
+    let own = ledger.clone();
     functions.add("faults.chord_part", options.clone(), move |a, c| {
         own.clone().record(a, c)
     })?;

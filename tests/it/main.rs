@@ -66,6 +66,7 @@ mod step_limits;
 mod states;
 mod support;
 mod systemd;
+mod tally;
 mod templates;
 mod terminal;
 mod transport;
