@@ -373,6 +373,51 @@ impl Heard {
 mod tests {
     use super::*;
 
+    /// The clock of somebody else may be anything; ours goes on, and never back.
+    #[test]
+    fn a_clock_far_off_does_not_stop_ours() {
+        let clock = Lamport::default();
+        for (other, now) in [
+            (5, 6),
+            (3, 7),
+            (0, 8),
+            (1 << 40, (1 << 40) + 1),
+            // Beyond this a clock orders nothing, and would come to its end.
+            (u64::MAX, (1 << 40) + 1),
+            (u64::MAX - 1, (1 << 40) + 1),
+            (1 << 63, (1 << 40) + 1),
+            (u64::MAX / 2, (1 << 40) + 1),
+            (u64::MAX / 2 - 1, u64::MAX / 2),
+            (7, u64::MAX / 2 + 1),
+        ] {
+            clock.adjust(other);
+            assert_eq!(clock.now(), now, "after {other}");
+        }
+        assert_eq!(clock.tick(), u64::MAX / 2 + 2);
+    }
+
+    /// One that is no clock at all is none, and the event is heard all the same.
+    #[test]
+    fn an_event_whose_clock_is_none_is_heard() {
+        let heard = |clock: &str| {
+            let body = format!(r#"{{"type": "worker-heartbeat", "hostname": "a@b", "clock": {clock}}}"#);
+            let body = super::super::sixtyfour::encode(body.as_bytes());
+            let text = format!(
+                r#"{{"body": "{body}", "content-type": "application/json", "content-encoding": "utf-8", "headers": {{}},
+                    "properties": {{"body_encoding": "base64"}}}}"#
+            );
+            Heard::decode(text.as_bytes()).map(|heard| heard.clock)
+        };
+        assert_eq!(heard("12").unwrap(), Some(12));
+        for odd in ["-1", "\"x\"", "null", "1.5", "[]", "{}", "18446744073709551616"] {
+            assert_eq!(heard(odd).unwrap(), None, "{odd}");
+        }
+        // No number of JSON: nothing is heard, and nothing falls.
+        for broken in ["1e999", &"9".repeat(400)] {
+            assert!(heard(broken).is_err(), "{broken}");
+        }
+    }
+
     #[test]
     fn p_199_an_event_is_heard_as_it_was_said() {
         let event = Event {
