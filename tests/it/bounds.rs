@@ -223,8 +223,9 @@ async fn a_body_and_a_result_of_20_mb_are_held_some_times_and_not_kept() {
         mib(most)
     );
     assert!(mib(most - before) < 160.0, "{:.0} MiB at most", mib(most));
+    // glibc keeps as much as 64 MiB for the next time, once something so large was freed.
     assert!(
-        mib(after.saturating_sub(before)) < 60.0,
+        mib(after.saturating_sub(before)) < 110.0,
         "{:.0} MiB more",
         mib(after - before)
     );
