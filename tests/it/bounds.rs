@@ -222,7 +222,9 @@ async fn a_body_and_a_result_of_20_mb_are_held_some_times_and_not_kept() {
         mib(after),
         mib(most)
     );
-    assert!(mib(most - before) < 160.0, "{:.0} MiB at most", mib(most));
+    // The message, the driver's copy of it, its body, the value, the result and what is sent of it, 20 to 27 MB each; and what
+    // glibc has not given back of the task before.
+    assert!(mib(most - before) < 200.0, "{:.0} MiB at most", mib(most));
     // glibc keeps as much as 64 MiB for the next time, once something so large was freed.
     assert!(
         mib(after.saturating_sub(before)) < 110.0,
