@@ -1,6 +1,6 @@
-//! The processes of a program and of all that it has started, counted again and again. Limits of a process are for each one alone:
-//! a program that starts a thousand would have a thousand times its memory, and the kernel's own bound on processes
-//! (`RLIMIT_NPROC`) counts all of a user's, the worker's and those of others, and does not hold for root.
+//! The processes of a program and of all that it has started, counted again and again. Limits of a process are for each
+//! one alone: a program that starts a thousand would have a thousand times its memory, and the kernel's own bound on
+//! processes (`RLIMIT_NPROC`) counts all of a user's, the worker's and those of others, and does not hold for root.
 
 use std::path::Path;
 use std::time::Duration;

@@ -52,9 +52,10 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Options {
     /// A message held for longer than this without a sign of life goes back to its queue. Whole seconds.
     pub visibility_timeout: Duration,
-    /// What we hold goes back to its queue when it was not kept fresh for this long, if that is sooner than the visibility
-    /// timeout: the messages of a worker that died are delivered again so soon. Whole seconds. It is noted as if it was held since longer,
-    /// so all who take from these queues need the same visibility timeout, as they do for Celery.
+    /// What we hold goes back to its queue when it was not kept fresh for this long, if that is sooner than the
+    /// visibility timeout: the messages of a worker that died are delivered again so soon. Whole seconds. It is noted
+    /// as if it was held since longer, so all who take from these queues need the same visibility timeout, as they do
+    /// for Celery.
     pub lease: Option<Duration>,
     /// Priorities that have a list of their own.
     pub priority_steps: Vec<u8>,
@@ -66,8 +67,8 @@ pub struct Options {
     pub fanout_prefix: String,
     /// The routing key is part of that channel.
     pub fanout_patterns: bool,
-    /// What is known of queues (`task_queues`): those that are bound in another way than to the direct exchange of their
-    /// own name, or that expire.
+    /// What is known of queues (`task_queues`): those that are bound in another way than to the direct exchange of
+    /// their own name, or that expire.
     pub queues: Vec<Queue>,
     /// Which queue is looked at first.
     pub queue_order_strategy: QueueOrder,
@@ -75,8 +76,8 @@ pub struct Options {
     pub max_message_bytes: usize,
     /// Longest dead-letter list.
     pub dead_limit: usize,
-    /// A message that is delivered more often than this goes to the dead-letter list: it probably kills its workers. One
-    /// that was only held when its worker died counts as well.
+    /// A message that is delivered more often than this goes to the dead-letter list: it probably kills its workers.
+    /// One that was only held when its worker died counts as well.
     pub max_deliveries: u32,
     /// Who we are, for dead letters: the node name of a worker.
     pub node: String,
@@ -112,7 +113,8 @@ impl Options {
             .map_or(self.visibility_timeout, |lease| lease.min(self.visibility_timeout))
     }
 
-    /// How much earlier than now what we hold is said to have come, in seconds, so that it is overdue when its lease ends.
+    /// How much earlier than now what we hold is said to have come, in seconds, so that it is overdue when its lease
+    /// ends.
     fn lease_shift(&self) -> u64 {
         (self.visibility_timeout - self.lease()).as_secs()
     }
@@ -341,8 +343,8 @@ impl Broker {
         Ok(replies.into_iter().step_by(2).map(count).sum())
     }
 
-    /// Asks for news of keys. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more often
-    /// instead, every `pause`.
+    /// Asks for news of keys. A server that cannot tell (no `CLIENT TRACKING`, or an ACL without it) is asked more
+    /// often instead, every `pause`.
     pub async fn watch(&self, keys: &[Arc<str>], pause: Duration) {
         let mut prefixes: Vec<String> = keys.iter().map(|key| self.keys.name(key)).collect();
         prefixes.sort();

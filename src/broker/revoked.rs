@@ -1,5 +1,5 @@
-//! What is revoked, kept for workers that are not there to hear it. Celery tells it to whoever listens, and to nobody else: a
-//! task whose worker was killed, or that no worker was up for, would run all the same.
+//! What is revoked, kept for workers that are not there to hear it. Celery tells it to whoever listens, and to nobody
+//! else: a task whose worker was killed, or that no worker was up for, would run all the same.
 
 use std::time::Duration;
 

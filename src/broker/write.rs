@@ -26,15 +26,15 @@ pub enum End {
     Tail,
 }
 
-/// So many of the newest in its list are looked at for a message whose sending was not answered; where no more are held, those
-/// too, as long as they are no larger.
+/// So many of the newest in its list are looked at for a message whose sending was not answered; where no more are
+/// held, those too, as long as they are no larger.
 const NEWEST: usize = 1024;
 const HELD: usize = 128;
 const HELD_BYTES: usize = 64 << 10;
 
-/// One change. All but [`Publish`](Self::Publish) and [`Broadcast`](Self::Broadcast) may be repeated after a lost
-/// reply without effect; those two then happen twice, as does a [`Hold`](Self::Hold) that somebody else took, because its lease
-/// had run out before the repetition came.
+/// One change. All but [`Publish`](Self::Publish) and [`Broadcast`](Self::Broadcast) may be repeated after a lost reply
+/// without effect; those two then happen twice, as does a [`Hold`](Self::Hold) that somebody else took, because its
+/// lease had run out before the repetition came.
 #[derive(Debug)]
 pub enum Write {
     /// A held message is done with.
@@ -460,8 +460,8 @@ impl Broker {
         }
     }
 
-    /// Sends a message whose sending was not answered, unless it can be seen that it was sent: not answered is not refused, and twice
-    /// is run twice. `None` for what goes through an exchange.
+    /// Sends a message whose sending was not answered, unless it can be seen that it was sent: not answered is not
+    /// refused, and twice is run twice. `None` for what goes through an exchange.
     pub(crate) fn again(&self, write: &Write) -> Option<Cmd> {
         let Write::Publish {
             exchange,

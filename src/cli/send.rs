@@ -26,8 +26,8 @@ const SILENCE: Duration = Duration::from_secs(600);
 /// How long a result may take that is there already.
 const SOON: Duration = Duration::from_secs(10);
 
-/// `orchestra send math.add 2 3`, `orchestra send orchestra.run -k template=summarize -k params='{"text": "…"}'`, or with the
-/// options of `celery call`.
+/// `orchestra send math.add 2 3`, `orchestra send orchestra.run -k template=summarize -k params='{"text": "…"}'`, or
+/// with the options of `celery call`.
 #[derive(Debug, Args)]
 pub(super) struct Send {
     /// Name of the task
@@ -264,7 +264,8 @@ async fn unless_interrupted<T>(id: &str, what: impl Future<Output = Result<T, St
     }
 }
 
-/// Waits for a result and prints it; a failed task is exit code 1. `left` is what is left of the time that somebody gave it.
+/// Waits for a result and prints it; a failed task is exit code 1. `left` is what is left of the time that somebody
+/// gave it.
 async fn show(pending: &Pending, left: Duration, given: Duration) -> Result<ExitCode, Stopped> {
     match pending.get::<Value>(left).await {
         Err(Error::Timeout { id, .. }) => {

@@ -162,8 +162,8 @@ impl Signals {
         Ok(Self { failed })
     }
 
-    /// The exit code that Celery has: 0 after SIGTERM or `shutdown`, 1 after SIGINT or a cold stop (P-115); and 1 when something
-    /// that ended is not in Redis.
+    /// The exit code that Celery has: 0 after SIGTERM or `shutdown`, 1 after SIGINT or a cold stop (P-115); and 1 when
+    /// something that ended is not in Redis.
     pub(super) fn code(&self, exit: Exit) -> ExitCode {
         let failed = self.failed.load(Ordering::Relaxed) || exit != Exit::Warm;
         ExitCode::from(u8::from(failed))

@@ -63,8 +63,8 @@ impl Client {
         asked.map(|()| answers)
     }
 
-    /// What all workers are told not to run is noted first: one that is not there reads it when it comes. Where Redis does
-    /// not let us, those that hear it do.
+    /// What all workers are told not to run is noted first: one that is not there reads it when it comes. Where Redis
+    /// does not let us, those that hear it do.
     async fn note_revoked(&self, method: &str, arguments: &Value, destination: Option<&[String]>) -> Result<(), Error> {
         if destination.is_some() || !matches!(method, "revoke" | "terminate") {
             return Ok(());

@@ -64,7 +64,9 @@ settings! {
     broker_url: String = "redis://127.0.0.1:6379/0",
     /// Redis URL of the result backend; `disabled` stores no results. Also `CELERY_RESULT_BACKEND`.
     result_backend: String = "the broker",
-    /// Queues to consume: names, or a table of names with `exchange`, `exchange_type` (direct, topic, fanout), `routing_key`, `expires` (seconds), `max_priority`. A fanout queue is told to every worker. Without it `task_default_queue` alone.
+    /// Queues to consume: names, or a table of names with `exchange`, `exchange_type` (direct, topic, fanout),
+    /// `routing_key`, `expires` (seconds), `max_priority`. A fanout queue is told to every worker. Without it
+    /// `task_default_queue` alone.
     task_queues: Queues = "[\"celery\"]",
     /// Use queues that `task_queues` does not name; `false` makes them an error.
     task_create_missing_queues: bool = "true",
@@ -72,7 +74,8 @@ settings! {
     accept_content: Words = "[\"json\"]",
     /// Serializer of messages that are sent: json, or auth, which is JSON signed with `security_key`.
     task_serializer: String = "json",
-    /// Certificates whose signatures are believed: a file, a folder of files, or a path that ends in a pattern with `*`. PEM.
+    /// Certificates whose signatures are believed: a file, a folder of files, or a path that ends in a pattern with
+    /// `*`. PEM.
     security_cert_store: String = "none",
     /// Certificate under whose name is signed. PEM.
     security_certificate: PathBuf = "none",
@@ -86,7 +89,8 @@ settings! {
     worker_concurrency: usize = "number of CPUs",
     /// Messages held per place to run; 0 is without bound.
     worker_prefetch_multiplier: u32 = "4",
-    /// Memory that held messages may take, in bytes; those that wait for their ETA count. With none left no more are taken.
+    /// Memory that held messages may take, in bytes; those that wait for their ETA count. With none left no more are
+    /// taken.
     worker_prefetch_bytes: usize = "1073741824",
     /// Results and messages that may wait for Redis, in bytes. Beyond them no task is started and no message taken.
     worker_backlog_bytes: usize = "268435456",
@@ -108,7 +112,8 @@ settings! {
     worker_soft_shutdown_timeout: Seconds = "0",
     /// With `worker_soft_shutdown_timeout`: wait also when nothing runs.
     worker_enable_soft_shutdown_on_idle: bool = "false",
-    /// Cancel tasks with late acks when the connection to Redis is lost; they run again. Without it they run to their end, and are acknowledged when Redis is back.
+    /// Cancel tasks with late acks when the connection to Redis is lost; they run again. Without it they run to their
+    /// end, and are acknowledged when Redis is back.
     worker_cancel_long_running_tasks_on_connection_loss: bool = "false",
     /// Most messages that are held, those that wait for their ETA among them.
     worker_eta_task_limit: usize = "none",
@@ -116,7 +121,8 @@ settings! {
     worker_disable_prefetch: bool = "false",
     /// Ignore rate limits.
     worker_disable_rate_limits: bool = "false",
-    /// Let tenants take turns by what they use, where they would wait for each other: where the tenant of a task stands, the first that is there of `header:NAME` (or stamp), `kwarg:NAME`, `queue:PATTERN`; see docs/sharing.md.
+    /// Let tenants take turns by what they use, where they would wait for each other: where the tenant of a task
+    /// stands, the first that is there of `header:NAME` (or stamp), `kwarg:NAME`, `queue:PATTERN`; see docs/sharing.md.
     worker_fair_by: Words = "[]",
     /// With `worker_fair_by`: messages that are held to choose from, by all workers together.
     worker_fair_lookahead: usize = "1000",
@@ -128,7 +134,8 @@ settings! {
     worker_pool_restarts: bool = "false",
     /// Keep what was revoked in this file, across restarts (`--statedb`).
     worker_state_db: PathBuf = "none",
-    /// Address of an HTTP server for `/metrics` (Prometheus), `/healthz` and `/readyz`; `:PORT` is this machine only (`--metrics-addr`).
+    /// Address of an HTTP server for `/metrics` (Prometheus), `/healthz` and `/readyz`; `:PORT` is this machine only
+    /// (`--metrics-addr`).
     worker_metrics_addr: String = "none",
     /// Hard time limit of tasks that have none, in seconds.
     task_time_limit: Seconds = "none",
@@ -140,7 +147,8 @@ settings! {
     task_acks_on_failure_or_timeout: bool = "true",
     /// The same for tasks that failed alone.
     task_acks_on_failure: bool = "task_acks_on_failure_or_timeout",
-    /// The same for tasks that ran into their time limit alone; those that are not acknowledged run again, as often as `max_deliveries` allows.
+    /// The same for tasks that ran into their time limit alone; those that are not acknowledged run again, as often as
+    /// `max_deliveries` allows.
     task_acks_on_timeout: bool = "task_acks_on_failure_or_timeout",
     /// With late acks: a task whose child process was lost goes back to its queue, as often as `max_deliveries` allows.
     task_reject_on_worker_lost: bool = "false",
@@ -152,7 +160,8 @@ settings! {
     task_default_priority: u8 = "none",
     /// Priority of what a task sends without one: its own.
     task_inherit_parent_priority: bool = "false",
-    /// Call the error callbacks of a chord for each member of its header that fails as well, and not only for its body. For what this worker links: in chains, and in the place of a task that was replaced.
+    /// Call the error callbacks of a chord for each member of its header that fails as well, and not only for its body.
+    /// For what this worker links: in chains, and in the place of a task that was replaced.
     task_allow_error_cb_on_chord_header: bool = "false",
     /// Store the state STARTED of every task.
     task_track_started: bool = "false",
@@ -162,7 +171,10 @@ settings! {
     task_store_errors_even_if_ignored: bool = "false",
     /// With late acks: a message that was delivered before is not run again when its task has a SUCCESS already.
     worker_deduplicate_successful_tasks: bool = "false",
-    /// Where tasks go, by name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`, or `[["feed.*", "feeds"], …]`, where the first pattern that fits wins. With `queue`, `exchange`, `routing_key`, `priority` and what else `apply_async` takes. A list of tables is asked in its order; of one table a whole name comes first, then the longest pattern. For what tasks, beat and the `orchestra` program send.
+    /// Where tasks go, by name or pattern with `*`: `{"feed.*" = {queue = "feeds"}}`, or `[["feed.*", "feeds"], …]`,
+    /// where the first pattern that fits wins. With `queue`, `exchange`, `routing_key`, `priority` and what else
+    /// `apply_async` takes. A list of tables is asked in its order; of one table a whole name comes first, then the
+    /// longest pattern. For what tasks, beat and the `orchestra` program send.
     task_routes: RouteTable = "{}",
     /// Queue of tasks that name none and have no route; a worker consumes it where `task_queues` says nothing.
     task_default_queue: String = "celery",
@@ -184,9 +196,11 @@ settings! {
     max_body_bytes: usize = "67108864",
     /// Longest id or name of a task in a message, in bytes; one that is longer goes to the dead letters.
     max_name_bytes: usize = "255",
-    /// Most levels of lists and objects within each other in arguments, 127 at most; what is deeper goes to the dead letters.
+    /// Most levels of lists and objects within each other in arguments, 127 at most; what is deeper goes to the dead
+    /// letters.
     max_depth: usize = "127",
-    /// Largest remote control request, in bytes, and what YAML or msgpack in it become as JSON, 64 MiB at most; a larger one is not read. Elections, and stamps that are revoked, keep so much together.
+    /// Largest remote control request, in bytes, and what YAML or msgpack in it become as JSON, 64 MiB at most; a
+    /// larger one is not read. Elections, and stamps that are revoked, keep so much together.
     max_control_bytes: usize = "16777216",
     /// Largest result, in bytes of JSON: a task that returns more fails with `ResultTooLarge`.
     max_result_bytes: usize = "67108864",
@@ -196,9 +210,14 @@ settings! {
     event_exchange: String = "celeryev",
     /// Name of the control exchange, without `.pidbox`.
     control_exchange: String = "celery",
-    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`, `queue_order_strategy`, `fanout_prefix`, `fanout_patterns`, `master_name` and `sentinel_kwargs` (`username`, `password`) for Sentinels; ours: `lease` (seconds; what a worker holds is delivered again when it gave no sign of life for so long, if that is sooner than `visibility_timeout`, which must then be the same for all who take from these queues), `max_message_bytes` (67108864), `max_deliveries` (5), `dead_limit` (10000).
+    /// Of kombu's: `visibility_timeout` (seconds, 3600), `global_keyprefix`, `priority_steps`, `sep`,
+    /// `queue_order_strategy`, `fanout_prefix`, `fanout_patterns`, `master_name` and `sentinel_kwargs` (`username`,
+    /// `password`) for Sentinels; ours: `lease` (seconds; what a worker holds is delivered again when it gave no sign
+    /// of life for so long, if that is sooner than `visibility_timeout`, which must then be the same for all who take
+    /// from these queues), `max_message_bytes` (67108864), `max_deliveries` (5), `dead_limit` (10000).
     broker_transport_options: TransportOptions = "{}",
-    /// Of Celery's: `global_keyprefix`, `result_chord_ordered` (true), `master_name` and `sentinel_kwargs` for Sentinels.
+    /// Of Celery's: `global_keyprefix`, `result_chord_ordered` (true), `master_name` and `sentinel_kwargs` for
+    /// Sentinels.
     result_backend_transport_options: ResultTransportOptions = "{}",
     /// Periodic tasks by name, in the form of Celery's `beat_schedule`; see docs/beat.md.
     beat_schedule: BTreeMap<String, toml::Value> = "{}",
@@ -214,7 +233,8 @@ settings! {
     timezone: String = "UTC",
     /// DEBUG, INFO, WARNING, ERROR or CRITICAL.
     log_level: String = "WARNING",
-    /// Names of arguments and log fields whose values are never shown, besides `password`, `token`, `api_key` and the like (docs/monitoring.md); `-token` takes one from the list.
+    /// Names of arguments and log fields whose values are never shown, besides `password`, `token`, `api_key` and the
+    /// like (docs/monitoring.md); `-token` takes one from the list.
     redact_names: Words = "[]",
     /// Log as JSON, one object per line.
     log_json: bool = "false",
@@ -222,23 +242,31 @@ settings! {
     ai_templates: PathBuf = "templates",
     /// Folder of task files.
     ai_tasks: PathBuf = "tasks",
-    /// Model servers: URLs, or tables with `url`, `kind` (`ollama`, `openai`), `weight` (1), `max_parallel` (4), `max_loaded` (3), `vram` (bytes), `models`, `api_key_env`, `api_key_file`, `headers`; see docs/fleet.md. Also `OLLAMA_HOST`.
+    /// Model servers: URLs, or tables with `url`, `kind` (`ollama`, `openai`), `weight` (1), `max_parallel` (4),
+    /// `max_loaded` (3), `vram` (bytes), `models`, `api_key_env`, `api_key_file`, `headers`; see docs/fleet.md. Also
+    /// `OLLAMA_HOST`.
     ai_hosts: Hosts = "[\"http://127.0.0.1:11434\"]",
-    /// How models are loaded, the same for all calls, by model: `num_ctx`, `options`, `keep_alive`, `shift`; and `max_parallel`, its calls at once on all hosts together.
+    /// How models are loaded, the same for all calls, by model: `num_ctx`, `options`, `keep_alive`, `shift`; and
+    /// `max_parallel`, its calls at once on all hosts together.
     ai_models: BTreeMap<String, Profile> = "{}",
     /// Models that a host may fetch when a call asks for one that none has; with `*`.
     ai_pull: Words = "[]",
     /// Seconds that a call for a model in no memory lets those go first whose model is.
     ai_switch_after: Seconds = "30",
-    /// How many tasks that a worker holds may run before one that came earlier, because their model is in memory and its is not; for as long as `ai_switch_after` at most. `0` keeps the order.
+    /// How many tasks that a worker holds may run before one that came earlier, because their model is in memory and
+    /// its is not; for as long as `ai_switch_after` at most. `0` keeps the order.
     ai_overtaking: u32 = "16",
-    /// How the host of a call is chosen: `warm-first`, `least-busy`, `latency`, `weighted`, or `sticky(NAME)` for the same one for each value of the header NAME; see docs/fleet.md.
+    /// How the host of a call is chosen: `warm-first`, `least-busy`, `latency`, `weighted`, or `sticky(NAME)` for the
+    /// same one for each value of the header NAME; see docs/fleet.md.
     ai_routing: Strategy = "warm-first",
     /// Seconds a call waits for a place on a host before its task is tried again later.
     ai_queue_timeout: Seconds = "3600",
-    /// Bounds on use: tables with `tokens` or `seconds`, `per` (`hour`, `day`, `month`), of which `task`, `template`, `model`, `tenant`, and `downgrade_to`, without which calls are refused.
+    /// Bounds on use: tables with `tokens` or `seconds`, `per` (`hour`, `day`, `month`), of which `task`, `template`,
+    /// `model`, `tenant`, and `downgrade_to`, without which calls are refused.
     ai_budgets: Vec<Budget> = "[]",
-    /// Limits in a time, of all workers together: tables with `requests` or `tokens` a minute or `gpu_seconds` an hour, of which `task`, `template`, `model`, `tenant`, `each` (one limit for each value of one of these or of a header), and `burst`, the seconds whose share may come at once; see docs/fleet.md.
+    /// Limits in a time, of all workers together: tables with `requests` or `tokens` a minute or `gpu_seconds` an hour,
+    /// of which `task`, `template`, `model`, `tenant`, `each` (one limit for each value of one of these or of a
+    /// header), and `burst`, the seconds whose share may come at once; see docs/fleet.md.
     ai_rate_limits: Vec<Rate> = "[]",
     /// Keep what was asked in the record of each call; otherwise only its hash.
     ai_record_prompts: bool = "false",
@@ -258,7 +286,8 @@ settings! {
     ai_max_tokens: u64 = "32768",
     /// Largest answer of a model, in bytes.
     ai_max_answer_bytes: usize = "16777216",
-    /// Single texts of tasks that run at the same time go to a model together, so many at most, 64 being the most of one request; 1 sends each alone.
+    /// Single texts of tasks that run at the same time go to a model together, so many at most, 64 being the most of
+    /// one request; 1 sends each alone.
     ai_embed_batch: usize = "64",
     /// Seconds that the first of them waits for others.
     ai_embed_wait: Seconds = "0.005",
@@ -274,7 +303,8 @@ settings! {
     ai_write_paths: Words = "[]",
     /// Programs that templates may run, by name or path (`execute_script`; `git` for `git_clone`).
     ai_programs: Words = "[]",
-    /// Servers that templates may ask: `api.example.com`, `*.example.com`, `host:port`, an address, a network such as `10.0.0.0/8`. A name may lead to public addresses and to those that are named here.
+    /// Servers that templates may ask: `api.example.com`, `*.example.com`, `host:port`, an address, a network such as
+    /// `10.0.0.0/8`. A name may lead to public addresses and to those that are named here.
     ai_http_hosts: Words = "[]",
     /// Seconds of computing that a program of a template may take.
     ai_program_cpu: Seconds = "60",

@@ -130,8 +130,8 @@ pub(crate) fn refusal(words: impl std::fmt::Display) -> String {
     words
 }
 
-/// The code of a refusal. Redis before 7 puts what a script was refused into words of its own: `ERR Error running script (…):
-/// …: -OOM command not allowed`.
+/// The code of a refusal. Redis before 7 puts what a script was refused into words of its own:
+/// `ERR Error running script (…): …: -OOM command not allowed`.
 pub(super) fn code(error: &ServerError) -> &str {
     let inner = || {
         let text = error.details()?.strip_prefix("Error running script")?;
@@ -144,8 +144,8 @@ pub(super) fn is_transient_code(code: &str) -> bool {
     TRANSIENT.contains(&code)
 }
 
-/// Whether a Redis is there that will be well in a moment: it took the connection and dropped it, does not come to answer,
-/// or says so itself.
+/// Whether a Redis is there that will be well in a moment: it took the connection and dropped it, does not come to
+/// answer, or says so itself.
 pub(super) fn is_about_to_come(error: &RedisError) -> bool {
     let dropped = error.is_connection_dropped() && !error.is_connection_refusal();
     dropped

@@ -1,9 +1,9 @@
 //! A connection that comes back by itself.
 //!
 //! A supervisor owns the making of connections; everybody else uses the one that stands. Every command has a deadline
-//! and an idle connection is asked for a sign of life, so that a half-open one is found within seconds. What is heard by
-//! pub/sub comes on a connection of its own: a server closes one that subscribes as soon as 32 MB of answers wait for
-//! it (`client-output-buffer-limit pubsub`), so that one large message would stop a worker.
+//! and an idle connection is asked for a sign of life, so that a half-open one is found within seconds. What is heard
+//! by pub/sub comes on a connection of its own: a server closes one that subscribes as soon as 32 MB of answers wait
+//! for it (`client-output-buffer-limit pubsub`), so that one large message would stop a worker.
 
 mod hear;
 mod open;
@@ -116,8 +116,8 @@ struct Setup {
 }
 
 impl Link {
-    /// Connects. One that is there and not ready yet (it loads its data, has no time to answer, or dropped us because it is being started again) is
-    /// waited for, some seconds; one that is not there is not.
+    /// Connects. One that is there and not ready yet (it loads its data, has no time to answer, or dropped us because
+    /// it is being started again) is waited for, some seconds; one that is not there is not.
     ///
     /// # Errors
     /// The server cannot be reached; the text says which and what to do.
@@ -228,8 +228,8 @@ impl Link {
         renewed.map_or(0, |current| current.as_ref().map_or(0, |(number, _)| *number))
     }
 
-    /// Says that so many bytes went over it at once. The buffers of a connection grow and never shrink: after much it is
-    /// followed by another, soon and without a word, so that one large message does not take its memory for ever.
+    /// Says that so many bytes went over it at once. The buffers of a connection grow and never shrink: after much it
+    /// is followed by another, soon and without a word, so that one large message does not take its memory for ever.
     pub fn carried(&self, bytes: usize) {
         if bytes > BULKY {
             self.shared.bulky.store(true, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! A URL that stands in a file (`ORCHESTRA_BROKER_URL_FILE`), because there is a password in it: whoever changes the password
-//! writes the file anew, and what runs reads it again when it is refused.
+//! A URL that stands in a file (`ORCHESTRA_BROKER_URL_FILE`), because there is a password in it: whoever changes the
+//! password writes the file anew, and what runs reads it again when it is refused.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +29,8 @@ impl Secret {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the file again. Only credentials may be others: what is held, and what waits to be written, belongs to one place.
+    /// Reads the file again. Only credentials may be others: what is held, and what waits to be written, belongs to one
+    /// place.
     pub(super) fn read_again(&self) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.path.display();

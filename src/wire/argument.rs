@@ -1,5 +1,5 @@
-//! Arguments of remote control requests. One may be a list of a hundred thousand ids: as a tree it would be as many allocations,
-//! whose holes the memory of a process keeps.
+//! Arguments of remote control requests. One may be a list of a hundred thousand ids: as a tree it would be as many
+//! allocations, whose holes the memory of a process keeps.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -123,8 +123,8 @@ pub fn decode_reply(payload: &[u8], accept: &Accept) -> Result<(Option<String>, 
     Ok((ticket, answers))
 }
 
-/// Headers and body of a message on a fanout or reply exchange. `limit` is for bodies that are not JSON, which is never larger
-/// than what it came in.
+/// Headers and body of a message on a fanout or reply exchange. `limit` is for bodies that are not JSON, which is never
+/// larger than what it came in.
 pub(super) fn open<T: serde::de::DeserializeOwned>(
     payload: &[u8],
     accept: &Accept,

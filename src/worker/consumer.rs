@@ -424,8 +424,8 @@ impl Consumer {
         let stuck = self.outbox.stuck();
         let new = self.staying.len() + stuck.len();
         tags.extend(self.staying.keys().cloned().chain(stuck));
-        // A keeper that is still busy with the last round keeps these in its next one. It is told of nothing, too: then there
-        // is nothing that it could not renew.
+        // A keeper that is still busy with the last round keeps these in its next one. It is told of nothing, too: then
+        // there is nothing that it could not renew.
         let _ = self.held.try_send(Held { tags, new });
     }
 

@@ -81,8 +81,8 @@ impl Scribe {
     }
 
     /// Appends the writes of what leaves the worker to `out`; what concerns the loop itself goes to `local`. `children`
-    /// is what the run has sent; what follows it comes to that. Why the task failed behind its run, if it did: what was to follow
-    /// cannot be made.
+    /// is what the run has sent; what follows it comes to that. Why the task failed behind its run, if it did: what was
+    /// to follow cannot be made.
     pub(crate) fn write(
         &self,
         effects: &mut Vec<Effect>,
@@ -217,8 +217,8 @@ impl Scribe {
         let extended = self.result_extended.then(|| self.extended(request));
         let date = clock::iso(clock::now());
         let (group, parent) = (headers.group.as_deref(), headers.parent_id.as_deref());
-        // Who sends a task listens before; of what follows it a client hears only once it asks. The last of a chain is asked
-        // for, what is in between mostly not.
+        // Who sends a task listens before; of what follows it a client hears only once it asks. The last of a chain is
+        // asked for, what is in between mostly not.
         let chain = request.embed.as_ref().and_then(|embed| embed.chain.as_ref());
         let late = parent.is_some() && chain.is_none_or(Rest::is_empty);
         match content {
@@ -318,7 +318,8 @@ impl Scribe {
         })
     }
 
-    /// Where a message goes once more: where it was sent, or where a new one of its task would go if that is not written.
+    /// Where a message goes once more: where it was sent, or where a new one of its task would go if that is not
+    /// written.
     fn back(&self, request: &Request) -> Result<Destination, String> {
         let properties = &request.message.properties;
         match properties.routing_key() {

@@ -259,8 +259,8 @@ impl Fetcher {
         }
     }
 
-    /// Waits for a share of the prefetch count; `None` when the worker stops. While there is none nothing is looked for, and
-    /// who is curious need not wait.
+    /// Waits for a share of the prefetch count; `None` when the worker stops. While there is none nothing is looked
+    /// for, and who is curious need not wait.
     async fn credit(&mut self, curious: &mut Vec<oneshot::Sender<()>>) -> Option<tokio::sync::OwnedSemaphorePermit> {
         while self.outbox.is_full() {
             tokio::select! {

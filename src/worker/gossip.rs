@@ -136,8 +136,8 @@ impl Gossip {
         self.elections.values().map(|election| election.bytes).sum::<usize>() + bytes <= self.room
     }
 
-    /// A vote came; how many of them are to be acknowledged now. A Python worker that hears of an acknowledgement before
-    /// it has two votes ends with an `IndexError`: so nothing is acknowledged before everybody has voted.
+    /// A vote came; how many of them are to be acknowledged now. A Python worker that hears of an acknowledgement
+    /// before it has two votes ends with an `IndexError`: so nothing is acknowledged before everybody has voted.
     fn voted(&mut self, id: &str, vote: Vote, now: Instant) -> usize {
         let (others, bytes) = (self.nodes.len(), vote.bytes());
         if !self.has_room(bytes) {

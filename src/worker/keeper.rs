@@ -37,8 +37,8 @@ pub(crate) enum Kept {
 /// What is held.
 pub(crate) struct Held {
     pub tags: Vec<Tag>,
-    /// So many, the last of them, are on their way to Redis, or their acks are: that they are not there does not mean that
-    /// others have them.
+    /// So many, the last of them, are on their way to Redis, or their acks are: that they are not there does not mean
+    /// that others have them.
     pub new: usize,
 }
 

@@ -1,5 +1,6 @@
-//! Reads what was noted as revoked, and says hello to the neighbours (`celery.worker.consumer.mingle`), at start and whenever the connection was lost in
-//! between: they tell what was revoked while we could not hear it, and how late it is by the Lamport clock.
+//! Reads what was noted as revoked, and says hello to the neighbours (`celery.worker.consumer.mingle`), at start and
+//! whenever the connection was lost in between: they tell what was revoked while we could not hear it, and how late it
+//! is by the Lamport clock.
 //!
 //! Celery waits a second for answers. Redis says how many heard the question, so we wait no longer than until they have
 //! answered, and not at all when we are alone.

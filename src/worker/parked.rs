@@ -25,8 +25,8 @@ pub(super) const FAR: Duration = Duration::from_secs(3);
 const LEAD: Duration = Duration::from_secs(1);
 /// Messages read at once: bounds how long one script occupies Redis.
 const BATCH: usize = 128;
-/// Messages on their way back, at most; together with those that are kept, at most twice as many as are kept whole: what
-/// is due at one moment comes as fast as it is run.
+/// Messages on their way back, at most; together with those that are kept, at most twice as many as are kept whole:
+/// what is due at one moment comes as fast as it is run.
 const AWAY: usize = 1024;
 /// Beyond this messages are kept whole, and the bound of those holds.
 const MOST: usize = 8_000_000;

@@ -13,8 +13,8 @@ use crate::task::Context;
 
 /// The end of a run. A run that was cancelled has no outcome; its end still says that the place is free.
 pub(crate) struct Ended {
-    /// Its place: free when the loop has noted the end. Ends wait for the loop, and each may have a result in memory, so there must
-    /// not be more of them than places.
+    /// Its place: free when the loop has noted the end. Ends wait for the loop, and each may have a result in memory,
+    /// so there must not be more of them than places.
     pub slot: OwnedSemaphorePermit,
     pub key: Key,
     pub run: RunId,

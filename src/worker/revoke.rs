@@ -1,5 +1,5 @@
-//! What must not run: task ids, bounded in number, length and age (`celery.worker.state.revoked`, a `LimitedSet`), and stamps
-//! (`revoked_stamps`), bounded in number and bytes.
+//! What must not run: task ids, bounded in number, length and age (`celery.worker.state.revoked`, a `LimitedSet`), and
+//! stamps (`revoked_stamps`), bounded in number and bytes.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;

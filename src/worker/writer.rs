@@ -1,11 +1,12 @@
 //! Sends what was decided: everything that waits leaves in one pipeline per server, as soon as the last one is
 //! answered. Nothing waits for more, but late acks that are alone, for a millisecond.
 //!
-//! Order: the sizes of chords, what follows (next steps, retries), results and streams, events; and when Redis has taken all of
-//! these, with the next flush, acks; where there are error callbacks, those with the next and acks with the one behind it. A crash
-//! between two of them repeats work; it never loses any: a message is acknowledged when what it led to is in Redis, also where
-//! Redis refuses the one for lack of memory and would do the other. What it refuses for good is in [`unsent`](super::unsent).
-//! While Redis cannot be reached the batch waits, and what was not answered is sent again: every write but a publish is idempotent.
+//! Order: the sizes of chords, what follows (next steps, retries), results and streams, events; and when Redis has
+//! taken all of these, with the next flush, acks; where there are error callbacks, those with the next and acks with
+//! the one behind it. A crash between two of them repeats work; it never loses any: a message is acknowledged when what
+//! it led to is in Redis, also where Redis refuses the one for lack of memory and would do the other. What it refuses
+//! for good is in [`unsent`](super::unsent). While Redis cannot be reached the batch waits, and what was not answered
+//! is sent again: every write but a publish is idempotent.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -104,7 +105,8 @@ impl Out {
         }
     }
 
-    /// Whether somebody waits for what it brings: a result, or a message that follows. Acks, events and answers are no loss.
+    /// Whether somebody waits for what it brings: a result, or a message that follows. Acks, events and answers are no
+    /// loss.
     fn matters(&self) -> bool {
         match self {
             Self::Broker(write) => matches!(write, broker::Write::Publish { .. } | broker::Write::Hold { .. }),
@@ -425,8 +427,8 @@ impl Writer {
                 () = std::future::ready(()), if !owed.is_empty() => {}
             }
             batch.fill(&mut inbox);
-            // A task that was acknowledged as it started may end before others get their turn: its result goes along, and
-            // need not wait until Redis has answered the ack.
+            // A task that was acknowledged as it started may end before others get their turn: its result goes along,
+            // and need not wait until Redis has answered the ack.
             for _ in 0..TURNS {
                 if !batch.has_only_acks() {
                     break;
@@ -601,7 +603,8 @@ impl Writer {
         }
     }
 
-    /// Sends a pipeline until Redis has taken it, but for what it refuses for good; and which messages stand in it from where on.
+    /// Sends a pipeline until Redis has taken it, but for what it refuses for good; and which messages stand in it from
+    /// where on.
     async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline, sent: &[(&Messages, usize)]) -> Said {
         let mut said = Said::default();
         if pipe.is_empty() {

@@ -1,4 +1,5 @@
-//! What a worker's memory grows by, whatever others say to it or ask of it. Figures are of a build without optimisation.
+//! What a worker's memory grows by, whatever others say to it or ask of it. Figures are of a build without
+//! optimisation.
 
 use std::time::{Duration, Instant};
 
@@ -62,8 +63,8 @@ async fn answers(client: &Client) {
     .await;
 }
 
-/// Hostnames, ids, stamps and votes that are far longer than any that is right: nothing of them stays, the log has short lines,
-/// and the worker answers as before.
+/// Hostnames, ids, stamps and votes that are far longer than any that is right: nothing of them stays, the log has
+/// short lines, and the worker answers as before.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_say_is_bounded_in_bytes() {
     let redis = Redis::start();
@@ -160,7 +161,8 @@ assert 'large' not in listed()
     assert!(log.contains("max_control_bytes: must be 1 to 67108864"), "{log}");
 }
 
-/// A hundred thousand ids in one message: each of them is REVOKED, tasks go on meanwhile, and the memory is what it was.
+/// A hundred thousand ids in one message: each of them is REVOKED, tasks go on meanwhile, and the memory is what it
+/// was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_thousand_revokes_in_one_message_leave_the_memory_as_it_was() {
     let redis = Redis::start();
@@ -199,8 +201,8 @@ async fn a_hundred_thousand_revokes_in_one_message_leave_the_memory_as_it_was() 
     assert!(mib(most - before) < 60.0, "{:.0} MiB at most", mib(most));
 }
 
-/// A body of 20 MB whose task gives all of it back, three times: the message, its body, the value and the result are there once
-/// each while it runs, and are gone after it.
+/// A body of 20 MB whose task gives all of it back, three times: the message, its body, the value and the result are
+/// there once each while it runs, and are gone after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_and_a_result_of_20_mb_are_held_some_times_and_not_kept() {
     let redis = Redis::start();
@@ -222,8 +224,8 @@ async fn a_body_and_a_result_of_20_mb_are_held_some_times_and_not_kept() {
         mib(after),
         mib(most)
     );
-    // The message, the driver's copy of it, its body, the value, the result and what is sent of it, 20 to 27 MB each; and what
-    // glibc has not given back of the task before.
+    // The message, the driver's copy of it, its body, the value, the result and what is sent of it, 20 to 27 MB each;
+    // and what glibc has not given back of the task before.
     assert!(mib(most - before) < 200.0, "{:.0} MiB at most", mib(most));
     // glibc keeps as much as 64 MiB for the next time, once something so large was freed.
     assert!(

@@ -188,8 +188,8 @@ async fn a_server_that_takes_no_writes_is_asked_again() {
     assert_eq!((claims.messages.len(), claims.unusable), (1, None));
 }
 
-/// How long a message that waits for its ETA stays ours is between its ETA and the server's clock: it must not depend on
-/// that of the worker, which may be an hour ahead.
+/// How long a message that waits for its ETA stays ours is between its ETA and the server's clock: it must not depend
+/// on that of the worker, which may be an hour ahead.
 #[tokio::test]
 async fn a_parked_message_is_ours_until_its_eta_whatever_our_clock_says() {
     let redis = Redis::start();

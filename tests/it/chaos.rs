@@ -1,6 +1,6 @@
-//! Chaos, counted: workers that are killed, stopped and frozen, connections that die in every way, a broker and a Redis of
-//! results that are restarted, all from one seed; and a ledger, another Redis, that no fault touches. Tasks of all kinds go through
-//! it. Nothing may be lost, stuck, failed, or run twice at the same time.
+//! Chaos, counted: workers that are killed, stopped and frozen, connections that die in every way, a broker and a Redis
+//! of results that are restarted, all from one seed; and a ledger, another Redis, that no fault touches. Tasks of all
+//! kinds go through it. Nothing may be lost, stuck, failed, or run twice at the same time.
 //!
 //! `make chaos SEED=7 MINUTES=60` runs it for as long as you like.
 

@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::proxy::Proxy;
 use crate::support::{LONG, Redis, Worker, until};
 
-/// A server closes a connection that subscribes as soon as 32 MB of answers wait for it: a message beyond that must come
-/// on another connection than remote control.
+/// A server closes a connection that subscribes as soon as 32 MB of answers wait for it: a message beyond that must
+/// come on another connection than remote control.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_larger_than_what_a_subscriber_may_get_is_taken() {
     let redis = Redis::start();
@@ -183,7 +183,8 @@ async fn a_stop_that_leaves_results_unwritten_is_told_from_one_that_does_not() {
     );
 }
 
-/// A worker has many connections to one Redis. Whoever reads its log sees one outage: when it began, and when it was over.
+/// A worker has many connections to one Redis. Whoever reads its log sees one outage: when it began, and when it was
+/// over.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_told_once_when_it_begins_and_once_when_it_is_over() {
     let mut redis = Redis::start();
@@ -245,7 +246,8 @@ async fn a_result_is_waited_for_while_redis_restarts() {
     assert_eq!(waiting.await.unwrap().unwrap(), "rested", "{}", worker.log());
 }
 
-/// Also by the first who waits, and by those who wait next to one who gives up; and who gave up has left nothing behind.
+/// Also by the first who waits, and by those who wait next to one who gives up; and who gave up has left nothing
+/// behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_no_longer_waits_for_a_result_leaves_nothing() {
     let mut redis = Redis::start();
@@ -370,8 +372,8 @@ async fn a_worker_that_starts_before_its_redis_is_ready_waits_for_it() {
     worker.wait_for_log("orchestra-worker: ready");
 }
 
-/// A queue is read in its order. What is due does not wait until all are read that have to wait for their ETA, and it keeps
-/// its order.
+/// A queue is read in its order. What is due does not wait until all are read that have to wait for their ETA, and it
+/// keeps its order.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_due_does_not_wait_behind_those_that_are_not() {
     const WAITING: usize = 20_000;
@@ -405,7 +407,8 @@ async fn what_is_due_does_not_wait_behind_those_that_are_not() {
     assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
 }
 
-/// Redis without memory refuses results, and would remove messages: a message is acknowledged when what it led to is there.
+/// Redis without memory refuses results, and would remove messages: a message is acknowledged when what it led to is
+/// there.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_acknowledged_before_its_result_is_stored() {
     let redis = Redis::start();

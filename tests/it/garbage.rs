@@ -1,4 +1,5 @@
-//! What no library would write, on queues and on the channels that workers listen to: each comes to an end that can be told.
+//! What no library would write, on queues and on the channels that workers listen to: each comes to an end that can be
+//! told.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,8 +13,8 @@ use serde_json::{Value, json};
 use crate::messages::message;
 use crate::support::{LONG, Redis, Worker, until};
 
-/// Numbers, texts and keys that a parser may stumble over, and what comes of each: its state, and whether it is kept as a dead
-/// letter.
+/// Numbers, texts and keys that a parser may stumble over, and what comes of each: its state, and whether it is kept as
+/// a dead letter.
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_numbers_and_texts_come_to_an_end() {
     const DEAD: bool = true;

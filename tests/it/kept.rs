@@ -93,7 +93,8 @@ async fn without_the_server_of_results_for_longer_than_a_lease_nothing_runs_agai
     }
 }
 
-/// An early ack leaves as the task starts, and does not wait for its result: one that ends its process shall not run again.
+/// An early ack leaves as the task starts, and does not wait for its result: one that ends its process shall not run
+/// again.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_early_ack_leaves_before_the_task_ends() {
     let redis = Redis::start();
@@ -127,7 +128,8 @@ async fn an_early_ack_leaves_before_the_task_ends() {
     assert!(first >= 22, "{first} of {ends} acks came before the end of their task");
 }
 
-/// Ends of quick tasks wait for the worker's loop; there are never more of them than places, however fast messages come.
+/// Ends of quick tasks wait for the worker's loop; there are never more of them than places, however fast messages
+/// come.
 #[tokio::test(flavor = "multi_thread")]
 async fn never_more_tasks_run_than_there_are_places() {
     let redis = Redis::start();

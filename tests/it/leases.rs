@@ -1,4 +1,5 @@
-//! Whose a held message is: of who holds it as long as he lives, whatever happens to Redis, and of the queue afterwards.
+//! Whose a held message is: of who holds it as long as he lives, whatever happens to Redis, and of the queue
+//! afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ fn has_run(redis: &Redis, id: &str) -> bool {
     redis.length("EXISTS", &format!("celery-task-meta-{id}")) == 1
 }
 
-/// Who was cut off renews when he is back; a worker that was started meanwhile, as supervisors do, takes nothing before.
+/// Who was cut off renews when he is back; a worker that was started meanwhile, as supervisors do, takes nothing
+/// before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_starts_as_redis_comes_back_takes_nothing_that_others_run() {
     let mut redis = Redis::start();
@@ -63,8 +65,8 @@ async fn a_worker_that_starts_as_redis_comes_back_takes_nothing_that_others_run(
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
-/// Held, and in no index: by a Python worker that died as it took it, or because the server evicted the index. Nobody is told
-/// of it by looking for what is overdue.
+/// Held, and in no index: by a Python worker that died as it took it, or because the server evicted the index. Nobody
+/// is told of it by looking for what is overdue.
 #[tokio::test(flavor = "multi_thread")]
 async fn held_messages_that_stand_in_no_index_are_found() {
     let redis = Redis::start();

@@ -1,8 +1,8 @@
 //! The integration tests: real processes, a real Redis for each test, and the stock Python client where it matters.
 //!
 //! They need `redis-server` on PATH, a Python with `celery[redis]` (`.venv` beside the package, or
-//! `ORCHESTRA_TEST_PYTHON`), and one with the oldest Celery (`.venv-oldest`, or `ORCHESTRA_TEST_OLDEST_PYTHON`). `make test`
-//! installs them.
+//! `ORCHESTRA_TEST_PYTHON`), and one with the oldest Celery (`.venv-oldest`, or `ORCHESTRA_TEST_OLDEST_PYTHON`).
+//! `make test` installs them.
 
 #![allow(
     clippy::unwrap_used,

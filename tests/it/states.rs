@@ -1,5 +1,5 @@
-//! The states of a Redis that refuses for a while, one after the other while tasks go through it: nothing is lost, no worker
-//! ends, and each of them is one outage at most.
+//! The states of a Redis that refuses for a while, one after the other while tasks go through it: nothing is lost, no
+//! worker ends, and each of them is one outage at most.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -262,8 +262,8 @@ async fn results_wait_for_a_result_redis_that_is_away() {
     assert_eq!(log.matches("; reconnecting").count(), 1, "{log}");
 }
 
-/// A password that stands in a file is read there again when the server does not know it any more: whoever changes it need
-/// not start workers again. Of the broker and of the results.
+/// A password that stands in a file is read there again when the server does not know it any more: whoever changes it
+/// need not start workers again. Of the broker and of the results.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_that_was_changed_is_read_again() {
     let servers = [(); 2].map(|()| Redis::start_with(&[&["--user", "admin", "on", ">admin", "~*", "&*", "+@all"]]));

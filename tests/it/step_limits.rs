@@ -1,5 +1,5 @@
-//! Bounds on what steps of templates do with the host: each of them, by its setting or as it is, ends the step with a word that
-//! names it, and the worker goes on.
+//! Bounds on what steps of templates do with the host: each of them, by its setting or as it is, ends the step with a
+//! word that names it, and the worker goes on.
 
 use std::time::{Duration, Instant};
 

@@ -28,7 +28,8 @@ pub struct Note {
 /// The ids of what Redis confirmed.
 #[derive(Default)]
 pub struct Sent {
-    /// With late acks: each is done, and succeeds. Retries, steps of chains, members and bodies of chords are among them.
+    /// With late acks: each is done, and succeeds. Retries, steps of chains, members and bodies of chords are among
+    /// them.
     pub late: Vec<String>,
     /// With early acks: each is done, unless its worker was killed while it ran.
     pub early: Vec<String>,

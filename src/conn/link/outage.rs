@@ -1,6 +1,6 @@
-//! The state of an outage. A program has several connections to one Redis, which break within a moment of each other and come
-//! back one by one; and a server that is not well may take a connection and refuse what comes on it, many times. All that is
-//! one outage to whoever reads the log: one line when it begins, one when it is over.
+//! The state of an outage. A program has several connections to one Redis, which break within a moment of each other
+//! and come back one by one; and a server that is not well may take a connection and refuse what comes on it, many
+//! times. All that is one outage to whoever reads the log: one line when it begins, one when it is over.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,7 +64,8 @@ struct Lasts {
 }
 
 impl Outage {
-    /// The one of an endpoint, by the name that is shown of it: whoever connects to the same place knows of the same outage.
+    /// The one of an endpoint, by the name that is shown of it: whoever connects to the same place knows of the same
+    /// outage.
     pub(super) fn of(endpoint: &str) -> Arc<Self> {
         static ALL: LazyLock<Mutex<HashMap<String, Weak<Outage>>>> = LazyLock::new(Mutex::default);
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,7 +113,8 @@ impl Outage {
         true
     }
 
-    /// The server does not know our login, and somebody has to know: whether that is so for the first time in this outage.
+    /// The server does not know our login, and somebody has to know: whether that is so for the first time in this
+    /// outage.
     pub(super) fn is_first_refusal(&self) -> bool {
         let mut state = self.state();
         let lasts = state.lasts.as_mut();
@@ -123,8 +125,8 @@ impl Outage {
         self.state().lasts.is_some()
     }
 
-    /// Asked from time to time while one lasts: how long it took, once, when it is over. That is when all connections stand, have
-    /// said something since it began (one that has not may be dead, and not know it yet), and stay.
+    /// Asked from time to time while one lasts: how long it took, once, when it is over. That is when all connections
+    /// stand, have said something since it began (one that has not may be dead, and not know it yet), and stay.
     pub(super) fn over(&self, now: Instant) -> Option<Duration> {
         let mut state = self.state();
         let Lasts { began, broke, back, .. } = state.lasts.as_ref()?;

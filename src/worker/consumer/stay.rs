@@ -4,8 +4,8 @@
 //! the claim are saved, and Redis the copies of a message that is the longer the more steps are to come.
 //!
 //! It does not start sooner: a step that kills its worker would then be nowhere, or the step before would run again for
-//! it. Where results are on another server the ack of a late-acked step waits for its result there, and the next one does
-//! not.
+//! it. Where results are on another server the ack of a late-acked step waits for its result there, and the next one
+//! does not.
 
 use std::sync::atomic::Ordering;
 

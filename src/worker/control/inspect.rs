@@ -162,8 +162,9 @@ impl Consumer {
         stats
     }
 
-    /// As the pool of Celery shows itself that it is like: that of processes (`-P prefork`), or that of threads, which run
-    /// in this process; where tasks have asked for children, those are told. What its process pool counts of its pipes is not here.
+    /// As the pool of Celery shows itself that it is like: that of processes (`-P prefork`), or that of threads, which
+    /// run in this process; where tasks have asked for children, those are told. What its process pool counts of its
+    /// pipes is not here.
     fn pool_stats(&self) -> Value {
         let seconds = |limit: Option<std::time::Duration>| limit.map_or(json!(0), |limit| json!(limit.as_secs_f64()));
         let max_tasks = self.children.max_tasks();

@@ -129,8 +129,8 @@ impl Ear {
         }
     }
 
-    /// Messages come on another connection than questions about them: who sends a task and asks for it at once would not
-    /// be told of it.
+    /// Messages come on another connection than questions about them: who sends a task and asks for it at once would
+    /// not be told of it.
     async fn look(&self) {
         let (looked, done) = oneshot::channel();
         if self.looks.try_send(looked).is_ok() {

@@ -66,8 +66,8 @@ impl Consumer {
         ok(format!("tasks {} flagged as revoked", set_repr(ids.iter().copied())))
     }
 
-    /// Notes some of what is revoked for workers that come later, and writes REVOKED where nobody has started it. All of 100,000 at once would fill the memory, and hold up
-    /// what else is to be written.
+    /// Notes some of what is revoked for workers that come later, and writes REVOKED where nobody has started it. All
+    /// of 100,000 at once would fill the memory, and hold up what else is to be written.
     pub(in crate::worker) fn tell_revoked(&mut self) {
         if self.untold.len() > UNTOLD {
             let left_out = self.untold.len() - UNTOLD;

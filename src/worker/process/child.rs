@@ -45,7 +45,8 @@ impl Child {
         // Inherited by what a task starts, which has another parent.
         let parent = std::env::var(CHILD_OF).ok()?.parse::<i32>().ok()?;
         let socket = Socket::from(std::io::stdin().as_fd().try_clone_to_owned().ok()?);
-        // A worker that was killed meanwhile has left its socket, and this is no worker: it ends when it finds nobody there.
+        // A worker that was killed meanwhile has left its socket, and this is no worker: it ends when it finds nobody
+        // there.
         if nix::unistd::getppid().as_raw() != parent && socket.local_addr().is_err() {
             return None;
         }
