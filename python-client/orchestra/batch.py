@@ -88,6 +88,8 @@ class Journal:
         self._file.seek(0)
         for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
+                if found is None:
+                    raise ValueError(f"{path}:{number}: not a file of results: its first line has no end")
                 break  # A run was killed while it wrote.
             try:
                 entry = json.loads(line)

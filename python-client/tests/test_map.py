@@ -171,3 +171,12 @@ except OSError as error:
     assert ran.returncode == 0, ran.stderr
     assert "leave output= out" in ran.stdout
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("foreign", ["my only copy", '{"batch": "b", "task": "t"}', "a line\nand half of one"])
+def test_a_file_that_is_something_else_stays_as_it_is(client, tmp_path, foreign):
+    path = tmp_path / "thesis.txt"
+    path.write_text(foreign)
+    with pytest.raises(ValueError, match=":1: not a file of results: "):
+        list(client.map(None, [], task="math.add", output=path))
+    assert path.read_text() == foreign
