@@ -58,6 +58,8 @@ pub(crate) type Key = u64;
 const TURN: usize = 256;
 /// How often to look whether the clock was set.
 const LOOK: Duration = Duration::from_secs(1);
+/// A worker that stops gives its last words so long at least.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Between two looks whether more of what is revoked can be told.
 const UNTOLD_PAUSE: Duration = Duration::from_millis(5);
 /// An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
@@ -190,7 +192,9 @@ impl Consumer {
         self.children.fill();
         self.worker_event("worker-online");
         self.send();
-        loop {
+        // Since when nothing runs in a worker that stops.
+        let mut done_since = None;
+        let done_since = loop {
             let due = self.next_due();
             tokio::select! {
                 fetched = inputs.fetched.recv(), if !self.drained => match fetched {
@@ -245,17 +249,25 @@ impl Consumer {
             self.start_reserved();
             self.send();
             let is_done = self.active.is_empty() && (self.errbacks.are_done() || self.phase == Phase::Cold);
-            if self.phase != Phase::Run && self.drained && is_done && !self.lingers() {
-                break;
+            if self.phase == Phase::Run || !is_done || self.lingers() {
+                done_since = None;
+                continue;
             }
-        }
-        self.say_goodbye(&mut inputs).await
+            // The fetcher may still wait for Redis, to look for what it took last.
+            let since = *done_since.get_or_insert_with(clock::instant);
+            if self.drained {
+                break since;
+            }
+        };
+        self.say_goodbye(&mut inputs, done_since).await
     }
 
-    /// Everything is accounted for; what was decided still has to reach Redis.
-    async fn say_goodbye(mut self, inputs: &mut Inputs) -> Exit {
+    /// Everything is accounted for; what was decided still has to reach Redis. A Redis that was waited for since then
+    /// is not waited for as long again.
+    async fn say_goodbye(mut self, inputs: &mut Inputs, since: Instant) -> Exit {
         let saving = self.save_state();
-        let patience = self.phase.patience();
+        let waited = clock::instant().saturating_duration_since(since);
+        let patience = self.phase.patience().saturating_sub(waited).max(LAST_WORDS);
         let accounted = async {
             while !self.untold.is_empty() {
                 self.tell_revoked();

@@ -326,10 +326,13 @@ impl Worker {
         } else {
             drop(mingled);
         }
+        let asked_to_stop = stop.clone();
         spawn(ServiceKind::Fetcher, &stop, async move {
-            // No task is taken before it is known what was revoked.
-            let _ = is_mingled.await;
-            fetcher.run().await;
+            // No task is taken before it is known what was revoked. Nobody may ever learn that: Redis can be gone again.
+            tokio::select! {
+                _ = is_mingled => fetcher.run().await,
+                () = asked_to_stop.asked() => {}
+            }
         });
 
         let (notes, notes_seen) = mpsc::channel(NOTES);

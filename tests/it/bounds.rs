@@ -202,11 +202,12 @@ async fn a_hundred_thousand_revokes_in_one_message_leave_the_memory_as_it_was() 
 }
 
 /// A body of 20 MB whose task gives all of it back, three times: the message, its body, the value and the result are
-/// there once each while it runs, and are gone after it.
+/// there once each while it runs, and are gone after it. glibc is asked to give back at once what is large, as the
+/// units in `deploy` do: without that it keeps some of it for the next time, up to 64 MiB for each thread.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_and_a_result_of_20_mb_are_held_some_times_and_not_kept() {
     let redis = Redis::start();
-    let worker = Worker::start(&redis, &["-n", "w@here"]);
+    let worker = Worker::start_with(&redis, &["-n", "w@here"], &[("MALLOC_MMAP_THRESHOLD_", "1048576")]);
     let client = redis.client().await;
     answers(&client).await;
     let before = memory(&worker.process).0;
@@ -216,21 +217,16 @@ async fn a_body_and_a_result_of_20_mb_are_held_some_times_and_not_kept() {
         let result: Vec<String> = client.send(call).await.unwrap().get(LONG).await.unwrap();
         assert_eq!(result, [text.as_str()]);
     }
-    answers(&client).await;
-    let (after, most) = memory(&worker.process);
-    println!(
-        "from {:.0} MiB to {:.0} MiB, {:.0} MiB at most",
-        mib(before),
-        mib(after),
-        mib(most)
-    );
-    // The message, the driver's copy of it, its body, the value, the result and what is sent of it, 20 to 27 MB each;
-    // and what glibc has not given back of the task before.
-    assert!(mib(most - before) < 200.0, "{:.0} MiB at most", mib(most));
-    // glibc keeps as much as 64 MiB for the next time, once something so large was freed.
-    assert!(
-        mib(after.saturating_sub(before)) < 110.0,
-        "{:.0} MiB more",
-        mib(after - before)
-    );
+    let most = memory(&worker.process).1;
+    println!("{:.0} MiB before, {:.0} MiB at most", mib(before), mib(most));
+    // The message, the driver's copy of it, its body, the value, the result and what is sent of it, 20 to 27 MB each,
+    // though not all at the same time.
+    assert!(mib(most - before) < 160.0, "{:.0} MiB at most", mib(most));
+    // The connection that brought it is followed by another within a second.
+    until("it is gone", async || {
+        let now = memory(&worker.process).0;
+        println!("{:.0} MiB", mib(now));
+        mib(now.saturating_sub(before)) < 20.0
+    })
+    .await;
 }

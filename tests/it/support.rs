@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use orchestra::client::Client;
@@ -70,14 +70,20 @@ impl Process {
 
     /// Waits for its end; the exit code.
     pub fn wait(&mut self) -> Option<i32> {
+        self.ended().expect("the process does not end").code()
+    }
+
+    /// Waits for its end as long as that may take.
+    fn ended(&mut self) -> Option<ExitStatus> {
         let end = Instant::now() + LONG;
         while Instant::now() < end {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
+            let status = self.child.try_wait().unwrap();
+            if status.is_some() {
+                return status;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("the process does not end");
+        None
     }
 }
 
@@ -313,7 +319,10 @@ impl Worker {
     /// Stops it as systemd would; the exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.process.signal(nix::sys::signal::Signal::SIGTERM);
-        self.process.wait()
+        let Some(status) = self.process.ended() else {
+            panic!("the worker does not end:\n{}", self.log());
+        };
+        status.code()
     }
 }
 
