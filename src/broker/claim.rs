@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Broker, Error, QueueOrder, Tag};
 use crate::clock::{self, Timestamp};
-use crate::conn::{Patience, invocation, refusal};
+use crate::conn::{Errand, Patience, invocation, refusal};
 
 /// A claim takes no further message once it has this many bytes: bounds how long it occupies Redis and the network.
 const MOST_BYTES: usize = 8 << 20;
@@ -61,6 +61,12 @@ impl ClaimId {
             prefixes.remove(0);
         }
         (next, earlier)
+    }
+
+    /// The server said that it will not do that try now: it took nothing.
+    fn forget(&self, prefix: &str) {
+        let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        prefixes.retain(|known| known != prefix);
     }
 }
 
@@ -171,7 +177,14 @@ impl Broker {
         }
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
-        let reply = self.main.pipeline_with(&pipe, &id.patience).await?.pop();
+        let mut errand = Errand::new(&pipe);
+        if let Err(error) = self.main.run(&mut errand, &id.patience).await {
+            if error.is_transient() && !errand.is_unsure() {
+                id.forget(&prefix);
+            }
+            return Err(error);
+        }
+        let reply = errand.into_answers().pop();
         let claims = read(reply, &prefix, &keys, queues)?;
         self.main
             .carried(claims.messages.iter().map(|message| message.raw.len()).sum());

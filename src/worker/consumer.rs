@@ -59,7 +59,7 @@ const TURN: usize = 256;
 /// How often to look whether the clock was set.
 const LOOK: Duration = Duration::from_secs(1);
 /// A worker that stops gives its last words so long at least.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Between two looks whether more of what is revoked can be told.
 const UNTOLD_PAUSE: Duration = Duration::from_millis(5);
 /// An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
@@ -187,6 +187,7 @@ impl Consumer {
         let mut lease = every(Keeper::pause(self.options.broker_options.lease()));
         let mut keep = every(Uniques::pause(self.options.broker_options.lease()));
         let mut look = every(LOOK);
+        let mut untold = every(UNTOLD_PAUSE);
         let mut clocks = Clocks::new(clock::now(), clock::instant());
         let mut ends = Vec::with_capacity(TURN);
         self.children.fill();
@@ -226,7 +227,7 @@ impl Consumer {
                 },
                 Some(recalled) = inputs.recalled.recv() => self.on_recalled(recalled),
                 () = sleep_until(due) => self.on_due(),
-                () = tokio::time::sleep(UNTOLD_PAUSE), if !self.untold.is_empty() => self.tell_revoked(),
+                _ = untold.tick(), if !self.untold.is_empty() => self.tell_revoked(),
                 _ = heartbeat.tick() => self.worker_event("worker-heartbeat"),
                 _ = lease.tick() => self.on_lease(),
                 _ = keep.tick() => self.keep_unique(),

@@ -30,7 +30,8 @@ pub(crate) enum Kept {
     Lost(Vec<Tag>),
     /// It went to the dead-letter list.
     GivenUp(GivenUp),
-    /// There is a connection again: leases may have run out meanwhile, and are to be renewed before others take them.
+    /// There is a connection again, or we stood still: leases may have run out meanwhile, and are to be renewed before
+    /// others take them.
     Connected,
 }
 
@@ -50,6 +51,8 @@ pub(crate) struct Keeper {
     pub kept: mpsc::UnboundedSender<Kept>,
     /// Pause between two looks for messages whose holder is gone.
     pub sweep: Duration,
+    /// Leases that were renewed within that time hold for a while.
+    pub fresh: Duration,
     /// How long others may take to renew their leases when the connection is there again: what cut us off probably cut
     /// them off as well, and their leases ran out without anybody having died.
     pub grace: Duration,
@@ -60,6 +63,11 @@ impl Keeper {
     /// not matter.
     pub(crate) fn pause(lease: Duration) -> Duration {
         (lease / 3).clamp(Duration::from_millis(200), Duration::from_secs(60))
+    }
+
+    /// See [`fresh`](Self::fresh).
+    pub(crate) fn fresh(lease: Duration) -> Duration {
+        2 * Self::pause(lease)
     }
 
     /// How often to look for overdue messages: often enough that what a dead worker ran starts again within a second of
@@ -83,12 +91,17 @@ impl Keeper {
         let (mut at, mut said) = (Sweep::default(), None);
         let mut look = tokio::time::interval(LOOK);
         let mut strays = Some(Strays::default());
-        // Whether our own leases could be renewed: who cannot do that takes nobody else's for run out.
-        let mut renewed = true;
+        // When our own leases were last renewed: who cannot do that takes nobody's for run out, not even his own.
+        let mut renewed = clock::instant();
         loop {
             tokio::select! {
                 held = self.held.recv() => match held {
-                    Some(held) => renewed = self.extend(&held).await,
+                    Some(held) => {
+                        let began = clock::instant();
+                        if self.extend(&held).await {
+                            renewed = began;
+                        }
+                    }
                     None => return,
                 },
                 again = self.broker.reconnected(connection) => {
@@ -97,10 +110,18 @@ impl Keeper {
                     let _ = self.kept.send(Kept::Connected);
                 }
                 _ = sweep.tick() => {
+                    let since = clock::instant().saturating_duration_since(renewed);
+                    if since > self.fresh {
+                        // Redis is away, or this process, or all of this machine, stood still: what is overdue may be
+                        // ours, or that of others who stood still with us.
+                        sweep.reset_after(self.grace);
+                        let _ = self.kept.send(Kept::Connected);
+                        continue;
+                    }
                     // With a connection of which the above has not heard yet nothing is taken.
                     let stands = connection != 0 && self.broker.connection() == connection;
                     // Leases get their turn in between.
-                    if renewed && stands && self.restore(&mut at, &mut said).await {
+                    if stands && self.restore(&mut at, &mut said).await {
                         sweep.reset_immediately();
                     }
                 }

@@ -115,7 +115,10 @@ impl Round<'_> {
         let ids = loop {
             match self.broker.noted_revoked().await {
                 Ok(ids) => break ids,
-                Err(error) if error.is_transient() && !self.orders.is_closed() => self.broker.ready().await,
+                Err(error) if error.is_transient() => tokio::select! {
+                    () = self.broker.ready() => {}
+                    () = self.orders.closed() => return,
+                },
                 Err(error) => {
                     warn!("what was revoked before cannot be read, and may run (see docs/redis.md): {error}");
                     return;

@@ -302,6 +302,7 @@ impl Worker {
                 held: held_seen,
                 kept: kept_to,
                 sweep: Keeper::sweep_pause(lease),
+                fresh: Keeper::fresh(lease),
                 grace: Keeper::grace(lease),
             }
             .run(),
@@ -309,22 +310,20 @@ impl Worker {
 
         let (orders_to, orders) = mpsc::channel::<Order>(ORDERS);
         let (mingled, is_mingled) = oneshot::channel();
+        let mingle = Mingle {
+            broker: broker.clone(),
+            hostname: options.hostname.clone(),
+            namespace: options.control_exchange.clone(),
+            accept: options.accept.clone(),
+            limits: options.limits,
+            signer: options.signer.clone(),
+            orders: orders_to.clone(),
+            asks: options.mingle && heard.is_some(),
+            done: mingled,
+        };
+        spawn(ServiceKind::Mingle, &stop, mingle.run());
         if let Some(heard) = heard {
-            heard.listen(&options, &stop, &orders_to, looks, &metrics);
-            let mingle = Mingle {
-                broker: broker.clone(),
-                hostname: options.hostname.clone(),
-                namespace: options.control_exchange.clone(),
-                accept: options.accept.clone(),
-                limits: options.limits,
-                signer: options.signer.clone(),
-                orders: orders_to,
-                asks: options.mingle,
-                done: mingled,
-            };
-            spawn(ServiceKind::Mingle, &stop, mingle.run());
-        } else {
-            drop(mingled);
+            heard.listen(&options, &stop, orders_to, looks, &metrics);
         }
         let asked_to_stop = stop.clone();
         spawn(ServiceKind::Fetcher, &stop, async move {
@@ -496,7 +495,7 @@ impl Heard {
         self,
         options: &Options,
         stop: &Stop,
-        orders: &mpsc::Sender<Order>,
+        orders: mpsc::Sender<Order>,
         looks: mpsc::Sender<oneshot::Sender<()>>,
         metrics: &Metrics,
     ) {
@@ -505,7 +504,7 @@ impl Heard {
             events: self.events,
             accept: options.accept.clone(),
             limits: options.limits,
-            orders: orders.clone(),
+            orders,
             looks,
             metrics: metrics.clone(),
         };

@@ -450,7 +450,7 @@ impl Writer {
             let began = clock::instant();
             batch.again = self.unheard.take_due(began);
             // Then what waits for acks waits for those with the next flush.
-            let has_callbacks = !owed.later.writes.is_empty();
+            let callbacks = owed.later.writes.len();
             inbox.sends(owed.acks.iter().chain(&batch.early).chain(&batch.acks));
             let unheard = {
                 let mut flush = pin!(self.flush(&mut batch, &mut owed));
@@ -471,8 +471,10 @@ impl Writer {
             self.metrics.flushed(clock::instant().saturating_duration_since(began));
             self.backlog.writes.fetch_sub(batch.size, Ordering::Relaxed);
             self.backlog.bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
-            self.backlog.matter.fetch_sub(batch.matter, Ordering::Relaxed);
-            if !has_callbacks {
+            // What goes with the next flush is still to be written.
+            let written = (batch.matter + callbacks).saturating_sub(owed.later.writes.len());
+            self.backlog.matter.fetch_sub(written, Ordering::Relaxed);
+            if callbacks == 0 {
                 self.tell_stays(&mut later);
             }
             later.append(&mut batch.stays);

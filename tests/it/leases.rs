@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use orchestra::client::Call;
 
 use crate::proxy::Proxy;
@@ -63,6 +64,32 @@ async fn a_worker_that_starts_as_redis_comes_back_takes_nothing_that_others_run(
     let _third = Worker::start(&redis, &["-c", "1"]);
     until("it has run", async || has_run(&redis, "left")).await;
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+/// A worker that stood still for longer than its lease (SIGSTOP, a machine that was paused) does not take what it runs
+/// for what somebody left who is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stood_still_does_not_run_its_own_tasks_again() {
+    let redis = Redis::start();
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 2}")];
+    let worker = Worker::start_with(&redis, &["-c", "2"], &settings);
+    let client = redis.client().await;
+    let pending = client.send(Call::new("hello.sleep").arg(9)).await.unwrap();
+    worker.wait_for_log(&format!("{}] received", pending.id()));
+    for _ in 0..3 {
+        worker.process.signal(Signal::SIGSTOP);
+        tokio::time::sleep(Duration::from_millis(2600)).await;
+        worker.process.signal(Signal::SIGCONT);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", worker.log());
+    let received = worker.log().matches(&format!("{}] received", pending.id())).count();
+    assert_eq!(
+        (received, worker.log().contains("restored")),
+        (1, false),
+        "{}",
+        worker.log()
+    );
 }
 
 /// Held, and in no index: by a Python worker that died as it took it, or because the server evicted the index. Nobody

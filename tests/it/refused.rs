@@ -125,18 +125,20 @@ async fn what_follows_is_sent_once_though_the_answer_is_lost() {
     let worker = Worker::spawn_at("hello_task", &proxy.url(), &["-c", "1"], &[]);
     worker.wait_for_log("orchestra-worker: ready");
     let client = redis.client().await;
-    // A callback, into a queue that nobody serves.
-    for n in 1..=3 {
-        let (id, name) = (format!("nap-{n}"), "hello.add");
-        let callback = json!({"task": name, "args": [1], "kwargs": {}, "options": {"queue": "next"}, "subtask_type": null,
-                              "immutable": false});
-        let mut sent = message(&id, &json!([[300, 1], {}, {"callbacks": [callback]}]));
+    // A task with a callback, into a queue that nobody serves.
+    let follow = async |id: &str, queue: &str| {
+        let callback = json!({"task": "hello.add", "args": [1], "kwargs": {}, "options": {"queue": queue},
+                              "subtask_type": null, "immutable": false});
+        let mut sent = message(id, &json!([[300, 1], {}, {"callbacks": [callback]}]));
         sent["headers"]["task"] = json!("hello.nap");
         redis.command::<u64>(&["LPUSH", "celery", &sent.to_string()]);
         worker.wait_for_log(&format!("{id}] received"));
         tokio::time::sleep(Duration::from_millis(100)).await;
         proxy.cut();
-        assert_eq!(client.result(&id).get::<u64>(LONG).await.unwrap(), 1);
+        assert_eq!(client.result(id).get::<u64>(LONG).await.unwrap(), 1);
+    };
+    for n in 1..=3 {
+        follow(&format!("nap-{n}"), "next").await;
         let pending = client.send(Call::new("hello.add").arg(n)).await.unwrap();
         assert_eq!(pending.get::<u64>(LONG).await.unwrap(), n);
         assert_eq!(redis.length("LLEN", "next") as u64, n, "{}", worker.log());
@@ -151,6 +153,17 @@ async fn what_follows_is_sent_once_though_the_answer_is_lost() {
     let pending = client.send(Call::new("hello.add").arg(5)).await.unwrap();
     assert_eq!(pending.get::<u64>(LONG).await.unwrap(), 5);
     assert_eq!(redis.length("LLEN", "again"), 1, "{}", worker.log());
+    // Where very many are held nobody looks through all of them: the server would do nothing else meanwhile.
+    let many = "for i = 1, 20000 do redis.call('HSET', 'unacked', 'held.' .. i, '[]') end return 1";
+    redis.command::<u64>(&["EVAL", many, "0"]);
+    let reads = || {
+        let stats: String = redis.command(&["INFO", "commandstats"]);
+        let line = stats.lines().find(|line| line.starts_with("cmdstat_hkeys:"));
+        line.map(|line| line.split(',').next().map(str::to_owned))
+    };
+    let before = reads();
+    follow("many", "many").await;
+    assert_eq!((reads(), redis.length("LLEN", "many")), (before, 1), "{}", worker.log());
 }
 
 /// A user who may not do what a worker does: where its rights stand is said.

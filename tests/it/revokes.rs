@@ -22,8 +22,8 @@ async fn waiting(client: &Client, prefix: &str) -> Vec<Pending> {
     waiting
 }
 
-async fn none_ran(redis: &Redis, revoked: &[Pending]) {
-    let worker = Worker::start_with(redis, &["-n", "new@here", "--without-mingle"], &SOON);
+async fn none_ran(redis: &Redis, revoked: &[Pending], settings: &[(&str, &str)]) {
+    let worker = Worker::start_with(redis, &["-n", "new@here", "--without-mingle"], settings);
     for task in revoked {
         let error = task.get::<Value>(LONG).await.unwrap_err().to_string();
         assert!(error.contains("revoked"), "{}: {error}", task.id());
@@ -74,7 +74,7 @@ async fn a_revoked_task_does_not_run_after_its_worker_was_stopped_or_killed() {
             // It would be delivered again, too.
             busy.revoke(true).await.unwrap();
         }
-        none_ran(&redis, &revoked).await;
+        none_ran(&redis, &revoked, &SOON).await;
     }
 }
 
@@ -103,7 +103,13 @@ client.result('nobody2').revoke()
 ";
     run_python(python, &redis.url());
     assert_eq!(redis.length("ZCARD", "orchestra:revoked"), 3);
-    none_ran(&redis, &revoked).await;
+    none_ran(&redis, &revoked, &SOON).await;
+    // One that hears nobody knows of it, too.
+    let deaf = waiting(&client, "deaf").await;
+    for task in &deaf {
+        task.revoke(false).await.unwrap();
+    }
+    none_ran(&redis, &deaf, &[("ORCHESTRA_WORKER_ENABLE_REMOTE_CONTROL", "false")]).await;
     // Told again, with a worker that is away for a while: what it missed it reads when it is back.
     let worker = Worker::start(&redis, &["-n", "w@here", "--without-mingle"]);
     worker.wait_for_log("ready");

@@ -7,6 +7,9 @@ redis.call('LLEN', KEYS[3])
 if ARGV[1] ~= '' then
   if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
   redis.call('ZREM', KEYS[2], ARGV[1])
+-- Sent once more, because the answer was lost. A user may have no right to look.
+elseif type(redis.pcall('LPOS', KEYS[3], ARGV[2], 'MAXLEN', 1000)) == 'number' then
+  return 1
 end
 redis.call('LPUSH', KEYS[3], ARGV[2])
 redis.call('LTRIM', KEYS[3], 0, tonumber(ARGV[3]) - 1)

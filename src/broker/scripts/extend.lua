@@ -10,7 +10,8 @@ local out = {}
 for i = 2, #ARGV do
   -- Who takes a message away from us removes it; one that is there and stands in no index has lost its place.
   if redis.call('ZSCORE', KEYS[1], ARGV[i]) or redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1 then
-    redis.call('ZADD', KEYS[1], since, ARGV[i])
+    -- One that was parked meanwhile has more.
+    redis.call('ZADD', KEYS[1], 'GT', since, ARGV[i])
     out[i - 1] = 1
   else
     out[i - 1] = 0

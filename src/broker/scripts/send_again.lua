@@ -7,8 +7,11 @@
 -- First what can be refused for good. A user may have no right to look further: then it is sent.
 redis.call('LLEN', KEYS[1])
 if type(redis.pcall('LPOS', KEYS[1], ARGV[1], 'MAXLEN', ARGV[3])) == 'number' then return 0 end
-local tags = redis.pcall('HKEYS', KEYS[2])
-if tags.err or #tags > tonumber(ARGV[4]) then tags = {} end
+local tags, held = {}, redis.pcall('HLEN', KEYS[2])
+if type(held) == 'number' and held <= tonumber(ARGV[4]) then
+  tags = redis.pcall('HKEYS', KEYS[2])
+  if tags.err then tags = {} end
+end
 for i = 1, #tags do
   local size = redis.pcall('HSTRLEN', KEYS[2], tags[i])
   if type(size) == 'number' and size <= tonumber(ARGV[5]) then
