@@ -10,12 +10,12 @@ use tracing::{debug, error};
 
 use super::flood::{Flood, Way};
 use super::metrics::Metrics;
+use super::outbox::Outbox;
 use super::parked::{FAR, unwrapped};
 use super::request::Delivery;
 use super::room::{Room, Share};
 use super::stop::Phase;
 use super::watchdog::Progress;
-use super::writer::Outbox;
 use crate::backoff;
 use crate::broker::{Broker, ClaimId, Tag};
 use crate::clock;

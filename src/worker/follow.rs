@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use tracing::{error, warn};
 
 use super::effects::Scribe;
-use super::writer::Out;
+use super::outbox::Out;
 use crate::backend::Part;
 use crate::broker;
 use crate::canvas::{Freeze, GroupWrite, Parent, Plan, Planner, ResultNode, group};

@@ -12,8 +12,8 @@ use tracing::{debug, error, info, warn};
 
 use super::consumer::Consumer;
 use super::control::short;
+use super::outbox::Out;
 use super::services::spawn_run;
-use super::writer::Out;
 use crate::client::Call;
 use crate::clock::{self, Instant};
 use crate::wire::{EventKind, Heard, Limits};

@@ -16,9 +16,9 @@ use tracing::{error, warn};
 
 use super::effects::Scribe;
 use super::follow::Fallout;
+use super::outbox::{Out, Outbox};
 use super::request::{Delivery, Request};
 use super::services::spawn_join;
-use super::writer::{Out, Outbox};
 use crate::backend::{Backend, Claim, Counted, Error, Part};
 use crate::broker::{self, Broker};
 use crate::canvas::{Parent, ResultNode};

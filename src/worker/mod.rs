@@ -45,6 +45,7 @@ mod joiner;
 mod effects;
 mod events;
 mod keeper;
+mod outbox;
 mod unheard;
 mod unsent;
 mod writer;

@@ -25,6 +25,7 @@ use super::line::Line;
 use super::listener::Listener;
 use super::metrics::{Metrics, Watch};
 use super::mingle::Mingle;
+use super::outbox::outbox;
 use super::parked::{Parked, Recaller};
 use super::pool::Pool;
 use super::process::Children;
@@ -200,12 +201,12 @@ impl Worker {
             stays: stays_to,
             unsent: unsent_to,
         };
-        let (outbox, inbox, writer) = Writer::new(
+        let (outbox, inbox) = outbox(options.backlog_bytes);
+        let writer = Writer::new(
             broker.clone(),
             backend.clone(),
             hostname.clone(),
             options.event_exchange.clone(),
-            options.backlog_bytes,
             metrics.clone(),
             news,
         );

@@ -13,9 +13,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::{error, info, warn};
 
 use super::consumer::{Consumer, Key};
+use super::outbox::Out;
 use super::request::{Content, Effect, Happening, Input, Outcome, Request, State};
 use super::services::spawn_run;
-use super::writer::Out;
 use crate::backend::{self, Backend, Ended, Holder, Seen, Settled};
 use crate::clock::{self, Timestamp};
 use crate::task::Failure;

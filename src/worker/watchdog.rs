@@ -11,9 +11,9 @@ use tokio::sync::{Semaphore, watch};
 use tracing::{error, info};
 
 use super::metrics::Metrics;
+use super::outbox::Outbox;
 use super::room::Room;
 use super::stop::Phase;
-use super::writer::Outbox;
 use crate::broker::Broker;
 use crate::clock::{self, Instant};
 

@@ -15,10 +15,10 @@ use crate::wire::Json;
 use crate::worker::errback;
 use crate::worker::follow::{ErrbackCall, Fallout};
 use crate::worker::joiner::{Joined, Last, Member};
+use crate::worker::outbox::Out;
 use crate::worker::request::{Delivery, Done, Effect, Failing, Request};
 use crate::worker::strategy::{self, Failed};
 use crate::worker::unsent::{Then, Unsent};
-use crate::worker::writer::Out;
 
 impl Consumer {
     /// Whoever waits for the result of a message that nobody gets any more is told, and what was to follow it fails.

@@ -12,9 +12,9 @@ use std::sync::atomic::Ordering;
 use super::Consumer;
 use crate::broker::{Tag, Write};
 use crate::worker::fetcher::Taken;
+use crate::worker::outbox::Out;
 use crate::worker::request::Delivery;
 use crate::worker::stop::Phase;
-use crate::worker::writer::Out;
 
 impl Consumer {
     /// Of what is to be sent since `written`, keeps the messages that can start here.

@@ -11,12 +11,12 @@ use crate::broker::{self, Tag};
 use crate::clock::{self, Timestamp};
 use crate::worker::fetcher::{Fetched, Taken};
 use crate::worker::joiner::Last;
+use crate::worker::outbox::Out;
 use crate::worker::parked::{Recalled, Spot};
 use crate::worker::request::{Delivery, Hold, Input, Request, State, Waiting};
 use crate::worker::room::Share;
 use crate::worker::stop::Phase;
 use crate::worker::strategy::{self, Refusal};
-use crate::worker::writer::Out;
 
 impl Consumer {
     pub(super) fn on_fetched(&mut self, fetched: Fetched) {

@@ -10,8 +10,8 @@ use super::{Answer, Arguments, error_reply, ok, text_repr};
 use crate::clock;
 use crate::task::RateLimit;
 use crate::worker::consumer::{Consumer, Key};
+use crate::worker::outbox::Out;
 use crate::worker::request::{Hold, State};
-use crate::worker::writer::Out;
 
 impl Consumer {
     /// Carries out a command; `None` when there is no such command.

@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use super::consumer::Consumer;
 use super::metrics::Metrics;
 use super::mingle::Neighbour;
-use super::writer::Out;
+use super::outbox::Out;
 use crate::conn::{Push, Share};
 use crate::wire::pidbox::{self, Argument, Given, Request};
 use crate::wire::{Accept, Security};

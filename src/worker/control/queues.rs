@@ -8,7 +8,7 @@ use tracing::info;
 use super::{Answer, Arguments, ok};
 use crate::broker;
 use crate::worker::consumer::Consumer;
-use crate::worker::writer::Out;
+use crate::worker::outbox::Out;
 
 /// Queues that remote control may add.
 const MOST: usize = 1000;

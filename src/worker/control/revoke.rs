@@ -10,9 +10,9 @@ use crate::broker::Write;
 use crate::clock;
 use crate::wire;
 use crate::worker::consumer::{Consumer, Key};
+use crate::worker::outbox::Out;
 use crate::worker::request::{Input, State};
 use crate::worker::revoke::Id;
-use crate::worker::writer::Out;
 
 /// Ids that wait until they are noted.
 const UNTOLD: usize = 200_000;
