@@ -45,6 +45,8 @@ STOPSIGNAL SIGTERM
 # As variables, not as arguments, which would win over what is set for a container.
 ENV ORCHESTRA_LOG_LEVEL=INFO \
     ORCHESTRA_WORKER_SEND_TASK_EVENTS=true \
+    MALLOC_MMAP_THRESHOLD_=1048576 \
+    MALLOC_TRIM_THRESHOLD_=4194304 \
     ORCHESTRA_WORKER_METRICS_ADDR=0.0.0.0:9808
 # /metrics, /healthz and /readyz. It has no login: publish it to this machine or a private network only.
 EXPOSE 9808

@@ -203,11 +203,19 @@ async fn a_hundred_thousand_revokes_in_one_message_leave_the_memory_as_it_was() 
 
 /// A body of 20 MB whose task gives all of it back, three times: the message, its body, the value and the result are
 /// there once each while it runs, and are gone after it. glibc is asked to give back at once what is large, as the
-/// units in `deploy` do: without that it keeps some of it for the next time, up to 64 MiB for each thread.
+/// unit in `deploy` does: without that it keeps some of it for the next time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_and_a_result_of_20_mb_are_held_some_times_and_not_kept() {
     let redis = Redis::start();
-    let worker = Worker::start_with(&redis, &["-n", "w@here"], &[("MALLOC_MMAP_THRESHOLD_", "1048576")]);
+    let unit = std::fs::read_to_string("deploy/systemd/orchestra-worker.service").unwrap();
+    let words = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
+    let settings: Vec<_> = words
+        .flat_map(str::split_whitespace)
+        .filter(|word| word.starts_with("MALLOC_"))
+        .filter_map(|word| word.split_once('='))
+        .collect();
+    assert_eq!(settings.len(), 2, "{unit}");
+    let worker = Worker::start_with(&redis, &["-n", "w@here"], &settings);
     let client = redis.client().await;
     answers(&client).await;
     let before = memory(&worker.process).0;
