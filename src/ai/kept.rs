@@ -105,7 +105,12 @@ impl Kept {
     async fn put(&self, name: String, value: Value) {
         // A result that cannot be kept is worked out again after a crash; that is no reason to lose it now.
         match self.context.keep(&name, &value, TIME).await {
-            Ok(_) => {}
+            Ok(true) => {}
+            Ok(false) if self.context.client().is_none_or(|client| client.backend().is_none()) => {}
+            Ok(false) => warn!(
+                task.id = self.context.id(),
+                "{name} is not kept: the task has kept as much as it may (max_kept_bytes); a later delivery does it again"
+            ),
             Err(failure) => warn!(task.id = self.context.id(), "{name} cannot be kept: {failure:?}"),
         }
         self.lock().insert(name, value);

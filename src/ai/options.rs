@@ -89,6 +89,8 @@ pub struct CallLimits {
     pub tokens: u64,
     /// Largest answer, in bytes.
     pub answer_bytes: usize,
+    /// Largest answer that is cached, in bytes.
+    pub cached_bytes: usize,
 }
 
 impl Default for CallLimits {
@@ -101,6 +103,7 @@ impl Default for CallLimits {
             whole: None,
             tokens: 32_768,
             answer_bytes: 16 << 20,
+            cached_bytes: 1 << 20,
         }
     }
 }

@@ -45,8 +45,10 @@ pub struct Options {
     pub chord_retry_interval: Duration,
     /// How long a token stream is kept after its last entry.
     pub stream_expires: Duration,
-    /// About how many entries of a token stream are kept.
+    /// About how many entries of a token stream are kept (`max_stream_entries`).
     pub stream_length: usize,
+    /// Most bytes that one task keeps for its later deliveries (`max_kept_bytes`).
+    pub kept_bytes: usize,
 }
 
 impl Default for Options {
@@ -61,6 +63,7 @@ impl Default for Options {
             chord_retry_interval: Duration::from_secs(1),
             stream_expires: Duration::from_secs(3600),
             stream_length: 10_000,
+            kept_bytes: 64 << 20,
         }
     }
 }

@@ -8,8 +8,6 @@ use redis::{Pipeline, Value, cmd};
 
 use super::{Backend, Error};
 
-/// Most bytes that one task keeps.
-const MOST: usize = 64 << 20;
 /// The field with the message of a task that was taken up again and may not have been sent yet.
 const SENDING: &str = "@sending";
 /// Tasks that are put down, in one answer.
@@ -34,7 +32,7 @@ impl Backend {
         call.key(self.notes_key(id))
             .arg(name)
             .arg(value)
-            .arg(MOST)
+            .arg(self.options.kept_bytes)
             .arg(time.as_secs().max(1));
         Ok(self.one(&call).await? == Value::Int(1))
     }

@@ -147,6 +147,7 @@ impl Beat {
             match self.tick().await {
                 Ok(pause) => {
                     in_trouble = false;
+                    debug!("beat: waking up in {:.2} seconds", pause.as_secs_f64());
                     let until = clock::instant() + pause;
                     self.broker.wait_or_look(pause, LOOK).await;
                     if clock::instant() < until {

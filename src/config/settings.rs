@@ -189,6 +189,9 @@ impl Settings {
                 if let Some(bytes) = given.ai_max_answer_bytes {
                     limits.answer_bytes = bytes;
                 }
+                if let Some(bytes) = given.ai_max_cached_bytes {
+                    limits.cached_bytes = bytes;
+                }
                 limits
             },
         };
@@ -387,6 +390,11 @@ impl Settings {
         if let Some(seconds) = given.result_chord_retry_interval {
             options.chord_retry_interval = seconds.0;
         }
+        options.kept_bytes = given.max_kept_bytes.unwrap_or(options.kept_bytes);
+        options.stream_length = given.max_stream_entries.unwrap_or(options.stream_length);
+        if options.stream_length == 0 {
+            return Err("max_stream_entries: must be at least 1".into());
+        }
         let transport = given.result_backend_transport_options.clone().unwrap_or_default();
         options.chord_ordered = transport.result_chord_ordered.unwrap_or(true);
         options.global_keyprefix = transport.global_keyprefix.unwrap_or_default();
@@ -408,6 +416,10 @@ impl Settings {
         options.backend = self.backend()?;
         options.broker_options = self.broker_options();
         options.backend_options = self.backend_options()?;
+        // A list of nothing would drop what it is there to keep.
+        if options.broker_options.dead_limit == 0 {
+            return Err("broker_transport_options: dead_limit must be at least 1".into());
+        }
         if options.broker_options.visibility_timeout < Duration::from_secs(1) {
             return Err("broker_transport_options: visibility_timeout must be at least one second".into());
         }

@@ -204,6 +204,11 @@ settings! {
     max_control_bytes: usize = "16777216",
     /// Largest result, in bytes of JSON: a task that returns more fails with `ResultTooLarge`.
     max_result_bytes: usize = "67108864",
+    /// What one task may keep for its later deliveries (finished steps of a template, `Context::keep`), in bytes; what
+    /// is beyond is not kept, and done again then.
+    max_kept_bytes: usize = "67108864",
+    /// About how many entries a token stream has; the oldest go first.
+    max_stream_entries: usize = "10000",
     /// Store name, arguments, worker and queue of the task with its result.
     result_extended: bool = "false",
     /// Exchange of events.
@@ -286,6 +291,8 @@ settings! {
     ai_max_tokens: u64 = "32768",
     /// Largest answer of a model, in bytes.
     ai_max_answer_bytes: usize = "16777216",
+    /// Largest answer of a model that is cached, in bytes; a larger one is asked for again.
+    ai_max_cached_bytes: usize = "1048576",
     /// Single texts of tasks that run at the same time go to a model together, so many at most, 64 being the most of
     /// one request; 1 sends each alone.
     ai_embed_batch: usize = "64",

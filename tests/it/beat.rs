@@ -244,6 +244,26 @@ async fn a_beat_without_news_of_keys_looks_seldom() {
     until_sent(&redis, 1).await;
 }
 
+/// However far the next entry is, beat looks up as often as it is told to.
+#[tokio::test(flavor = "multi_thread")]
+async fn beat_sleeps_no_longer_than_beat_max_loop_interval() {
+    let redis = Redis::start();
+    let settings = [
+        ("ORCHESTRA_BEAT_SCHEDULE", "{e = {task = 'p.x', schedule = 3600}}"),
+        ("ORCHESTRA_BEAT_MAX_LOOP_INTERVAL", "0.5"),
+    ];
+    let beat = beat(&redis, &["-l", "DEBUG"], &settings);
+    let sleeps = || -> Vec<f64> {
+        let log = beat.log();
+        let after = log.lines().filter_map(|line| line.split("waking up in ").nth(1));
+        after
+            .map(|rest| rest.split(' ').next().unwrap().parse().unwrap())
+            .collect()
+    };
+    until("it has slept some times", async || sleeps().len() >= 4).await;
+    assert!(sleeps().iter().all(|seconds| *seconds <= 0.5), "{:?}", sleeps());
+}
+
 /// The file is gone for a while, as in a rolling change of versions; who disabled its entry meant it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disabled_entry_stays_so_while_a_beat_without_its_file_sends() {

@@ -115,6 +115,36 @@ async fn what_others_say_is_bounded_in_bytes() {
     assert_eq!(revoked.len(), 82, "{revoked:.200?}");
 }
 
+/// Pub/sub messages that nobody has read yet: those beyond 64 MiB are dropped, and there is room again when they are
+/// read.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_of_pub_sub_is_bounded_in_bytes() {
+    let redis = Redis::start();
+    let endpoint = orchestra::conn::Endpoint::parse(&redis.url()).unwrap();
+    let link = orchestra::conn::Link::connect(&endpoint, Default::default())
+        .await
+        .unwrap();
+    let (mut pushes, mut teller) = (link.pushes(), Teller::new(&redis));
+    link.subscribe_to("news").await.unwrap();
+    let large = vec![b'x'; 15 << 20];
+    for last in ["the end", "the second end"] {
+        for _ in 0..6 {
+            teller.publish("news", &large);
+        }
+        // It fits beside four of them.
+        teller.publish("news", last.as_bytes());
+        until("the last is there", async || pushes.len() >= 5).await;
+        let mut lengths = Vec::new();
+        for _ in 0..5 {
+            lengths.push(pushes.recv().await.unwrap().payload.len());
+        }
+        assert_eq!(
+            lengths,
+            [large.len(), large.len(), large.len(), large.len(), last.len()]
+        );
+    }
+}
+
 /// The same in msgpack and YAML, whose lists become longer as JSON.
 #[tokio::test(flavor = "multi_thread")]
 async fn max_control_bytes_is_the_same_in_every_serializer() {

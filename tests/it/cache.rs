@@ -96,3 +96,23 @@ async fn who_waits_for_an_answer_that_is_not_kept_has_it_too() {
         (&json!("warm"), 2)
     );
 }
+
+/// A large answer is given to who asked for it, and asked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_beyond_ai_max_cached_bytes_is_not_kept() {
+    let (redis, host) = (Redis::start(), Sim::start());
+    let settings = format!("ai_hosts = '{}'\nai_max_cached_bytes = 3000\n", host.url);
+    let (_worker, _folder) = worker(&redis, &settings, &[]);
+    let client = redis.client().await;
+    for (length, again) in [(1_000, "cache"), (3_001, "warm")] {
+        let text = "x".repeat(length);
+        let mut why = Value::Null;
+        for _ in 0..2 {
+            let call = generate("echo", &text).kwarg("cache", true);
+            let answer: Value = client.send(call).await.unwrap().get(LONG).await.unwrap();
+            assert_eq!(answer["text"], text);
+            why = answer["route"]["why"].clone();
+        }
+        assert_eq!(why, again, "{length}");
+    }
+}

@@ -3,9 +3,10 @@
 use std::process::Output;
 
 use orchestra::client::Call;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::{orchestra, text};
+use crate::messages::message;
 use crate::support::{LONG, Redis, Worker, run_python, until};
 
 /// The letters that `dead list` shows with more words behind it.
@@ -110,6 +111,64 @@ async fn dead_letters_are_listed_shown_requeued_and_dropped() {
         "dropped 1 of celery\n"
     );
     assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+}
+
+/// Whichever way messages become dead letters, the list keeps the newest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_dead_letters_is_no_longer_than_dead_limit() {
+    let redis = Redis::start();
+    // Delivered as often as they may be, and held by a worker that is long gone.
+    for n in 0..6 {
+        let mut message = message(&format!("spent-{n}"), &json!([[1], {}, {}]));
+        message["headers"]["x-orchestra-deliveries"] = 5.into();
+        message["headers"]["redelivered"] = true.into();
+        let tag = n.to_string();
+        redis.command::<i64>(&["HSET", "unacked", &tag, &json!([message, "", "celery"]).to_string()]);
+        redis.command::<i64>(&["ZADD", "unacked_index", "1", &tag]);
+    }
+    let options = |limit| format!("{{visibility_timeout = 2, dead_limit = {limit}}}");
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", &*options(3))];
+    let _worker = Worker::start_with(&redis, &[], &settings);
+    // No messages, and messages without a body.
+    let garbage = |n| format!("garbage-{n}");
+    let bodiless = |n| {
+        let mut message = message(&format!("bodiless-{n}"), &json!([]));
+        message["body"] = "?!".into();
+        message.to_string()
+    };
+    let kinds: [(&str, &dyn Fn(i32) -> String); 3] = [
+        ("spent-", &|_| String::new()),
+        ("garbage-", &garbage),
+        ("bodiless-", &bodiless),
+    ];
+    for (kind, message) in kinds {
+        for n in 0..6 {
+            let message = message(n);
+            if !message.is_empty() {
+                redis.command::<i64>(&["LPUSH", "celery", &message]);
+            }
+        }
+        let letters = || redis.command::<Vec<String>>(&["LRANGE", "celery.dead", "0", "-1"]);
+        until(kind, async || {
+            redis.length("LLEN", "celery") == 0
+                && redis.length("HLEN", "unacked") == 0
+                && letters().iter().all(|letter| letter.contains(kind))
+        })
+        .await;
+        assert_eq!(letters().len(), 3, "{kind}: {:?}", letters());
+    }
+    let newest: Vec<String> = redis.command(&["LRANGE", "celery.dead", "0", "-1"]);
+    let newest_first = newest.iter().zip([5, 4, 3]);
+    assert!(
+        newest_first
+            .clone()
+            .all(|(letter, n)| letter.contains(&format!("bodiless-{n}"))),
+        "{newest:?}"
+    );
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", &*options(0))];
+    let mut none = Worker::spawn("hello_task", &redis, &[], &settings);
+    assert_ne!(none.process.wait(), Some(0));
+    assert!(none.log().contains("dead_limit must be at least 1"), "{}", none.log());
 }
 
 /// Nobody reads a message that is too large; its sender is told, whose id stands at the end of it.

@@ -835,6 +835,64 @@ async fn each_wait_has_a_limit_of_its_own() {
     until("all are left alone", async || host.stats().await["open"] == 0).await;
 }
 
+/// A host whose network swallows what is sent to it: the attempt to connect has its own limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_attempt_to_connect_has_a_limit() {
+    // A socket that listens and accepts nothing, with no room for one more: it does not answer.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut held = Vec::new();
+    let moment = Duration::from_millis(500);
+    while let Ok(stream) = tokio::time::timeout(moment, tokio::net::TcpStream::connect(address)).await {
+        held.push(stream.unwrap());
+        assert!(held.len() < 100, "it answers whoever comes");
+    }
+    let redis = Redis::start();
+    let settings = format!("ai_hosts = 'http://{address}'\nai_connect_timeout = 0.5\n");
+    let (_worker, _folder) = worker(&redis, &settings, &[]);
+    let call = Signature::new("orchestra.generate").arg("echo").arg("x");
+    let began = Instant::now();
+    let (name, text) = last_failure(&redis.client().await, call).await;
+    assert_eq!(name, "ModelUnavailable", "{text}");
+    // The system itself gives up after half a minute at the earliest.
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(
+        text.contains("no answer to the attempt to connect (ai_connect_timeout)"),
+        "{text}"
+    );
+}
+
+/// Who waits for a place too long gives its own place up, and is tried again later as long as it has retries.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wait_for_a_place_has_a_limit() {
+    let (redis, host) = (Redis::start(), Sim::start());
+    let settings = format!(
+        "ai_hosts = [{{url = '{}', max_parallel = 1}}]\nai_queue_timeout = 1\n",
+        host.url
+    );
+    let (_worker, _folder) = worker(&redis, &settings, &["-c", "4"]);
+    let client = redis.client().await;
+    // Half a minute of words.
+    let first = client.send(generate("slow", "x")).await.unwrap();
+    until("it speaks", async || host.stats().await["working"] == 1).await;
+    let patient = client.send(generate("echo", "patient")).await.unwrap();
+    let call = Signature::new("orchestra.generate").arg("echo").arg("x");
+    let (name, text) = last_failure(&client, call).await;
+    assert_eq!(name, "ModelUnavailable", "{text}");
+    assert!(
+        text.contains("no host had a place for echo within 1 s (ai_queue_timeout)"),
+        "{text}"
+    );
+    until("the other one will be tried again", async || {
+        patient.state().await.unwrap().as_str() == "RETRY"
+    })
+    .await;
+    first.revoke(true).await.unwrap();
+    assert_eq!(patient.get::<Value>(LONG).await.unwrap()["text"], "patient");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_is_kept_a_moment_after_a_call_was_given_up() {
     let (redis, host) = (Redis::start(), Sim::start());

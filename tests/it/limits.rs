@@ -1,10 +1,11 @@
 //! What is too large is refused with a word, and the worker goes on.
 
 use orchestra::client::Call;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use crate::support::{Folder, LONG, Redis, Worker, run_python, until};
+use crate::support::{Folder, LONG, Redis, Sim, Worker, run_python, until};
 
 /// The caller is told that its result was too large, in chains as well; what fits is stored.
 #[tokio::test(flavor = "multi_thread")]
@@ -291,4 +292,139 @@ async fn a_model_server_that_misbehaves_is_named() {
     let asked = tokio::time::timeout(std::time::Duration::from_millis(100), elsewhere.accept()).await;
     assert!(asked.is_err(), "the redirect was followed");
     assert!(!worker.log().contains("panicked"), "{}", worker.log());
+}
+
+/// What a later delivery would have to do again is kept within a bound: the step whose result is too large for it runs
+/// a second time, the other one does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_keeps_no_more_than_max_kept_bytes() {
+    let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());
+    let large = "x".repeat(20_000);
+    let step = |id: &str, model: &str, prompt: &str| {
+        format!("- {{id: {id}, type: ollama_generate, model: {model}, prompt: {prompt}}}\n")
+    };
+    let steps = [
+        step("a", "echo", "small"),
+        step("b", "echo", &large),
+        step("c", "flaky", "end"),
+    ];
+    folder.write("keeps.yaml", &format!("steps:\n{}", steps.concat()));
+    let templates = [
+        "--ollama-host",
+        &sim.url,
+        "--templates",
+        folder.path().to_str().unwrap(),
+    ];
+    let worker = Worker::start_with(&redis, &templates, &[("ORCHESTRA_MAX_KEPT_BYTES", "10000")]);
+    let client = redis.client().await;
+    let call = Call::new("orchestra.run").arg("keeps").arg(json!({}));
+    let _: Value = client.send(call).await.unwrap().get(LONG).await.unwrap();
+    let requests = sim.requests().await;
+    let asked = |prompt: &str| {
+        let its = |body: &str| serde_json::from_str::<Value>(body).is_ok_and(|body| body["prompt"] == prompt);
+        requests
+            .iter()
+            .filter(|one| one["body"].as_str().is_some_and(its))
+            .count()
+    };
+    assert_eq!(
+        (asked("small"), asked(&large), asked("end")),
+        (1, 2, 2),
+        "{}",
+        worker.log()
+    );
+    assert!(worker.log().contains("s:b is not kept"), "{}", worker.log());
+}
+
+/// A model that speaks without end fills no Redis: of its tokens the newest are in the stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_stream_keeps_its_newest_entries() {
+    let (redis, sim) = (Redis::start(), Sim::start());
+    let _worker = Worker::start_with(
+        &redis,
+        &["--ollama-host", &sim.url],
+        &[("ORCHESTRA_MAX_STREAM_ENTRIES", "100")],
+    );
+    let client = redis.client().await;
+    let call = Call::new("orchestra.generate").arg("endless").arg("x");
+    let call = call.kwarg("options", json!({"num_predict": 2000}));
+    let pending = client.send(call).await.unwrap();
+    let answer: Value = pending.get(LONG).await.unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], 2000);
+    let key = format!("orchestra:stream:{}", pending.id());
+    let last = || redis.try_command(&["XREVRANGE", &key, "+", "-", "COUNT", "1"]).unwrap();
+    until("it has its end", async || format!("{:?}", last()).contains("SUCCESS")).await;
+    // Redis takes away whole nodes of a hundred.
+    let length = redis.length("XLEN", &key);
+    assert!((100..300).contains(&length), "{length} entries");
+    let mut none = Worker::spawn("hello_task", &redis, &[], &[("ORCHESTRA_MAX_STREAM_ENTRIES", "0")]);
+    assert_ne!(none.process.wait(), Some(0));
+    assert!(
+        none.log().contains("max_stream_entries: must be at least 1"),
+        "{}",
+        none.log()
+    );
+}
+
+/// A call that sets no end has that of `ai_max_tokens`, one that sets its own keeps it, and 0 sets none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_an_end_of_its_own_ends_at_ai_max_tokens() {
+    let (redis, sim) = (Redis::start(), Sim::start());
+    let client = redis.client().await;
+    let tokens = async |options: Value| {
+        let call = Call::new("orchestra.generate")
+            .arg("lorem")
+            .arg("x")
+            .kwarg("options", options);
+        let answer: Value = client.send(call).await.unwrap().get(LONG).await.unwrap();
+        (
+            answer["usage"]["completion_tokens"].as_u64().unwrap(),
+            answer["truncated"].clone(),
+        )
+    };
+    let worker = |most| {
+        Worker::start_with(
+            &redis,
+            &["--ollama-host", &sim.url],
+            &[("ORCHESTRA_AI_MAX_TOKENS", most)],
+        )
+    };
+    let mut some = worker("7");
+    assert_eq!(tokens(json!({})).await, (7, true.into()));
+    assert_eq!(tokens(json!({"num_predict": 9})).await, (9, true.into()));
+    some.stop();
+    let _any = worker("0");
+    assert_eq!(tokens(json!({})).await, (100, false.into()));
+}
+
+/// A template is read when it has a mebibyte, and refused when it has a byte more, or no end at all.
+#[test]
+fn a_template_file_has_a_mebibyte_at_most() {
+    let folder = Folder::new();
+    let template = "steps:\n- {type: format_output, format: text, value: hello}\n# ";
+    let lint = || {
+        let mut command = std::process::Command::new(crate::support::program("orchestra"));
+        command
+            .args(["templates", "lint", "templates/large.yaml"])
+            .env_clear()
+            .current_dir(folder.path());
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let fits = format!("{template}{}", "x".repeat((1 << 20) - template.len()));
+    let path = folder.write("templates/large.yaml", &fits);
+    assert_eq!(lint(), (true, String::new()));
+    folder.write("templates/large.yaml", &format!("{fits}x"));
+    let refused = |(passes, text): (bool, String)| {
+        assert!(
+            !passes && text.contains("large.yaml: is larger than 1048576 bytes"),
+            "{text}"
+        );
+    };
+    refused(lint());
+    // It says that it is empty.
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    refused(lint());
 }

@@ -17,8 +17,6 @@ use crate::conn::Link;
 const HELD: Duration = Duration::from_secs(6);
 /// Between two looks whether the answer is there.
 const LOOK: Duration = Duration::from_millis(50);
-/// Answers that are larger are not kept.
-const LARGEST: usize = 1 << 20;
 /// How long those who wait may still look how it ended.
 const ENDED: Duration = Duration::from_secs(10);
 
@@ -42,6 +40,8 @@ pub(super) struct Kept {
     ended: String,
     token: String,
     time: Duration,
+    /// Answers that are larger are not kept (`ai_max_cached_bytes`).
+    largest: usize,
     /// Whoever asked before got no answer: those who waited ask at once, each for itself.
     is_alone: bool,
 }
@@ -70,6 +70,7 @@ impl Fleet {
             ended: format!("{prefix}orchestra:flown:"),
             token: uuid::Uuid::new_v4().simple().to_string(),
             time,
+            largest: self.options().limits.cached_bytes,
             is_alone: false,
         };
         // Who asks already, if anybody does.
@@ -205,7 +206,7 @@ impl Kept {
     pub(super) async fn land(&self, shape: Option<&Shape>, answer: Option<&Answer>) {
         let mut pipe = redis::pipe();
         let bytes = answer.and_then(|answer| serde_json::to_vec(answer).ok());
-        let bytes = bytes.filter(|bytes| bytes.len() <= LARGEST);
+        let bytes = bytes.filter(|bytes| bytes.len() <= self.largest);
         let mut set = redis::cmd("SET");
         match bytes {
             Some(bytes) if answer.is_some_and(|answer| is_whole(shape, answer)) => {

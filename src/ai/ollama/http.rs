@@ -225,7 +225,7 @@ fn not_sent(host: &str, error: &reqwest::Error) -> Fault {
         return broken(host, error);
     }
     let why = if error.is_timeout() {
-        "no answer to the attempt to connect".to_owned()
+        "no answer to the attempt to connect (ai_connect_timeout)".to_owned()
     } else {
         cause(error)
     };

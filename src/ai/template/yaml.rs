@@ -1,6 +1,7 @@
 //! YAML in which every value knows its line and column. The only place that reads YAML files.
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::path::Path;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
@@ -101,13 +102,15 @@ impl Yaml {
 /// It cannot be read.
 pub(crate) fn text_of(path: &Path) -> Result<String, Problem> {
     let wrong = |text: String| Problem::file(path, text);
-    let size = std::fs::metadata(path)
-        .map_err(|error| wrong(format!("cannot be read: {error}")))?
-        .len();
-    if size > LARGEST {
+    let mut bytes = Vec::new();
+    // Not by the size that the file says it has: that of a device, or of a file that grows, is not what is read.
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    if bytes.len() as u64 > LARGEST {
         return Err(wrong(format!("is larger than {LARGEST} bytes")));
     }
-    std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))
+    String::from_utf8(bytes).map_err(|_| wrong("cannot be read: it is no UTF-8".into()))
 }
 
 /// Reads the one document of a file. Keys that are there twice are told; what cannot be read at all is no value.

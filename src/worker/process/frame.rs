@@ -166,8 +166,28 @@ pub(super) fn decode<T: DeserializeOwned>(frame: &[u8]) -> std::io::Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{SinkExt as _, StreamExt as _};
+
     use super::*;
     use crate::wire::CallOptions;
+
+    /// Its length says so, before anything is read of it or room is made for it.
+    #[tokio::test]
+    async fn a_frame_beyond_the_limit_is_refused_by_its_length() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let (mut from, length) = (frames(other), u32::try_from(LARGEST + 1).unwrap());
+        one.try_write(&length.to_be_bytes()).unwrap();
+        drop(one);
+        let error = from.next().await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
+        assert!(from.read_buffer().capacity() < 1 << 20);
+        // The largest arguments and results of the settings go through.
+        let (one, other) = UnixStream::pair().unwrap();
+        let (mut to, mut from, large) = (frames(one), frames(other), Bytes::from(vec![b'x'; 65 << 20]));
+        let (sent, received) = tokio::join!(to.send(large.clone()), from.next());
+        sent.unwrap();
+        assert!(received.unwrap().unwrap() == large);
+    }
 
     #[test]
     fn every_outcome_comes_through_a_socket_unchanged() {
