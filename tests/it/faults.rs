@@ -65,14 +65,15 @@ async fn a_half_open_connection_is_found_within_seconds() {
     let client = redis.client().await;
     let before = client.send(Call::new("hello.add").arg(1)).await.unwrap();
     assert_eq!(before.get::<i64>(LONG).await.unwrap(), 1);
-    // Both with nothing on the way and in the middle of a command: 4.2 s at most, and a moment to connect.
+    // Both with nothing on the way and in the middle of a command: 4.2 s at most, and a moment to connect. An operating
+    // system takes a quarter of an hour.
     for (n, pause) in [(2, 0), (3, 2500)] {
         proxy.silence();
         let began = std::time::Instant::now();
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let after = client.send(Call::new("hello.add").arg(n)).await.unwrap();
         worker.wait_for_log(after.id());
-        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
         assert_eq!(after.get::<i64>(LONG).await.unwrap(), n, "{}", worker.log());
     }
     assert!(worker.log().contains("lost the connection"), "{}", worker.log());
@@ -86,12 +87,26 @@ async fn a_server_that_is_busy_for_a_while_keeps_its_connections() {
     let client = redis.client().await;
     let before = client.send(Call::new("hello.add").arg(1)).await.unwrap();
     assert_eq!(before.get::<i64>(LONG).await.unwrap(), 1);
-    redis.signal(nix::sys::signal::Signal::SIGSTOP);
-    tokio::time::sleep(Duration::from_millis(1600)).await;
-    redis.signal(nix::sys::signal::Signal::SIGCONT);
-    let after = client.send(Call::new("hello.add").arg(2)).await.unwrap();
-    assert_eq!(after.get::<i64>(LONG).await.unwrap(), 2, "{}", worker.log());
-    assert!(!worker.log().contains("lost the connection"), "{}", worker.log());
+    let losses = || worker.log().matches("lost the connection").count();
+    // It is taken for dead after 1.8 s. A busy machine may make a pause as long as that: such a one shows nothing.
+    let mut shown = false;
+    for _ in 0..10 {
+        let (before, began) = (losses(), std::time::Instant::now());
+        redis.signal(nix::sys::signal::Signal::SIGSTOP);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        redis.signal(nix::sys::signal::Signal::SIGCONT);
+        redis.command::<String>(&["PING"]);
+        shown = began.elapsed() < Duration::from_millis(1750);
+        let after = client.send(Call::new("hello.add").arg(2)).await.unwrap();
+        assert_eq!(after.get::<i64>(LONG).await.unwrap(), 2, "{}", worker.log());
+        if shown {
+            assert_eq!(losses(), before, "{}", worker.log());
+            break;
+        }
+        // Until all connections are there again.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    assert!(shown, "ten pauses of 1.5 s took 1.75 s and more");
 }
 
 /// A key that is no list is named once, and costs no spinning.
@@ -175,13 +190,27 @@ async fn a_worker_without_its_redis_can_be_stopped() {
     }
 }
 
+/// Redis goes in the very moment when the worker asks it what was revoked before, and no message is taken until that is
+/// known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_will_never_learn_what_was_revoked_can_be_stopped() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    proxy.end_at("orchestra:revoked");
+    let mut worker = Worker::spawn_at("hello_task", &proxy.url(), &[], &[]);
+    worker.wait_for_log("orchestra-worker: ready");
+    worker.wait_for_log("lost the connection");
+    assert_eq!(worker.stop(), Some(0), "{}", worker.log());
+}
+
 /// What ended and cannot be written is no good end: who looks at exit codes learns of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_that_leaves_results_unwritten_is_told_from_one_that_does_not() {
     let mut redis = Redis::start();
     let mut worker = Worker::start(&redis, &["-c", "1"]);
     let client = redis.client().await;
-    client.send(Call::new("hello.nap").arg(1500).arg(1)).await.unwrap();
+    // Redis is gone long before it ends, also on a machine that is slow to end a process.
+    client.send(Call::new("hello.nap").arg(5000).arg(1)).await.unwrap();
     worker.wait_for_log("received");
     redis.stop();
     assert_eq!(worker.stop(), Some(1), "{}", worker.log());
@@ -199,19 +228,28 @@ async fn an_outage_is_told_once_when_it_begins_and_once_when_it_is_over() {
     let mut redis = Redis::start();
     let worker = Worker::start(&redis, &["-c", "2"]);
     let lines = |what: &str| worker.log().matches(what).count();
-    for (round, away) in [(1, 0), (2, 700), (3, 2500)] {
+    let told = || (lines("; reconnecting"), lines(" again after "));
+    for away in [0, 700, 2500] {
+        let (_, before) = told();
         redis.stop();
         tokio::time::sleep(Duration::from_millis(away)).await;
+        // As long as it lasts it is one, however many connections find out.
+        if away > 2000 {
+            worker.wait_for_log("; reconnecting");
+            assert_eq!(told(), (before + 1, before), "{}", worker.log());
+        }
         redis.start_again();
-        until("it is over", async || lines(" again after ") == round).await;
+        until("it is over", async || told().1 > before && told().0 == told().1).await;
         // What is there again works, and stays: nothing more is said.
         let client = redis.client().await;
         let sum = client.send(Call::new("hello.add").arg(1)).await.unwrap();
         assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let told = (lines("; reconnecting"), lines(" again after "));
-        assert_eq!(told, (round, round), "{}", worker.log());
+        until("each is over", async || told().0 == told().1).await;
     }
+    // A Redis that a busy machine gives no time for two seconds is an outage too. If each connection told its own there
+    // were three times as many.
+    assert!((3..=4).contains(&told().0), "{}", worker.log());
 }
 
 /// Without a prefetch count the memory of what is held is bounded all the same.

@@ -26,6 +26,8 @@ struct Weather {
     late: Duration,
     /// Bytes that pass in a second each way; 0 is without limit.
     rate: u64,
+    /// Who asks for something with this word in it is the last: every connection is closed, and new ones are refused.
+    ends_at: Option<&'static str>,
 }
 
 pub struct Proxy {
@@ -40,12 +42,12 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let weather = watch::Sender::new(Weather::default());
         let made = Arc::<AtomicU64>::default();
-        let (seen, count) = (weather.subscribe(), made.clone());
+        let (sky, count) = (weather.clone(), made.clone());
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let number = count.fetch_add(1, Ordering::SeqCst);
-                if !seen.borrow().refuses {
-                    tokio::spawn(join(near, to, number, seen.clone()));
+                if !sky.borrow().refuses {
+                    tokio::spawn(join(near, to, number, sky.clone()));
                 }
             }
         });
@@ -97,21 +99,26 @@ impl Proxy {
         self.change(|weather, _| weather.late = late);
     }
 
+    /// Once something with this word in it is asked, every connection is closed, and new ones are too.
+    pub fn end_at(&self, word: &'static str) {
+        self.change(|weather, _| weather.ends_at = Some(word));
+    }
+
     /// No more than so many bytes pass in a second each way.
     pub fn limit(&self, rate: u64) {
         self.change(|weather, _| weather.rate = rate);
     }
 }
 
-async fn join(near: TcpStream, to: u16, number: u64, mut weather: watch::Receiver<Weather>) {
+async fn join(near: TcpStream, to: u16, number: u64, sky: watch::Sender<Weather>) {
     let Ok(far) = TcpStream::connect(("127.0.0.1", to)).await else {
         return;
     };
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-    let (there, back) = (weather.clone(), weather.clone());
+    let mut weather = sky.subscribe();
     tokio::select! {
-        () = pass(near_in, far_out, there, number, false) => {}
-        () = pass(far_in, near_out, back, number, true) => {}
+        () = pass(near_in, far_out, &sky, number, false) => {}
+        () = pass(far_in, near_out, &sky, number, true) => {}
         _ = async { drop(weather.wait_for(|weather| weather.closed > number).await) } => {}
     }
 }
@@ -120,11 +127,11 @@ async fn join(near: TcpStream, to: u16, number: u64, mut weather: watch::Receive
 async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut weather: watch::Receiver<Weather>,
+    sky: &watch::Sender<Weather>,
     number: u64,
     answers: bool,
 ) {
-    let mut bytes = vec![0; 64 << 10];
+    let (mut weather, mut bytes) = (sky.subscribe(), vec![0; 64 << 10]);
     loop {
         let Ok(count @ 1..) = from.read(&mut bytes).await else {
             return;
@@ -136,6 +143,13 @@ async fn pass(
         }
         if answers && now.cut > number {
             return;
+        }
+        let has = |word: &str| bytes[..count].windows(word.len()).any(|part| part == word.as_bytes());
+        if !answers && now.ends_at.is_some_and(has) {
+            sky.send_modify(|weather| {
+                weather.refuses = true;
+                weather.closed = u64::MAX;
+            });
         }
         if !answers && weather.wait_for(|weather| weather.held <= number).await.is_err() {
             return;
