@@ -20,8 +20,10 @@ use crate::tally::{Frozen, Note, feed, overlapping};
 
 const WORKERS: usize = 3;
 const PLACES: usize = 4;
-/// Seconds until what a dead worker held is given to others.
-const LEASE: u64 = 2;
+/// Seconds until what a dead worker held is given to others: more than a busy machine holds up a worker, which would
+/// be frozen without standing in the list of those.
+const LEASE: u64 = 5;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Fault {
     Kill,
@@ -83,7 +85,8 @@ fn worker(number: usize, [broker, results]: &[Server; 2], ledger: &Redis) -> Wor
     let node = format!("w{number}");
     let (results, name, places) = (results.proxy.url(), format!("{node}@chaos"), PLACES.to_string());
     let arguments = ["--result-backend", &results, "-n", &name, "-c", &places];
-    let options = format!("{{visibility_timeout = {LEASE}}}");
+    // A message may be among what each of the killed ones held.
+    let options = format!("{{visibility_timeout = {LEASE}, max_deliveries = 20}}");
     let ledger = ledger.url();
     let environment = [
         ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", options.as_str()),
@@ -142,13 +145,15 @@ impl Field {
                 self.start_again(number);
             }
             Fault::Stop => {
-                // It may have nothing to stop yet: one that was just started.
+                // It may have nothing to stop yet: one that was just started. And a disk may be too slow for what it
+                // still has to write: it says so, and what has late acks runs again.
                 let ended = tokio::task::block_in_place(|| self.workers[number].stop());
-                assert!(
-                    matches!(ended, Some(0) | None),
-                    "{ended:?}:\n{}",
-                    self.workers[number].log()
-                );
+                let log = self.workers[number].log();
+                let is_well = match ended {
+                    Some(0) | None => true,
+                    Some(code) => code == 1 && log.contains("writes are lost"),
+                };
+                assert!(is_well, "{ended:?}:\n{log}");
                 self.start_again(number);
             }
             Fault::Freeze => {

@@ -107,7 +107,10 @@ assert body.get(timeout=20)
     for key in ["next", "next.dead"] {
         redis.command::<()>(&["SET", key, "no list"]);
     }
-    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 4}")];
+    let settings = [(
+        "ORCHESTRA_BROKER_TRANSPORT_OPTIONS",
+        "{visibility_timeout = 4, max_deliveries = 100}",
+    )];
     let worker = Worker::start_with(&redis, &["-c", "2"], &settings);
     run_python(PROGRAM, &redis.url());
     until("both are held", async || redis.length("HLEN", "unacked") == 2).await;

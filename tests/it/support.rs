@@ -195,6 +195,13 @@ impl Redis {
         self.command(&[command, key])
     }
 
+    /// Lets the leases of all that is held run out, as they do when its holders are gone for long.
+    pub fn end_leases(&self) {
+        for tag in self.command::<Vec<String>>(&["HKEYS", "unacked"]) {
+            self.command::<i64>(&["ZADD", "unacked_index", "0", &tag]);
+        }
+    }
+
     /// Lets the server hang (SIGSTOP) and go on (SIGCONT).
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         self.process.signal(signal);
