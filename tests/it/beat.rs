@@ -230,6 +230,7 @@ async fn a_beat_without_news_of_keys_looks_seldom() {
     .await;
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     redis.command::<()>(&["CONFIG", "RESETSTAT"]);
+    let began = std::time::Instant::now();
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     let stats: String = redis.command(&["INFO", "commandstats"]);
     let calls = |name: &str| {
@@ -238,8 +239,10 @@ async fn a_beat_without_news_of_keys_looks_seldom() {
             .find(|line| line.starts_with(&format!("cmdstat_{name}:calls=")));
         line.map_or(0, |line| line.split(['=', ',']).nth(1).unwrap().parse::<u32>().unwrap())
     };
-    // A look is one script and five commands; ten looks a second would be thirty.
-    assert!(calls("evalsha") <= 8, "{stats}");
+    // A look is one script and five commands; ten looks a second would be thirty in three seconds, which a busy machine
+    // makes longer.
+    let looks = u64::from(calls("evalsha"));
+    assert!(looks <= 2 * began.elapsed().as_secs() + 2, "{looks}: {stats}");
     text(&schedule(&redis, &["add", "tick", "p.tick", "--every", "1"]));
     until_sent(&redis, 1).await;
 }

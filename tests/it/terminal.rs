@@ -238,9 +238,12 @@ async fn a_task_is_called_as_celery_calls_it_and_its_id_is_never_lost() {
         .unwrap()
         .into();
     let read = || std::fs::read_to_string(&log).unwrap();
-    until("it waits", async || read().contains("task ")).await;
-    // Not before it listens.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Both begin at once: to listen for the result, and for Ctrl-C.
+    until("it waits", async || {
+        let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS", "celery-task-meta-*"]);
+        read().contains("task ") && !channels.is_empty()
+    })
+    .await;
     waits.signal(nix::sys::signal::Signal::SIGINT);
     assert_eq!(waits.wait(), Some(130), "{}", read());
     assert!(
@@ -312,7 +315,8 @@ fn what_is_not_there_is_no_success() {
         code == Some(1) && words.contains("answers without TLS: write redis://"),
         "{words}"
     );
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    // A hang is a minute.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     for words in [
         &["tasks", "-j"][..],
         &["templates", "list", "--json"],
