@@ -44,7 +44,8 @@ async fn a_worker_that_starts_as_redis_comes_back_takes_nothing_that_others_run(
     // may take its time to start, and the old one to come back.
     redis.end_leases();
     let fresh = Worker::start_with(&redis, &["-c", "1", "-n", "fresh@here"], &settings);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Longer than the shortest grace.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     proxy.refuse(false);
     let client = redis.client().await;
     let pending = client.result(pending.id());
