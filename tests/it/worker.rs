@@ -59,11 +59,12 @@ async fn a_task_is_one_look_and_an_idle_worker_is_quiet() {
 
     drop(client);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = asked(&redis, None);
+    let (before, began) = (asked(&redis, None), Instant::now());
     tokio::time::sleep(Duration::from_secs(10)).await;
-    // Five heartbeats, four signs of life, a look at the queues; one of the commands is this question.
-    let said = asked(&redis, None) - before - 1;
-    assert!(said <= 12, "{said} commands in 10 s");
+    // Five heartbeats, four signs of life, a look at the queues; one of the commands is this question. A busy machine
+    // makes the ten seconds longer.
+    let (said, seconds) = (asked(&redis, None) - before - 1, began.elapsed().as_secs());
+    assert!(said <= 12 * seconds / 10, "{said} commands in {seconds} s");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -236,7 +237,8 @@ async fn a_warm_stop_finishes_what_runs_and_gives_back_what_waits() {
     let redis = Redis::start();
     let mut worker = Worker::start(&redis, &["-c", "2"]);
     let client = redis.client().await;
-    let calls: Vec<Call> = (0..6).map(|_| Call::new("hello.sleep").arg(2)).collect();
+    // The first two still run when it is stopped, also on a busy machine.
+    let calls = [5, 5, 1, 1, 1, 1].map(|seconds| Call::new("hello.sleep").arg(seconds));
     let pending = client.send_many(&calls).await.unwrap();
     until("two run", async || {
         pending[1].state().await.unwrap().as_str() == "PROGRESS"
