@@ -391,4 +391,18 @@ mod tests {
         );
         assert_eq!(url_parts("http://[::1]:9").unwrap(), ("[::1]".to_owned(), 9));
     }
+
+    #[test]
+    fn series_of_models_are_bounded_whatever_callers_name() {
+        use crate::ai::ollama::Kind;
+        let (calls, (notes, _seen)) = (Calls::default(), tokio::sync::mpsc::channel(1));
+        let context = Context::new(crate::task::Details::default(), notes, None);
+        for n in 0..MODELS + 10 {
+            let prompt = serde_json::Map::from_iter([("prompt".to_owned(), "x".into())]);
+            let request = Request::new(Kind::Generate, n.to_string(), prompt, false).unwrap();
+            drop(calls.begin(&request, &context));
+        }
+        // And one for the others.
+        assert_eq!(calls.totals().len(), MODELS + 1);
+    }
 }

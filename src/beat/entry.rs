@@ -227,4 +227,23 @@ mod tests {
             assert!(error.contains(expected), "{text}: {error}");
         }
     }
+
+    #[test]
+    fn names_and_entries_are_bounded() {
+        let named = |length| parse(&format!(r#"{{"task":"{}","schedule":1}}"#, "x".repeat(length)));
+        assert!(named(LONGEST_NAME).is_ok());
+        assert!(
+            named(LONGEST_NAME + 1)
+                .unwrap_err()
+                .contains("task: a name has 1 to 255")
+        );
+        let large = |bytes| {
+            parse(&format!(
+                r#"{{"task":"a","schedule":1,"args":["{}"]}}"#,
+                "x".repeat(bytes)
+            ))
+        };
+        assert!(large(LARGEST - 100).is_ok());
+        assert!(large(LARGEST).unwrap_err().contains("larger than 1048576 bytes"));
+    }
 }

@@ -273,4 +273,19 @@ mod tests {
             "w@h [1970-01-01 00:00:01.500000+00:00] started: freq=2.0"
         );
     }
+
+    #[test]
+    fn names_of_tasks_are_remembered_of_the_newest() {
+        let received = |n: usize| {
+            heard(
+                json!({"type": "task-received", "hostname": "w@h", "timestamp": 1, "uuid": n.to_string(), "name": "t"}),
+            )
+        };
+        let mut names = Names::default();
+        for n in 0..NAMES + 5 {
+            names.learn(&received(n));
+        }
+        assert_eq!((names.tasks.len(), names.order.len()), (NAMES, NAMES));
+        assert!(names.of(&received(NAMES)).is_some() && names.of(&received(0)).is_none());
+    }
 }

@@ -166,4 +166,20 @@ mod tests {
         let deep = "[".repeat(99) + &text + &"]".repeat(99);
         assert!(Loose::new(&deep).is_err() && Loose::new(&text).is_ok());
     }
+
+    #[test]
+    fn depth_and_depth_times_length_are_bounded() {
+        let nested = |levels, inside: &str| "[".repeat(levels) + inside + &"]".repeat(levels);
+        let why = |text: &str| {
+            Loose::new(text)
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default()
+        };
+        assert_eq!(why(&nested(DEEPEST, "1")), "");
+        assert!(why(&nested(DEEPEST + 1, "1")).contains("recursion limit"));
+        let long = format!("\"{}\"", "x".repeat(LOOKS / 100));
+        assert_eq!(why(&nested(90, &long)), "");
+        assert!(why(&nested(110, &long)).contains("too deep for its length"));
+    }
 }

@@ -247,11 +247,31 @@ mod tests {
             ("w1$", false),
             ("w(", false),
             ("(w{999}){999}", false),
+            (&"w|".repeat(PATTERN / 2), true),
+            (&"w|".repeat(PATTERN), false),
         ] {
             request.pattern = Some(pattern.into());
             assert_eq!(request.is_for("w1@host"), is, "{pattern}");
         }
         request.pattern = Some("w1".into());
         assert!(request.is_for("w1@host") && !request.is_for("aw1@host"));
+    }
+
+    #[test]
+    fn a_reply_that_grows_as_it_is_read_is_bounded() {
+        let accept = Accept::parse(&["json", "msgpack"], None).unwrap();
+        let reply = |count: u32| {
+            // A map with a list of falses, which are five letters each in JSON.
+            let mut body = b"\x81\xa1w\xdd".to_vec();
+            body.extend(count.to_be_bytes());
+            body.resize(body.len() + count as usize, 0xc2);
+            let body = sixtyfour::encode(&body);
+            let properties = r#"{"body_encoding": "base64"}"#;
+            let text =
+                format!(r#"{{"body": "{body}", "content-type": "application/x-msgpack", "properties": {properties}}}"#);
+            decode_reply(text.as_bytes(), &accept).map(drop)
+        };
+        assert_eq!(reply(1000), Ok(()));
+        assert!(reply(3_000_000).is_err());
     }
 }

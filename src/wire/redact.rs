@@ -252,4 +252,11 @@ mod tests {
         );
         assert_eq!(hide_passwords("see http://host/a@b and http://host:80/@c"), None);
     }
+
+    #[test]
+    fn a_long_text_that_may_hold_a_secret_is_hidden_whole() {
+        let text = |length| format!(r#"{{"api_key": "hunter2", "text": "{}"}}"#, "x".repeat(length));
+        assert!(hidden_text(&text(1000)).contains("xxx"));
+        assert_eq!(hidden_text(&text(LOOKED_INTO)), HIDDEN);
+    }
 }

@@ -434,4 +434,13 @@ mod tests {
         gossip.missed(now + PATIENCE);
         assert!(gossip.has_room(1000));
     }
+
+    #[test]
+    fn neighbours_are_bounded_in_number() {
+        let (mut gossip, now) = (Gossip::new(&Limits::default()), clock::instant());
+        for n in 0..NODES + 2 {
+            gossip.note(&heard("worker-online", &n.to_string(), 2.0), now);
+        }
+        assert_eq!(gossip.nodes.len(), NODES);
+    }
 }

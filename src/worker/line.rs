@@ -365,4 +365,19 @@ mod tests {
         let take = |line: &mut Line| line.take(clock::instant(), |key| key != 1);
         assert_eq!((take(&mut line), take(&mut line), line.len()), (Some(0), Some(2), 0));
     }
+
+    #[test]
+    fn tenants_with_nothing_to_do_are_bounded_in_number() {
+        let mut line = fair(&["header:tenant"]);
+        let now = clock::instant();
+        for n in 0..3 * IDLE as u64 {
+            let tenant: Arc<str> = n.to_string().into();
+            line.push(n, Some(tenant.clone()), None, 0, now);
+            assert_eq!(line.take(now, |_| true), Some(n));
+            line.begins(n, Some(&tenant));
+            line.ended(n, 1.0, None);
+        }
+        let tenants = line.fair.unwrap().tenants.len();
+        assert!(tenants <= IDLE, "{tenants}");
+    }
 }

@@ -122,6 +122,9 @@ mod tests {
             std::fs::write(&path, bad).unwrap();
             assert!(StateDb::open(&path).err().unwrap().contains("not one of ours"));
         }
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(LARGEST + 1).unwrap();
+        assert!(StateDb::open(&path).err().unwrap().contains("larger than any of ours"));
         assert!(StateDb::open(&folder.join("missing").join("x")).is_err());
         std::fs::remove_dir_all(&folder).unwrap();
     }

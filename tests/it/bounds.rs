@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use orchestra::client::Client;
+use orchestra::client::{Call, Client};
 use orchestra::wire::pidbox;
 use serde_json::{Value, json};
 
@@ -120,8 +120,8 @@ async fn what_others_say_is_bounded_in_bytes() {
     assert_eq!(revoked.len(), 82, "{revoked:.200?}");
 }
 
-/// Pub/sub messages that nobody has read yet: those beyond 64 MiB are dropped, and there is room again when they are
-/// read.
+/// Pub/sub messages that nobody has read yet: those beyond 64 MiB, or 4,096, are dropped, and there is room again when
+/// they are read.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_of_pub_sub_is_bounded_in_bytes() {
     let redis = Redis::start();
@@ -148,6 +148,12 @@ async fn what_waits_of_pub_sub_is_bounded_in_bytes() {
             [large.len(), large.len(), large.len(), large.len(), last.len()]
         );
     }
+    for _ in 0..5000 {
+        teller.publish("news", b"");
+    }
+    until("as many are there as may wait", async || pushes.len() == 4096).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(pushes.len(), 4096);
 }
 
 /// The same in msgpack and YAML, whose lists become longer as JSON.
@@ -272,4 +278,55 @@ async fn a_body_and_a_result_of_20_mb_are_held_some_times_and_not_kept() {
         mib(now.saturating_sub(before)) < 20.0
     })
     .await;
+}
+
+/// More ids in one request than can be noted, and more tasks in one answer than anybody reads: both have an end, and the
+/// log says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_request_revokes_and_one_answer_tells_is_bounded() {
+    let redis = Redis::start();
+    let worker = Worker::start_with(&redis, &["-n", "w@here", "-c", "1", "--prefetch-multiplier", "0"], &[]);
+    worker.wait_for_log("mingle: all alone");
+    let (client, mut teller) = (redis.client().await, Teller::new(&redis));
+    let first = client.send(Call::new("hello.sleep").arg(600)).await.unwrap();
+    worker.wait_for_log("received");
+    let add = Call::new("hello.add").arg(1);
+    client.send_many(std::iter::repeat_n(&add, 10_005)).await.unwrap();
+    until("all are held", async || redis.length("HLEN", "unacked") == 10_006).await;
+    let reserved = client
+        .inspect("reserved", &json!({}), Some(&["w@here".to_owned()]), LONG)
+        .await
+        .unwrap();
+    assert_eq!(reserved["w@here"].as_array().unwrap().len(), 10_000);
+    worker.wait_for_log("the answer has the first 10000");
+    let ids: Vec<String> = (0..200_100).map(|n| n.to_string()).collect();
+    teller.command("revoke", &json!({"task_id": ids}));
+    worker.wait_for_log("more tasks are revoked than can be noted now");
+    drop(first);
+}
+
+/// Numbers that can only be typing errors, and queues without end, are refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn remote_control_makes_a_worker_only_so_large() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, &["-n", "w@here"]);
+    worker.wait_for_log("mingle: all alone");
+    let (client, mut teller) = (redis.client().await, Teller::new(&redis));
+    answers(&client).await;
+    let ask = async |method: &str, arguments: Value| {
+        let to = ["w@here".to_owned()];
+        let answers = client.inspect(method, &arguments, Some(&to), LONG).await.unwrap();
+        answers["w@here"].to_string()
+    };
+    let grown = ask("pool_grow", json!({"n": 100_001})).await;
+    assert!(grown.contains("a pool has at most 100000 places"), "{grown}");
+    // It consumes from one already.
+    for n in 1..1000 {
+        teller.command("add_consumer", &json!({"queue": format!("q{n}")}));
+    }
+    let refused = ask("add_consumer", json!({"queue": "q1000"})).await;
+    assert!(refused.contains("consumes from 1000 queues already"), "{refused}");
+    // One that is there is none more.
+    let again = ask("add_consumer", json!({"queue": "q1"})).await;
+    assert!(again.contains("ok"), "{again}");
 }

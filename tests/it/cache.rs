@@ -105,6 +105,8 @@ async fn an_answer_beyond_ai_max_cached_bytes_is_not_kept() {
     let settings = format!("ai_hosts = '{}'\nai_max_cached_bytes = 3000\n", host.url);
     let (_worker, _folder) = worker(&redis, &settings, &[]);
     let client = redis.client().await;
+    let everything = ["slowlog-log-slower-than", "0", "slowlog-max-len", "10000"];
+    redis.command::<()>(&[&["CONFIG", "SET"], &everything[..]].concat());
     for (length, again) in [(1_000, "cache"), (3_001, "warm")] {
         let text = "x".repeat(length);
         let mut why = Value::Null;
@@ -116,4 +118,10 @@ async fn an_answer_beyond_ai_max_cached_bytes_is_not_kept() {
         }
         assert_eq!(why, again, "{length}");
     }
+    // What is said meanwhile to those who wait for the same answer has a bound of its own.
+    type Slow = (i64, i64, i64, Vec<String>, String, String);
+    let commands = redis.command::<Vec<Slow>>(&["SLOWLOG", "GET", "-1"]);
+    let mut said = commands.iter().map(|slow| &slow.3);
+    let said = said.find(|words| words[0] == "XADD" && words[1].starts_with("orchestra:said:"));
+    assert_eq!(said.unwrap()[2..5], ["MAXLEN", "~", "10000"]);
 }

@@ -375,6 +375,23 @@ async fn tools_are_tasks_and_turns_are_bounded() {
     assert_eq!(name, "ToolLoop", "{text}");
 }
 
+/// Pieces without end would ask a model for days.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_of_very_many_pieces_is_refused() {
+    let (redis, sim, folder) = (Redis::start(), Sim::start(), Folder::new());
+    folder.write(
+        "long.yaml",
+        "parameters:\n  text: {type: string}\nsteps:\n- {id: a, type: ollama_analyze, model: lorem, input: \"{{ text }}\", prompt: x, window: 400, max_tokens: 50, overlap: 0}\n",
+    );
+    let _worker = start(&redis, &sim, &folder, &[], &[]);
+    let text = "a b c. ".repeat(500_000);
+    let (name, text) = failure(&redis.client().await, run("long", json!({"text": text}))).await;
+    assert_eq!(name, "ContextOverflow", "{text}");
+    assert!(text.contains("pieces, more than 5000; raise window"), "{text}");
+    // One call, to learn how long a token is.
+    assert_eq!(sim.stats().await["requests"], 1);
+}
+
 /// What a small server answers to each path, and what it heard.
 async fn server() -> (u16, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

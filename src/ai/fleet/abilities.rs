@@ -97,3 +97,18 @@ fn has_pictures(request: &Request) -> bool {
             .flatten()
             .any(|message| some(message.get("images")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_whose_abilities_are_known_are_bounded() {
+        let abilities = Abilities::default();
+        for n in 0..KNOWN + 10 {
+            abilities.note(&n.to_string(), &[]);
+        }
+        assert!(abilities.lock().len() <= KNOWN);
+        assert!(abilities.of(&(KNOWN + 9).to_string()).is_some());
+    }
+}

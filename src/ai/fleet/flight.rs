@@ -194,4 +194,14 @@ mod tests {
             "a piece was left out"
         );
     }
+
+    #[test]
+    fn pieces_that_wait_for_redis_are_bounded() {
+        let (mut pieces, Said(mut said)) = pieces();
+        for _ in 0..WAITING + 10 {
+            pieces.pass_on(&Heard::Piece(Piece::Text("x".into())));
+        }
+        let waiting = std::iter::from_fn(|| said.try_recv().ok()).count();
+        assert_eq!(waiting, WAITING);
+    }
 }

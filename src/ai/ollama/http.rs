@@ -260,7 +260,39 @@ fn chain(error: &reqwest::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::base_url;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::ai::ollama::Speaks;
+
+    /// A server whose answers have 8 MiB and no end.
+    async fn endless(status: &'static str) -> Server {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            if stream.write_all(&vec![b'x'; 8 << 20]).await.is_ok() {
+                std::future::pending::<()>().await;
+            }
+        });
+        Server::new(&address, Speaks::Ollama).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_read_as_far_as_it_may_be() {
+        let (http, patience) = (Http::new(Duration::from_secs(5)).unwrap(), Duration::from_secs(30));
+        let short = http.get(&endless("200 OK").await, "api/tags", patience, 100_000).await;
+        assert!(short.unwrap_err().text.contains("longer than 100000 bytes"));
+        let began = crate::clock::instant();
+        let refusal = http
+            .open(&endless("400 Bad Request").await, "api/chat", &(), patience)
+            .await;
+        assert!(refusal.err().unwrap().text.contains("xxx"));
+        assert!(began.elapsed() < patience, "{:?}", began.elapsed());
+    }
 
     #[test]
     fn o_001_addresses_are_read_as_ollama_reads_them() {

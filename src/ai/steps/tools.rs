@@ -169,12 +169,14 @@ impl Tool {
             Value::String(text) => text,
             other => other.to_string(),
         };
-        let mut end = text.len().min(LONGEST);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        Ok(text[..end].to_owned())
+        Ok(told(text))
     }
+}
+
+/// As much of an answer as a model is told.
+fn told(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(LONGEST));
+    text
 }
 
 /// Runs what a model asked for, at once, and gives the answers in order.
@@ -260,4 +262,15 @@ async fn run_one(call: &Value, tools: &[Tool], part: &str, site: &Site<'_>) -> R
         }
     }
     tool.run(arguments, part, site).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_answer_of_a_tool_is_cut() {
+        assert_eq!(told("é".repeat(LONGEST / 2)).len(), LONGEST);
+        assert_eq!(told(format!("x{}", "é".repeat(LONGEST))).len(), LONGEST - 1);
+    }
 }

@@ -36,6 +36,11 @@ pub(super) fn rows(
             let mut line = Vec::new();
             match reader.by_ref().take(LONGEST).read_until(b'\n', &mut line) {
                 Ok(0) => return None,
+                Ok(length) if length as u64 == LONGEST && line.last() != Some(&b'\n') => {
+                    return Some(Err(format!(
+                        "{shown}:{number}: the line is longer than a message may be"
+                    )));
+                }
                 Ok(_) if line.trim_ascii().is_empty() => {}
                 Ok(_) => return Some(row(&line).map_err(|error| format!("{shown}:{number}: {error}"))),
                 Err(error) => return Some(Err(format!("cannot read {shown}: {error}"))),
@@ -117,6 +122,20 @@ mod tests {
                 .as_ref()
                 .unwrap_err()
                 .ends_with("there is no column \"c\"")
+        );
+    }
+
+    #[test]
+    fn a_line_is_no_longer_than_a_message() {
+        let path = std::env::temp_dir().join(format!("{}-long.jsonl", uuid::Uuid::new_v4()));
+        // Nothing but zeros, which take no room on the disk.
+        File::create(&path).unwrap().set_len(LONGEST + 1).unwrap();
+        let first = rows(&path, &[]).unwrap().next().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            first
+                .unwrap_err()
+                .ends_with(":1: the line is longer than a message may be")
         );
     }
 }
