@@ -375,3 +375,19 @@ impl Context {
         self.update_state("PROGRESS", &meta).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_a_stream_that_find_no_room_are_left_out_and_counted() {
+        let (notes, mut seen) = mpsc::channel(2);
+        let context = Context::new(Details::default(), notes, None);
+        for _ in 0..5 {
+            context.stream_text("x");
+        }
+        assert_eq!(context.stream_dropped(), 3);
+        assert_eq!(std::iter::from_fn(|| seen.try_recv().ok()).count(), 2);
+    }
+}

@@ -252,3 +252,20 @@ impl Outbox {
         self.flushed().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_writes_may_wait() {
+        let (outbox, mut inbox) = outbox(1 << 30);
+        let some = |count| (0..count).map(|_| Out::Event(Vec::new())).collect();
+        outbox.send(some(WRITES));
+        assert!(!outbox.is_full());
+        outbox.send(some(1));
+        assert!(outbox.is_full());
+        inbox.sent(1, 0, 0);
+        assert!(!outbox.is_full());
+    }
+}

@@ -326,6 +326,11 @@ async fn remote_control_makes_a_worker_only_so_large() {
     }
     let refused = ask("add_consumer", json!({"queue": "q1000"})).await;
     assert!(refused.contains("consumes from 1000 queues already"), "{refused}");
+    for _ in 0..1100 {
+        teller.command("memsample", &json!({}));
+    }
+    let dump = ask("memdump", json!({"samples": 2000})).await;
+    assert_eq!(dump.matches("    > ").count(), 1000);
     // One that is there is none more.
     let again = ask("add_consumer", json!({"queue": "q1"})).await;
     assert!(again.contains("ok"), "{again}");

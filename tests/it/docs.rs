@@ -64,6 +64,65 @@ fn the_compatibility_page_counts_its_rows_and_names_tests_that_exist() {
     assert!(words(&page).contains(&headline), "the page does not say {headline:?}");
 }
 
+/// Each limit has a test, and its settings are there.
+#[test]
+fn the_page_of_limits_names_settings_and_tests_that_exist() {
+    let page = page("docs/limits.md");
+    let mut limits = 0;
+    for row in page.lines().map(cells) {
+        let [limit, _, setting, _, test] = row[..] else {
+            continue;
+        };
+        if limit == "limit" || limit.starts_with("---") {
+            continue;
+        }
+        tests_exist(limit, test);
+        let of_a_message = ["idempotency_period", "max_turns", "window"];
+        for name in setting.split('`').skip(1).step_by(2) {
+            let name = name.split('.').next().unwrap_or_default();
+            let is_setting = orchestra::config::SETTINGS.iter().any(|setting| setting.name == name);
+            assert!(
+                is_setting || of_a_message.contains(&name),
+                "{limit}: there is no setting {name}"
+            );
+        }
+        assert!(
+            setting.contains('`') || setting.starts_with("fixed"),
+            "{limit}: {setting:?}"
+        );
+        limits += 1;
+    }
+    assert!(limits > 50, "{limits}");
+    // A setting that is a limit by its name has a row.
+    let is_limit = |name: &str| {
+        ["_bytes", "_timeout", "_limit", "max_"]
+            .iter()
+            .any(|part| name.contains(part))
+    };
+    for setting in orchestra::config::SETTINGS
+        .iter()
+        .filter(|setting| is_limit(setting.name))
+    {
+        let is_listed = page.contains(&format!("`{}`", setting.name));
+        assert!(
+            is_listed || NO_SIZES.contains(&setting.name),
+            "{} has no row",
+            setting.name
+        );
+    }
+}
+
+/// Settings that sound like limits, and are no sizes of what comes from outside.
+const NO_SIZES: &[&str] = &[
+    "worker_soft_shutdown_timeout",
+    "worker_disable_rate_limits",
+    "task_acks_on_failure_or_timeout",
+    "task_acks_on_timeout",
+    "task_default_rate_limit",
+    "result_chord_join_timeout",
+    "beat_lock_timeout",
+];
+
 /// `it/cli` is `tests/it/cli.rs`, `src/wire/body` is `src/wire/body.rs`; behind it stand names of its tests.
 fn tests_exist(row: &str, shown: &str) {
     let mut text = String::new();

@@ -388,3 +388,28 @@ impl Model {
         Some((clock::epoch_seconds(self.now) - task.since?).max(0.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_failures_are_those_of_the_newest() {
+        let mut model = Model::new(String::new());
+        for n in 0..NAMES + 5 {
+            model.learn(&n.to_string(), "t");
+        }
+        assert_eq!((model.names.len(), model.order.len()), (NAMES, NAMES));
+        for n in 0..FAILURES + 5 {
+            let fields = serde_json::json!({"uuid": n.to_string(), "exception": format!("error {n}")});
+            let event = Heard {
+                name: "task-failed".into(),
+                fields: fields.as_object().cloned().unwrap(),
+                ..Heard::default()
+            };
+            model.hear(News::Event(event));
+        }
+        assert_eq!(model.failures.len(), FAILURES);
+        assert!(model.failures[0].ends_with(&format!("error {}", FAILURES + 4)));
+    }
+}
