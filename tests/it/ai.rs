@@ -116,7 +116,7 @@ async fn a_time_limit_closes_the_connection_to_the_model() {
     let client = redis.client().await;
     for model in ["slow", "hang"] {
         // Within it the model is asked, also on a busy machine.
-        let (name, _) = failure(&client, generate(model, "x").time_limit(Duration::from_secs(2))).await;
+        let (name, _) = failure(&client, generate(model, "x").time_limit(Duration::from_millis(1500))).await;
         assert_eq!(name, "TimeLimitExceeded");
     }
     until("both are left alone", async || {

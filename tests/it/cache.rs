@@ -68,7 +68,7 @@ async fn who_waits_for_an_answer_that_is_not_kept_has_it_too() {
     let (redis, host) = (
         Redis::start(),
         // All of them have begun to wait when it has said its last word, also on a busy machine.
-        Sim::start_with(&["--model=m=echo", "--token-delay=1200ms"]),
+        Sim::start_with(&["--model=m=echo", "--token-delay=1000ms"]),
     );
     let settings = format!("ai_hosts = '{}'\n", host.url);
     // Room for all in each: one that has to wait for a place comes when the answer is over.

@@ -301,7 +301,7 @@ async fn a_worker_that_counts_can_be_stopped_without_redis() {
     let careful = |ms: u64| Signature::new("flow.careful").arg(ms).arg(1);
     let client = redis.client().await;
     // Redis is gone long before it ends, also on a machine that is slow to end a process.
-    let steps = chord([careful(5000)], Signature::new("flow.sum"));
+    let steps = chord([careful(4000)], Signature::new("flow.sum"));
     client.apply(steps).await.unwrap();
     worker.wait_for_log("received");
     redis.stop();

@@ -457,7 +457,7 @@ async fn p_197_p_198_neighbours_tell_each_other_what_was_revoked() {
     assert_eq!(later.state().await.unwrap().as_str(), "REVOKED");
     // A clock that was seen counts on: no event is older than what it follows.
     let clocks = client
-        .inspect("clock", &json!({}), None, Duration::from_secs(3))
+        .inspect("clock", &json!({}), None, Duration::from_secs(2))
         .await
         .unwrap();
     assert_eq!(clocks.len(), 3, "{clocks:?}");
@@ -482,7 +482,7 @@ async fn p_201_an_election_has_one_winner_who_runs_the_task() {
     let action = json!({"task": "hello.add", "args": [1, 2], "kwargs": {}, "options": {"task_id": "elected"}});
     let election = json!({"id": "e1", "topic": "task", "action": action});
     let answers = client
-        .inspect("election", &election, None, Duration::from_secs(3))
+        .inspect("election", &election, None, Duration::from_secs(2))
         .await
         .unwrap();
     assert_eq!(answers, *json!({"w1@here": null, "w2@here": null}).as_object().unwrap());

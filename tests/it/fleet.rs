@@ -802,9 +802,9 @@ async fn requests_carry_what_they_must_and_nothing_else() {
 async fn each_wait_has_a_limit_of_its_own() {
     let redis = Redis::start();
     // Words come ten times a second: a busy machine that makes them wait shall not pass for a model that says no more.
-    let host = Sim::start_with(&["--load-delay=2500ms"]);
+    let host = Sim::start_with(&["--load-delay=2s"]);
     let settings = format!(
-        "ai_hosts = '{}'\nai_load_timeout = 20\nai_first_token_timeout = 2\nai_stall_timeout = 1.6\nai_call_timeout = 8\n",
+        "ai_hosts = '{}'\nai_load_timeout = 20\nai_first_token_timeout = 1.5\nai_stall_timeout = 1.2\nai_call_timeout = 6\n",
         host.url
     );
     let (_worker, _folder) = worker(&redis, &settings, &[]);
@@ -821,13 +821,13 @@ async fn each_wait_has_a_limit_of_its_own() {
         "the load took longer than a first token may"
     );
     client
-        .send(generate("hang", "x").time_limit(Duration::from_secs(4)))
+        .send(generate("hang", "x").time_limit(Duration::from_secs(2)))
         .await
         .unwrap();
     for (model, what) in [
         ("hang", "no answer for"),
-        ("stall", "the answer stopped for 1.6 s"),
-        ("slow", "the call took longer than 8 s"),
+        ("stall", "the answer stopped for 1.2 s"),
+        ("slow", "the call took longer than 6 s"),
     ] {
         let call = Signature::new("orchestra.generate").arg(model).arg("x");
         let (_, text) = last_failure(&client, call).await;

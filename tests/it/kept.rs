@@ -48,53 +48,68 @@ fn once(count: usize) -> BTreeMap<String, usize> {
 }
 
 /// Redis has no memory for longer than a lease: nothing can be stored, nor acknowledged behind it.
-#[tokio::test(flavor = "multi_thread")]
-async fn without_memory_for_longer_than_a_lease_nothing_runs_again() {
-    let round = async |late| {
-        let (redis, ledger) = (Redis::start(), Redis::start());
-        let client = redis.client().await;
-        let calls: Vec<Call> = (0..8)
-            .map(|n| Call::new("faults.record").arg(n).arg(if n == 7 { 6000 } else { 300 }))
-            .collect();
-        let pending = client.send_many(&calls).await.unwrap();
-        let worker = worker(&redis, &redis, &ledger, late, &[]);
-        until("some run", async || !starts(&ledger).is_empty()).await;
-        let _: () = redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
-        tokio::time::sleep(AWAY).await;
-        let _: () = redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
-        for pending in &pending {
-            let _: serde_json::Value = pending.get(LONG).await.unwrap();
-        }
-        assert_eq!(starts(&ledger), once(8), "late acks: {late}\n{}", worker.log());
-        until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
-        assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
-    };
-    tokio::join!(round(false), round(true));
+async fn without_memory(late: bool) {
+    let (redis, ledger) = (Redis::start(), Redis::start());
+    let client = redis.client().await;
+    let calls: Vec<Call> = (0..8)
+        .map(|n| Call::new("faults.record").arg(n).arg(if n == 7 { 6000 } else { 300 }))
+        .collect();
+    let pending = client.send_many(&calls).await.unwrap();
+    let worker = worker(&redis, &redis, &ledger, late, &[]);
+    until("some run", async || !starts(&ledger).is_empty()).await;
+    let _: () = redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    tokio::time::sleep(AWAY).await;
+    let _: () = redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    for pending in &pending {
+        let _: serde_json::Value = pending.get(LONG).await.unwrap();
+    }
+    assert_eq!(
+        starts(&ledger),
+        once(8),
+        "without memory, late acks: {late}\n{}",
+        worker.log()
+    );
+    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+    assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
 }
 
 /// The server of results is away for longer than a lease: acks wait for it.
+async fn without_the_server_of_results(late: bool) {
+    let (redis, mut results, ledger) = (Redis::start(), Redis::start(), Redis::start());
+    let client = Client::connect_to(&redis.url(), Some(&results.url())).await.unwrap();
+    let worker = worker(&redis, &results, &ledger, late, &[]);
+    results.stop();
+    let step = |n: i32| Signature::new("faults.record").arg(n).arg(50).immutable();
+    client.apply(chain([step(0), step(1), step(2)])).await.unwrap();
+    let calls: Vec<Call> = (3..8).map(|n| Call::new("faults.record").arg(n).arg(50)).collect();
+    let pending = client.send_many(&calls).await.unwrap();
+    tokio::time::sleep(AWAY).await;
+    results.start_again();
+    for pending in &pending {
+        let _: serde_json::Value = pending.get(LONG).await.unwrap();
+    }
+    until("the chain has ended", async || starts(&ledger).len() == 8).await;
+    assert_eq!(
+        starts(&ledger),
+        once(8),
+        "without results, late acks: {late}\n{}",
+        worker.log()
+    );
+    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+    assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+}
+
+/// All four at once: most of it is waiting.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_server_of_results_for_longer_than_a_lease_nothing_runs_again() {
-    let round = async |late| {
-        let (redis, mut results, ledger) = (Redis::start(), Redis::start(), Redis::start());
-        let client = Client::connect_to(&redis.url(), Some(&results.url())).await.unwrap();
-        let worker = worker(&redis, &results, &ledger, late, &[]);
-        results.stop();
-        let step = |n: i32| Signature::new("faults.record").arg(n).arg(50).immutable();
-        client.apply(chain([step(0), step(1), step(2)])).await.unwrap();
-        let calls: Vec<Call> = (3..8).map(|n| Call::new("faults.record").arg(n).arg(50)).collect();
-        let pending = client.send_many(&calls).await.unwrap();
-        tokio::time::sleep(AWAY).await;
-        results.start_again();
-        for pending in &pending {
-            let _: serde_json::Value = pending.get(LONG).await.unwrap();
+async fn what_cannot_be_stored_for_longer_than_a_lease_does_not_run_again() {
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::scope(|scope| {
+        for late in [false, true] {
+            let runtime = &runtime;
+            scope.spawn(move || runtime.block_on(without_memory(late)));
+            scope.spawn(move || runtime.block_on(without_the_server_of_results(late)));
         }
-        until("the chain has ended", async || starts(&ledger).len() == 8).await;
-        assert_eq!(starts(&ledger), once(8), "late acks: {late}\n{}", worker.log());
-        until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
-        assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
-    };
-    tokio::join!(round(false), round(true));
+    });
 }
 
 /// An early ack leaves as the task starts, and does not wait for its result: one that ends its process shall not run

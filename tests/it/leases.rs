@@ -107,7 +107,7 @@ async fn held_messages_that_stand_in_no_index_are_found() {
     let one = Worker::start_with(&redis, &["-c", "1"], &settings);
     let client = redis.client().await;
     // Longer than a lease, and so is a lease than what a busy machine holds up a worker for.
-    let pending = client.send(Call::new("hello.sleep").arg(14)).await.unwrap();
+    let pending = client.send(Call::new("hello.sleep").arg(11)).await.unwrap();
     one.wait_for_log(pending.id());
     redis.command::<i64>(&["DEL", "unacked_index"]);
     // What a worker holds keeps its lease when the index goes.

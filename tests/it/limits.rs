@@ -170,7 +170,7 @@ async fn what_waits_for_redis_is_bounded_in_bytes() {
     let worker = Worker::start_with(&redis, &["-c", "1", "--prefetch-multiplier", "20"], &settings);
     let client = redis.client().await;
     // It runs until Redis is gone, also on a busy machine.
-    let first = client.send(Call::new("hello.nap").arg(6000).arg(1)).await.unwrap();
+    let first = client.send(Call::new("hello.nap").arg(4500).arg(1)).await.unwrap();
     let large = || Call::new("celery.accumulate").arg("x".repeat(60_000));
     let mut pending = Vec::new();
     for _ in 0..10 {

@@ -77,13 +77,13 @@ async fn a_long_task_is_not_delivered_twice() {
     let redis = Redis::start();
     let client = redis.client().await;
     let one = Worker::start_with(&redis, &["-c", "1"], SURE);
-    let pending = client.send(Call::new("hello.sleep").arg(14)).await.unwrap();
+    let pending = client.send(Call::new("hello.sleep").arg(10)).await.unwrap();
     let later = client
-        .send(Call::new("hello.add").arg(1).countdown(Duration::from_secs(13)))
+        .send(Call::new("hello.add").arg(1).countdown(Duration::from_secs(9)))
         .await
         .unwrap();
     one.wait_for_log("hello.sleep");
-    // Three visibility time-outs pass, and a neighbour looks for what is overdue all the time.
+    // Two visibility time-outs pass, and a neighbour looks for what is overdue all the time.
     let two = Worker::start_with(&redis, &["-c", "1"], SURE);
     assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested");
     assert_eq!(later.get::<i64>(LONG).await.unwrap(), 1);
@@ -109,10 +109,10 @@ async fn with_a_short_lease_the_dead_are_followed_soon_whatever_the_visibility_t
         ("ORCHESTRA_TASK_ACKS_LATE", "true"),
     ];
     let mut one = Worker::start_with(&redis, &["-c", "1"], &settings);
-    let long = client.send(Call::new("hello.sleep").arg(13)).await.unwrap();
+    let long = client.send(Call::new("hello.sleep").arg(9)).await.unwrap();
     one.wait_for_log("hello.sleep");
     let mut two = Worker::start_with(&redis, &["-c", "1"], &settings);
-    // Three leases pass.
+    // Two leases pass.
     assert_eq!(long.get::<String>(LONG).await.unwrap(), "rested");
     assert!(!two.log().contains("restored"), "{}", two.log());
     two.process.kill();
@@ -160,7 +160,7 @@ async fn the_next_step_stays_here_and_is_not_lost_with_us() {
 
     // Whoever waits goes first.
     let before = pushes();
-    let nap = |n: i64| Signature::new("hello.nap").kwarg("ms", 4000).kwarg("n", n);
+    let nap = |n: i64| Signature::new("hello.nap").kwarg("ms", 3000).kwarg("n", n);
     let applied = client.apply(chain([nap(1), add(5)])).await.unwrap();
     until("it runs", async || redis.length("HLEN", "unacked") == 1).await;
     let calls = [
@@ -355,10 +355,10 @@ async fn a_python_worker_leaves_alone_what_we_keep_fresh() {
     let (redis, folder) = (Redis::start(), Folder::new());
     let client = redis.client().await;
     let ours = Worker::start_with(&redis, &["-c", "1", "-n", "ours@here"], SURE);
-    let pending = client.send(Call::new("hello.sleep").arg(16)).await.unwrap();
+    let pending = client.send(Call::new("hello.sleep").arg(13)).await.unwrap();
     ours.wait_for_log("hello.sleep");
     let _theirs = python_worker_with(&redis, &folder, "4");
-    // Three of its visibility time-outs.
+    // Two of its visibility time-outs, and the time that it takes to start.
     assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", ours.log());
     assert!(!ours.log().contains("given to another worker"), "{}", ours.log());
 }
@@ -380,7 +380,7 @@ async fn who_comes_back_later_keeps_what_it_held() {
     };
     let one = start(&late, "late@here");
     let client = redis.client().await;
-    let pending = client.send(Call::new("hello.sleep").arg(15)).await.unwrap();
+    let pending = client.send(Call::new("hello.sleep").arg(12)).await.unwrap();
     one.wait_for_log("hello.sleep");
     let two = start(&soon, "soon@here");
     for proxy in [&late, &soon] {
@@ -423,7 +423,7 @@ async fn the_body_of_a_chord_with_early_acks_is_not_lost() {
             member(2)
         };
         // Every answer of the results is late: there is time to die between the count and the body.
-        proxy.delay(Duration::from_millis(800));
+        proxy.delay(Duration::from_millis(500));
         let applied = client
             .apply(chord([member(1), other], Signature::new("flow.sum")))
             .await
