@@ -76,10 +76,10 @@ pub fn iso(at: Timestamp) -> String {
 /// The text is no ISO-8601 date and time.
 pub fn parse_iso(text: &str) -> Result<Timestamp, jiff::Error> {
     match text.parse::<Timestamp>() {
-        Ok(at) => Ok(at),
+        Ok(at) => Ok(whole(at)),
         Err(error) => match text.parse::<jiff::civil::DateTime>() {
             Ok(naive) => Ok(match naive.to_zoned(jiff::tz::TimeZone::UTC) {
-                Ok(zoned) => zoned.timestamp(),
+                Ok(zoned) => whole(zoned.timestamp()),
                 // Python's `datetime.max` is a day beyond what can be told here; both are "never".
                 Err(_) if naive.year() > 0 => Timestamp::MAX,
                 Err(_) => Timestamp::MIN,
@@ -87,6 +87,13 @@ pub fn parse_iso(text: &str) -> Result<Timestamp, jiff::Error> {
             Err(_) => Err(error),
         },
     }
+}
+
+/// In whole microseconds, as Python counts time: digits behind them are dropped, before 1970 too.
+fn whole(at: Timestamp) -> Timestamp {
+    let microseconds = i64::try_from(at.as_nanosecond().div_euclid(1000));
+    let whole = microseconds.ok().and_then(|at| Timestamp::from_microsecond(at).ok());
+    whole.unwrap_or(at)
 }
 
 /// Reads a time without offset as one of this machine's time zone; `None` for everything else.
@@ -143,6 +150,10 @@ mod tests {
         assert_eq!(parse_iso("2026-11-22T17:48:06.190423+02:00").unwrap(), aware);
         assert_eq!(iso(aware), "2026-11-22T15:48:06.190423+00:00");
         assert!(parse_iso("garbage").is_err());
+        // Python has microseconds and drops what is behind them.
+        let exact = parse_iso("0014-12-31T23:59:59.19999236-11:00").unwrap();
+        assert_eq!(iso(exact), "0015-01-01T10:59:59.199992+00:00");
+        assert_eq!(parse_iso(&iso(exact)).unwrap(), exact);
         assert_eq!(parse_iso("9999-12-31T23:59:59.999999").unwrap(), Timestamp::MAX);
         assert_eq!(parse_iso("9999-12-31T23:59:59.999999+00:00").unwrap(), Timestamp::MAX);
     }
