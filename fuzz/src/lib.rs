@@ -263,8 +263,8 @@ pub fn url(data: &[u8]) {
     };
     let _ = Endpoint::parse(text);
     let (user, place) = text.split_once('\n').unwrap_or(("", text));
-    // What stands in the place is no secret.
-    if user.contains(['/', '?', '#', '@', ':', ';', ',']) || place.contains("hunter2") {
+    // What stands beside the password is no secret.
+    if user.contains(['/', '?', '#', '@', ':', ';', ',']) || text.contains("hunter2") {
         return;
     }
     for scheme in ["redis", "rediss", "sentinel", "redis+socket"] {

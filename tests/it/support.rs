@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use orchestra::client::Client;
@@ -368,24 +369,29 @@ impl Sim {
     }
 
     fn start_at(address: &str, arguments: &[&str]) -> Self {
-        let control = format!("127.0.0.1:{}", free_port());
-        let mut child = Command::new(program("ollama-sim"))
-            .args(["--host", address, "--control", &control])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let out = child.stdout.take().unwrap();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
-        let url = line.trim().rsplit(' ').next().unwrap().to_owned();
-        assert!(url.starts_with("http://"), "{line:?}");
-        Self {
-            process: Process { child },
-            url,
-            control: format!("http://{control}"),
-            arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
+        // Another process may take the port in between: then the next one is tried.
+        for _ in 0..10 {
+            let control = format!("127.0.0.1:{}", free_port());
+            let mut child = Command::new(program("ollama-sim"))
+                .args(["--host", address, "--control", &control])
+                .args(arguments)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut line = String::new();
+            let out = child.stdout.take().unwrap();
+            std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
+            let process = Process { child };
+            if let Some(url) = line.trim().rsplit(' ').next().filter(|url| url.starts_with("http://")) {
+                return Self {
+                    process,
+                    url: url.to_owned(),
+                    control: format!("http://{control}"),
+                    arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
+                };
+            }
         }
+        panic!("ollama-sim does not start at {address}; it says why above");
     }
 
     /// Its counters.
@@ -476,6 +482,16 @@ pub fn run_python_of(python: &Path, program: &str, url: &str) -> String {
     text
 }
 
+/// A port on which nothing listens. It is below those that the system gives to connections by itself, and given once:
+/// what is free now is free when it is wanted, unless another program takes it.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(61);
+    loop {
+        let number = first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let port = 11_000 + u16::try_from(number).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
