@@ -43,6 +43,13 @@ fn starts(ledger: &Redis) -> BTreeMap<String, usize> {
     starts
 }
 
+/// All eight ran once, and nothing is left of them.
+async fn each_ran_once(redis: &Redis, ledger: &Redis, worker: &Worker, when: &str) {
+    assert_eq!(starts(ledger), once(8), "{when}\n{}", worker.log());
+    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
+    assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+}
+
 fn once(count: usize) -> BTreeMap<String, usize> {
     (0..count).map(|n| (n.to_string(), 1)).collect()
 }
@@ -63,14 +70,7 @@ async fn without_memory(late: bool) {
     for pending in &pending {
         let _: serde_json::Value = pending.get(LONG).await.unwrap();
     }
-    assert_eq!(
-        starts(&ledger),
-        once(8),
-        "without memory, late acks: {late}\n{}",
-        worker.log()
-    );
-    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
-    assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+    each_ran_once(&redis, &ledger, &worker, &format!("without memory, late acks: {late}")).await;
 }
 
 /// The server of results is away for longer than a lease: acks wait for it.
@@ -89,14 +89,7 @@ async fn without_the_server_of_results(late: bool) {
         let _: serde_json::Value = pending.get(LONG).await.unwrap();
     }
     until("the chain has ended", async || starts(&ledger).len() == 8).await;
-    assert_eq!(
-        starts(&ledger),
-        once(8),
-        "without results, late acks: {late}\n{}",
-        worker.log()
-    );
-    until("nothing is held", async || redis.length("HLEN", "unacked") == 0).await;
-    assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
+    each_ran_once(&redis, &ledger, &worker, &format!("without results, late acks: {late}")).await;
 }
 
 /// All four at once: most of it is waiting.
