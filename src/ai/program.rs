@@ -34,6 +34,9 @@ pub(super) struct Program {
     pub arguments: Vec<String>,
     /// Where.
     pub folder: PathBuf,
+    /// Its home, and where it puts what is temporary: a folder that is ours alone. What was cloned is never one, or its
+    /// authors would write the settings of every program that looks for them at home (`.gitconfig`).
+    pub home: PathBuf,
     /// Environment beside the few variables that every program needs.
     pub environment: Vec<(String, String)>,
 }
@@ -57,8 +60,8 @@ pub(super) async fn run(program: Program, limits: ProgramLimits) -> Result<Ended
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
         .env("LANG", "C.UTF-8")
-        .env("HOME", &program.folder)
-        .env("TMPDIR", &program.folder)
+        .env("HOME", &program.home)
+        .env("TMPDIR", &program.home)
         .envs(variables)
         // Nothing is written there: who watches over the program ends all of it when this end is closed, as it is when
         // the step is cancelled or the worker killed.

@@ -653,6 +653,14 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
                   echo $first $(cat second) > {root}/out/part\nmv {root}/out/part {root}/out/left\nsleep 300\n"),
     );
     data.write("in/own.sh", "#!/bin/sh\necho \"alone: $GIVEN\"\n");
+    // What its authors would have git do, if somebody took the clone for a home.
+    data.write(
+        "in/repo/.gitconfig",
+        &format!(
+            "[trace2]\n normalTarget = {root}/escaped\n configParams = evil.*\n[evil]\n line = \"a line of theirs\"\n\
+             [core]\n fsmonitor = touch {root}/ran\n"
+        ),
+    );
     let git = |arguments: &[&str]| {
         let done = Command::new("git")
             .args([
@@ -686,6 +694,12 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
         "own.yaml",
         "parameters:\n  env: {type: any}\nsteps:\n- {id: ran, type: execute_script, script: own.sh, env: \"{{ env }}\"}\n\
          output: \"{{ steps.ran.text | trim }}\"\n",
+    );
+    folder.write(
+        "status.yaml",
+        "steps:\n- {id: clone, type: git_clone, repo: repo}\n\
+         - {id: ran, type: execute_script, program: git, args: [status, --short, --branch]}\n\
+         output: [\"{{ steps.ran.text | trim }}\", \"{{ steps.clone.commit | length }}\"]\n",
     );
     std::fs::create_dir(data.path().join("out")).unwrap();
     let paths = (format!("[\"{root}/in\"]"), format!("[\"{root}/out\"]"));
@@ -754,6 +768,18 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
     let script = |script: &str| run("script", json!({"repo": format!("{root}/in/repo"), "script": script}));
     let said: String = client.send(script("run.sh")).await.unwrap().get(LONG).await.unwrap();
     assert_eq!(said, "one two $HOME; from repository nothing");
+    // A relative repository is one of them as well. Whoever wrote it does not say what git does here.
+    let status: Value = client
+        .send(run("status", json!({})))
+        .await
+        .unwrap()
+        .get(LONG)
+        .await
+        .unwrap();
+    assert_eq!(status, json!(["## main...origin/main", 40]));
+    for trace in ["escaped", "ran", "ran-2"] {
+        assert!(!data.path().join(trace).exists(), "{trace}");
+    }
     // Without a clone, a relative script is one of the folders that may be read.
     let said: String = client
         .send(run("own", json!({"env": {"GIVEN": "by the step"}})))

@@ -43,7 +43,7 @@ fn check(_: &Map<String, Value>, names: &[&str]) -> Wrong {
 pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, Stop> {
     let permits = site.engine.permits();
     let refused = |text: String| Stop::failed("ScriptError", text);
-    let folder = site
+    let home = site
         .workspace
         .folder()
         .map_err(|error| refused(format!("no folder for the run: {error}")))?;
@@ -64,12 +64,13 @@ pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, St
     };
     let checked = fields.flag("check")?.unwrap_or(true);
     // A script runs where it was cloned to.
-    let folder = super::git_clone::clone_of(site).unwrap_or_else(|| folder.to_owned());
+    let folder = super::git_clone::clone_of(site).unwrap_or_else(|| home.to_owned());
     let name = path.display().to_string();
     let program = Program {
         path,
         arguments,
         folder,
+        home: home.to_owned(),
         environment,
     };
     let ended = program::run(program, permits.limits).await.map_err(refused)?;
