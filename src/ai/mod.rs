@@ -46,6 +46,7 @@ pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Rate, Seen, S
 pub use limited::{LIMITED, become_limited};
 pub use options::{Batches, CallLimits, DEFAULT_HOST, Folder, Options, TextLimits};
 pub use permits::{Permits, ProgramLimits, Sizes};
+pub use program::close_to_programs;
 pub use recorded::Recorded;
 pub use task_file::Scheduled;
 pub use tasks::{Approve, Chat, Generate, Resume, ResumeFailed, RunTemplate};

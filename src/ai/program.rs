@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::limited::{LIMITED, VARIABLE};
-use super::permits::ProgramLimits;
+use super::permits::{Permits, ProgramLimits};
 
 /// How long a program that took too long may take to be gone.
 const LAST: Duration = Duration::from_secs(5);
@@ -39,6 +39,20 @@ pub(super) struct Program {
     pub home: PathBuf,
     /// Environment beside the few variables that every program needs.
     pub environment: Vec<(String, String)>,
+}
+
+/// Closes this process to programs that templates may run, where they may: they have its user, to whom the system would
+/// show its environment, with passwords, and its memory. It leaves no core either, and lets nobody debug it but root.
+///
+/// # Errors
+/// A text for people: the system does not do it.
+pub fn close_to_programs(permits: &Permits) -> Result<(), String> {
+    #[cfg(target_os = "linux")]
+    if !permits.programs.is_empty() {
+        nix::sys::prctl::set_dumpable(false)
+            .map_err(|error| format!("this process cannot be closed to the programs of ai_programs: {error}"))?;
+    }
+    Ok(())
 }
 
 /// Runs a program to its end.

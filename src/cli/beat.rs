@@ -52,6 +52,8 @@ pub(super) struct Beat {
 impl Beat {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let mut settings = common.settings()?;
+        // A worker beside it may run programs, with the same settings and the same user.
+        crate::ai::close_to_programs(&settings.ai.permits).map_err(world)?;
         if let Some(level) = &self.loglevel {
             settings.log_level.clone_from(level);
         }

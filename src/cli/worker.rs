@@ -218,6 +218,7 @@ fn run_child(
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> Result<ExitCode, Stopped> {
     let settings = settings(&arguments).map_err(usage)?;
+    crate::ai::close_to_programs(&settings.ai.permits).map_err(world)?;
     let log = logfile(&arguments);
     super::log::start(NAME, &settings.log_level, log.as_deref(), settings.log_json).map_err(usage)?;
     let (mut registry, engine) = registry(&settings, register)?;
@@ -258,6 +259,7 @@ fn start(
         return super::detach::start().map_err(world);
     }
     let settings = settings(&arguments).map_err(usage)?;
+    crate::ai::close_to_programs(&settings.ai.permits).map_err(world)?;
     let file = logfile(&arguments);
     let log = super::log::start(NAME, &settings.log_level, file.as_deref(), settings.log_json).map_err(usage)?;
     let done = work(arguments, &settings, detached, &log, register);

@@ -22,6 +22,18 @@ fn behind<'a>(text: &'a str, start: &str) -> &'a str {
     line.unwrap_or_else(|| panic!("no line begins with {start}"))
 }
 
+/// What ends a fork bomb of a template's program that is faster than we count, and keeps passwords out of cores.
+#[test]
+fn the_units_bound_processes_and_leave_no_cores() {
+    let unit = read("deploy/systemd/orchestra-worker.service");
+    let most: usize = behind(&unit, "TasksMax=").parse().unwrap();
+    let counted = orchestra::ai::ProgramLimits::default().processes;
+    assert!((2 * counted..10_000).contains(&most), "{most}");
+    for unit in [unit, read("deploy/systemd/orchestra-beat.service")] {
+        assert_eq!(behind(&unit, "LimitCORE="), "0");
+    }
+}
+
 /// systemd's own word on the units, where it is installed; the third is the first one as a template.
 #[test]
 fn systemd_reads_the_units() {

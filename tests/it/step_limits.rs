@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use crate::support::{Folder, LONG, Redis, Worker, until};
+use crate::support::{Folder, LONG, Redis, Worker, program, until};
 
 /// What a run came to: its output, or its error.
 async fn outcome(client: &Client, template: &str, params: &Value) -> Result<Value, String> {
@@ -164,11 +164,29 @@ async fn each_bound_of_a_step_ends_it_with_its_name_and_the_worker_goes_on() {
             began.elapsed()
         );
     }
-    let short = [("ORCHESTRA_AI_PROGRAMS", "sh"), ("ORCHESTRA_AI_PROGRAM_TIMEOUT", "2")];
-    let soon = Worker::start_with(&redis, &[&templates[..], &["-Q", "soon"]].concat(), &short);
+    // One with a process for its tasks, and a password. Root has no more rights there than in most containers: with all of
+    // them it looks into everybody.
+    let password = format!("hidden{port}");
+    let short = [
+        ("ORCHESTRA_AI_PROGRAMS", "sh"),
+        ("ORCHESTRA_AI_PROGRAM_TIMEOUT", "5"),
+        ("PASSWORD_OF_THE_WORKER", &password),
+    ];
+    let own = program("hello_task").display().to_string();
+    let mut words = vec!["setpriv", "--bounding-set=-all", "--inh-caps=-all", &own, "--quiet"];
+    if !nix::unistd::geteuid().is_root() {
+        words.drain(..3);
+    }
+    let prefork = [&templates[..], &["-Q", "soon", "-P", "prefork", "-c", "1"]].concat();
+    let soon = Worker::spawn_words("/usr/bin/env", &words, &redis, &prefork, &short);
+    soon.wait_for_log("orchestra-worker: ready");
     let code = json!({"code": format!("sleep {mark}")});
     let error = outcome_in("soon", &client, "shell", &code).await.unwrap_err();
-    assert!(error.contains("takes longer than 2 s"), "{error}");
+    assert!(error.contains("takes longer than 5 s"), "{error}");
+    // A program sees no environment of the worker or of its process: that of its own `grep` alone has the word.
+    let code = json!({"code": format!("OWN={password} grep -las {password} /proc/[0-9]*/environ | wc -l")});
+    let ran = outcome_in("soon", &client, "shell", &code).await.unwrap();
+    assert_eq!((&ran["text"], &ran["stderr"]), (&json!("1\n"), &json!("")), "{ran}");
     drop(soon);
     // Who is killed is there for a moment longer.
     until("nothing is left behind", async || with_word(&mark) == 0).await;
