@@ -2,6 +2,7 @@
 //! synchronous call, and what must be awaited (Redis, tasks) waits elsewhere.
 
 mod follow;
+mod standstill;
 mod starting;
 mod stay;
 mod stopping;
@@ -50,6 +51,8 @@ use crate::client::Client;
 use crate::clock::{self, Clocks, Instant, Timestamp};
 use crate::task::{Context, Failure, Note, Notes, Registry};
 use crate::trace::Span;
+
+pub(crate) use standstill::Standstill;
 
 /// Names a request in this worker. Task ids are no use for that: a message may be delivered twice.
 pub(crate) type Key = u64;
@@ -166,6 +169,7 @@ pub(crate) struct Consumer {
     /// Error callbacks that run here.
     pub errbacks: Errbacks,
     pub shutdown: super::Stop,
+    pub standstill: Standstill,
     /// The connection to the broker as it was last seen.
     pub(super) connection: u64,
     /// Room for messages that wait for their ETA, beside the prefetch count; `None` is without bound.
@@ -224,6 +228,7 @@ impl Consumer {
                     Kept::Lost(tags) => self.on_lost(&tags),
                     Kept::GivenUp(given_up) => self.on_given_up(&given_up),
                     Kept::Connected => self.on_lease(),
+                    Kept::Renewed(at) => self.standstill.renewed(at),
                 },
                 Some(recalled) = inputs.recalled.recv() => self.on_recalled(recalled),
                 () = sleep_until(due) => self.on_due(),
@@ -237,6 +242,10 @@ impl Consumer {
                         self.on_clock_set();
                     }
                     self.look_at_connection();
+                    // The keeper may have been busy when it was to be asked.
+                    if self.standstill.is_in_doubt() {
+                        self.on_lease();
+                    }
                     if self.phase == Phase::Run {
                         self.children.fill();
                     }
@@ -247,6 +256,9 @@ impl Consumer {
                 }
             }
             self.autoscale();
+            if self.standstill.goes_round(clock::instant()) {
+                self.on_lease();
+            }
             self.start_reserved();
             self.send();
             let is_done = self.active.is_empty() && (self.errbacks.are_done() || self.phase == Phase::Cold);
@@ -439,7 +451,8 @@ impl Consumer {
         tags.extend(self.staying.keys().cloned().chain(stuck));
         // A keeper that is still busy with the last round keeps these in its next one. It is told of nothing, too: then
         // there is nothing that it could not renew.
-        let _ = self.held.try_send(Held { tags, new });
+        let at = clock::instant();
+        let _ = self.held.try_send(Held { tags, new, at });
     }
 
     /// Gives one input to one request, and does what follows.

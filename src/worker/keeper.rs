@@ -28,6 +28,8 @@ const SHORTEST_GRACE: Duration = Duration::from_secs(1);
 pub(crate) enum Kept {
     /// Others have them now.
     Lost(Vec<Tag>),
+    /// All of what was held at that time, but for what was lost, is ours for another lease.
+    Renewed(Instant),
     /// It went to the dead-letter list.
     GivenUp(GivenUp),
     /// There is a connection again, or we stood still: leases may have run out meanwhile, and are to be renewed before
@@ -41,6 +43,8 @@ pub(crate) struct Held {
     /// So many, the last of them, are on their way to Redis, or their acks are: that they are not there does not mean
     /// that others have them.
     pub new: usize,
+    /// When that was so.
+    pub at: Instant,
 }
 
 /// The service that keeps leases. It is told what is held by the consumer loop, and tells it what was lost.
@@ -100,6 +104,7 @@ impl Keeper {
                         let began = clock::instant();
                         if self.extend(&held).await {
                             renewed = began;
+                            let _ = self.kept.send(Kept::Renewed(held.at));
                         }
                     }
                     None => return,

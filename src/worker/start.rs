@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::Options;
 use super::autoscale::Autoscaler;
-use super::consumer::{Consumer, Inputs};
+use super::consumer::{Consumer, Inputs, Standstill};
 use super::control::{self, Order, Panel};
 use super::done::Succeeded;
 use super::effects::{Scribe, Sender};
@@ -433,6 +433,7 @@ impl Worker {
             idle,
             staying: HashMap::new(),
             is_behind: false,
+            standstill: Standstill::new(lease, clock::instant()),
             prefetch,
             queues,
             held,

@@ -95,6 +95,45 @@ async fn a_worker_that_stood_still_does_not_run_its_own_tasks_again() {
     );
 }
 
+/// What waited in it for its ETA another worker has by now, and runs it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stood_still_starts_nothing_that_another_has() {
+    let (redis, ledger) = (Redis::start(), Redis::start());
+    let (ledger_url, options) = (ledger.url(), "{visibility_timeout = 2}");
+    let settings = [
+        ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", options),
+        ("FAULTS_LEDGER", &*ledger_url),
+    ];
+    let start = || {
+        Worker::spawn_process(
+            "conformance_worker",
+            &["faults", "-q"],
+            &redis.url(),
+            &["-c", "1"],
+            &settings,
+        )
+    };
+    let one = start();
+    one.wait_for_log("orchestra-worker: ready");
+    let client = redis.client().await;
+    for round in 0..3 {
+        let call = Call::new("faults.record").arg(round).arg(2500);
+        let pending = client.send(call.countdown(Duration::from_secs(2))).await.unwrap();
+        one.wait_for_log(&format!("{}] received", pending.id()));
+        one.process.signal(Signal::SIGSTOP);
+        let mut other = start();
+        let starts = || ledger.length("LLEN", "faults:start");
+        until("the other runs it", async || starts() > round).await;
+        one.process.signal(Signal::SIGCONT);
+        assert_eq!(pending.get::<usize>(LONG).await.unwrap(), round);
+        // The one that stood still goes on.
+        assert_eq!(other.stop(), Some(0));
+        assert_eq!(starts(), round + 1, "{}", one.log());
+    }
+    let next = client.send(Call::new("faults.record").arg(7).arg(1)).await.unwrap();
+    assert_eq!(next.get::<usize>(LONG).await.unwrap(), 7, "{}", one.log());
+}
+
 /// Held, and in no index: by a Python worker that died as it took it, or because the server evicted the index. Nobody
 /// is told of it by looking for what is overdue.
 #[tokio::test(flavor = "multi_thread")]

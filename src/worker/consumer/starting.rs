@@ -29,8 +29,8 @@ impl Consumer {
     /// Starts what waits, as long as there are places.
     pub(super) fn start_reserved(&mut self) {
         while !self.reserved.is_empty() {
-            // What it would say has nowhere to go; the next look at the clock tries again.
-            if self.outbox.is_full() {
+            // What it would say has nowhere to go, or others may run it; the next look at the clock tries again.
+            if self.outbox.is_full() || self.standstill.is_in_doubt() {
                 return;
             }
             let Some(slot) = self.pool.slot() else { return };
