@@ -26,12 +26,14 @@ demo-check: setup ## The same, checked, without staying
 test: setup lint test-rust test-python ## Everything: format, lints, Rust, Python, docs
 	@echo "make test: all good"
 
+# The tests mostly wait for processes: two for each core.
 test-rust: setup
 	cargo build --locked --workspace --bins --examples
-	cargo test --locked --workspace
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} cargo test --locked --workspace
 
+# With the examples, as above: without them the features of some packages are others, and all is built once more.
 test-python: setup
-	cargo build --locked --workspace --bins
+	cargo build --locked --workspace --bins --examples
 	cd python-client && ../.venv/bin/python -m pytest -q
 
 test-cost: setup ## Instructions and allocations of the pure parts of a task, against their bounds
