@@ -10,6 +10,7 @@ use super::program::{Common, Stopped, dead_queues};
 use crate::beat::Store;
 use crate::broker::{Broker, DeadQueue};
 use crate::config::Settings;
+use crate::conn::{Link, LinkOptions};
 use crate::text::count;
 
 #[derive(Debug, Args)]
@@ -83,9 +84,14 @@ async fn redis(settings: &Settings, report: &mut Report) {
     let Ok(endpoint) = settings.broker() else { return };
     let seen = async {
         let broker = Broker::connect(&endpoint, settings.broker_options()).await?;
-        for line in crate::conn::advice(broker.writer()).await {
-            report.note(line);
+        let mut advice = crate::conn::advice(broker.writer()).await;
+        if let Ok(Some(results)) = settings.backend()
+            && !results.is_same_server(&endpoint)
+        {
+            let link = Link::connect(&results, LinkOptions::default()).await?;
+            advice.extend(crate::conn::advice_on_results(&link).await);
         }
+        advice.into_iter().for_each(|line| report.note(line));
         dead_queues(&broker, settings).await
     };
     match seen.await {

@@ -33,6 +33,12 @@ pub async fn advice(link: &Link) -> Vec<String> {
     judge(&config, &fields(info.ok()))
 }
 
+/// The same of the Redis of the results, where that is another one.
+pub async fn advice_on_results(link: &Link) -> Vec<String> {
+    let lines = advice(link).await.into_iter();
+    lines.map(|line| format!("the result backend: {line}")).collect()
+}
+
 /// How long the server has been up, in whole seconds; `None` where it does not say, or not to this user.
 pub async fn uptime(link: &Link) -> Option<Duration> {
     let info = link.query::<Value>(redis::cmd("INFO").arg("server")).await.ok();
@@ -70,11 +76,12 @@ fn judge(config: &HashMap<String, String>, info: &HashMap<String, String>) -> Ve
     let mut lines = Vec::new();
     match setting("maxmemory-policy") {
         Some(policy) if policy.starts_with("allkeys") => lines.push(format!(
-            "Redis may delete whole queues when its memory is full (maxmemory-policy is {policy}): set it to noeviction"
+            "Redis may delete whole queues, results and chords when its memory is full (maxmemory-policy is {policy}): set \
+             it to noeviction"
         )),
         Some(policy) if policy.starts_with("volatile") => lines.push(format!(
-            "Redis may delete results before they are read when its memory is full (maxmemory-policy is {policy}): set it \
-             to noeviction"
+            "Redis may delete results before they are read, and chords before they are counted, when its memory is full \
+             (maxmemory-policy is {policy}): set it to noeviction"
         )),
         _ => {}
     }

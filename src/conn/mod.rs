@@ -12,7 +12,7 @@ mod secret;
 mod sentinel;
 mod several;
 
-pub use advice::{advice, uptime};
+pub use advice::{advice, advice_on_results, uptime};
 pub use endpoint::Endpoint;
 pub use errand::Errand;
 pub use error::Error;

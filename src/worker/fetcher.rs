@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 
 use super::flood::{Flood, Way};
 use super::metrics::Metrics;
@@ -130,13 +130,19 @@ impl Fetcher {
                 match claimed {
                     Ok(claims) => {
                         self.metrics.claimed(clock::instant().saturating_duration_since(asked));
+                        if self.metrics.withheld(None) {
+                            info!("messages can be taken again");
+                        }
                         break claims;
                     }
                     Err(error) => {
                         debug!(%error, "claim failed");
                         self.progress.made();
                         if !error.is_transient() {
-                            error!(%error, "messages cannot be taken; trying again");
+                            let text = error.to_string();
+                            if self.metrics.withheld(Some(&text)) {
+                                error!("messages cannot be taken; trying again each second: {text}");
+                            }
                             tokio::time::sleep(Duration::from_secs(1)).await;
                         }
                         tokio::select! {

@@ -4,8 +4,8 @@
 //! waits for it. Of tasks nothing is noted while nobody watches. Names of tasks are those that are registered, so that
 //! nobody from outside can make up series. What each number means for people is in `docs/monitoring.md`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -67,6 +67,8 @@ struct Counts {
     born: Instant,
     sign: AtomicU64,
     stops: AtomicBool,
+    /// Why Redis gives us no messages.
+    withheld: Mutex<Option<String>>,
     /// For how many seconds nothing was taken that should have been.
     neglect: AtomicU64,
     watched: AtomicBool,
@@ -186,6 +188,7 @@ impl Metrics {
             born: clock::instant(),
             sign: AtomicU64::new(0),
             stops: AtomicBool::new(false),
+            withheld: Mutex::default(),
             neglect: AtomicU64::new(0),
             watched: AtomicBool::new(false),
         }))
@@ -310,6 +313,20 @@ impl Metrics {
         self.0.stops.store(true, Ordering::Relaxed);
     }
 
+    /// What Redis says instead of giving messages, if it does; whether that is news.
+    pub(crate) fn withheld(&self, why: Option<&str>) -> bool {
+        let mut known = self.why_withheld();
+        let news = known.as_deref() != why;
+        if news {
+            *known = why.map(str::to_owned);
+        }
+        news
+    }
+
+    fn why_withheld(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.withheld.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// For how long nothing was taken, if that is not well.
     pub(crate) fn takes_nothing(&self, long: Option<Duration>) {
         let seconds = long.map_or(0, |long| long.as_secs());
@@ -371,11 +388,11 @@ impl Watch {
         if self.metrics.0.stops.load(Ordering::Relaxed) {
             return Err("the worker is about to stop".into());
         }
-        if self.broker.is_connected() {
-            Ok(())
-        } else {
-            Err("there is no connection to Redis".into())
+        if !self.broker.is_connected() {
+            return Err("there is no connection to Redis".into());
         }
+        let withheld = self.metrics.why_withheld().clone();
+        withheld.map_or(Ok(()), |why| Err(format!("messages cannot be taken: {why}")))
     }
 }
 

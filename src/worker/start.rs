@@ -139,7 +139,13 @@ impl Worker {
         };
         let queues: Vec<Arc<str>> = options.queues.iter().map(|queue| queue.as_str().into()).collect();
         conn::patiently(|| broker.declare(&queues)).await?;
-        for line in conn::advice(broker.writer()).await {
+        let mut advice = conn::advice(broker.writer()).await;
+        if let Some((backend, endpoint)) = backend.as_ref().zip(options.backend.as_ref())
+            && !endpoint.is_same_server(&options.broker)
+        {
+            advice.extend(conn::advice_on_results(backend.link()).await);
+        }
+        for line in advice {
             warn!("{line}");
         }
         let metrics = Metrics::new(registry.meters());

@@ -755,6 +755,24 @@ async fn a_worker_tells_prometheus_how_it_is() {
             .contains("orchestra_reconnects_total{connection=\"news\"} 1")
     })
     .await;
+    // A Redis that answers and gives nothing: said once, and whoever asks is told.
+    redis.command::<()>(&["ACL", "SETUSER", "default", "-evalsha"]);
+    redis.command::<i64>(&["LPUSH", "celery", "garbage"]);
+    until("it takes nothing", async || {
+        let (status, why) = asked("/readyz").await;
+        status == 503 && why.starts_with("messages cannot be taken: ")
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    redis.command::<()>(&["ACL", "SETUSER", "default", "+evalsha"]);
+    until("it takes messages again", async || asked("/readyz").await.0 == 200).await;
+    worker.wait_for_log("messages can be taken again");
+    let log = worker.log();
+    assert_eq!(
+        log.matches("messages cannot be taken; trying again").count(),
+        1,
+        "{log}"
+    );
     // While it waits for what runs it takes nothing new, and says so.
     worker.process.signal(Signal::SIGTERM);
     until("it is about to stop", async || {

@@ -209,6 +209,16 @@ async fn a_redis_that_can_lose_messages_is_warned_of() {
     for word in ["may delete whole queues", "keeps nothing on disk"] {
         assert_eq!(worker.log().matches(word).count(), 1, "{}", worker.log());
     }
+    // The Redis of the results is asked, too.
+    let worker = Worker::start(&safe, &["--result-backend", &unsafe_.url()]);
+    let log = worker.log();
+    for word in [
+        "the result backend: Redis may delete",
+        "the result backend: Redis keeps nothing",
+    ] {
+        assert_eq!(log.matches(word).count(), 1, "{log}");
+    }
+    assert_eq!(log.matches("WARN").count(), 2, "{log}");
     // Who may not ask is not told, and works.
     unsafe_.command::<()>(&["ACL", "SETUSER", "default", "-config", "-info"]);
     let worker = Worker::start(&unsafe_, &[]);
