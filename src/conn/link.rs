@@ -5,6 +5,7 @@
 //! by pub/sub comes on a connection of its own: a server closes one that subscribes as soon as 32 MB of answers wait
 //! for it (`client-output-buffer-limit pubsub`), so that one large message would stop a worker.
 
+mod former;
 mod hear;
 mod open;
 mod outage;
@@ -23,8 +24,9 @@ use tracing::warn;
 use super::patience::patiently_where;
 use super::{Endpoint, Error};
 use crate::clock;
+use former::Former;
 use hear::{PUSHED_BYTES, PUSHES};
-use open::supervise;
+use open::{Place, supervise};
 use outage::{Outage, Pulse};
 use send::Waiting;
 
@@ -85,6 +87,7 @@ struct Shared {
     bulky: AtomicBool,
     /// Cleared when the connection is followed by another: its end is no news then.
     stands: Mutex<Arc<AtomicBool>>,
+    former: Mutex<Former>,
     setup: Mutex<Setup>,
     woken: Arc<Notify>,
     /// Ends the pause before the next try to connect.
@@ -154,6 +157,7 @@ impl Link {
             waiting: Waiting::default(),
             bulky: AtomicBool::new(false),
             stands: Mutex::default(),
+            former: Mutex::default(),
             setup: Mutex::default(),
             woken: Arc::new(Notify::new()),
             hurry: Arc::default(),
@@ -171,12 +175,12 @@ impl Link {
 
     /// The first connection; its number is 1.
     async fn first(&self) -> Result<(), Error> {
-        let mut opened = self.shared.open().await;
+        let mut opened = self.shared.open(Place::Free).await;
         for _ in 1..self.shared.endpoint.count() {
             if opened.is_ok() {
                 break;
             }
-            opened = self.shared.open().await;
+            opened = self.shared.open(Place::Free).await;
         }
         let connection = opened?;
         self.shared.outage.returned(&self.shared.pulse, clock::instant());
@@ -264,6 +268,10 @@ impl Shared {
     /// What new connections are told. A panic while it was held cannot leave it half-written: it is only extended.
     fn setup(&self) -> std::sync::MutexGuard<'_, Setup> {
         self.setup.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn former(&self) -> std::sync::MutexGuard<'_, Former> {
+        self.former.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn node(&self) -> std::sync::MutexGuard<'_, Option<(String, u16)>> {

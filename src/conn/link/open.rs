@@ -9,6 +9,7 @@ use redis::{AsyncConnectionConfig, Client, Pipeline, PushInfo, PushKind, Value};
 use tracing::{info, warn};
 
 use super::Shared;
+use super::former::{Answer, Former};
 use super::hear::SUBSCRIBED;
 use crate::backoff::Backoff;
 use crate::clock;
@@ -20,12 +21,21 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 /// Between two looks at whether an outage is over.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Where a new connection goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// There is none.
+    Free,
+    /// It follows one that stands, and that answers what it was asked.
+    Taken,
+}
+
 impl Shared {
-    pub(super) async fn open(self: &Arc<Self>) -> Result<MultiplexedConnection, Error> {
+    pub(super) async fn open(self: &Arc<Self>, place: Place) -> Result<MultiplexedConnection, Error> {
         let node = self.node().clone();
         let turn = self.endpoint.turn();
         let client = self.endpoint.client(turn, node.as_ref(), &self.options).await?;
-        let opened = self.open_with(&client).await;
+        let opened = self.open_with(&client, place).await;
         self.turn.store(turn, Ordering::Relaxed);
         if let Err(error) = &opened {
             if error.is_timeout() && self.endpoint.lacks_tls(&self.options).await {
@@ -47,7 +57,7 @@ impl Shared {
         opened.map_err(|error| Error::unreachable(&error, &self.endpoint.to_string()))
     }
 
-    async fn open_with(self: &Arc<Self>, client: &Client) -> redis::RedisResult<MultiplexedConnection> {
+    async fn open_with(self: &Arc<Self>, client: &Client, place: Place) -> redis::RedisResult<MultiplexedConnection> {
         let weak = Arc::downgrade(self);
         let stands = Arc::new(AtomicBool::new(true));
         let is_last = stands.clone();
@@ -69,6 +79,11 @@ impl Shared {
                 return Err((redis::ErrorKind::Io, "it is a replica").into());
             }
         }
+        let question = match place {
+            Place::Free => self.former().ask(),
+            Place::Taken => Former::default().ask(),
+        };
+        let known = Answer::of(&mut connection, &question).await?;
         let setup = self.setup().clone();
         let mut pipe = Pipeline::new();
         for script in &setup.scripts {
@@ -100,6 +115,10 @@ impl Shared {
         }
         redis::cmd("PING").exec_async(&mut connection).await?;
         self.pulse.hear();
+        match place {
+            Place::Free => self.former().ended(known),
+            Place::Taken => self.former().followed(known),
+        }
         let mut last = self.stands.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         std::mem::replace(&mut *last, stands).store(false, Ordering::Relaxed);
         Ok(connection)
@@ -108,7 +127,9 @@ impl Shared {
     /// Makes a connection that takes the place of the one that stands. What waits for an answer of the old one gets it.
     async fn follow(self: &Arc<Self>, epoch: u64) {
         // Should it fail, the old one is as good as it was.
-        let Ok(connection) = self.open().await else { return };
+        let Ok(connection) = self.open(Place::Taken).await else {
+            return;
+        };
         self.current.send_if_modified(|current| {
             let stands = current.as_ref().is_some_and(|(number, _)| *number == epoch);
             if stands {
@@ -181,7 +202,7 @@ pub(super) async fn supervise(shared: Weak<Shared>) {
                 drop(strong);
                 loop {
                     let Some(strong) = weak.upgrade() else { return };
-                    if let Ok(connection) = strong.open().await {
+                    if let Ok(connection) = strong.open(Place::Free).await {
                         epoch += 1;
                         strong.again.fetch_add(1, Ordering::Relaxed);
                         strong.outage.returned(&strong.pulse, clock::instant());
