@@ -95,9 +95,25 @@ impl Task for Nap {
     }
 }
 
-/// `hello.panic()`: a bug in a task is the task's failure, not the worker's.
+/// `hello.panic(ended=False)`: a bug in a task is the task's failure, not the worker's. With `ended` it is a bug that
+/// shows when the task is ended.
 #[derive(Deserialize)]
-struct Panics;
+struct Panics {
+    #[serde(default)]
+    ended: bool,
+}
+
+/// Panics when it is dropped.
+struct Fragile;
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        #[expect(clippy::panic, reason = "that is what it is for")]
+        {
+            panic!("on purpose, when it ended")
+        }
+    }
+}
 
 impl Task for Panics {
     const NAME: &'static str = "hello.panic";
@@ -105,6 +121,10 @@ impl Task for Panics {
     type Output = ();
 
     async fn run(self, (): (), _: Context) -> Result<(), Failure> {
+        if self.ended {
+            let _fragile = Fragile;
+            std::future::pending::<()>().await;
+        }
         #[expect(clippy::panic, reason = "that is what it is for")]
         {
             panic!("on purpose")

@@ -32,6 +32,8 @@ pub struct Part {
     pub task_id: String,
     /// Its state and result or exception, as JSON: `[1, id, state, value]`.
     pub entry: Json,
+    /// The claim of whoever counts it: the same each time, so that one whose answer was lost is not another's.
+    token: String,
 }
 
 impl Part {
@@ -43,6 +45,7 @@ impl Part {
             index,
             task_id: task_id.to_owned(),
             entry: Json::list([&Json::number(1), &id, &state, value]),
+            token: uuid::Uuid::new_v4().simple().to_string(),
         }
     }
 }
@@ -77,7 +80,7 @@ impl Backend {
         for part in parts {
             let claim = Claim {
                 group: part.group.clone(),
-                token: uuid::Uuid::new_v4().simple().to_string(),
+                token: part.token.clone(),
             };
             let index = part.index.map_or_else(|| "+inf".to_owned(), |index| index.to_string());
             let mut call = self.scripts.chord_part.prepare_invoke();

@@ -235,11 +235,11 @@ impl Broker {
         }
     }
 
-    /// Keeps leases fresh: for each tag whether it is still ours.
+    /// Keeps leases fresh: when that was, in seconds by the server's clock, and for each tag whether it is still ours.
     ///
     /// # Errors
     /// The server cannot be reached or refuses.
-    pub async fn extend(&self, tags: &[Tag]) -> Result<Vec<bool>, Error> {
+    pub async fn extend(&self, tags: &[Tag]) -> Result<(f64, Vec<bool>), Error> {
         let mut call = self.scripts.extend.prepare_invoke();
         call.key(self.keys.name("unacked_index")).key(self.keys.name("unacked"));
         call.arg(self.options.lease_shift());
@@ -249,7 +249,13 @@ impl Broker {
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
         match self.main.pipeline(&pipe).await?.pop() {
-            Some(Value::Array(ours)) => Ok(ours.into_iter().map(|ours| ours == Value::Int(1)).collect()),
+            Some(Value::Array(answer)) => match &answer[..] {
+                [Value::Int(seconds), Value::Int(micros), ours @ ..] => Ok((
+                    *seconds as f64 + *micros as f64 / 1e6,
+                    ours.iter().map(|ours| *ours == Value::Int(1)).collect(),
+                )),
+                _ => Err(unexpected(None)),
+            },
             other => Err(unexpected(other.as_ref())),
         }
     }

@@ -17,6 +17,9 @@ const BATCH: usize = 100;
 /// Bytes of them: each goes both ways, and whoever waits behind them on the same connection has his time limits.
 const BYTES: usize = 1 << 20;
 
+/// So many of the newest dead letters are looked through for one.
+const LETTERS: usize = 1000;
+
 /// How often those are tried again that Redis refused to move.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -34,9 +37,27 @@ pub struct Sweep {
     /// More were left by the last look.
     more: bool,
     patience: Patience,
+    /// Messages that were to be given up, and of which no answer says whether they were.
+    unsure: Vec<Unsure>,
+    /// By the server's clock in seconds: later than that nothing is taken for left behind.
+    until: Option<f64>,
+}
+
+/// A message that may be in a dead-letter list.
+#[derive(Debug)]
+struct Unsure {
+    tag: Vec<u8>,
+    list: String,
+    letter: Vec<u8>,
+    given_up: GivenUp,
 }
 
 impl Sweep {
+    /// From that moment on, in seconds by the server's clock, our own leases may have run out.
+    pub fn trust_until(&mut self, until: f64) {
+        self.until = Some(until);
+    }
+
     /// Those that had to stay are tried again once in a while, when all others have had their turn.
     fn go_on(&mut self) {
         let now = clock::instant();
@@ -60,10 +81,12 @@ pub struct Restored {
     pub refusal: Option<String>,
     /// There are more to look at.
     pub more: bool,
+    /// Nothing was looked at: what is overdue may be ours.
+    pub stale: bool,
 }
 
 /// A message that nobody gets any more.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GivenUp {
     /// Its envelope, or what stood in its place.
     pub raw: Vec<u8>,
@@ -92,13 +115,15 @@ impl Broker {
     pub async fn restore_overdue(&self, sweep: &mut Sweep) -> Result<Restored, Error> {
         let timeout = self.options.visibility_timeout.as_secs_f64();
         sweep.go_on();
+        let dead = self.given_up(sweep).await?;
         let mut call = self.scripts.overdue.prepare_invoke();
         call.key(self.keys.name("unacked"))
             .key(self.keys.name("unacked_index"))
             .arg(timeout)
             .arg(sweep.passed)
             .arg(BATCH)
-            .arg(BYTES);
+            .arg(BYTES)
+            .arg(sweep.until.map_or_else(String::new, |until| format!("{until:.6}")));
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
         let found = match self.main.pipeline_with(&pipe, &sweep.patience).await?.pop() {
@@ -107,10 +132,14 @@ impl Broker {
         };
         let mut found = found.into_iter();
         let mut restored = Restored {
-            more: found.next() == Some(Value::Int(1)),
+            dead,
             ..Restored::default()
         };
-        let (mut pipe, mut whose, mut fates) = (Pipeline::new(), Vec::new(), Vec::new());
+        match found.next() {
+            Some(Value::Int(-1)) => restored.stale = true,
+            more => restored.more = more == Some(Value::Int(1)),
+        }
+        let (mut pipe, mut whose, mut fates, mut unsure) = (Pipeline::new(), Vec::new(), Vec::new(), Vec::new());
         while let (Some(Value::BulkString(tag)), Some(Value::BulkString(value)), Some(Value::BulkString(digest))) =
             (found.next(), found.next(), found.next())
         {
@@ -128,12 +157,26 @@ impl Broker {
                 .arg(self.keys.suffix(fate.priority))
                 .arg(self.keys.sep());
             pipe.invoke_script(&call);
+            if let Some(given_up) = &fate.given_up {
+                unsure.push(Unsure {
+                    tag: tag.clone(),
+                    list: self.dead_key(&fate.routing_key),
+                    letter: fate.push,
+                    given_up: given_up.clone(),
+                });
+            }
             whose.push((tag, fate.routing_key));
             fates.push(fate.given_up);
         }
         let answers = match fates.is_empty() {
             true => Vec::new(),
-            false => self.main.pipeline_with(&pipe, &sweep.patience).await?,
+            false => match self.main.pipeline_with(&pipe, &sweep.patience).await {
+                Ok(answers) => answers,
+                Err(error) => {
+                    sweep.unsure = unsure;
+                    return Err(error);
+                }
+            },
         };
         sweep.patience = Patience::default();
         for ((answer, (tag, queue)), given_up) in answers.into_iter().zip(whose).zip(fates) {
@@ -158,6 +201,23 @@ impl Broker {
             self.main.wake();
         }
         Ok(restored)
+    }
+
+    /// Of those of which no answer came: they are no longer held, and are dead letters of ours.
+    async fn given_up(&self, sweep: &mut Sweep) -> Result<Vec<GivenUp>, Error> {
+        if sweep.unsure.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = Pipeline::new();
+        for unsure in &sweep.unsure {
+            pipe.cmd("HEXISTS").arg(self.keys.name("unacked")).arg(&unsure.tag);
+            pipe.cmd("LPOS").arg(&unsure.list).arg(&unsure.letter);
+            pipe.arg("MAXLEN").arg(LETTERS);
+        }
+        let answers = self.main.pipeline_with(&pipe, &sweep.patience).await?;
+        let given_up = std::mem::take(&mut sweep.unsure).into_iter().zip(answers.chunks(2));
+        let are_dead = given_up.filter(|(_, answers)| matches!(answers, [Value::Int(0), Value::Int(_)]));
+        Ok(are_dead.map(|(unsure, _)| unsure.given_up).collect())
     }
 
     fn fate(&self, value: &[u8]) -> Fate {

@@ -199,6 +199,11 @@ impl Join {
             },
             Err(failed) => failed,
         };
+        // It may have taken long: another may have the right by now, and ends it.
+        if let Ok(None) = self.insist(|| self.backend.keep_claim(&claim)).await {
+            warn!("the end of chord {} is left to another worker", claim.group);
+            return report(&self.joined, member, Fallout::default());
+        }
         let (error, cause) = *failed;
         error!("chord {} failed: {}", claim.group, error.message());
         let body = member.body.clone();

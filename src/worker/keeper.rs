@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::broker::{Broker, GivenUp, Strays, Sweep, Tag};
+use crate::broker::{Broker, Error, GivenUp, Restored, Strays, Sweep, Tag};
 use crate::clock::{self, Instant};
 
 /// Tags in one script call.
@@ -45,6 +45,15 @@ pub(crate) struct Held {
     pub new: usize,
     /// When that was so.
     pub at: Instant,
+}
+
+/// What follows a look at what is overdue.
+enum Next {
+    /// There is more of it.
+    Now,
+    Later,
+    /// It may be ours: first our own leases are renewed.
+    Renew,
 }
 
 /// The service that keeps leases. It is told what is held by the consumer loop, and tells it what was lost.
@@ -92,7 +101,7 @@ impl Keeper {
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut connection = self.broker.connection();
         sweep.reset_after(self.first_grace().await);
-        let (mut at, mut said) = (Sweep::default(), None);
+        let (mut at, mut said, mut said_leases) = (Sweep::default(), None, None);
         let mut look = tokio::time::interval(LOOK);
         let mut strays = Some(Strays::default());
         // When our own leases were last renewed: who cannot do that takes nobody's for run out, not even his own.
@@ -102,9 +111,24 @@ impl Keeper {
                 held = self.held.recv() => match held {
                     Some(held) => {
                         let began = clock::instant();
-                        if self.extend(&held).await {
-                            renewed = began;
-                            let _ = self.kept.send(Kept::Renewed(held.at));
+                        match self.extend(&held).await {
+                            Ok(at_server) => {
+                                renewed = began;
+                                let _ = self.kept.send(Kept::Renewed(held.at));
+                                // This machine's clock may stand still with it.
+                                if let Some(then) = at_server {
+                                    at.trust_until(then + self.fresh.as_secs_f64());
+                                }
+                            }
+                            Err(error) if error.is_transient() => {}
+                            Err(error) => {
+                                if is_time(&mut said_leases) {
+                                    error!(
+                                        "leases cannot be renewed, so that what runs here for long is given to others \
+                                         as well: {error}; see docs/redis.md#acl"
+                                    );
+                                }
+                            }
                         }
                     }
                     None => return,
@@ -116,18 +140,23 @@ impl Keeper {
                 }
                 _ = sweep.tick() => {
                     let since = clock::instant().saturating_duration_since(renewed);
-                    if since > self.fresh {
-                        // Redis is away, or this process, or all of this machine, stood still: what is overdue may be
-                        // ours, or that of others who stood still with us.
-                        sweep.reset_after(self.grace);
-                        let _ = self.kept.send(Kept::Connected);
-                        continue;
-                    }
                     // With a connection of which the above has not heard yet nothing is taken.
                     let stands = connection != 0 && self.broker.connection() == connection;
-                    // Leases get their turn in between.
-                    if stands && self.restore(&mut at, &mut said).await {
-                        sweep.reset_immediately();
+                    let next = match since > self.fresh {
+                        true => Next::Renew,
+                        false if stands => self.restore(&mut at, &mut said).await,
+                        false => Next::Later,
+                    };
+                    match next {
+                        // Redis is away, or this process, or all of this machine, stood still: what is overdue may be
+                        // ours, or that of others who stood still with us.
+                        Next::Renew => {
+                            sweep.reset_after(self.grace);
+                            let _ = self.kept.send(Kept::Connected);
+                        }
+                        // Leases get their turn in between.
+                        Next::Now => sweep.reset_immediately(),
+                        Next::Later => {}
                     }
                 }
                 _ = look.tick() => {
@@ -150,16 +179,15 @@ impl Keeper {
         }
     }
 
-    /// Renews leases; whether it could.
-    async fn extend(&self, held: &Held) -> bool {
-        let mut lost = Vec::new();
+    /// Renews leases; when that was by the server's clock, if there were any.
+    async fn extend(&self, held: &Held) -> Result<Option<f64>, Error> {
+        let (mut lost, mut at) = (Vec::new(), None);
         let (there, new) = held.tags.split_at(held.tags.len() - held.new);
         for tags in there.chunks(BATCH) {
             // A broker that cannot be reached is waited for by the next round; the lease may run out meanwhile, and
             // that is what it is for.
-            let Ok(ours) = self.broker.extend(tags).await else {
-                return false;
-            };
+            let (now, ours) = self.broker.extend(tags).await?;
+            at.get_or_insert(now);
             lost.extend(
                 tags.iter()
                     .zip(ours)
@@ -172,11 +200,9 @@ impl Keeper {
         }
         // Those of them that are there.
         for tags in new.chunks(BATCH) {
-            if self.broker.extend(tags).await.is_err() {
-                return false;
-            }
+            at.get_or_insert(self.broker.extend(tags).await?.0);
         }
-        true
+        Ok(at)
     }
 
     /// A look for held messages that stand in no index; whether another is to follow soon.
@@ -202,33 +228,47 @@ impl Keeper {
         }
     }
 
-    /// Some of what is overdue; whether there is more of it.
-    async fn restore(&self, at: &mut Sweep, said: &mut Option<Instant>) -> bool {
+    /// Some of what is overdue.
+    async fn restore(&self, at: &mut Sweep, said: &mut Option<Instant>) -> Next {
         match self.broker.restore_overdue(at).await {
-            Ok(restored) => {
+            Ok(mut restored) => {
                 if restored.requeued > 0 {
                     info!("restored {} message(s) whose worker is gone", restored.requeued);
                 }
-                for given_up in restored.dead {
+                for given_up in std::mem::take(&mut restored.dead) {
                     let _ = self.kept.send(Kept::GivenUp(given_up));
                 }
-                let now = clock::instant();
-                if let Some(refusal) = restored.refusal
-                    && said.is_none_or(|said| now.saturating_duration_since(said) > SAY)
+                if let Some(refusal) = &restored.refusal
+                    && is_time(said)
                 {
-                    *said = Some(now);
                     warn!(
                         "overdue messages cannot be restored and stay in unacked, {} or more; the first is {refusal}",
                         restored.stay
                     );
                 }
-                restored.more
+                match restored {
+                    Restored { stale: true, .. } => Next::Renew,
+                    Restored { more: true, .. } => Next::Now,
+                    _ => Next::Later,
+                }
             }
-            Err(error) if error.is_transient() => false,
+            Err(error) if error.is_transient() => Next::Later,
             Err(error) => {
-                warn!(%error, "overdue messages cannot be restored");
-                false
+                if is_time(said) {
+                    warn!(%error, "overdue messages cannot be restored");
+                }
+                Next::Later
             }
         }
     }
+}
+
+/// Whether it is time to say it again; it counts as said then.
+fn is_time(said: &mut Option<Instant>) -> bool {
+    let now = clock::instant();
+    let is_time = said.is_none_or(|said| now.saturating_duration_since(said) > SAY);
+    if is_time {
+        *said = Some(now);
+    }
+    is_time
 }

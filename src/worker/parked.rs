@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::request::Delivery;
 use super::room::{Room, Share};
@@ -25,6 +25,8 @@ pub(super) const FAR: Duration = Duration::from_secs(3);
 const LEAD: Duration = Duration::from_secs(1);
 /// Messages read at once: bounds how long one script occupies Redis.
 const BATCH: usize = 128;
+/// How soon it is tried again to read what Redis refuses to show.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Messages on their way back, at most; together with those that are kept, at most twice as many as are kept whole:
 /// what is due at one moment comes as fast as it is run.
 const AWAY: usize = 1024;
@@ -181,6 +183,7 @@ pub(crate) struct Recaller {
 impl Recaller {
     /// Runs until the consumer loop is gone.
     pub(crate) async fn run(mut self) {
+        let mut said = false;
         while let Some(places) = self.wanted.recv().await {
             let mut places = &places[..];
             while !places.is_empty() {
@@ -192,6 +195,14 @@ impl Recaller {
                         Ok(found) => break found,
                         Err(error) => {
                             debug!(%error, "parked messages cannot be read");
+                            if !error.is_transient() {
+                                if !std::mem::replace(&mut said, true) {
+                                    error!(
+                                        "messages whose ETA has come cannot be read; trying again each second: {error}"
+                                    );
+                                }
+                                tokio::time::sleep(AGAIN).await;
+                            }
                             self.broker.ready().await;
                         }
                     }

@@ -1,12 +1,14 @@
 //! Places to run. A slot is a permit that gives itself back when the run is over, whatever the end.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::consumer::Key;
 use super::request::{Outcome, Request, RunId};
-use super::services::spawn_run;
+use super::services::{panic_text, spawn_run};
 use super::tracer::{Place, trace};
 use crate::clock::{self, Instant};
 use crate::task::Context;
@@ -96,7 +98,9 @@ impl Pool {
     ) {
         let ended = self.ended.clone();
         spawn_run(async move {
-            let outcome = trace(request, context, place).await;
+            // A task that panics as it is dropped, when it is ended, does so in there.
+            let traced = AssertUnwindSafe(trace(request, context, place)).catch_unwind().await;
+            let outcome = traced.unwrap_or_else(|panic| Some(Outcome::Panicked(panic_text(&*panic))));
             let runtime = clock::instant().saturating_duration_since(since);
             // A closed channel is a worker that has stopped; what this run did is accounted for by the stop.
             let _ = ended.send(Ended {

@@ -326,7 +326,8 @@ impl State {
                 Self::Done
             }
             (Self::Running { unacked, run: _, .. }, Input::Stop { cold: true }) => {
-                let is_late = unacked.is_some();
+                // With late acks somebody runs it again, also if its lease was lost.
+                let is_late = unacked.is_some() || request.policy.acks_late;
                 request.cancel(unacked, !is_late, effects);
                 Self::Done
             }

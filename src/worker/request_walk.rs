@@ -224,6 +224,39 @@ fn a_delivery_is_spent_exactly_once_and_last() {
     }
 }
 
+/// Whoever lost the lease of what he runs leaves it to whoever has the message now.
+#[test]
+fn a_run_without_its_lease_says_nothing_of_what_is_to_be_repeated() {
+    let policy = task::Options {
+        acks_late: true,
+        ..task::Options::DEFAULT
+    };
+    let request = request_of(&policy, false);
+    let again = Failure::Retry {
+        after: None,
+        cause: None,
+        arguments: None,
+    };
+    let ended = Input::Ended {
+        run: 1,
+        outcome: Outcome::Failed(again),
+        runtime: Duration::ZERO,
+    };
+    for end in [ended, Input::Stop { cold: true }] {
+        let running = || State::Running {
+            unacked: Some(Delivery::new(Tag("t".into()), "celery".into(), None)),
+            run: 1,
+            since: clock::instant(),
+        };
+        let mut effects = Vec::new();
+        let orphan = running().step(Input::LeaseLost, &request, clock::now(), &mut effects);
+        effects.clear();
+        let over = orphan.step(end, &request, clock::now(), &mut effects);
+        let speaks = |effect: &Effect| matches!(effect, Effect::Retry(..) | Effect::Store(..));
+        assert!(over.is_done() && !effects.iter().any(speaks), "{effects:?}");
+    }
+}
+
 fn request_of(policy: &task::Options, follows: bool) -> Arc<Request> {
     Arc::new(request(policy.clone(), follows))
 }

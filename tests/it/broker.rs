@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchestra::backend::{self, Backend};
-use orchestra::broker::{self, Broker, ClaimId, Claims, Write};
+use orchestra::broker::{self, Broker, ClaimId, Claims, Sweep, Write};
 use orchestra::clock;
 use orchestra::conn::{Endpoint, LinkOptions};
 use redis::Pipeline;
@@ -64,6 +64,8 @@ async fn claim(broker: &Broker, id: &ClaimId, count: usize) -> Claims {
 async fn a_claim_that_comes_late_takes_nothing_from_the_one_in_its_place() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.port).await;
+    // Where the server does not end the connection before.
+    redis.command::<()>(&["ACL", "SETUSER", "default", "-client|kill"]);
     let broker = connect(&proxy.url()).await;
     push(&broker, 4).await;
     let id = ClaimId::new();
@@ -86,7 +88,151 @@ async fn a_claim_that_comes_late_takes_nothing_from_the_one_in_its_place() {
     assert!(left.len() == 2 && has(2) && has(3), "{left:?}");
 }
 
-/// Asked again, the broker gives what a lost answer carried.
+/// The same for what is written: a new connection ends the one before, and what is on its way there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_its_way_on_a_connection_that_was_given_up_is_not_done() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let broker = connect(&proxy.url()).await;
+    for (right, late) in [("-client|kill", 1), ("+client|kill", 0)] {
+        redis.command::<()>(&["ACL", "SETUSER", "default", right]);
+        redis.command::<()>(&["DEL", "celery"]);
+        proxy.hold();
+        let mut pipe = Pipeline::new();
+        broker.append(&mut pipe, &[publish(1)]);
+        assert!(broker.writer().pipeline(&pipe).await.is_err());
+        broker.ready().await;
+        write(&broker, &[publish(2)]).await;
+        proxy.release();
+        if late == 1 {
+            until("it comes late", async || redis.length("LLEN", "celery") == 2).await;
+        } else {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(redis.length("LLEN", "celery"), 1);
+        }
+    }
+}
+
+/// What cannot be written down as held goes back: it is never nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_written_down_stays_in_its_queue() {
+    let redis = Redis::start();
+    let broker = connect(&redis.url()).await;
+    push(&broker, 2).await;
+    for key in ["unacked", "unacked_index"] {
+        redis.command::<()>(&["SET", key, "something else"]);
+        let error = broker.claim(&ClaimId::new(), &queues(), 1, 1 << 20).await.unwrap_err();
+        assert!(error.to_string().contains("WRONGTYPE"), "{error}");
+        assert_eq!(redis.length("LLEN", "celery"), 2);
+        redis.command::<i64>(&["DEL", key]);
+        assert_eq!(redis.length("EXISTS", "unacked"), 0);
+    }
+    let claims = claim(&broker, &ClaimId::new(), 2).await;
+    let raw: Vec<&[u8]> = claims.messages.iter().map(|message| &message.raw[..]).collect();
+    assert_eq!(raw, [b"{\"n\": 0}", b"{\"n\": 1}"]);
+}
+
+/// Holds an overdue message; `deliveries` of it came to no end.
+fn hold(redis: &Redis, queue: &str, deliveries: u32) {
+    let held =
+        format!(r#"[{{"headers": {{"x-orchestra-deliveries": {deliveries}}}, "properties": {{}}}},"","{queue}"]"#);
+    redis.command::<i64>(&["HSET", "unacked", "tag", &held]);
+    redis.command::<i64>(&["ZADD", "unacked_index", "7", "tag"]);
+}
+
+/// A user may read the queue of another team, as one who looks after all of them does, and not write to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_not_go_back_stays_held_also_where_its_queue_may_be_read() {
+    let redis = Redis::start();
+    let rules = "ACL SETUSER team on nopass ~unacked* ~_kombu* %R~theirs* &* +@all";
+    redis.command::<()>(&rules.split(' ').collect::<Vec<_>>());
+    let broker = connect(&format!("redis://team:x@127.0.0.1:{}/0", redis.port)).await;
+    // Back to its queue, or to the dead letters.
+    for deliveries in [1, 9] {
+        hold(&redis, "theirs", deliveries);
+        let restored = broker.restore_overdue(&mut Sweep::default()).await.unwrap();
+        assert_eq!((restored.stay, restored.requeued), (1, 0), "{restored:?}");
+        assert!(restored.dead.is_empty());
+        let refusal = restored.refusal.unwrap();
+        assert!(refusal.contains("belongs in \"theirs\""), "{refusal}");
+        assert_eq!(redis.length("HLEN", "unacked"), 1);
+        assert_eq!(redis.command::<f64>(&["ZSCORE", "unacked_index", "tag"]), 7.0);
+    }
+}
+
+/// A message is given up, and the answer that says so is lost: whoever gave it up still tells that its task failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_up_is_told_though_the_answer_was_lost() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let broker = connect(&proxy.url()).await;
+    let mut sweep = Sweep::default();
+    hold(&redis, "celery", 9);
+    proxy.cut_at("delivered 9 times");
+    assert!(broker.restore_overdue(&mut sweep).await.is_err());
+    assert_eq!(
+        (redis.length("LLEN", "celery.dead"), redis.length("HLEN", "unacked")),
+        (1, 0)
+    );
+    let dead = loop {
+        match broker.restore_overdue(&mut sweep).await {
+            Ok(restored) => break restored.dead,
+            Err(_) => broker.ready().await,
+        }
+    };
+    assert!(
+        dead.len() == 1 && dead[0].reason.starts_with("delivered 9 times"),
+        "{dead:?}"
+    );
+    assert!(broker.restore_overdue(&mut sweep).await.unwrap().dead.is_empty());
+}
+
+/// A machine that is paused stops its clock as well. By the server's, our own leases may have run out.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_taken_for_left_behind_once_our_own_leases_may_have_run_out() {
+    let redis = Redis::start();
+    let broker = connect(&redis.url()).await;
+    hold(&redis, "celery", 1);
+    let (now, ours) = broker.extend(&[]).await.unwrap();
+    assert!(ours.is_empty());
+    let mut sweep = Sweep::default();
+    sweep.trust_until(now - 1.0);
+    let restored = broker.restore_overdue(&mut sweep).await.unwrap();
+    assert!(restored.stale && restored.requeued == 0 && redis.length("HLEN", "unacked") == 1);
+    sweep.trust_until(now + 60.0);
+    let restored = broker.restore_overdue(&mut sweep).await.unwrap();
+    assert!(!restored.stale && restored.requeued == 1, "{restored:?}");
+}
+
+/// Whoever counts the last member and does not hear that the chord is his asks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_right_to_end_a_chord_is_given_again_to_whoever_has_it() {
+    let redis = Redis::start();
+    let broker = connect(&redis.url()).await;
+    let backend = Backend::new(broker.writer().clone(), backend::Options::default())
+        .await
+        .unwrap();
+    redis.command::<()>(&["SET", "celery-taskset-meta-g.s", "1"]);
+    let part = |task: &str| {
+        [backend::Part::new(
+            "g",
+            Some(0),
+            task,
+            "SUCCESS",
+            &orchestra::wire::Json::null(),
+        )]
+    };
+    let ours = part("a");
+    for _ in 0..2 {
+        let counted = backend.count_parts(&ours).await.unwrap().remove(0).unwrap();
+        assert!(matches!(counted, backend::Counted::Mine(_)), "{counted:?}");
+    }
+    // The same member, delivered again to another worker.
+    let counted = backend.count_parts(&part("a")).await.unwrap().remove(0).unwrap();
+    assert!(matches!(counted, backend::Counted::Taken), "{counted:?}");
+}
+
+/// Asked again, the broker gives what a lost answer carried, with a lease that begins then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_whose_answer_was_lost_is_found_again() {
     let redis = Redis::start();
@@ -96,9 +242,12 @@ async fn a_claim_whose_answer_was_lost_is_found_again() {
     let id = ClaimId::new();
     proxy.cut();
     assert!(broker.claim(&id, &queues(), 2, 1 << 20).await.is_err());
+    redis.end_leases();
     let claims = claim(&broker, &id, 2).await;
     let raw: Vec<&[u8]> = claims.messages.iter().map(|message| &message.raw[..]).collect();
     assert_eq!(raw, [b"{\"n\": 0}", b"{\"n\": 1}"]);
+    let restored = broker.restore_overdue(&mut Sweep::default()).await.unwrap();
+    assert_eq!(restored.requeued, 0, "{restored:?}");
     assert_eq!(
         (redis.length("LLEN", "celery"), redis.length("HLEN", "unacked")),
         (1, 2)

@@ -477,7 +477,8 @@ async fn the_body_of_a_chord_is_sent_once_over_two_servers() {
         .unwrap();
     let link = Link::connect(&endpoint(&second), LinkOptions::default()).await.unwrap();
     let backend = Backend::new(link, backend::Options::default()).await.unwrap();
-    let part = Part::new("g", Some(0), "member", "SUCCESS", &Json::number(1));
+    // Each worker that has the member's message makes its own.
+    let part = || Part::new("g", Some(0), "member", "SUCCESS", &Json::number(1));
     let body = [broker::Write::Publish {
         exchange: String::new(),
         routing_key: "bodies".into(),
@@ -488,7 +489,7 @@ async fn the_body_of_a_chord_is_sent_once_over_two_servers() {
         second.command::<i64>(&["DEL", "celery-taskset-meta-g.c"]);
         second.command::<String>(&["SET", "celery-taskset-meta-g.s", "1"]);
     };
-    let claim = async || match backend.count_parts(std::slice::from_ref(&part)).await.unwrap().pop() {
+    let claim = async || match backend.count_parts(&[part()]).await.unwrap().pop() {
         Some(Ok(Counted::Mine(claim))) => claim,
         other => panic!("{other:?}"),
     };

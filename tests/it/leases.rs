@@ -21,6 +21,24 @@ fn has_run(redis: &Redis, id: &str) -> bool {
     redis.length("EXISTS", &format!("celery-task-meta-{id}")) == 1
 }
 
+/// A lease that is refused for good is a task that runs twice: whoever reads the log is told, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_redis_refuses_to_renew_are_spoken_of() {
+    let redis = Redis::start();
+    let settings = [
+        ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 3}"),
+        ("ORCHESTRA_TASK_ACKS_LATE", "true"),
+    ];
+    let worker = Worker::start_with(&redis, &["-c", "1"], &settings);
+    let client = redis.client().await;
+    let pending = client.send(Call::new("hello.sleep").arg(600)).await.unwrap();
+    worker.wait_for_log(pending.id());
+    redis.command::<()>(&["ACL", "SETUSER", "default", "-zscore"]);
+    worker.wait_for_log("leases cannot be renewed");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(worker.log().matches("leases cannot be renewed").count(), 1);
+}
+
 /// Who was cut off renews when he is back; a worker that was started meanwhile, as supervisors do, takes nothing
 /// before.
 #[tokio::test(flavor = "multi_thread")]

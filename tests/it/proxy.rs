@@ -28,6 +28,8 @@ struct Weather {
     rate: u64,
     /// Who asks for something with this word in it is the last: every connection is closed, and new ones are refused.
     ends_at: Option<&'static str>,
+    /// Whoever asks for something with this word in it loses the answer, and every connection is closed.
+    cut_at: Option<&'static str>,
 }
 
 pub struct Proxy {
@@ -104,6 +106,11 @@ impl Proxy {
         self.change(|weather, _| weather.ends_at = Some(word));
     }
 
+    /// Once something with this word in it is asked, it is done, its answer is lost, and every connection is closed.
+    pub fn cut_at(&self, word: &'static str) {
+        self.change(|weather, _| weather.cut_at = Some(word));
+    }
+
     /// No more than so many bytes pass in a second each way.
     pub fn limit(&self, rate: u64) {
         self.change(|weather, _| weather.rate = rate);
@@ -149,6 +156,12 @@ async fn pass(
             sky.send_modify(|weather| {
                 weather.refuses = true;
                 weather.closed = u64::MAX;
+            });
+        }
+        if !answers && now.cut_at.is_some_and(has) {
+            sky.send_modify(|weather| {
+                weather.cut_at = None;
+                weather.cut = number + 1;
             });
         }
         if !answers && weather.wait_for(|weather| weather.held <= number).await.is_err() {

@@ -121,6 +121,31 @@ async fn failures_are_python_exceptions() {
     }
 }
 
+/// A task that panics as it is ended, by its limit or because somebody revokes it, is over nevertheless.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_panics_when_it_is_ended_is_over() {
+    let redis = Redis::start();
+    let mut worker = Worker::start(&redis, &["-c", "2"]);
+    let client = redis.client().await;
+    let fragile = || Call::new("hello.panic").kwarg("ended", true);
+    let limited = client.send(fragile().time_limit(Duration::from_secs(1))).await.unwrap();
+    let revoked = client.send(fragile()).await.unwrap();
+    let error = limited.get::<Value>(LONG).await.unwrap_err().to_string();
+    assert!(
+        error.contains("TimeLimitExceeded") || error.contains("on purpose"),
+        "{error}"
+    );
+    revoked.revoke(true).await.unwrap();
+    until("it is revoked", async || {
+        revoked.state().await.unwrap().as_str() == "REVOKED"
+    })
+    .await;
+    // Both places are free, and nothing is waited for.
+    let sum = client.send(Call::new("hello.add").arg(1)).await.unwrap();
+    assert_eq!(sum.get::<i64>(LONG).await.unwrap(), 1);
+    assert_eq!(worker.stop(), Some(0), "{}", worker.log());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_is_a_new_message_with_the_same_id() {
     let redis = Redis::start();

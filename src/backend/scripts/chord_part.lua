@@ -7,7 +7,8 @@
 --         "mine" (complete: the caller goes on)
 -- A part of a chord that is done is counted nevertheless, for a minute: a client that applies a frozen chord again sends
 -- the first parts before it says (by its size) that the chord begins anew, and a quick worker has them done by then.
-local late = redis.call('GET', KEYS[6]) == 'done'
+local holder = redis.call('GET', KEYS[6])
+local late = holder == 'done'
 local ordered = ARGV[7] == '1'
 if redis.call('SADD', KEYS[4], ARGV[1]) == 1 then
   if ordered then redis.call('ZADD', KEYS[1], ARGV[3], ARGV[2]) else redis.call('RPUSH', KEYS[1], ARGV[2]) end
@@ -27,5 +28,7 @@ local size = redis.call('GET', KEYS[3])
 if not size then return 'wait' end
 local ready = redis.call(ordered and 'ZCARD' or 'LLEN', KEYS[1])
 if ready ~= tonumber(size) + tonumber(redis.call('GET', KEYS[2]) or 0) then return 'wait' end
-if redis.call('SET', KEYS[6], ARGV[6], 'NX', 'EX', ARGV[5]) then return 'mine' end
-return 'taken'
+-- Who asks again, because the answer was lost, has it already.
+if holder and holder ~= ARGV[6] then return 'taken' end
+redis.call('SET', KEYS[6], ARGV[6], 'EX', ARGV[5])
+return 'mine'

@@ -12,7 +12,8 @@ if (redis.call('HGET', KEYS[4], ARGV[2]) or '') ~= ARGV[4] then return -1 end
 if KEYS[6] then
   if redis.call('SISMEMBER', KEYS[3], ARGV[2]) == 1 then return -1 end
   -- First what can fail: a queue key that holds no list.
-  deliver(receivers(KEYS[6], 6), 6)
+  local refusal = deliver(receivers(KEYS[6], 6), 6)
+  if refusal then return refusal end
   redis.pcall('HINCRBY', KEYS[5], ARGV[2], 1)
 end
 redis.call('HSET', KEYS[4], ARGV[2], ARGV[5])

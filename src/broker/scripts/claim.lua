@@ -36,6 +36,9 @@ local function id_of(message)
     if found and string.len(found) < 256 then return found end
   end
 end
+local time = redis.call('TIME')
+local now = time[1] .. '.' .. string.format('%06d', time[2])
+local since = ARGV[9] == '0' and now or string.format('%.6f', now - ARGV[9])
 for prefix in string.gmatch(ARGV[3], '[^,]+') do
   for n = 1, count + ARGV[11] do
     local held = redis.call('HGET', KEYS[1], prefix .. n)
@@ -48,6 +51,9 @@ for prefix in string.gmatch(ARGV[3], '[^,]+') do
           out[#out + 1] = prefix .. n
           out[#out + 1] = waits(message) and 2 - i or i - 2
           out[#out + 1] = message
+          -- It may have lain there for longer than its lease. A server without memory lets only those write who have written.
+          redis.call('ZREM', KEYS[2], '')
+          redis.call('ZADD', KEYS[2], 'XX', 'GT', since, prefix .. n)
           break
         end
       end
@@ -58,9 +64,6 @@ if #out > 1 then return out end
 -- A look that finds nothing is two commands; whoever asked for news of what he reads hears when there is something.
 local lists = redis.call('EXISTS', unpack(KEYS, 3))
 if lists == 0 then return {1} end
-local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
-local since = ARGV[9] == '0' and now or string.format('%.6f', now - ARGV[9])
 local newest
 if by ~= '' and ARGV[11] == '0' then
   -- So many messages, and bytes, are looked at in all.
@@ -133,8 +136,18 @@ for i = 3, #KEYS do
     else
       local number = found + waiting
       local tag = ARGV[1] .. number
-      redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"","' .. ARGV[i + 9] .. '"]')
-      redis.call('ZADD', KEYS[2], since, tag)
+      local held = redis.pcall('HSET', KEYS[1], tag, '[' .. message .. ',"","' .. ARGV[i + 9] .. '"]')
+      local refusal = type(held) == 'table' and held
+      if not refusal then
+        local named = redis.pcall('ZADD', KEYS[2], since, tag)
+        refusal = type(named) == 'table' and named
+        if refusal then redis.call('HDEL', KEYS[1], tag) end
+      end
+      if refusal then
+        -- It cannot be written down, and must not be nowhere. What was taken before is told first.
+        redis.call('RPUSH', KEYS[i], message)
+        return #out > 1 and out or refusal
+      end
       out[#out + 1] = number
       out[#out + 1] = has_to_wait and 2 - i or i - 2
       out[#out + 1] = message

@@ -7,5 +7,9 @@
 local lists = {}
 if ARGV[2] == 'requeue' then lists = lists_of(KEYS[2], ARGV[4], ARGV[5], ARGV[8], ARGV[6], ARGV[7]) end
 if redis.call('LREM', KEYS[1], -1, ARGV[1]) == 0 then return 0 end
-for i = 1, #lists do redis.call('LPUSH', lists[i], ARGV[3]) end
+local refusal = push('LPUSH', lists, ARGV[3])
+if refusal then
+  redis.call('LPUSH', KEYS[1], ARGV[1])
+  return refusal
+end
 return 1

@@ -4,5 +4,4 @@
 --       priority, 6 separator in bindings
 -- RETURNS how many queues got it
 local lists = lists_of(KEYS[1], ARGV[1], ARGV[2], ARGV[6], ARGV[4], ARGV[5])
-for i = 1, #lists do redis.call('LPUSH', lists[i], ARGV[3]) end
-return #lists
+return push('LPUSH', lists, ARGV[3]) or #lists

@@ -19,10 +19,12 @@ local dies, lists = ARGV[5] ~= '0', nil
 if dies then redis.call('LLEN', KEYS[3]) else lists = lists_of(KEYS[3], ARGV[6], ARGV[7], ARGV[10], ARGV[8], ARGV[9]) end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-if dies then
-  redis.call('LPUSH', KEYS[3], ARGV[4])
-  redis.call('LTRIM', KEYS[3], 0, tonumber(ARGV[5]) - 1)
-else
-  for i = 1, #lists do redis.call('RPUSH', lists[i], ARGV[4]) end
+local refusal = push(dies and 'LPUSH' or 'RPUSH', dies and {KEYS[3]} or lists, ARGV[4])
+if refusal then
+  -- It stays where it was.
+  redis.call('HSET', KEYS[1], ARGV[1], held)
+  if score then redis.call('ZADD', KEYS[2], score, ARGV[1]) end
+  return refusal
 end
+if dies then redis.call('LTRIM', KEYS[3], 0, tonumber(ARGV[5]) - 1) end
 return 1

@@ -59,7 +59,7 @@ end
 
 
 -- The lists of those queues, each looked at: a script that fails stops where it is, and a list that is none, or is not for
--- this user, is found out before a message leaves the place where it was.
+-- this user to read, is found out before a message leaves the place where it was.
 local function lists_of(bindings, exchange, key, sep, prefix, suffix)
   local lists = route(bindings, exchange, key, sep)
   for i = 1, #lists do
@@ -67,6 +67,17 @@ local function lists_of(bindings, exchange, key, sep, prefix, suffix)
     redis.call('LLEN', lists[i])
   end
   return lists
+end
+
+-- Pushes a message to lists, to all or to none; the refusal if there is one: a user may read a list that is not his to write.
+local function push(command, lists, message)
+  for i = 1, #lists do
+    local pushed = redis.pcall(command, lists[i], message)
+    if type(pushed) == 'table' then
+      for j = 1, i - 1 do redis.call('LREM', lists[j], command == 'RPUSH' and -1 or 1, message) end
+      return pushed
+    end
+  end
 end
 
 -- A message in the arguments of a script, from `at` on: exchange, routing key, the envelope, prefix of every key, what follows
@@ -79,7 +90,8 @@ local function receivers(bindings, at)
   return lists_of(bindings, ARGV[at], ARGV[at + 1], ARGV[at + 5], ARGV[at + 3], ARGV[at + 4])
 end
 
+-- The refusal, if it cannot be sent.
 local function deliver(lists, at)
-  if not lists then return redis.call('PUBLISH', ARGV[at + 6], ARGV[at + 2]) end
-  for i = 1, #lists do redis.call('LPUSH', lists[i], ARGV[at + 2]) end
+  if lists then return push('LPUSH', lists, ARGV[at + 2]) end
+  redis.call('PUBLISH', ARGV[at + 6], ARGV[at + 2])
 end

@@ -300,6 +300,10 @@ impl Request {
             });
             return self.fail(unacked, exception, effects);
         }
+        if unacked.is_none() && self.policy.acks_late {
+            // Its lease was lost: whoever has the message now retries it.
+            return;
+        }
         let pause = after.unwrap_or(self.policy.default_retry_delay);
         let eta = clock::after(now, pause);
         let cause = cause.unwrap_or_else(|| Exception::celery("Retry", format!("Retry in {}s", pause.as_secs_f64())));
