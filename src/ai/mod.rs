@@ -29,6 +29,7 @@ mod recorded;
 mod schema;
 
 // What templates may do with the host.
+mod hosts;
 mod limited;
 mod permits;
 mod program;

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -233,49 +232,6 @@ impl Permits {
         found.ok_or_else(|| format!("the program {base:?} is not in {}", PROGRAMS.join(", ")))
     }
 
-    /// Whether a server may be asked by that name and port.
-    ///
-    /// # Errors
-    /// A text for people.
-    pub(super) fn host(&self, host: &str, port: u16) -> Result<(), String> {
-        let host = host.trim_matches(['[', ']']).to_ascii_lowercase();
-        let is_allowed = |allowed: &String| match allowed.parse::<Network>() {
-            Ok(network) => host.parse::<IpAddr>().is_ok_and(|address| network.has(address)),
-            Err(()) => {
-                let (name, wanted) = match allowed.rsplit_once(':') {
-                    Some((name, wanted)) if wanted.parse::<u16>().is_ok() => (name, wanted.parse().ok()),
-                    _ => (allowed.as_str(), None),
-                };
-                let name = name.trim_matches(['[', ']']).to_ascii_lowercase();
-                let named = match name.strip_prefix("*.") {
-                    Some(domain) => host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')),
-                    None => host == name,
-                };
-                named && wanted.is_none_or(|wanted: u16| wanted == port)
-            }
-        };
-        if self.hosts.iter().any(is_allowed) {
-            return Ok(());
-        }
-        Err(format!(
-            "the server {host}:{port} is not allowed; the operator names servers in ai_http_hosts"
-        ))
-    }
-
-    /// Whether an address may be connected to: a public one, or one that the operator named as address or network. A
-    /// name that is allowed must not lead into the network behind the worker.
-    pub(super) fn address(&self, address: IpAddr) -> bool {
-        let named = self.hosts.iter().any(|allowed| match allowed.parse::<Network>() {
-            Ok(network) => network.has(address),
-            Err(()) => {
-                let name = allowed.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
-                let name = name.map_or(allowed.as_str(), |(name, _)| name);
-                name.trim_matches(['[', ']']).parse() == Ok(address)
-            }
-        });
-        named || is_public(address)
-    }
-
     fn roots(&self, allowed: &[PathBuf], own: Option<&Path>) -> Vec<PathBuf> {
         let allowed = allowed.iter().filter_map(|folder| folder.canonicalize().ok());
         allowed.chain(own.map(Path::to_owned)).collect()
@@ -332,71 +288,6 @@ fn real(place: &Path, inside: impl Fn(&Path) -> bool) -> Result<PathBuf, Option<
 /// The path of an open file, as the system knows it.
 fn opened(file: &File) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
-}
-
-/// A network such as `10.0.0.0/8`.
-struct Network {
-    address: IpAddr,
-    bits: u32,
-}
-
-impl std::str::FromStr for Network {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (address, bits) = text.split_once('/').ok_or(())?;
-        let address: IpAddr = address.parse().map_err(drop)?;
-        let bits: u32 = bits.parse().map_err(drop)?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        (bits <= most).then_some(Self { address, bits }).ok_or(())
-    }
-}
-
-impl Network {
-    fn has(&self, other: IpAddr) -> bool {
-        let shift = |most: u32| most - self.bits;
-        match (self.address, plain(other)) {
-            (IpAddr::V4(mine), IpAddr::V4(other)) => {
-                let differ = u64::from(mine.to_bits() ^ other.to_bits());
-                differ >> shift(32) == 0
-            }
-            (IpAddr::V6(mine), IpAddr::V6(other)) => {
-                let differ = mine.to_bits() ^ other.to_bits();
-                differ.checked_shr(shift(128)).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-/// `::ffff:10.0.0.1` is 10.0.0.1.
-fn plain(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(six) => six.to_ipv4_mapped().map_or(address, IpAddr::V4),
-        IpAddr::V4(_) => address,
-    }
-}
-
-fn is_public(address: IpAddr) -> bool {
-    match plain(address) {
-        IpAddr::V4(four) => {
-            let [a, b, ..] = four.octets();
-            let shared = a == 100 && (64..128).contains(&b);
-            let special = a == 0 || a >= 240 || (a == 192 && b == 0) || (a == 198 && (18..20).contains(&b));
-            !(four.is_private()
-                || four.is_loopback()
-                || four.is_link_local()
-                || four.is_multicast()
-                || four.is_documentation()
-                || shared
-                || special)
-        }
-        IpAddr::V6(six) => {
-            let first = six.segments()[0];
-            // Addresses of today's internet are 2000::/3; what carries another address inside is not followed.
-            (0x2000..0x4000).contains(&first) && first != 0x2002 && !(first == 0x2001 && six.segments()[1] == 0)
-        }
-    }
 }
 
 #[cfg(test)]
@@ -489,48 +380,6 @@ mod tests {
         assert_eq!(std::fs::read(root.join("out/secret")).unwrap(), b"s");
         assert_eq!(std::fs::read_dir(root.join("out")).unwrap().count(), 1);
         std::fs::remove_dir_all(root).unwrap();
-    }
-
-    #[test]
-    fn servers_are_allowed_by_name_and_names_do_not_lead_inside() {
-        let permits = Permits {
-            hosts: ["api.example.com", "*.example.org", "127.0.0.1:80", "10.1.0.0/16"]
-                .map(str::to_owned)
-                .into(),
-            ..Permits::default()
-        };
-        for (host, port) in [
-            ("API.example.com", 443),
-            ("a.b.example.org", 1),
-            ("127.0.0.1", 80),
-            ("10.1.2.3", 1),
-        ] {
-            assert_eq!(permits.host(host, port), Ok(()), "{host}");
-        }
-        for (host, port) in [
-            ("example.org", 1),
-            ("evilexample.org", 1),
-            ("127.0.0.1", 81),
-            ("10.2.0.1", 1),
-            ("x", 1),
-        ] {
-            assert!(permits.host(host, port).is_err(), "{host}");
-        }
-        for inside in [
-            "127.0.0.2",
-            "10.2.0.1",
-            "169.254.169.254",
-            "::1",
-            "::ffff:192.168.0.1",
-            "fd00::1",
-            "100.64.0.1",
-            "0.0.0.0",
-        ] {
-            assert!(!permits.address(inside.parse().unwrap()), "{inside}");
-        }
-        for outside in ["93.184.216.34", "2606:2800:220:1::1", "10.1.9.9", "127.0.0.1"] {
-            assert!(permits.address(outside.parse().unwrap()), "{outside}");
-        }
     }
 
     #[test]

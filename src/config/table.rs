@@ -311,7 +311,7 @@ settings! {
     /// Programs that templates may run, by name or path (`execute_script`; `git` for `git_clone`).
     ai_programs: Words = "[]",
     /// Servers that templates may ask: `api.example.com`, `*.example.com`, `host:port`, an address, a network such as
-    /// `10.0.0.0/8`. A name may lead to public addresses and to those that are named here.
+    /// `10.0.0.0/8`. A name may lead to public addresses and to those that are named here, with a port at that port only.
     ai_http_hosts: Words = "[]",
     /// Seconds of computing that a program of a template may take.
     ai_program_cpu: Seconds = "60",

@@ -408,7 +408,13 @@ async fn server() -> (u16, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
                 let request = String::from_utf8_lossy(&buffer[..count]).into_owned();
                 let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
                 log.lock().unwrap().push(request);
-                let answer = if path.starts_with("/away") {
+                let answer = if let Some(over) = path.strip_prefix("/over/") {
+                    // Each to another name of this server.
+                    format!(
+                        "HTTP/1.1 {} Over\r\nlocation: http://localhost:{port}/json\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+                        &over[..3]
+                    )
+                } else if path.starts_with("/away") {
                     "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/secret\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned()
                 } else if path.starts_with("/here") {
                     "HTTP/1.1 302 Found\r\nlocation: /json\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned()
@@ -574,7 +580,14 @@ async fn servers_are_asked_only_where_the_operator_allows() {
          - {id: a, type: http_request, url: \"{{ url }}\", query: {city: \"Köln & co\"}, headers: {authorization: secret}}\n\
          output: \"{{ steps.a.json.temperature }}\"\n",
     );
-    let allowed = format!("[\"127.0.0.1:{port}\", \"localhost:{port}\"]");
+    folder.write(
+        "post.yaml",
+        "parameters:\n  url: {type: string}\nsteps:\n\
+         - {id: a, type: http_request, method: POST, url: \"{{ url }}\", json: {a: 1}, headers: {authorization: secret, \
+         cookie: secret, private-token: secret, x-auth-token: secret, x-api-key: secret, accept: text/x, user-agent: we}}\n\
+         output: \"{{ steps.a.json.temperature }}\"\n",
+    );
+    let allowed = format!("[\"127.0.0.1:{port}\", \"localhost\"]");
     let _worker = start(&redis, &sim, &folder, &[], &[("ORCHESTRA_AI_HTTP_HOSTS", &allowed)]);
     let client = redis.client().await;
     let get = |url: String| run("get", json!({"url": url}));
@@ -595,7 +608,31 @@ async fn servers_are_asked_only_where_the_operator_allows() {
         heard.lock().unwrap()[0].contains("GET /json?city=K%C3%B6ln+%26+co "),
         "{heard:?}"
     );
+    // Another server is told what it needs for an answer, and no key, whatever its name.
+    for (status, method, own) in [(307, "POST", "content-type: application/json"), (302, "GET", "")] {
+        let call = run("post", json!({"url": at(&format!("/over/{status}"))}));
+        let sent = client.send(call).await.unwrap();
+        assert_eq!(sent.get::<i64>(LONG).await.unwrap(), 21);
+        let heard = heard.lock().unwrap();
+        let [.., first, second] = &heard[..] else {
+            panic!("{heard:?}")
+        };
+        assert_eq!(first.matches("secret").count(), 5, "{first}");
+        let mut lines = second.split("\r\n\r\n").next().unwrap().lines();
+        assert_eq!(lines.next(), Some(format!("{method} /json HTTP/1.1").as_str()));
+        let mut told: Vec<&str> = lines.filter(|line| !line.starts_with("content-length")).collect();
+        told.sort_unstable();
+        let host = format!("host: localhost:{port}");
+        let mut wanted = vec!["accept: text/x", own, &host, "user-agent: we"];
+        wanted.retain(|line| !line.is_empty());
+        assert_eq!(told, wanted, "{status}");
+    }
     for (url, wanted) in [
+        // The name is allowed at every port, the address that it leads to at one.
+        (
+            format!("http://localhost:{}/", redis.port),
+            "localhost leads to addresses that ai_http_hosts does not name",
+        ),
         (at("/away"), "the server 127.0.0.1:1 is not allowed"),
         (at("/gone"), "HTTP 410: never"),
         (
@@ -617,11 +654,46 @@ async fn servers_are_asked_only_where_the_operator_allows() {
     let only_name = [("ORCHESTRA_AI_HTTP_HOSTS", "localhost")];
     let other = Redis::start();
     let _other = start(&other, &sim, &folder, &[], &only_name);
-    let (_, text) = failure(&other.client().await, run("two", json!({}))).await;
+    let client = other.client().await;
+    let (_, text) = failure(&client, run("two", json!({}))).await;
     assert!(
         text.contains("leads to addresses that ai_http_hosts does not name"),
         "{text}"
     );
+    // Nor is an address believed to be another one, however it is written.
+    let before = heard.lock().unwrap().len();
+    for host in [
+        "127.0.0.1",
+        "127.0.0.1.",
+        "127.1",
+        "2130706433",
+        "017700000001",
+        "0177.0.0.1",
+        "0x7f000001",
+        "0x7f.0.0.0x1",
+        "%31%32%37.0.0.1",
+        "①②⑦.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "0.0.0.0",
+        "0",
+        "[::]",
+        "10.0.0.1",
+        "169.254.0.1",
+        "169.254.169.254",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "localhost.",
+        "localhost.example.com",
+        "localhost@127.0.0.1",
+        "localhost:80@127.0.0.1",
+    ] {
+        let (_, text) = failure(&client, get(format!("http://{host}:{port}/json"))).await;
+        assert!(text.contains("is not allowed"), "{host}: {text}");
+    }
+    assert_eq!(heard.lock().unwrap().len(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,13 +1,14 @@
 //! `http_request`: asks a server that the operator allows. Every redirect is checked like the first address, and a name
 //! is connected to at the addresses that were checked, not at what it says a moment later.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue, LOCATION};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT};
 use reqwest::{Method, StatusCode, Url};
 use serde_json::{Map, Value, json};
 
@@ -65,6 +66,9 @@ fn check(fields: &Map<String, Value>, names: &[&str]) -> Wrong {
 /// A client that connects to allowed addresses only.
 #[derive(Clone, Debug)]
 pub(in crate::ai) struct Web {
+    /// For ports that are named with an address.
+    at: BTreeMap<u16, reqwest::Client>,
+    /// For all others.
     http: reqwest::Client,
     permits: Arc<Permits>,
 }
@@ -77,17 +81,21 @@ pub(super) struct Ask {
     pub body: Option<Vec<u8>>,
 }
 
-/// Looks up names, and keeps the addresses that may be connected to.
+/// Looks up names, and keeps the addresses that may be connected to at a port. Who asks does not say which: each such
+/// port has a client of its own.
 #[derive(Debug)]
-struct Allowed(Arc<Permits>);
+struct Allowed {
+    permits: Arc<Permits>,
+    port: Option<u16>,
+}
 
 impl Resolve for Allowed {
     fn resolve(&self, name: Name) -> Resolving {
-        let permits = self.0.clone();
+        let (permits, port) = (self.permits.clone(), self.port);
         Box::pin(async move {
             let host = name.as_str().to_owned();
             let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = found.filter(|address| permits.address(address.ip())).collect();
+            let allowed: Vec<SocketAddr> = found.filter(|address| permits.address(address.ip(), port)).collect();
             if allowed.is_empty() {
                 let text = format!("{host} leads to addresses that ai_http_hosts does not name");
                 return Err(text.into());
@@ -104,37 +112,45 @@ impl Web {
     /// A text for people: TLS cannot be set up.
     pub(in crate::ai) fn new(permits: Arc<Permits>) -> Result<Self, String> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(10))
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .dns_resolver(Allowed(permits.clone()))
-            .user_agent(concat!("orchestra/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| format!("the HTTP client cannot be set up: {error}"))?;
-        Ok(Self { http, permits })
+        let client = |port| {
+            let permits = permits.clone();
+            reqwest::Client::builder()
+                .connect_timeout(Duration::from_secs(10))
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .dns_resolver(Allowed { permits, port })
+                .user_agent(concat!("orchestra/", env!("CARGO_PKG_VERSION")))
+                .build()
+                .map_err(|error| format!("the HTTP client cannot be set up: {error}"))
+        };
+        let at = permits.ports().into_iter().map(|port| Ok((port, client(Some(port))?)));
+        Ok(Self {
+            at: at.collect::<Result<_, String>>()?,
+            http: client(None)?,
+            permits,
+        })
     }
 
-    fn check(&self, url: &Url) -> Result<(), Stop> {
+    /// The client that may ask there.
+    fn check(&self, url: &Url) -> Result<&reqwest::Client, Stop> {
         let refused = |text: String| Stop::failed("HttpError", text);
         let host = url.host_str().unwrap_or_default();
         let port = url.port_or_known_default().unwrap_or(0);
         self.permits.host(host, port).map_err(refused)?;
         // An address is connected to without being looked up.
         match host.trim_matches(['[', ']']).parse() {
-            Ok(address) if !self.permits.address(address) => Err(refused(format!(
+            Ok(address) if !self.permits.address(address, Some(port)) => Err(refused(format!(
                 "the address {host} is not allowed; name it in ai_http_hosts"
             ))),
-            _ => Ok(()),
+            _ => Ok(self.at.get(&port).unwrap_or(&self.http)),
         }
     }
 
     /// Asks, and follows redirects to servers that are allowed as well.
     pub(super) async fn ask(&self, mut ask: Ask) -> Result<(StatusCode, HeaderMap, Vec<u8>), Stop> {
         for _ in 0..=REDIRECTS {
-            self.check(&ask.url)?;
             let mut request = self
-                .http
+                .check(&ask.url)?
                 .request(ask.method.clone(), ask.url.clone())
                 .headers(ask.headers.clone());
             if let Some(body) = &ask.body {
@@ -168,14 +184,16 @@ fn redirected(mut ask: Ask, status: StatusCode, place: &str) -> Result<Ask, Stop
     if matches!(status.as_u16(), 301..=303) && ask.method != Method::HEAD {
         ask.method = Method::GET;
         ask.body = None;
+        ask.headers.remove(CONTENT_TYPE);
     }
-    let elsewhere =
-        url.host_str() != ask.url.host_str() || url.port_or_known_default() != ask.url.port_or_known_default();
-    if elsewhere {
-        // What was meant for one server is not told to another.
-        for name in ["authorization", "cookie", "proxy-authorization", "x-api-key"] {
-            ask.headers.remove(name);
-        }
+    if url.origin() != ask.url.origin() {
+        // What was meant for one server is not told to another, or in clear: keys have many names, so what is none is
+        // named.
+        let kept = [ACCEPT, CONTENT_TYPE, USER_AGENT];
+        let kept = kept
+            .into_iter()
+            .filter_map(|name| Some((ask.headers.remove(&name)?, name)));
+        ask.headers = kept.map(|(value, name)| (name, value)).collect();
     }
     ask.url = url;
     Ok(ask)
