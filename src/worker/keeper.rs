@@ -116,9 +116,7 @@ impl Keeper {
                                 renewed = began;
                                 let _ = self.kept.send(Kept::Renewed(held.at));
                                 // This machine's clock may stand still with it.
-                                if let Some(then) = at_server {
-                                    at.trust_until(then + self.fresh.as_secs_f64());
-                                }
+                                at.trust_until(at_server.map(|then| then + self.fresh.as_secs_f64()));
                             }
                             Err(error) if error.is_transient() => {}
                             Err(error) => {

@@ -39,6 +39,25 @@ async fn leases_that_redis_refuses_to_renew_are_spoken_of() {
     assert_eq!(worker.log().matches("leases cannot be renewed").count(), 1);
 }
 
+/// A worker that held something, and has had nothing to hold for long, takes what others left behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_holds_nothing_any_more_restores_what_others_held() {
+    let redis = Redis::start();
+    let settings = [
+        ("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{visibility_timeout = 3}"),
+        ("ORCHESTRA_TASK_ACKS_LATE", "true"),
+    ];
+    let worker = Worker::start_with(&redis, &["-c", "1"], &settings);
+    let client = redis.client().await;
+    let pending = client.send(Call::new("hello.sleep").arg(3)).await.unwrap();
+    pending.get::<String>(LONG).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    hold(&redis, "left", "left");
+    redis.end_leases();
+    until("it is run", async || has_run(&redis, "left")).await;
+    drop(worker);
+}
+
 /// Who was cut off renews when he is back; a worker that was started meanwhile, as supervisors do, takes nothing
 /// before.
 #[tokio::test(flavor = "multi_thread")]
