@@ -40,6 +40,9 @@ pub fn become_limited(words: impl Iterator<Item = OsString>) -> ExitCode {
 /// Runs the program in a process of its own, and ends what is left of it with it. Its input is nothing but a sign of
 /// life: it ends with the worker, or when the worker wants no more.
 fn watch(words: &[OsString]) -> ExitCode {
+    // It has no limits: what it watches must not trace it and have it run something.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_dumpable(false);
     // Who leaves the group (`setsid`) and loses its parent becomes our child, and no other process's.
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_child_subreaper(true);

@@ -183,10 +183,14 @@ async fn each_bound_of_a_step_ends_it_with_its_name_and_the_worker_goes_on() {
     let code = json!({"code": format!("sleep {mark}")});
     let error = outcome_in("soon", &client, "shell", &code).await.unwrap_err();
     assert!(error.contains("takes longer than 5 s"), "{error}");
-    // A program sees no environment of the worker or of its process: that of its own `grep` alone has the word.
-    let code = json!({"code": format!("OWN={password} grep -las {password} /proc/[0-9]*/environ | wc -l")});
+    // A program sees no environment of the worker or of its process: that of its own `grep` alone has the word. Nor does
+    // it see into who watches over it.
+    let code = format!(
+        "OWN={password} grep -las {password} /proc/[0-9]*/environ | wc -l; (cat < /proc/$PPID/environ) 2>&- | wc -c"
+    );
+    let code = json!({"code": code});
     let ran = outcome_in("soon", &client, "shell", &code).await.unwrap();
-    assert_eq!((&ran["text"], &ran["stderr"]), (&json!("1\n"), &json!("")), "{ran}");
+    assert_eq!((&ran["text"], &ran["stderr"]), (&json!("1\n0\n"), &json!("")), "{ran}");
     drop(soon);
     // Who is killed is there for a moment longer.
     until("nothing is left behind", async || with_word(&mark) == 0).await;
