@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, kill};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use orchestra::task::{Context, Exception, Failure, Options, RegisterError};
 use serde::Deserialize;
@@ -83,7 +84,7 @@ impl Ledger {
     async fn note(&self, context: &Context, phase: &str, n: &Value, parts: Option<usize>) -> Result<(), Failure> {
         #[expect(
             clippy::disallowed_methods,
-            reason = "the ledger compares clocks of several processes"
+            reason = "the ledger compares clocks of several processes, also where one of them is set"
         )]
         let now = std::time::SystemTime::now();
         let details = context.details();
@@ -93,6 +94,7 @@ impl Ledger {
             "node": self.node,
             "pid": std::process::id(),
             "t": now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            "steady": Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_secs_f64(),
             "redelivered": details.redelivered,
             "retries": details.retries,
         });

@@ -72,4 +72,5 @@ mod templates;
 mod terminal;
 mod transport;
 mod unique;
+mod wallclock;
 mod worker;

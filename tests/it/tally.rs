@@ -10,10 +10,11 @@ use orchestra::client::{Call, Client, Signature};
 use serde::Deserialize;
 
 use crate::dice::Dice;
+use crate::wallclock::steady;
 
 /// Between two that are sent.
 const PACE: Duration = Duration::from_millis(25);
-/// Clocks of processes are one here; what is between the end of a run and its note is not.
+/// The steady clock of all processes is one; what is between the end of a run and its note is not.
 const TOLERANCE: f64 = 0.05;
 
 /// A note in the ledger.
@@ -22,7 +23,10 @@ pub struct Note {
     pub id: String,
     pub node: String,
     pub pid: u64,
+    /// When, by the wall clock of its worker.
     pub t: f64,
+    /// When, by the clock that nobody sets.
+    pub steady: f64,
 }
 
 /// The ids of what Redis confirmed.
@@ -35,6 +39,8 @@ pub struct Sent {
     pub early: Vec<String>,
     /// Of all these, those that one message brings, which nobody sends again.
     pub single: HashSet<String>,
+    /// When those with an ETA are due, by the clock that nobody sets.
+    pub due: HashMap<String, f64>,
 }
 
 /// Sends tasks of all kinds straight to the broker until it is told to end.
@@ -47,14 +53,20 @@ pub async fn feed(client: Client, seed: u64, ends: Arc<AtomicBool>) -> Sent {
             0..=11 => {
                 let ms = if dice.below(30) == 0 { 1500 } else { 5 + dice.below(60) };
                 let mut call = Call::new("faults.record").arg(number).arg(ms);
+                let mut due = None;
                 match dice.below(30) {
-                    0 => call = call.countdown(dice.millis(500, 3000)),
+                    0 => {
+                        let pause = dice.millis(500, 3000);
+                        due = Some(steady() + pause.as_secs_f64());
+                        call = call.countdown(pause);
+                    }
                     1..=8 => call = call.priority([0, 3, 6, 9][dice.below(4) as usize]),
                     _ => {}
                 }
                 let id = call.id().to_owned();
                 if client.send(call).await.is_ok() {
                     sent.single.insert(id.clone());
+                    sent.due.extend(due.map(|due| (id.clone(), due)));
                     sent.late.push(id);
                 }
             }
@@ -107,6 +119,39 @@ pub struct Frozen {
     pub to: f64,
 }
 
+/// The wall clock of a worker was so many seconds ahead, or back, from then to then.
+pub struct Set {
+    pub node: String,
+    pub seconds: i64,
+    pub from: f64,
+    pub to: f64,
+}
+
+/// What a worker took for due while its clock was ahead may start when it is right again.
+const BEHIND: f64 = 2.0;
+
+impl Set {
+    fn covers(&self, note: &Note) -> bool {
+        self.node == note.node && (self.from..self.to).contains(&note.steady)
+    }
+
+    /// How many of these were written by this clock, where the right one is `apart` from the one that nobody sets.
+    pub fn seen(&self, notes: &[Note], apart: f64) -> usize {
+        let is_off = |note: &&Note| (note.t - note.steady - apart - self.seconds as f64).abs() < 60.0;
+        notes.iter().filter(|note| self.covers(note)).filter(is_off).count()
+    }
+}
+
+/// The tasks that a worker whose clock was not ahead started before they were due.
+pub fn early<'a>(started: &'a [Note], due: &HashMap<String, f64>, set: &[Set]) -> Vec<&'a Note> {
+    let ahead = |note: &Note| {
+        set.iter()
+            .any(|set| set.seconds > 0 && set.node == note.node && (set.from..set.to + BEHIND).contains(&note.steady))
+    };
+    let is_early = |note: &&Note| due.get(&note.id).is_some_and(|due| note.steady + TOLERANCE < *due);
+    started.iter().filter(is_early).filter(|note| !ahead(note)).collect()
+}
+
 /// A run, as the ledger has it.
 #[derive(Debug)]
 pub struct Run {
@@ -122,7 +167,10 @@ pub fn overlapping(started: &[Note], done: &[Note], frozen: &[Frozen]) -> HashMa
     fn by_place(notes: &[Note]) -> HashMap<Place<'_>, Vec<f64>> {
         let mut places: HashMap<Place<'_>, Vec<f64>> = HashMap::new();
         for note in notes {
-            places.entry((&note.id, &note.node, note.pid)).or_default().push(note.t);
+            places
+                .entry((&note.id, &note.node, note.pid))
+                .or_default()
+                .push(note.steady);
         }
         places.values_mut().for_each(|times| times.sort_by(f64::total_cmp));
         places
@@ -165,6 +213,7 @@ fn what_runs_at_the_same_time_is_seen() {
         node: node.to_owned(),
         pid: 1,
         t,
+        steady: t,
     };
     let started = [
         note("one after the other", "a", 1.0),
@@ -197,4 +246,34 @@ fn what_runs_at_the_same_time_is_seen() {
     let mut found: Vec<String> = overlapping(&started, &done, &frozen).into_keys().collect();
     found.sort();
     assert_eq!(found, ["at the same time", "in one worker"]);
+}
+
+#[test]
+fn what_starts_before_it_is_due_is_seen_unless_the_clock_of_its_worker_was_ahead() {
+    let note = |id: &str, node: &str, steady: f64| Note {
+        id: id.to_owned(),
+        node: node.to_owned(),
+        pid: 1,
+        t: steady + if node == "ahead" { 4600.0 } else { 1000.0 },
+        steady,
+    };
+    let started = [
+        note("in time", "right", 2.0),
+        note("early", "right", 1.9),
+        note("early by its clock", "ahead", 1.0),
+        note("early before it was set", "ahead", 0.4),
+        note("early where it is back", "back", 1.0),
+        note("has no ETA", "right", 1.0),
+    ];
+    let set = |node: &str, seconds: i64| Set {
+        node: node.to_owned(),
+        seconds,
+        from: 0.5,
+        to: 1.5,
+    };
+    let set = [set("ahead", 3600), set("back", -3600)];
+    let due = started[..5].iter().map(|note| (note.id.clone(), 2.0)).collect();
+    let found: Vec<&str> = early(&started, &due, &set).iter().map(|note| &*note.id).collect();
+    assert_eq!(found, ["early", "early before it was set", "early where it is back"]);
+    assert_eq!(set.each_ref().map(|set| set.seen(&started, 1000.0)), [1, 0]);
 }
