@@ -76,7 +76,7 @@ chaos: setup ## Faults from SEED for MINUTES at workers, connections and the bro
 	cargo build --locked --workspace --bins --examples
 	CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) cargo test --locked --test it chaos -- --nocapture
 
-fuzz: setup ## Each of the fourteen fuzz targets for MINUTES: with cargo-fuzz where it is there, else with changed seeds alone
+fuzz: setup ## Each of the sixteen fuzz targets for MINUTES: with cargo-fuzz where it is there, else with changed seeds alone
 	tools/fuzz.sh $(MINUTES)
 
 soak: setup ## Two workers under everything a Celery app does, RATE tasks a second for MINUTES: each result, memory, open files

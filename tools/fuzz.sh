@@ -13,7 +13,7 @@ if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
     FUZZ_MINUTES=$minutes FUZZ_SEED=${SEED:-1} exec cargo test --locked --test it fuzz -- --nocapture
 fi
 
-for target in envelope body headers event pidbox template ndjson sse json chain entry time url secrets; do
+for target in envelope body headers event pidbox template ndjson sse json chain entry time url secrets result config; do
     learnt=target/fuzz-corpus/$target
     mkdir -p "$learnt"
     echo "fuzz: $target, $minutes min" >&2

@@ -2,17 +2,24 @@
 //! than its limits say, whatever the bytes are. `cargo +nightly fuzz run NAME` feeds them for hours (`make fuzz`), and
 //! `tests/it/fuzz.rs` feeds them changed seeds of `fuzz/corpus` in every run of the tests.
 
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::tz::TimeZone;
 use orchestra::ai::ollama::{Chunks, Frame, Lines};
 use orchestra::ai::template::Template;
 use orchestra::beat;
 use orchestra::broker::mark_redelivered;
+use orchestra::canvas::ResultNode;
+use orchestra::client::{Error, outcome};
 use orchestra::clock::{self, Timestamp};
+use orchestra::config::Settings;
 use orchestra::conn::Endpoint;
-use orchestra::wire::{Accept, Heard, Limits, Message, Rest, json, pidbox, redact};
+use orchestra::wire::{
+    Accept, Exception, Heard, Json, Limits, Message, Rest, ResultFormat, Security, json, pidbox, redact,
+};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json as object};
 
@@ -28,7 +35,7 @@ const LIMITS: Limits = Limits {
 pub type Target = fn(&[u8]);
 
 /// All of them.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("envelope", envelope),
     ("body", body),
     ("headers", headers),
@@ -43,10 +50,25 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("time", time),
     ("url", url),
     ("secrets", secrets),
+    ("result", result),
+    ("config", config),
 ];
 
+/// Of a key that nobody has any more: what it signed is in `corpus/body`, and it will sign nothing else.
+const CERTIFICATE: &str = include_str!("../certificate.crt");
+/// The arguments of all that it signed.
+const SIGNED: &str = "[7]";
+
 fn accept() -> Accept {
-    Accept::parse(&["json", "msgpack", "yaml"], None).unwrap_or_default()
+    static ACCEPT: LazyLock<Accept> = LazyLock::new(|| {
+        let security = Security::new("sha256").and_then(|mut security| {
+            security.trust(CERTIFICATE)?;
+            Ok(security)
+        });
+        let security = security.expect("the certificate can be read and holds for a thousand years");
+        Accept::parse(&["json", "msgpack", "yaml", "auth"], Some(Arc::new(security))).expect("all four are there")
+    });
+    ACCEPT.clone()
 }
 
 /// What a worker does with a message that could be read.
@@ -81,12 +103,22 @@ pub fn envelope(data: &[u8]) {
     }
 }
 
-/// A body: the first byte says in which serializer, the second how it is compressed.
+/// A body: the first byte says in which serializer, the second how it is compressed. What is signed may come as it is,
+/// or as what is base64 then, of which no fuzzer makes much by itself.
 pub fn body(data: &[u8]) {
     let [serializer, compression, body @ ..] = data else {
         return;
     };
-    let types = ["application/json", "application/x-msgpack", "application/x-yaml"];
+    let types = [
+        "application/json",
+        "application/x-msgpack",
+        "application/x-yaml",
+        "application/data",
+        "application/data",
+    ];
+    let kind = usize::from(*serializer) % types.len();
+    let parts = if kind == 4 { BASE64.encode(body) } else { String::new() };
+    let body = if kind == 4 { parts.as_bytes() } else { body };
     let methods = [
         None,
         Some("application/x-gzip"),
@@ -100,13 +132,15 @@ pub fn body(data: &[u8]) {
         headers["compression"] = method.into();
     }
     let envelope = object!({
-        "body": base64::engine::general_purpose::STANDARD.encode(body),
-        "content-type": types[usize::from(*serializer) % types.len()],
+        "body": BASE64.encode(body),
+        "content-type": types[kind],
         "headers": headers,
         "properties": {"body_encoding": "base64"},
     });
     if let Ok(message) = accept().decode(envelope.to_string().as_bytes(), &LIMITS) {
         assert!(message.body.args().len() <= 2 * LIMITS.body);
+        // Nobody signed anything else.
+        assert!(types[kind] != "application/data" || message.body.args() == SIGNED);
         read(&message);
     }
 }
@@ -284,4 +318,62 @@ pub fn secrets(data: &[u8]) {
     redact::hide(&mut value);
     assert_eq!(hidden, value);
     let _ = redact::may_hold_secret(&value.to_string());
+}
+
+/// What stands in Redis as the result of a task, of a group, of a member of a chord; the first byte says in which
+/// serializer it is expected.
+pub fn result(data: &[u8]) {
+    let [serializer, stored @ ..] = data else {
+        return;
+    };
+    let serializer = ["json", "msgpack", "yaml"][usize::from(*serializer) % 3];
+    let Ok(format) = ResultFormat::new(Some(serializer), None, accept()) else {
+        return;
+    };
+    let format = format.bounded(1 << 20);
+    let state = format.state(stored.to_vec());
+    let Ok(text) = format.read(stored.to_vec()) else {
+        assert_eq!(state, None);
+        return;
+    };
+    match outcome::<Value>(&text) {
+        Ok(value) => assert_eq!(value.is_some(), state.is_some_and(|state| state.is_ready())),
+        Err(Error::Failed { exception, .. }) => show(&exception),
+        Err(error) => drop(error.to_string()),
+    }
+    let _ = (ResultNode::read(&text), ResultNode::read_alone(&text));
+    // A member of a chord, as it is counted.
+    if let Ok((_, _, _, value)) = serde_json::from_str::<(Json, String, String, Json)>(&json::carried(&text))
+        && let Ok(exception) = value.parse::<Exception>()
+    {
+        show(&exception);
+    }
+    // What is read can be stored again, in every form that has all of it.
+    let _ = format.write(text.as_bytes());
+}
+
+fn show(exception: &Exception) {
+    let _ = (exception.repr(), exception.message(), exception.traceback_text());
+    let _ = (exception.hidden(), serde_json::to_string(exception));
+}
+
+/// A settings file: what each of the programs makes of it at its start.
+pub fn config(data: &[u8]) {
+    let path = std::env::temp_dir().join(format!("orchestra-fuzz-{}.toml", std::process::id()));
+    if std::fs::write(&path, data).is_err() {
+        return;
+    }
+    let loaded = Settings::load(Some(&path));
+    let _ = std::fs::remove_file(&path);
+    let Ok(settings) = loaded else { return };
+    let _ = (settings.broker(), settings.backend(), settings.shared_ai());
+    let _ = (settings.sending(), settings.routes(), settings.signer());
+    let _ = (settings.broker_options(), settings.backend_options());
+    let _ = (settings.named_queues(), settings.unknown_queue());
+    let _ = settings.worker("worker@here".into());
+    if let Ok(beat) = settings.beat("beat@here".into()) {
+        let _ = settings.beat_schedule(&beat.zone);
+    }
+    // It is JSON, for `inspect conf`.
+    let _ = serde_json::to_string(&settings.shown());
 }

@@ -30,7 +30,7 @@ pub use call::Call;
 pub use error::Error;
 pub use events::Events;
 pub use notes::Resumption;
-pub use results::Pending;
+pub use results::{Pending, outcome};
 pub use sending::Sending;
 
 use std::sync::Arc;

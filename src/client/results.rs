@@ -88,6 +88,31 @@ struct Stored {
     traceback: Option<String>,
 }
 
+impl Stored {
+    /// How a task ended that has.
+    fn end<T: DeserializeOwned>(self) -> Result<T, Error> {
+        let result = self.result.as_ref().map_or("null", |result| result.get());
+        match State::parse(&self.status) {
+            State::Success => Ok(json::parse(result)?),
+            State::Revoked => Err(Error::Revoked(exception(result).message())),
+            _ => Err(Error::Failed {
+                exception: exception(result),
+                traceback: self.traceback,
+            }),
+        }
+    }
+}
+
+/// How a task ended, by its record in JSON, for those who read it themselves; `None` when it has not.
+///
+/// # Errors
+/// The task failed or was revoked, or this is no record.
+pub fn outcome<T: DeserializeOwned>(record: &str) -> Result<Option<T>, Error> {
+    let stored: Stored = json::parse(record)?;
+    let has_ended = State::parse(&stored.status).is_ready();
+    has_ended.then(|| stored.end()).transpose()
+}
+
 impl Client {
     /// The result of a task by its id.
     pub fn result(&self, id: impl Into<String>) -> Pending {
@@ -158,15 +183,7 @@ impl Pending {
             id: self.id.clone(),
             seconds: timeout.as_secs_f64(),
         })??;
-        let result = stored.result.as_ref().map_or("null", |result| result.get());
-        match State::parse(&stored.status) {
-            State::Success => Ok(json::parse(result)?),
-            State::Revoked => Err(Error::Revoked(exception(result).message())),
-            _ => Err(Error::Failed {
-                exception: exception(result),
-                traceback: stored.traceback,
-            }),
-        }
+        stored.end()
     }
 
     /// The exception of a task that failed; `None` when it did not, or not within `timeout`.

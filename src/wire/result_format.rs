@@ -10,7 +10,7 @@ use super::{Compression, Serializer, State, decompress, rendering};
 /// Stands before a compressed result, followed by the mime type of the method and a zero byte. No serializer begins
 /// with a zero byte.
 const MAGIC: &[u8] = b"\0celery-compressed\0";
-/// What Redis holds at most.
+/// What Redis holds at most: what is read, once it is unpacked.
 const LIMIT: usize = 512 << 20;
 /// How deep a result may be nested: the handle of a header holds the line of each result, two levels a step. Python's
 /// reader goes no deeper.
@@ -22,6 +22,7 @@ pub struct ResultFormat {
     serializer: Serializer,
     compression: Option<Compression>,
     accept: Accept,
+    limit: usize,
 }
 
 impl Default for ResultFormat {
@@ -30,6 +31,7 @@ impl Default for ResultFormat {
             serializer: Serializer::Json,
             compression: None,
             accept: Accept::default(),
+            limit: LIMIT,
         }
     }
 }
@@ -66,7 +68,14 @@ impl ResultFormat {
             serializer,
             compression,
             accept,
+            limit: LIMIT,
         })
+    }
+
+    /// Makes no more than so many bytes of what is packed, or is not JSON; without this 512 MiB.
+    #[must_use]
+    pub fn bounded(self, limit: usize) -> Self {
+        Self { limit, ..self }
     }
 
     /// Whether what it writes hides the state of a task from a script.
@@ -98,7 +107,7 @@ impl ResultFormat {
     /// # Errors
     /// It is in no serializer that is accepted, or spoiled.
     pub fn read(&self, stored: Vec<u8>) -> Result<String, String> {
-        let plain = match unpack(&stored).map_err(|error| error.to_string())? {
+        let plain = match unpack(&stored, self.limit).map_err(|error| error.to_string())? {
             Some(plain) => plain,
             None => stored,
         };
@@ -108,7 +117,7 @@ impl ResultFormat {
             error.replace("accept_content", "result_accept_content")
         })?;
         reader
-            .read_deep(plain, LIMIT, LEVELS)
+            .read_deep(plain, self.limit, LEVELS)
             .map_err(|error| error.to_string())
     }
 
@@ -124,14 +133,14 @@ impl ResultFormat {
     }
 }
 
-fn unpack(stored: &[u8]) -> Result<Option<Vec<u8>>, DecodeError> {
+fn unpack(stored: &[u8], limit: usize) -> Result<Option<Vec<u8>>, DecodeError> {
     let Some(rest) = stored.strip_prefix(MAGIC) else {
         return Ok(None);
     };
     let end = rest.iter().position(|byte| *byte == 0);
     let (method, packed) = rest.split_at(end.unwrap_or(rest.len()));
     let method = String::from_utf8_lossy(method);
-    decompress(&method, packed.get(1..).unwrap_or_default(), LIMIT).map(Some)
+    decompress(&method, packed.get(1..).unwrap_or_default(), limit).map(Some)
 }
 
 #[cfg(test)]
@@ -185,5 +194,24 @@ mod tests {
                 .read(b"\0celery-compressed\0application/x-gzip".to_vec())
                 .is_err()
         );
+    }
+
+    #[test]
+    fn what_a_result_becomes_as_it_is_read_is_bounded() {
+        let accept = || Accept::parse(&["json", "msgpack", "yaml"], None).unwrap();
+        let long = format!("[{}1]", "1,".repeat(1000));
+        for (serializer, compression) in [
+            ("json", Some("gzip")),
+            ("json", Some("zstd")),
+            ("msgpack", None),
+            ("msgpack", Some("xz")),
+            ("yaml", None),
+        ] {
+            let format = ResultFormat::new(Some(serializer), compression, accept()).unwrap();
+            let stored = format.write(long.as_bytes()).unwrap().into_owned();
+            assert_eq!(format.read(stored.clone()).as_deref(), Ok(&*long));
+            let error = format.bounded(1000).read(stored).unwrap_err();
+            assert!(error.contains("1000"), "{serializer} {compression:?}: {error}");
+        }
     }
 }
