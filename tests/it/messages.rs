@@ -64,14 +64,34 @@ async fn garbage_is_refused_and_the_worker_goes_on() {
         worker.log().matches(" was refused: ").count() + worker.log().matches(" was moved to celery.dead").count();
     assert_eq!(refused, count, "each is named in the log:\n{}", worker.log());
     assert!(!worker.log().contains("panicked"), "{}", worker.log());
-    // What could not be run is kept for somebody to look at: as it was, or with the reason.
+    // Each is kept for somebody to look at, byte for byte, with the reason; the oldest is the last.
     let dead: Vec<String> = redis.command(&["LRANGE", "celery.dead", "0", "-1"]);
-    assert!(dead.iter().any(|entry| entry.ends_with("\ngarbage")), "{dead:?}");
-    let told = dead
-        .iter()
-        .filter_map(|entry| serde_json::from_str::<Value>(entry.lines().next()?).ok())
-        .filter(|entry| entry["reason"].is_string());
-    assert!(told.count() >= 8);
+    let (mut kept, mut failed) = (Vec::new(), 0);
+    for letter in &dead {
+        let (head, message) = letter.split_once('\n').unwrap();
+        let head: Value = serde_json::from_str(head).unwrap();
+        let reason = head["reason"].as_str().unwrap();
+        assert!(
+            !reason.is_empty() && head["queue"] == "celery" && head["time"].as_f64() > Some(0.0),
+            "{head}"
+        );
+        kept.push(message);
+        // Whoever waits for a task whose id could be read hears of it, in the words of the letter.
+        if let Some(id) = head["id"].as_str() {
+            let failure = client.result(id).get::<Value>(LONG).await.unwrap_err().to_string();
+            assert!(failure.contains(reason), "{head}: {failure}");
+            failed += 1;
+        }
+    }
+    kept.sort_unstable();
+    let mut sent: Vec<&str> = garbage.iter().map(String::as_str).collect();
+    sent.sort_unstable();
+    assert_eq!(kept, sent);
+    assert_eq!(failed, 6);
+    assert_eq!(
+        redis.command::<Vec<String>>(&["KEYS", "celery-task-meta-*"]).len(),
+        failed + 1
+    );
     assert_eq!(worker.stop(), Some(0));
 }
 
