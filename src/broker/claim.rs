@@ -103,6 +103,8 @@ pub struct Claims {
     pub dead: Vec<Dead>,
     /// Why nothing can be taken from one of the queues: its key holds something else than a list.
     pub unusable: Option<String>,
+    /// How many dead letters had to make room for these.
+    pub pushed_out: u64,
     /// Nothing is left, and [`Broker::wait`] hears of the next message.
     pub drained: bool,
 }
@@ -186,6 +188,7 @@ impl Broker {
         }
         let reply = errand.into_answers().pop();
         let claims = read(reply, &prefix, &keys, queues)?;
+        self.note_pushed_out(claims.pushed_out);
         self.main
             .carried(claims.messages.iter().map(|message| message.raw.len()).sum());
         Ok(claims)
@@ -282,7 +285,7 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
             return Err(unexpected(None));
         };
         let tag = match number {
-            Value::Int(number @ -2..=0) => Err(number),
+            Value::Int(number @ -3..=0) => Err(number),
             Value::Int(number) => Ok(format!("{prefix}{number}")),
             Value::BulkString(tag) => Ok(String::from_utf8_lossy(&tag).into_owned()),
             _ => return Err(unexpected(None)),
@@ -297,6 +300,10 @@ fn read(reply: Option<Value>, prefix: &str, keys: &[(String, usize)], queues: &[
                 if let Some(dead) = claims.dead.last_mut() {
                     dead.id = String::from_utf8(body).ok();
                 }
+            }
+            Err(-3) => {
+                let letters = std::str::from_utf8(&body).ok().and_then(|text| text.parse().ok());
+                claims.pushed_out += letters.unwrap_or(0);
             }
             Err(_) => {
                 let reason = String::from_utf8_lossy(&body);

@@ -4,6 +4,7 @@
 //! that what is no JSON, no text or too large is kept as well, and a script can write it.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use redis::{Pipeline, Value};
 use serde::{Deserialize, Serialize};
@@ -208,6 +209,16 @@ impl Broker {
             Some(Value::Int(taken)) => Ok(taken == 1),
             other => Err(unexpected(other.as_ref())),
         }
+    }
+
+    /// How many dead letters had to make room for newer ones since this broker was connected.
+    pub fn pushed_out(&self) -> u64 {
+        self.pushed_out.load(Ordering::Relaxed)
+    }
+
+    /// So many more had to.
+    pub(crate) fn note_pushed_out(&self, letters: u64) {
+        self.pushed_out.fetch_add(letters, Ordering::Relaxed);
     }
 
     pub(super) fn dead_key(&self, queue: &str) -> String {

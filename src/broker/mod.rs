@@ -15,7 +15,7 @@ mod revoked;
 mod stray;
 mod write;
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -169,6 +169,8 @@ pub struct Broker {
     keys: Arc<Keys>,
     scripts: Arc<Scripts>,
     turn: Arc<AtomicUsize>,
+    /// Dead letters that had to make room for newer ones.
+    pushed_out: Arc<AtomicU64>,
     /// Bindings that end by themselves unless they are renewed.
     bound: Arc<Mutex<Vec<Bound>>>,
 }
@@ -272,6 +274,7 @@ impl Broker {
             options: Arc::new(options),
             scripts: Arc::new(scripts),
             turn: Arc::default(),
+            pushed_out: Arc::default(),
             bound: Arc::default(),
         })
     }

@@ -181,8 +181,11 @@ impl Broker {
         sweep.patience = Patience::default();
         for ((answer, (tag, queue)), given_up) in answers.into_iter().zip(whose).zip(fates) {
             match answer {
-                Value::Int(1) => match given_up {
-                    Some(given_up) => restored.dead.push(given_up),
+                Value::Int(moved @ 1..) => match given_up {
+                    Some(given_up) => {
+                        self.note_pushed_out(u64::try_from(moved - 1).unwrap_or_default());
+                        restored.dead.push(given_up);
+                    }
                     None => restored.requeued += 1,
                 },
                 Value::ServerError(error) => {

@@ -11,7 +11,7 @@ use crate::clock::{self, Instant};
 /// Tags in one script call.
 const BATCH: usize = 1000;
 
-/// How often it is said that messages cannot be restored.
+/// How often it is said that messages cannot be restored, or that dead letters have to make room.
 const SAY: Duration = Duration::from_secs(60);
 
 /// How often to look for held messages that stand in no index, and how soon again while there are some.
@@ -104,6 +104,7 @@ impl Keeper {
         let (mut at, mut said, mut said_leases) = (Sweep::default(), None, None);
         let mut look = tokio::time::interval(LOOK);
         let mut strays = Some(Strays::default());
+        let mut full = Full::default();
         // When our own leases were last renewed: who cannot do that takes nobody's for run out, not even his own.
         let mut renewed = clock::instant();
         loop {
@@ -129,7 +130,7 @@ impl Keeper {
                             }
                         }
                     }
-                    None => return,
+                    None => return full.say(&self.broker),
                 },
                 again = self.broker.reconnected(connection) => {
                     connection = again;
@@ -137,6 +138,7 @@ impl Keeper {
                     let _ = self.kept.send(Kept::Connected);
                 }
                 _ = sweep.tick() => {
+                    full.look(&self.broker);
                     let since = clock::instant().saturating_duration_since(renewed);
                     // With a connection of which the above has not heard yet nothing is taken.
                     let stands = connection != 0 && self.broker.connection() == connection;
@@ -269,4 +271,33 @@ fn is_time(said: &mut Option<Instant>) -> bool {
         *said = Some(now);
     }
     is_time
+}
+
+/// What was said of dead letters that had to make room for newer ones: nobody can look at them any more.
+#[derive(Default)]
+struct Full {
+    /// So many.
+    letters: u64,
+    at: Option<Instant>,
+}
+
+impl Full {
+    /// Says it when it begins, and once a minute while it goes on.
+    fn look(&mut self, broker: &Broker) {
+        if broker.pushed_out() > self.letters && is_time(&mut self.at) {
+            self.say(broker);
+        }
+    }
+
+    fn say(&mut self, broker: &Broker) {
+        let letters = broker.pushed_out();
+        let (new, most) = (letters - self.letters, broker.options().dead_limit);
+        if new > 0 {
+            warn!(
+                "a list of dead letters is full (dead_limit = {most}): its {new} oldest were removed to make room, and cannot be \
+                 brought back; `orchestra dead list` shows the others"
+            );
+            self.letters = letters;
+        }
+    }
 }

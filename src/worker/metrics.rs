@@ -61,6 +61,7 @@ struct Counts {
     writes: Family<OfServer, Histogram, fn() -> Histogram>,
     writes_refused: Counter,
     reconnects: Family<OfConnection, Counter>,
+    letters_removed: Counter,
     events_dropped: Counter,
     stream_dropped: Counter,
     now: Gauges,
@@ -141,6 +142,12 @@ impl Metrics {
             "How often a connection to Redis was made again",
             reconnects.clone(),
         );
+        let letters_removed = Counter::default();
+        registry.register(
+            "dead_letters_removed",
+            "Dead letters that had to make room for newer ones",
+            letters_removed.clone(),
+        );
         let events_dropped = Counter::default();
         registry.register(
             "events_dropped",
@@ -182,6 +189,7 @@ impl Metrics {
             writes,
             writes_refused,
             reconnects,
+            letters_removed,
             events_dropped,
             stream_dropped,
             now,
@@ -278,7 +286,7 @@ impl Metrics {
         }
     }
 
-    /// What connections count themselves.
+    /// What the broker and connections count themselves.
     fn look_at(&self, broker: &Broker, backend: Option<&Backend>) {
         let again = |connection, count| {
             let connection = OfConnection { connection };
@@ -289,6 +297,10 @@ impl Metrics {
                 .store(count, Ordering::Relaxed);
         };
         let (claims, news) = broker.reader().reconnects();
+        self.0
+            .letters_removed
+            .inner()
+            .store(broker.pushed_out(), Ordering::Relaxed);
         again("claims", claims);
         again("news", news);
         again("writes", broker.writer().reconnects().0);

@@ -405,7 +405,14 @@ impl Writer {
                 }
                 // A script met a compressed result that nobody had looked at.
                 redis::Value::BulkString(word) if word == b"opaque" => self.notice(),
-                redis::Value::Array(words) if is_unheard(&words) => {
+                // Dead letters had to make room (`bury.lua`).
+                redis::Value::Array(words) if begins_with(&words, b"full") => {
+                    if let Some(redis::Value::Int(letters)) = words.get(1) {
+                        self.broker.note_pushed_out(letters.unsigned_abs());
+                    }
+                }
+                // Results that nobody has heard of (`store.lua`).
+                redis::Value::Array(words) if begins_with(&words, b"unheard") => {
                     said.unheard
                         .extend(words.into_iter().skip(1).filter_map(|key| match key {
                             redis::Value::BulkString(key) => Some(key),
@@ -466,7 +473,7 @@ fn described(command: &redis::Cmd) -> String {
     format!("{name} {key}")
 }
 
-/// Whether it is the answer that names results nobody has heard of (`store.lua`).
-fn is_unheard(words: &[redis::Value]) -> bool {
-    matches!(words.first(), Some(redis::Value::BulkString(word)) if word == b"unheard")
+/// Whether it is the answer of a script that has more to say, and begins with this word.
+fn begins_with(words: &[redis::Value], first: &[u8]) -> bool {
+    matches!(words.first(), Some(redis::Value::BulkString(word)) if word == first)
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{orchestra, text};
 use crate::messages::message;
-use crate::support::{LONG, Redis, Worker, run_python, until};
+use crate::support::{LONG, Redis, Worker, free_port, get, run_python, until};
 
 /// The letters that `dead list` shows with more words behind it.
 fn listed(redis: &Redis, words: &[&str]) -> Vec<Value> {
@@ -113,7 +113,8 @@ async fn dead_letters_are_listed_shown_requeued_and_dropped() {
     assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
 }
 
-/// Whichever way messages become dead letters, the list keeps the newest.
+/// Whichever way messages become dead letters, the list keeps the newest, and the worker says that others are gone:
+/// once as it begins, and the rest as it ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_dead_letters_is_no_longer_than_dead_limit() {
     let redis = Redis::start();
@@ -128,7 +129,8 @@ async fn a_list_of_dead_letters_is_no_longer_than_dead_limit() {
     }
     let options = |limit| format!("{{visibility_timeout = 2, dead_limit = {limit}}}");
     let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", &*options(3))];
-    let _worker = Worker::start_with(&redis, &[], &settings);
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut worker = Worker::start_with(&redis, &["--metrics-addr", &address], &settings);
     // No messages, and messages without a body.
     let garbage = |n| format!("garbage-{n}");
     let bodiless = |n| {
@@ -165,6 +167,20 @@ async fn a_list_of_dead_letters_is_no_longer_than_dead_limit() {
             .all(|(letter, n)| letter.contains(&format!("bodiless-{n}"))),
         "{newest:?}"
     );
+    let metrics = get(&format!("http://{address}/metrics")).await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(
+        metrics.contains("orchestra_dead_letters_removed_total 15\n"),
+        "{metrics}"
+    );
+    assert_eq!(worker.stop(), Some(0));
+    let log = worker.log();
+    let removed = log.lines().filter_map(|line| {
+        let (_, rest) = line.split_once("a list of dead letters is full (dead_limit = 3): its ")?;
+        rest.split(' ').next()?.parse().ok()
+    });
+    let removed: Vec<usize> = removed.collect();
+    assert!(removed.len() <= 3 && removed.iter().sum::<usize>() == 15, "{log}");
     let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", &*options(0))];
     let mut none = Worker::spawn("hello_task", &redis, &[], &settings);
     assert_ne!(none.process.wait(), Some(0));

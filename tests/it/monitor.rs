@@ -477,7 +477,12 @@ print(json.dumps(found))
             Some(0.0)
         );
     }
-    for name in ["events_dropped", "stream_entries_dropped", "writes_refused"] {
+    for name in [
+        "dead_letters_removed",
+        "events_dropped",
+        "stream_entries_dropped",
+        "writes_refused",
+    ] {
         assert_eq!(
             number(&format!("orchestra_{name}_total"), json!({})),
             Some(0.0),

@@ -12,7 +12,8 @@
 -- RETURNS 1 when nothing is left and news of the next message will come, else 0; then a flat list: for a message what follows
 --       the prefix in its tag (the whole tag when it has an earlier prefix), index of its key (less than 0 when it is one of those
 --       that wait), the message; for an element that is no message 0, index of its key, why, and behind that, when its id can be
---       told, -2, index of its key, the id; for a queue of which
+--       told, -2, index of its key, the id, and when its dead letter pushed others out of the list, the oldest, -3, index of its
+--       key, how many; for a queue of which
 --       nothing can be taken -1, index of its key, why. An error when the server takes no writes now.
 -- No cjson for messages: it would change large numbers and fail on deep nesting after the pop. Taking many at once is no faster:
 -- what costs is that Lua reads each byte of a text that it makes.
@@ -123,7 +124,13 @@ for i = 3, #KEYS do
         out[#out + 1] = 'a dead letter cannot be kept in ' .. dead .. ': ' .. kept.err
         break
       end
-      redis.call('LTRIM', dead, 0, tonumber(ARGV[5]) - 1)
+      local over = kept - ARGV[5]
+      if over > 0 then
+        redis.call('LTRIM', dead, 0, tonumber(ARGV[5]) - 1)
+        out[#out + 1] = -3
+        out[#out + 1] = i - 2
+        out[#out + 1] = tostring(over)
+      end
       out[#out + 1] = 0
       out[#out + 1] = i - 2
       out[#out + 1] = why

@@ -3,7 +3,7 @@
 -- ARGV  1 tag, 2 SHA-1 of the value that was seen, "" when there was none, 3 visibility timeout in seconds, 4 what to push,
 --       5 longest dead-letter list, 0 when it goes to queues, 6 exchange, 7 routing key, 8 prefix of every key, 9 what
 --       follows a queue's name for this priority, 10 separator in bindings
--- RETURNS 1 when it was moved
+-- RETURNS 1 when it was moved; more by as many letters as it pushed out of a dead-letter list, the oldest
 local held = redis.call('HGET', KEYS[1], ARGV[1])
 if ARGV[2] == '' then
   -- an index without a message: nothing to restore
@@ -26,5 +26,9 @@ if refusal then
   if score then redis.call('ZADD', KEYS[2], score, ARGV[1]) end
   return refusal
 end
-if dies then redis.call('LTRIM', KEYS[3], 0, tonumber(ARGV[5]) - 1) end
+local over = dies and redis.call('LLEN', KEYS[3]) - ARGV[5] or 0
+if over > 0 then
+  redis.call('LTRIM', KEYS[3], 0, tonumber(ARGV[5]) - 1)
+  return 1 + over
+end
 return 1
