@@ -82,7 +82,10 @@ impl Found {
             ..DeadLetter::default()
         });
         if letter.task.is_none() && element.len() == bytes {
-            (letter.id, letter.task) = names(&element[message..]);
+            let (id, task) = names(&element[message..]);
+            // What whoever wrote the letter says of its id stands.
+            letter.id = letter.id.or(id);
+            letter.task = task;
         }
         Self {
             handle: String::from_utf8_lossy(handle).into_owned(),
@@ -287,6 +290,22 @@ mod tests {
             let found = Found::read(b"h", element.len(), element, "q");
             assert_eq!((found.message(), &found.letter), (message, &head));
         }
+    }
+
+    #[test]
+    fn what_a_letter_says_of_its_id_stands_and_the_message_has_the_rest() {
+        let message = br#"{"headers": {"id": "1", "task": "t"}, "body": "?", "properties": {}}"#;
+        let read = |head: &str, message: &[u8]| {
+            let element = [head.as_bytes(), b"\n", message].concat();
+            let letter = Found::read(b"h", element.len(), element, "q").letter;
+            (letter.id, letter.task)
+        };
+        let text = |text: &str| Some(text.to_owned());
+        let head = r#"{"reason": "by hand", "queue": "q", "id": "7"}"#;
+        assert_eq!(read(head, b"garbage"), (text("7"), None));
+        assert_eq!(read(head, message), (text("7"), text("t")));
+        let head = r#"{"reason": "by hand", "queue": "q"}"#;
+        assert_eq!(read(head, message), (text("1"), text("t")));
     }
 
     #[test]
