@@ -245,3 +245,31 @@ async fn a_task_that_was_given_up_runs_when_it_is_requeued() {
     until("it ran", async || matches!(pending.get::<i64>(LONG).await, Ok(3))).await;
     assert!(worker.log().contains("succeeded"), "{}", worker.log());
 }
+
+/// Stamps, error callbacks and what other libraries send along are as large as they like, as long as the message is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_are_bounded_with_their_message() {
+    let redis = Redis::start();
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", "{max_message_bytes = 300000}")];
+    let worker = Worker::start_with(&redis, &[], &settings);
+    let client = redis.client().await;
+    for (id, bytes) in [("large", 250_000), ("too-large", 300_000)] {
+        let mut message = message(id, &json!([[1], {}, {}]));
+        message["headers"]["x-trail"] = "x".repeat(bytes).into();
+        redis.command::<i64>(&["LPUSH", "celery", &message.to_string()]);
+    }
+    assert_eq!(
+        client.result("large").get::<i64>(LONG).await.unwrap(),
+        1,
+        "{}",
+        worker.log()
+    );
+    let failure = client
+        .result("too-large")
+        .get::<i64>(LONG)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(failure.contains("limit of 300000 bytes"), "{failure}");
+    buried(&redis, 1).await;
+}

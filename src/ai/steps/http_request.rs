@@ -19,8 +19,11 @@ use crate::task::{Exception, Failure};
 
 /// Redirects that are followed.
 const REDIRECTS: usize = 5;
-/// How long a request may take that does not say.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long each request may take, those of redirects too, and the attempt to connect in it.
+const PATIENCE: Patience = Patience {
+    connect: Duration::from_secs(10),
+    answer: Duration::from_secs(60),
+};
 /// Longest part of an answer that an error shows.
 const EXCERPT: usize = 200;
 
@@ -71,6 +74,13 @@ pub(in crate::ai) struct Web {
     /// For all others.
     http: reqwest::Client,
     permits: Arc<Permits>,
+    patience: Patience,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    connect: Duration,
+    answer: Duration,
 }
 
 /// What is asked.
@@ -111,11 +121,15 @@ impl Web {
     /// # Errors
     /// A text for people: TLS cannot be set up.
     pub(in crate::ai) fn new(permits: Arc<Permits>) -> Result<Self, String> {
+        Self::with(permits, PATIENCE)
+    }
+
+    fn with(permits: Arc<Permits>, patience: Patience) -> Result<Self, String> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = |port| {
             let permits = permits.clone();
             reqwest::Client::builder()
-                .connect_timeout(Duration::from_secs(10))
+                .connect_timeout(patience.connect)
                 .no_proxy()
                 .redirect(reqwest::redirect::Policy::none())
                 .dns_resolver(Allowed { permits, port })
@@ -128,6 +142,7 @@ impl Web {
             at: at.collect::<Result<_, String>>()?,
             http: client(None)?,
             permits,
+            patience,
         })
     }
 
@@ -157,21 +172,57 @@ impl Web {
                 request = request.body(body.clone());
             }
             let answer = request
-                .timeout(PATIENCE)
+                .timeout(self.patience.answer)
                 .send()
                 .await
-                .map_err(|error| failed(&ask.url, &error))?;
+                .map_err(|error| self.failed(&ask.url, &error))?;
             let status = answer.status();
             let next = answer.headers().get(LOCATION).and_then(|place| place.to_str().ok());
             match next.filter(|_| status.is_redirection()) {
                 Some(place) => ask = redirected(ask, status, place)?,
-                None => return read(ask.url, answer, self.permits.sizes.http).await,
+                None => return self.read(ask.url, answer).await,
             }
         }
         Err(Stop::failed(
             "HttpError",
             format!("{}: more than {REDIRECTS} redirects", ask.url),
         ))
+    }
+
+    async fn read(&self, url: Url, answer: reqwest::Response) -> Result<(StatusCode, HeaderMap, Vec<u8>), Stop> {
+        let most = self.permits.sizes.http;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let mut body = answer.bytes_stream();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = body.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|error| self.failed(&url, &error))?);
+            if bytes.len() > most {
+                return Err(Stop::failed(
+                    "HttpError",
+                    format!("{url}: the answer is larger than {most} bytes (ai_max_http_bytes)"),
+                ));
+            }
+        }
+        Ok((status, headers, bytes))
+    }
+
+    fn failed(&self, url: &Url, error: &reqwest::Error) -> Stop {
+        if error.is_timeout() {
+            let Patience { connect, answer } = self.patience;
+            let text = match error.is_connect() {
+                true => format!(
+                    "{url}: no answer to the attempt to connect within {} s",
+                    connect.as_secs_f64()
+                ),
+                false => format!("{url}: no answer within {} s", answer.as_secs_f64()),
+            };
+            return Stop::Failed(Failure::Fail(Exception::builtin("TimeoutError", text)));
+        }
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        Stop::failed("HttpError", format!("{url}: {cause}"))
     }
 }
 
@@ -197,34 +248,6 @@ fn redirected(mut ask: Ask, status: StatusCode, place: &str) -> Result<Ask, Stop
     }
     ask.url = url;
     Ok(ask)
-}
-
-async fn read(url: Url, answer: reqwest::Response, most: usize) -> Result<(StatusCode, HeaderMap, Vec<u8>), Stop> {
-    let (status, headers) = (answer.status(), answer.headers().clone());
-    let mut body = answer.bytes_stream();
-    let mut bytes = Vec::new();
-    while let Some(chunk) = body.next().await {
-        bytes.extend_from_slice(&chunk.map_err(|error| failed(&url, &error))?);
-        if bytes.len() > most {
-            return Err(Stop::failed(
-                "HttpError",
-                format!("{url}: the answer is larger than {most} bytes (ai_max_http_bytes)"),
-            ));
-        }
-    }
-    Ok((status, headers, bytes))
-}
-
-fn failed(url: &Url, error: &reqwest::Error) -> Stop {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    if error.is_timeout() {
-        let text = format!("{url}: no answer within {} s", PATIENCE.as_secs());
-        return Stop::Failed(Failure::Fail(Exception::builtin("TimeoutError", text)));
-    }
-    Stop::failed("HttpError", format!("{url}: {cause}"))
 }
 
 pub(super) fn parse(url: &str) -> Result<Url, Stop> {
@@ -355,4 +378,53 @@ pub(super) fn answer(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Va
         .then(|| serde_json::from_slice(body).ok())
         .flatten();
     json!({"status": status.as_u16(), "headers": shown, "text": String::from_utf8_lossy(body), "json": json})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks a server that never answers, with little patience; the failure.
+    async fn asked(address: SocketAddr) -> String {
+        let permits = Permits {
+            hosts: vec![address.ip().to_string()],
+            ..Permits::default()
+        };
+        let patience = Patience {
+            connect: Duration::from_millis(300),
+            answer: Duration::from_millis(900),
+        };
+        let ask = Ask {
+            method: Method::GET,
+            url: format!("http://{address}/").parse().unwrap(),
+            headers: HeaderMap::new(),
+            body: None,
+        };
+        match Web::with(Arc::new(permits), patience).unwrap().ask(ask).await {
+            Err(Stop::Failed(Failure::Fail(error))) => error.repr(),
+            _ => panic!("it did not fail"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_answer_is_given_up_and_so_is_the_attempt_to_connect() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        // It accepts nobody: the system connects those for whom it has room, and nothing answers them.
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let error = asked(address).await;
+        assert!(
+            error.contains("TimeoutError") && error.contains("no answer within 0.9 s"),
+            "{error}"
+        );
+        let mut held = Vec::new();
+        let connect = || tokio::time::timeout(Duration::from_millis(500), tokio::net::TcpStream::connect(address));
+        while let Ok(stream) = connect().await {
+            held.push(stream.unwrap());
+            assert!(held.len() < 100, "it connects whoever comes");
+        }
+        let error = asked(address).await;
+        assert!(error.contains("the attempt to connect within 0.3 s"), "{error}");
+    }
 }
