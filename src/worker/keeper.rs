@@ -28,7 +28,7 @@ const SHORTEST_GRACE: Duration = Duration::from_secs(1);
 pub(crate) enum Kept {
     /// Others have them now.
     Lost(Vec<Tag>),
-    /// All of what was held at that time, but for what was lost, is ours for another lease.
+    /// All of what was held at that time, but for what was lost, is ours for another lease, as far as can be known.
     Renewed(Instant),
     /// It went to the dead-letter list.
     GivenUp(GivenUp),
@@ -121,6 +121,8 @@ impl Keeper {
                             }
                             Err(error) if error.is_transient() => {}
                             Err(error) => {
+                                // Who waits for better news would wait for ever.
+                                let _ = self.kept.send(Kept::Renewed(held.at));
                                 if is_time(&mut said_leases) {
                                     error!(
                                         "leases cannot be renewed, so that what runs here for long is given to others \
