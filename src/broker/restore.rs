@@ -53,9 +53,9 @@ struct Unsure {
 }
 
 impl Sweep {
-    /// From that moment on, in seconds by the server's clock, our own leases may have run out; `None` where we have none.
-    pub fn trust_until(&mut self, until: Option<f64>) {
-        self.until = until;
+    /// From that moment on, in seconds by the server's clock, our own leases may have run out.
+    pub fn trust_until(&mut self, until: f64) {
+        self.until = Some(until);
     }
 
     /// Those that had to stay are tried again once in a while, when all others have had their turn.

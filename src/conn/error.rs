@@ -134,7 +134,11 @@ pub(crate) fn refusal(words: impl std::fmt::Display) -> String {
 /// `ERR Error running script (…): …: -OOM command not allowed`.
 pub(super) fn code(error: &ServerError) -> &str {
     let inner = || {
-        let text = error.details()?.strip_prefix("Error running script")?;
+        // What a script gives back that it was told begins with the place in it: `@user_script: 75: -OOM command …`.
+        let text = match error.code() {
+            place if place.starts_with("@user_script") => error.details()?,
+            _ => error.details()?.strip_prefix("Error running script")?,
+        };
         text.rsplit_once(": -")?.1.split_whitespace().next()
     };
     inner().unwrap_or_else(|| error.code())
@@ -171,4 +175,25 @@ pub(super) fn is_broken(error: &RedisError) -> bool {
         || error.is_connection_dropped()
         || error.is_unrecoverable_error()
         || matches!(error.kind(), ErrorKind::Parse | ErrorKind::Io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Redis 6.2 says in three ways what Redis 7 says in one.
+    #[test]
+    fn the_code_of_what_a_script_was_refused_is_found() {
+        for said in [
+            "-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+            "-ERR Error running script (call to f_1f): @user_script:9: @user_script: 9: -OOM command not allowed\r\n",
+            "-@user_script: 75: -OOM command not allowed when used memory > 'maxmemory'.\r\n",
+        ] {
+            let answer = redis::parse_redis_value(said.as_bytes());
+            let Ok(redis::Value::ServerError(error)) = answer else {
+                panic!("{answer:?}")
+            };
+            assert_eq!(code(&error), "OOM", "{said}");
+        }
+    }
 }

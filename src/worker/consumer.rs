@@ -438,7 +438,7 @@ impl Consumer {
         }
     }
 
-    fn on_lease(&mut self) {
+    pub(super) fn on_lease(&mut self) {
         let mut tags: Vec<Tag> = self
             .active
             .values()

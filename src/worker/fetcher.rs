@@ -18,7 +18,7 @@ use super::stop::Phase;
 use super::watchdog::Progress;
 use crate::backoff;
 use crate::broker::{Broker, ClaimId, Tag};
-use crate::clock;
+use crate::clock::{self, Instant};
 use crate::conn::Patience;
 
 /// Largest number of messages taken by one script call: bounds how long it occupies Redis.
@@ -46,6 +46,8 @@ pub(crate) enum Fetched {
         /// Whose it was, if that can be told.
         id: Option<String>,
     },
+    /// The messages before it were asked for at that time.
+    Asked(Instant),
     /// What was in the queues when somebody wanted to know has come before this, as far as there is room for it.
     Looked(oneshot::Sender<()>),
 }
@@ -111,7 +113,7 @@ impl Fetcher {
                 curious.push(looked);
             }
             // Never inside a select: a claim that is given up half-way has taken messages that nobody knows of.
-            let claims = loop {
+            let (claims, asked) = loop {
                 let asked = clock::instant();
                 let count = credit.num_permits();
                 let due_by = || clock::after(clock::now(), FAR);
@@ -133,7 +135,7 @@ impl Fetcher {
                         if self.metrics.withheld(None) {
                             info!("messages can be taken again");
                         }
-                        break claims;
+                        break (claims, asked);
                     }
                     Err(error) => {
                         debug!(%error, "claim failed");
@@ -185,6 +187,9 @@ impl Fetcher {
                     raw: message.raw,
                 })
             }));
+            if !empty {
+                fetched.push(Fetched::Asked(asked));
+            }
             fetched.extend(curious.drain(..).map(Fetched::Looked));
             // Before what came is handed over: it may be done with, and followed by more, before others get their turn.
             drop(credit);

@@ -117,7 +117,7 @@ impl Keeper {
                                 renewed = began;
                                 let _ = self.kept.send(Kept::Renewed(held.at));
                                 // This machine's clock may stand still with it.
-                                at.trust_until(at_server.map(|then| then + self.fresh.as_secs_f64()));
+                                at.trust_until(at_server + self.fresh.as_secs_f64());
                             }
                             Err(error) if error.is_transient() => {}
                             Err(error) => {
@@ -181,8 +181,8 @@ impl Keeper {
         }
     }
 
-    /// Renews leases; when that was by the server's clock, if there were any.
-    async fn extend(&self, held: &Held) -> Result<Option<f64>, Error> {
+    /// Renews leases; when that was, by the server's clock.
+    async fn extend(&self, held: &Held) -> Result<f64, Error> {
         let (mut lost, mut at) = (Vec::new(), None);
         let (there, new) = held.tags.split_at(held.tags.len() - held.new);
         for tags in there.chunks(BATCH) {
@@ -204,7 +204,11 @@ impl Keeper {
         for tags in new.chunks(BATCH) {
             at.get_or_insert(self.broker.extend(tags).await?.0);
         }
-        Ok(at)
+        match at {
+            Some(at) => Ok(at),
+            // Of what is taken from now on the server's clock is to be known as well.
+            None => Ok(self.broker.extend(&[]).await?.0),
+        }
     }
 
     /// A look for held messages that stand in no index; whether another is to follow soon.

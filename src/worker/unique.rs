@@ -238,6 +238,14 @@ impl Consumer {
                 if let Some(active) = self.active.get_mut(&key) {
                     active.holder = Some(Box::new(holder));
                 }
+                // The answer may have waited here while this worker stood still.
+                if self.standstill.goes_round(clock::instant()) {
+                    self.on_lease();
+                }
+                if self.standstill.is_in_doubt() {
+                    drop(slot);
+                    return self.reserve(key, &request);
+                }
                 self.start(key, &request, slot, clock::instant());
             }
             // It was revoked or given back meanwhile.

@@ -360,7 +360,7 @@ async fn a_python_worker_leaves_alone_what_we_keep_fresh() {
     let _theirs = python_worker_with(&redis, &folder, "4");
     // Two of its visibility time-outs, and the time that it takes to start.
     assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", ours.log());
-    assert!(!ours.log().contains("given to another worker"), "{}", ours.log());
+    assert!(!ours.log().contains("held for this worker no more"), "{}", ours.log());
 }
 
 /// What cut one worker off cut off others as well: when they are back, nobody takes what another is about to renew.
@@ -397,7 +397,7 @@ async fn who_comes_back_later_keeps_what_it_held() {
     tokio::time::sleep(Duration::from_millis(600)).await;
     late.refuse(false);
     assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", one.log());
-    assert!(!one.log().contains("given to another worker"), "{}", one.log());
+    assert!(!one.log().contains("held for this worker no more"), "{}", one.log());
     assert!(!two.log().contains("restored"), "{}", two.log());
 }
 

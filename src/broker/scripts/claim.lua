@@ -62,7 +62,7 @@ for prefix in string.gmatch(ARGV[3], '[^,]+') do
   end
 end
 if #out > 1 then return out end
--- A look that finds nothing is two commands; whoever asked for news of what he reads hears when there is something.
+-- A look that finds nothing is three commands; whoever asked for news of what he reads hears when there is something.
 local lists = redis.call('EXISTS', unpack(KEYS, 3))
 if lists == 0 then return {1} end
 local newest

@@ -74,7 +74,7 @@ local function push(command, lists, message)
   for i = 1, #lists do
     local pushed = redis.pcall(command, lists[i], message)
     if type(pushed) == 'table' then
-      for j = 1, i - 1 do redis.call('LREM', lists[j], command == 'RPUSH' and -1 or 1, message) end
+      for j = 1, i - 1 do redis.pcall('LREM', lists[j], command == 'RPUSH' and -1 or 1, message) end
       return pushed
     end
   end

@@ -30,7 +30,7 @@ impl Standstill {
 
     /// The loop goes round; whether it has just found out that it stood still, and leases ran out. That they ran out
     /// alone says nothing: while Redis is away they do, and nobody has them.
-    pub(super) fn goes_round(&mut self, now: Instant) -> bool {
+    pub(in crate::worker) fn goes_round(&mut self, now: Instant) -> bool {
         let stood = now.saturating_duration_since(self.round) > LOOK + LATE;
         self.round = now;
         let is_news = stood && now.saturating_duration_since(self.renewed) > self.lease;
@@ -40,6 +40,15 @@ impl Standstill {
         is_news
     }
 
+    /// What was asked for at that time has come now; whether it may be others' by now, since this or Redis took so long.
+    pub(super) fn came(&mut self, asked: Instant, now: Instant) -> bool {
+        let is_old = now.saturating_duration_since(asked) > self.lease;
+        if is_old {
+            self.doubt = Some(now);
+        }
+        is_old
+    }
+
     /// The keeper was told at that time what is held, and has renewed all of it that is still ours.
     pub(super) fn renewed(&mut self, at: Instant) {
         self.renewed = at;
@@ -47,7 +56,7 @@ impl Standstill {
     }
 
     /// Whether others may have what is held here.
-    pub(super) fn is_in_doubt(&self) -> bool {
+    pub(in crate::worker) fn is_in_doubt(&self) -> bool {
         self.doubt.is_some()
     }
 }
@@ -74,5 +83,8 @@ mod tests {
         assert!(!standstill.goes_round(began + second * 63) && standstill.is_in_doubt());
         standstill.renewed(began + second * 63);
         assert!(!standstill.is_in_doubt());
+        // What was on its way to us while we stood still.
+        assert!(!standstill.came(began + second * 62, began + second * 64) && !standstill.is_in_doubt());
+        assert!(standstill.came(began + second * 5, began + second * 64) && standstill.is_in_doubt());
     }
 }

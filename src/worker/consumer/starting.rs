@@ -62,7 +62,7 @@ impl Consumer {
     }
 
     /// Waits for a place to run.
-    pub(super) fn reserve(&mut self, key: Key, request: &Request) {
+    pub(in crate::worker) fn reserve(&mut self, key: Key, request: &Request) {
         let tenant = self.tenant(key, request);
         if request.restored {
             return self.reserved.push_restored(key);

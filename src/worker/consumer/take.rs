@@ -33,6 +33,11 @@ impl Consumer {
                     self.fail(&strategy::too_large(id, reason), None);
                 }
             }
+            Fetched::Asked(at) => {
+                if self.standstill.came(at, clock::instant()) {
+                    self.on_lease();
+                }
+            }
             Fetched::Looked(looked) => {
                 // Who asked may have lost patience.
                 let _ = looked.send(());
@@ -207,7 +212,8 @@ impl Consumer {
             .collect();
         if !lost.is_empty() {
             warn!(
-                "{} message(s) were given to another worker while this one could not reach Redis",
+                "{} message(s) are held for this worker no more, and were probably given to another while it could not \
+                 reach Redis",
                 lost.len()
             );
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use tracing::warn;
 
 use super::{Content, Delivery, Done, Effect, End, Failing, Happening, Outcome, Request, SIGTERM, State};
 use crate::broker;
@@ -301,7 +302,8 @@ impl Request {
             return self.fail(unacked, exception, effects);
         }
         if unacked.is_none() && self.policy.acks_late {
-            // Its lease was lost: whoever has the message now retries it.
+            // Its lease was lost.
+            warn!(task.id = %headers.id, "task {} is not retried by this worker: whoever has its message now does that", headers.id);
             return;
         }
         let pause = after.unwrap_or(self.policy.default_retry_delay);
