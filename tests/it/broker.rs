@@ -101,7 +101,7 @@ async fn what_is_on_its_way_on_a_connection_that_was_given_up_is_not_done() {
         let mut pipe = Pipeline::new();
         broker.append(&mut pipe, &[publish(1)]);
         assert!(broker.writer().pipeline(&pipe).await.is_err());
-        broker.ready().await;
+        broker.writer().ready().await;
         write(&broker, &[publish(2)]).await;
         proxy.release();
         if late == 1 {

@@ -167,7 +167,20 @@ impl Link {
         }
         let (longest, _waiting) = self.shared.waiting.join(patience.wait(&self.shared.options));
         connection.set_response_timeout(longest);
-        match connection.req_packed_commands(pipe, 0, pipe.len()).await {
+        let mut standing = self.shared.current.subscribe();
+        let answers = tokio::select! {
+            biased;
+            answers = connection.req_packed_commands(pipe, 0, pipe.len()) => answers,
+            // Somebody with less patience found that it is dead, or what we asked was ended with it: waiting for longer
+            // would only say that we are to have still more patience.
+            _ = standing.wait_for(|standing| standing.as_ref().is_none_or(|(number, _)| *number != epoch)) => {
+                return Err(Unanswered {
+                    error: Error::Transient(format!("lost the connection to Redis at {}", url())),
+                    sent: true,
+                });
+            }
+        };
+        match answers {
             Ok(values) => {
                 self.shared.pulse.hear();
                 for value in &values {
