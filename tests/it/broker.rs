@@ -6,7 +6,7 @@ use std::time::Duration;
 use orchestra::backend::{self, Backend};
 use orchestra::broker::{self, Broker, ClaimId, Claims, Sweep, Write};
 use orchestra::clock;
-use orchestra::conn::{Endpoint, LinkOptions};
+use orchestra::conn::{Endpoint, LinkOptions, Patience};
 use redis::Pipeline;
 
 use crate::proxy::Proxy;
@@ -111,6 +111,30 @@ async fn what_is_on_its_way_on_a_connection_that_was_given_up_is_not_done() {
             assert_eq!(redis.length("LLEN", "celery"), 1);
         }
     }
+}
+
+/// Who has more patience does not wait on a connection that somebody else found dead: it would have more each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_on_a_connection_that_was_given_up() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let broker = connect(&proxy.url()).await;
+    let (writer, patience) = (broker.writer(), Patience::default());
+    let mut pipe = Pipeline::new();
+    pipe.cmd("PING");
+    proxy.silence();
+    let error = writer.pipeline_with(&pipe, &patience).await.unwrap_err().to_string();
+    assert!(error.contains("timed out"), "{error}");
+    writer.ready().await;
+    // Twice as patient now, and behind one that is not.
+    proxy.silence();
+    let ends = async |patience: &Patience| writer.pipeline_with(&pipe, patience).await.unwrap_err().to_string();
+    let little = Patience::default();
+    let (first, second) = tokio::join!(ends(&little), ends(&patience));
+    assert!(
+        first.contains("timed out") && !second.contains("timed out"),
+        "{first}; {second}"
+    );
 }
 
 /// What cannot be written down as held goes back: it is never nowhere.
