@@ -117,6 +117,8 @@ async fn what_is_on_its_way_on_a_connection_that_was_given_up_is_not_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_on_a_connection_that_was_given_up() {
     let redis = Redis::start();
+    // The network lets nobody know that the server has ended it.
+    redis.command::<()>(&["ACL", "SETUSER", "default", "-client|kill"]);
     let proxy = Proxy::start(redis.port).await;
     let broker = connect(&proxy.url()).await;
     let (writer, patience) = (broker.writer(), Patience::default());
