@@ -416,6 +416,5 @@ fn input(step: &Step, places: &[Place]) -> Arc<Value> {
 }
 
 fn too_slow(step: &Step, limit: Duration) -> Stop {
-    let text = format!("step {:?} took longer than {} s", step.id, limit.as_secs_f64());
-    Stop::Failed(Failure::Fail(Exception::builtin("TimeoutError", text)))
+    Stop::timed_out(format!("step {:?} took longer than {} s", step.id, limit.as_secs_f64()))
 }

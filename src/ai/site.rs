@@ -14,6 +14,7 @@ use crate::clock::{self, Instant};
 use crate::task::{Context, Exception, Failure};
 use crate::wire::Signature;
 use crate::wire::python_modules::ORCHESTRA;
+use crate::wire::redact::hide_passwords;
 
 /// Why a step gives no result now.
 #[derive(Debug)]
@@ -29,13 +30,29 @@ pub(crate) enum Stop {
 impl Stop {
     /// Fails as Python's `ValueError`.
     pub(super) fn wrong(text: impl Into<String>) -> Self {
-        Self::Failed(Failure::value_error(text))
+        Self::Failed(Failure::value_error(without_passwords(text.into())))
     }
 
     /// Fails as one of our exceptions.
     pub(super) fn failed(name: &str, text: impl Into<String>) -> Self {
-        Self::Failed(Failure::Fail(Exception::new(ORCHESTRA, name, text)))
+        Self::Failed(Failure::Fail(Exception::new(
+            ORCHESTRA,
+            name,
+            without_passwords(text.into()),
+        )))
     }
+
+    /// Fails as Python's `TimeoutError`.
+    pub(super) fn timed_out(text: impl Into<String>) -> Self {
+        let text = without_passwords(text.into());
+        Self::Failed(Failure::Fail(Exception::builtin("TimeoutError", text)))
+    }
+}
+
+/// What a step says names addresses, with what their authors wrote into them; results are read by more people than
+/// templates.
+pub(super) fn without_passwords(text: String) -> String {
+    hide_passwords(&text).unwrap_or(text)
 }
 
 impl From<Failure> for Stop {

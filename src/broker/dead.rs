@@ -13,7 +13,6 @@ use super::claim::unexpected;
 use super::restore::{as_new, priority};
 use super::{Broker, Error};
 use crate::clock::{self, Timestamp};
-use crate::wire::Envelope;
 
 /// What stands in a letter's first line.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
@@ -260,9 +259,7 @@ pub(crate) fn names(raw: &[u8]) -> (Option<String>, Option<String>) {
         #[serde(default)]
         task: serde_json::Value,
     }
-    let headers = std::str::from_utf8(raw)
-        .ok()
-        .and_then(|text| serde_json::from_str::<Envelope<'_>>(text).ok()?.headers);
+    let headers = std::str::from_utf8(raw).ok().and_then(crate::wire::headers_alone);
     let names = headers.and_then(|headers| crate::wire::json::parse::<Names>(headers.get()).ok());
     let text = |value: serde_json::Value| match value {
         serde_json::Value::String(text) if text.len() <= LONGEST_NAME => Some(text),
@@ -322,8 +319,8 @@ mod tests {
 
     #[test]
     fn id_and_name_are_read_of_what_is_no_task_message() {
-        let broken = br#"{"headers": {"id": "1", "task": "t", "retries": "many"}, "body": 7, "properties": {}}"#;
-        assert_eq!(names(broken), (None, None), "its body is no text");
+        let broken = br#"{"headers": {"id": "1", "task": "t", "retries": "many"}, "body": 7, "properties": "?"}"#;
+        assert_eq!(names(broken), (Some("1".into()), Some("t".into())));
         let broken = br#"{"headers": {"id": "1", "task": ["t"], "retries": NaN}, "body": "?", "properties": {}}"#;
         assert_eq!(names(broken).1, None);
         let broken = br#"{"headers": {"id": "1", "task": "t", "retries": "many"}, "body": "?", "properties": {}}"#;

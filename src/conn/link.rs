@@ -182,7 +182,7 @@ impl Link {
             }
             opened = self.shared.open(Place::Free).await;
         }
-        let connection = opened?;
+        let connection = opened?.connection;
         self.shared.outage.returned(&self.shared.pulse, clock::instant());
         self.shared.current.send_replace(Some((1, connection)));
         Ok(())

@@ -35,6 +35,16 @@ fn none<H>() -> Option<H> {
     None
 }
 
+/// The text of the headers of an element, whatever else of it cannot be read: whoever waits for that task can be told.
+pub(crate) fn headers_alone(element: &str) -> Option<&RawValue> {
+    #[derive(Deserialize)]
+    struct Alone<'a> {
+        #[serde(borrow)]
+        headers: &'a RawValue,
+    }
+    Some(serde_json::from_str::<Alone<'_>>(element).ok()?.headers)
+}
+
 /// A text that is borrowed when it has no escapes; serde copies a `Cow` behind an `Option`.
 pub(super) struct Text<'a>(pub Cow<'a, str>);
 

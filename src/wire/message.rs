@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
+use super::envelope::headers_alone;
 use super::serializer::{Accept, Reader};
 use super::{Body, Envelope, Headers, Limits, Properties, decompress, protocol1, sixtyfour};
 
@@ -84,7 +85,11 @@ pub(super) fn decode_accepted(raw: &[u8], limits: &Limits, accept: &Accept) -> R
         // Python's non-finite numbers in the headers or properties.
         Err(error) => match super::json::finite(element) {
             Cow::Owned(finite) => return decode_accepted(finite.as_bytes(), limits, accept),
-            Cow::Borrowed(_) => return Err(error.into()),
+            Cow::Borrowed(_) => {
+                let headers = headers(headers_alone(element)).ok();
+                let headers = headers.filter(|headers| check(headers, limits).is_ok()).map(Box::new);
+                return Err(Undecodable { error, headers });
+            }
         },
     };
     let (headers, properties) = (

@@ -41,6 +41,7 @@ mod yaml;
 
 pub use body::{Arguments, Body, Embed};
 pub use compression::{Compression, decompress};
+pub(crate) use envelope::headers_alone;
 pub use envelope::{DeliveryInfo, Envelope, Properties};
 pub(crate) use envelope::{Outgoing, OutgoingInfo, OutgoingProperties};
 pub use event::{Event, EventKind, Events, Heard, Lamport};

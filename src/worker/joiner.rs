@@ -18,7 +18,8 @@ use super::effects::Scribe;
 use super::follow::Fallout;
 use super::outbox::{Out, Outbox};
 use super::request::{Delivery, Request};
-use super::services::spawn_join;
+use super::services::{ServiceKind, spawn};
+use super::stop::Stop;
 use crate::backend::{Backend, Claim, Counted, Error, Part};
 use crate::broker::{self, Broker};
 use crate::canvas::{Parent, ResultNode};
@@ -97,6 +98,7 @@ pub(crate) struct Joiner {
     pub outbox: Outbox,
     pub members: mpsc::UnboundedReceiver<Member>,
     pub joined: mpsc::UnboundedSender<Joined>,
+    pub stop: Stop,
 }
 
 /// What one join needs.
@@ -107,6 +109,7 @@ struct Join {
     backend: Backend,
     outbox: Outbox,
     joined: mpsc::UnboundedSender<Joined>,
+    stop: Stop,
 }
 
 impl Joiner {
@@ -127,6 +130,7 @@ impl Joiner {
                 backend: backend.patient(),
                 outbox: self.outbox.clone(),
                 joined: self.joined.clone(),
+                stop: self.stop.clone(),
             };
             // A join may read the results themselves: they are stored first.
             self.outbox.flushed().await;
@@ -156,12 +160,16 @@ impl Join {
             match counted {
                 Ok(Counted::Taken) if member.last.is_some() => {
                     let join = self.clone();
-                    spawn_join(async move { join.watch(member).await });
+                    spawn(ServiceKind::Joiner, &self.stop, async move { join.watch(member).await });
                 }
                 Ok(Counted::Settled | Counted::Taken) => report(&self.joined, member, Fallout::default()),
                 Ok(Counted::Mine(claim)) => {
                     let join = self.clone();
-                    spawn_join(async move { join.end(claim, member).await });
+                    spawn(
+                        ServiceKind::Joiner,
+                        &self.stop,
+                        async move { join.end(claim, member).await },
+                    );
                 }
                 Err(error) => {
                     let (id, group) = (&member.part.task_id, &member.part.group);

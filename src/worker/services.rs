@@ -21,7 +21,7 @@ pub(crate) enum ServiceKind {
     Keeper,
     /// Reads messages again that wait for their ETA. Its death ends the worker.
     Recaller,
-    /// Counts the members of chords. Its death ends the worker.
+    /// Counts the members of chords, and ends one: the death of either ends the worker.
     Joiner,
     /// Reads remote control requests. Its death ends the worker.
     Control,
@@ -101,11 +101,6 @@ pub(crate) async fn run_loop<T: Send + 'static>(run: impl Future<Output = T> + S
 /// handle.
 pub(crate) fn spawn_run(run: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(run);
-}
-
-/// Starts what ends a chord. It reports to the consumer loop.
-pub(crate) fn spawn_join(join: impl Future<Output = ()> + Send + 'static) {
-    tokio::spawn(join);
 }
 
 /// Runs a future on a thread of its own, for tasks that block.

@@ -358,6 +358,7 @@ impl Worker {
                 outbox: outbox.clone(),
                 members: members_seen,
                 joined: joined_to,
+                stop: stop.clone(),
             }
             .run(),
         );

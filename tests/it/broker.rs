@@ -6,7 +6,7 @@ use std::time::Duration;
 use orchestra::backend::{self, Backend};
 use orchestra::broker::{self, Broker, ClaimId, Claims, Sweep, Write};
 use orchestra::clock;
-use orchestra::conn::{Endpoint, LinkOptions, Patience};
+use orchestra::conn::{Endpoint, Link, LinkOptions, Patience};
 use redis::Pipeline;
 
 use crate::proxy::Proxy;
@@ -137,6 +137,33 @@ async fn nobody_waits_on_a_connection_that_was_given_up() {
         first.contains("timed out") && !second.contains("timed out"),
         "{first}; {second}"
     );
+}
+
+/// A connection that breaks is told again what is to be heard, and also what somebody asked for at any moment of that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_while_a_connection_is_made_is_heard() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let options = LinkOptions {
+        connect_timeout: Duration::from_secs(10),
+        ..LinkOptions::default()
+    };
+    let endpoint = Endpoint::parse(&proxy.url()).unwrap();
+    let link = Link::connect(&endpoint, options).await.unwrap();
+    link.subscribe_to("0").await.unwrap();
+    let before = link.ears_epoch();
+    proxy.delay(Duration::from_millis(100));
+    proxy.close();
+    let mut asked = 1;
+    while link.ears_epoch() <= before {
+        // Whoever hears that its connection broke need not ask again.
+        let _ = link.subscribe_to(&asked.to_string()).await;
+        asked += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(asked > 20, "{asked}");
+    let hears = |channel: usize| redis.command::<i64>(&["PUBLISH", &channel.to_string(), "news"]) == 1;
+    until("all are heard", async || (0..asked).all(hears)).await;
 }
 
 /// What cannot be written down as held goes back: it is never nowhere.

@@ -87,7 +87,7 @@ async fn garbage_is_refused_and_the_worker_goes_on() {
     let mut sent: Vec<&str> = garbage.iter().map(String::as_str).collect();
     sent.sort_unstable();
     assert_eq!(kept, sent);
-    assert_eq!(failed, 6);
+    assert_eq!(failed, 7);
     assert_eq!(
         redis.command::<Vec<String>>(&["KEYS", "celery-task-meta-*"]).len(),
         failed + 1

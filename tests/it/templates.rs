@@ -803,6 +803,19 @@ async fn files_programs_and_repositories_are_off_until_they_are_allowed() {
     }
     let mut worker = start(&redis, &sim, &folder, &[], &allowed);
     let client = redis.client().await;
+    // What an author wrote into an address is in no result.
+    let (_, text) = failure(
+        &client,
+        run(
+            "script",
+            json!({"repo": "ftp://user:hidden@example.com/x", "script": "x"}),
+        ),
+    )
+    .await;
+    assert!(
+        text.contains("ftp://user:********@example.com/x") && text.contains("must be https://"),
+        "{text}"
+    );
     let stored: Value = client
         .send(run("files", json!({"files": ["a.txt", "b.*"]})))
         .await

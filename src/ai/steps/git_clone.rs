@@ -9,7 +9,7 @@ use super::http_request::parse;
 use super::{Field, Fields, Stop, Type, needed, nothing_to_check, text};
 use crate::ai::permits::Permits;
 use crate::ai::program::{self, Program};
-use crate::ai::site::Site;
+use crate::ai::site::{Site, without_passwords};
 
 /// The folder in the workspace.
 const FOLDER: &str = "repository";
@@ -101,6 +101,7 @@ pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, St
     // From outside, and told which repository: nothing of what was checked out is looked at.
     let words = vec![format!("--git-dir={FOLDER}/.git"), "rev-parse".into(), "HEAD".into()];
     let commit = program::run(program(words), permits.limits).await.map_err(refused)?;
+    let repo = without_passwords(repo);
     Ok(json!({"path": target.display().to_string(), "repo": repo, "branch": branch, "commit": commit.stdout.trim()}))
 }
 

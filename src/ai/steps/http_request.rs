@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::{Field, Fields, Stop, Type, Wrong, needed, text, value};
 use crate::ai::permits::Permits;
 use crate::ai::site::Site;
-use crate::task::{Exception, Failure};
+use crate::task::Failure;
 
 /// Redirects that are followed.
 const REDIRECTS: usize = 5;
@@ -216,7 +216,7 @@ impl Web {
                 ),
                 false => format!("{url}: no answer within {} s", answer.as_secs_f64()),
             };
-            return Stop::Failed(Failure::Fail(Exception::builtin("TimeoutError", text)));
+            return Stop::timed_out(text);
         }
         let mut cause: &dyn std::error::Error = error;
         while let Some(source) = cause.source() {
@@ -396,12 +396,16 @@ mod tests {
         };
         let ask = Ask {
             method: Method::GET,
-            url: format!("http://{address}/").parse().unwrap(),
+            url: format!("http://user:hidden@{address}/").parse().unwrap(),
             headers: HeaderMap::new(),
             body: None,
         };
         match Web::with(Arc::new(permits), patience).unwrap().ask(ask).await {
-            Err(Stop::Failed(Failure::Fail(error))) => error.repr(),
+            Err(Stop::Failed(Failure::Fail(error))) => {
+                let text = error.repr();
+                assert!(!text.contains("hidden"), "{text}");
+                text
+            }
             _ => panic!("it did not fail"),
         }
     }

@@ -8,9 +8,9 @@ use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Pipeline, PushInfo, PushKind, Value};
 use tracing::{info, warn};
 
-use super::Shared;
 use super::former::{Answer, Former};
 use super::hear::SUBSCRIBED;
+use super::{Setup, Shared};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::conn::Error;
@@ -30,8 +30,15 @@ pub(super) enum Place {
     Taken,
 }
 
+/// A connection that was made.
+pub(super) struct Opened {
+    pub connection: MultiplexedConnection,
+    /// What it was told.
+    told: Setup,
+}
+
 impl Shared {
-    pub(super) async fn open(self: &Arc<Self>, place: Place) -> Result<MultiplexedConnection, Error> {
+    pub(super) async fn open(self: &Arc<Self>, place: Place) -> Result<Opened, Error> {
         let node = self.node().clone();
         let turn = self.endpoint.turn();
         let client = self.endpoint.client(turn, node.as_ref(), &self.options).await?;
@@ -57,7 +64,7 @@ impl Shared {
         opened.map_err(|error| Error::unreachable(&error, &self.endpoint.to_string()))
     }
 
-    async fn open_with(self: &Arc<Self>, client: &Client, place: Place) -> redis::RedisResult<MultiplexedConnection> {
+    async fn open_with(self: &Arc<Self>, client: &Client, place: Place) -> redis::RedisResult<Opened> {
         let weak = Arc::downgrade(self);
         let stands = Arc::new(AtomicBool::new(true));
         let is_last = stands.clone();
@@ -94,7 +101,7 @@ impl Shared {
         }
         if !pipe.is_empty() {
             let mut answers = connection.req_packed_commands(&pipe, 0, pipe.len()).await?;
-            let told = setup.tracking.and_then(|_| answers.pop());
+            let told = setup.tracking.as_ref().and_then(|_| answers.pop());
             // Without news of keys it is a connection nevertheless.
             let is_refused = |error: &redis::ServerError| !is_transient_code(code(error));
             let is_told = !matches!(&told, Some(Value::ServerError(error)) if is_refused(error));
@@ -106,13 +113,7 @@ impl Shared {
                 }
             }
         }
-        for pattern in &setup.patterns {
-            connection.psubscribe(pattern).await?;
-        }
-        let channels: Vec<&String> = setup.channels.iter().collect();
-        for some in channels.chunks(SUBSCRIBED) {
-            connection.subscribe(some).await?;
-        }
+        subscribe(&mut connection, &setup.patterns, &setup.channels).await?;
         redis::cmd("PING").exec_async(&mut connection).await?;
         self.pulse.hear();
         match place {
@@ -121,25 +122,57 @@ impl Shared {
         }
         let mut last = self.stands.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         std::mem::replace(&mut *last, stands).store(false, Ordering::Relaxed);
-        Ok(connection)
+        Ok(Opened {
+            connection,
+            told: setup,
+        })
+    }
+
+    /// Subscribes the connection that stands now to what was asked for while it was made: whoever asked found none, or
+    /// the one before it.
+    async fn catch_up(&self, epoch: u64, mut opened: Opened) {
+        let now = self.setup().clone();
+        let patterns = now.patterns.difference(&opened.told.patterns);
+        let channels = now.channels.difference(&opened.told.channels);
+        if let Err(error) = subscribe(&mut opened.connection, patterns, channels).await {
+            self.broken(epoch, &error.to_string());
+        }
     }
 
     /// Makes a connection that takes the place of the one that stands. What waits for an answer of the old one gets it.
     async fn follow(self: &Arc<Self>, epoch: u64) {
         // Should it fail, the old one is as good as it was.
-        let Ok(connection) = self.open(Place::Taken).await else {
+        let Ok(opened) = self.open(Place::Taken).await else {
             return;
         };
-        self.current.send_if_modified(|current| {
+        let follows = self.current.send_if_modified(|current| {
             let stands = current.as_ref().is_some_and(|(number, _)| *number == epoch);
             if stands {
-                *current = Some((epoch, connection));
+                *current = Some((epoch, opened.connection.clone()));
             }
             stands
         });
+        if follows {
+            self.catch_up(epoch, opened).await;
+        }
         // It has not read the keys that news are wanted of.
         self.woken.notify_one();
     }
+}
+
+async fn subscribe(
+    connection: &mut MultiplexedConnection,
+    patterns: impl IntoIterator<Item = &String>,
+    channels: impl IntoIterator<Item = &String>,
+) -> redis::RedisResult<()> {
+    for pattern in patterns {
+        connection.psubscribe(pattern).await?;
+    }
+    let channels: Vec<&String> = channels.into_iter().collect();
+    for some in channels.chunks(SUBSCRIBED) {
+        connection.subscribe(some).await?;
+    }
+    Ok(())
 }
 
 fn is_master(role: &Value) -> bool {
@@ -202,11 +235,12 @@ pub(super) async fn supervise(shared: Weak<Shared>) {
                 drop(strong);
                 loop {
                     let Some(strong) = weak.upgrade() else { return };
-                    if let Ok(connection) = strong.open(Place::Free).await {
+                    if let Ok(opened) = strong.open(Place::Free).await {
                         epoch += 1;
                         strong.again.fetch_add(1, Ordering::Relaxed);
                         strong.outage.returned(&strong.pulse, clock::instant());
-                        strong.current.send_replace(Some((epoch, connection)));
+                        strong.current.send_replace(Some((epoch, opened.connection.clone())));
+                        strong.catch_up(epoch, opened).await;
                         strong.woken.notify_one();
                         // Whoever is asked to listen again does so at once: what is said meanwhile is not heard.
                         if let Some(ears) = strong.ears.get() {
