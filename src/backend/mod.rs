@@ -79,6 +79,8 @@ pub struct Backend {
     looks: Arc<AtomicBool>,
     /// What is asked with it is asked again until it is answered.
     patience: Option<Patience>,
+    /// The messages of tasks are on the same server, and end when the results are stored.
+    ends_messages: bool,
 }
 
 /// Compiled in, loaded on every connection.
@@ -153,6 +155,7 @@ impl Backend {
             prefix,
             scripts: Arc::new(scripts),
             patience: None,
+            ends_messages: false,
         })
     }
 
@@ -162,6 +165,15 @@ impl Backend {
         Self {
             patience: Some(Patience::default()),
             ..self.clone()
+        }
+    }
+
+    /// The same for a worker whose broker it is as well: results that are small are stored there also when the memory is
+    /// full, since the messages that go then are larger.
+    pub(crate) fn ending_messages(self) -> Self {
+        Self {
+            ends_messages: true,
+            ..self
         }
     }
 

@@ -79,6 +79,11 @@ impl Write {
             Self::ChordSize { .. } => 0,
         }
     }
+
+    /// Whether somebody waits for what it brings; tokens of a stream are no loss.
+    pub(crate) fn matters(&self) -> bool {
+        !matches!(self, Self::Stream { .. })
+    }
 }
 
 impl Backend {
@@ -140,11 +145,12 @@ impl Backend {
             for (id, ..) in batch {
                 call.arg(self.result_key(id));
             }
+            let how = u8::from(self.looks()) + 2 * u8::from(self.ends_messages);
             match batch.iter().any(|(.., late)| *late) {
-                false => call.arg(u8::from(self.looks())),
+                false => call.arg(how),
                 true => {
-                    let flags = std::iter::once(self.looks()).chain(batch.iter().map(|(.., late)| *late));
-                    call.arg(flags.map(|flag| if flag { '1' } else { '0' }).collect::<String>())
+                    let late = batch.iter().map(|(.., late)| if *late { '1' } else { '0' });
+                    call.arg(std::iter::once(char::from(b'0' + how)).chain(late).collect::<String>())
                 }
             };
             for (_, status, record, _) in batch {

@@ -185,6 +185,11 @@ impl Write {
         }
     }
 
+    /// Whether a held message ends by it.
+    pub(crate) fn is_end(&self) -> bool {
+        matches!(self, Self::Ack(_) | Self::Dead { .. })
+    }
+
     /// Messages that are held, and until this is done.
     pub(crate) fn held(&self) -> &[Tag] {
         match self {

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use redis::{Cmd, Pipeline, Value};
 
-use super::error::{Error, code, is_transient_code};
+use super::error::{Error, code, is_transient_code, needs_reconnect};
 
 /// Several commands, and the answers so far.
 #[derive(Debug)]
@@ -41,6 +41,15 @@ impl<'a> Errand<'a> {
     /// Whether the server may have done something that it did not answer: sent again, that may be done twice.
     pub fn is_unsure(&self) -> bool {
         self.unsure
+    }
+
+    /// Whether the server is there, and would not do something for now (it has no memory).
+    pub fn is_put_off(&self) -> bool {
+        let is_put_off = |answer: &Value| match answer {
+            Value::ServerError(error) if is_put_off(answer) && !needs_reconnect(code(error)) => Some(()),
+            _ => None,
+        };
+        self.find(is_put_off).is_some()
     }
 
     /// Another command is sent in the place of one from now on.

@@ -62,7 +62,8 @@ impl Error {
 
     pub(super) fn from_server(error: &ServerError, url: &str) -> Self {
         if is_transient_code(code(error)) {
-            Self::Transient(format!("Redis at {url} says: {error}"))
+            let details = error.details().unwrap_or_default().trim_end_matches('.');
+            Self::Transient(format!("Redis at {url} says: {} {details}", error.code()))
         } else {
             Self::Refused(format!("Redis at {url} refused: {error}"))
         }

@@ -307,8 +307,8 @@ impl Consumer {
         if tokio::time::timeout(patience, accounted).await.is_err() {
             unwritten = self.outbox.unwritten();
             warn!(
-                "Redis cannot be reached: {} writes are lost, {unwritten} of them results or next steps; messages that were not \
-                 acknowledged run again elsewhere",
+                "Redis did not take everything in time: {} writes are lost, {unwritten} of them results or next steps; messages \
+                 that were not acknowledged run again elsewhere",
                 self.outbox.backlog()
             );
         }

@@ -31,6 +31,7 @@ mod timers;
 mod unique;
 
 // Running.
+mod apart;
 mod autoscale;
 mod pool;
 mod process;
@@ -60,6 +61,7 @@ mod spans;
 
 // Putting it together.
 mod options;
+mod sending;
 mod services;
 mod start;
 mod state_db;

@@ -2,7 +2,7 @@
 //! [writer](super::writer) takes it out of the inbox and sends it. How much waits is counted, since without a Redis it
 //! grows; and which messages are held until then is noted, since they are ours still.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -83,7 +83,7 @@ impl Out {
         match self {
             Self::Broker(write) => matches!(write, broker::Write::Publish { .. } | broker::Write::Hold { .. }),
             Self::Follow(..) | Self::Later(..) | Self::Stay(..) => true,
-            Self::Backend(write) => !matches!(write, backend::Write::Stream { .. }),
+            Self::Backend(write) => write.matters(),
             Self::Early(_) | Self::Event(_) | Self::Flushed(_) => false,
         }
     }
@@ -110,8 +110,16 @@ pub(crate) struct Outbox {
     stuck: Stuck,
 }
 
-/// Messages that are done with here and held in Redis, because nothing can be sent.
-type Stuck = Arc<Mutex<Vec<Tag>>>;
+/// Messages that are done with here and held in Redis, because something cannot be sent.
+#[derive(Default)]
+struct Held {
+    /// Nothing can be.
+    waiting: Vec<Tag>,
+    /// Their results cannot be, which go to another server.
+    apart: HashSet<Tag>,
+}
+
+type Stuck = Arc<Mutex<Held>>;
 
 /// What was handed over and is not being sent yet.
 pub(crate) struct Inbox {
@@ -181,8 +189,23 @@ impl Inbox {
             .flat_map(|(writes, _)| writes)
             .filter_map(Out::to_broker);
         let tags = self.sending.iter().chain(waiting.flat_map(broker::Write::held));
-        *self.stuck.lock().unwrap_or_else(PoisonError::into_inner) = tags.cloned().collect();
+        let tags = tags.cloned().collect();
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner).waiting = tags;
         self.is_stuck = true;
+    }
+
+    /// These are held until their results are on another server.
+    pub(super) fn holds(&self, tags: &[Tag]) {
+        let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        stuck.apart.extend(tags.iter().cloned());
+    }
+
+    /// They are.
+    pub(super) fn holds_no_more(&self, tags: &[Tag]) {
+        let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        for tag in tags {
+            stuck.apart.remove(tag);
+        }
     }
 
     /// What was being sent is in Redis: so many writes and bytes, and so many of the writes were waited for.
@@ -191,7 +214,8 @@ impl Inbox {
         self.backlog.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.backlog.matter.fetch_sub(matter, Ordering::Relaxed);
         if std::mem::take(&mut self.is_stuck) {
-            self.stuck.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+            stuck.waiting.clear();
         }
     }
 }
@@ -234,7 +258,8 @@ impl Outbox {
 
     /// Messages that are done with, whose acks wait longer than usual: nobody else may have them meanwhile.
     pub(crate) fn stuck(&self) -> Vec<Tag> {
-        self.stuck.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        stuck.waiting.iter().chain(&stuck.apart).cloned().collect()
     }
 
     /// Waits until everything handed over so far is in Redis; acks of it may still be to come.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use redis::Pipeline;
 use tracing::error;
 
-use super::writer::Writer;
+use super::sending::Sending;
 use crate::broker::{self, Broker, Letter, Tag, Write};
 use crate::conn::Errand;
 
@@ -27,6 +27,14 @@ impl Messages {
     pub(super) fn push(&mut self, write: Write, follows: Option<Tag>) {
         self.follow.extend(follows.map(|tag| (self.writes.len(), tag)));
         self.writes.push(write);
+    }
+
+    /// Adds others behind these.
+    pub(super) fn append(&mut self, mut others: Self) {
+        let before = self.writes.len();
+        self.follow
+            .extend(others.follow.into_iter().map(|(place, tag)| (before + place, tag)));
+        self.writes.append(&mut others.writes);
     }
 
     /// What stands in a pipeline from `at` on was perhaps done, and nobody knows: what can be seen to be there is not
@@ -83,7 +91,7 @@ pub(crate) enum Then {
     Keep,
 }
 
-impl Writer {
+impl Sending {
     /// Keeps what was refused of messages that stand in their pipeline from a place on as dead letters, and tells the
     /// loop, which from now on sees to the acks of what they follow. What else was refused.
     pub(super) async fn give_up(
@@ -97,7 +105,7 @@ impl Writer {
             return refused;
         }
         let (mut unsent, mut keep) = (Vec::new(), HashSet::new());
-        for (write, follows, why) in messages.take(at, &mut refused, self.broker()) {
+        for (write, follows, why) in messages.take(at, &mut refused, &self.broker) {
             let Some((exchange, routing_key, raw)) = write.message() else {
                 continue;
             };
@@ -115,7 +123,7 @@ impl Writer {
             let (id, name) = (id.unwrap_or_default(), name.unwrap_or_default());
             let to = match write {
                 Write::Publish { priority, .. } if exchange.is_empty() => {
-                    format!("the key {:?}", self.broker().list(routing_key, *priority))
+                    format!("the key {:?}", self.broker.list(routing_key, *priority))
                 }
                 Write::Publish { .. } => format!("the exchange {exchange:?} with the routing key {routing_key:?}"),
                 _ => format!("unacked, for the queue {routing_key:?}"),

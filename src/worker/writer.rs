@@ -6,31 +6,31 @@
 //! the one behind it. A crash between two of them repeats work; it never loses any: a message is acknowledged when what
 //! it led to is in Redis, also where Redis refuses the one for lack of memory and would do the other. What it refuses
 //! for good is in [`unsent`](super::unsent). While Redis cannot be reached the batch waits, and what was not answered
-//! is sent again: every write but a publish is idempotent.
+//! is sent again: every write but a publish is idempotent. Where results are on another server only what waits for a
+//! result waits for that one ([`apart`](super::apart)).
 
+use std::mem::take;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::Pipeline;
-use tokio::sync::{mpsc, oneshot};
-use tracing::{error, warn};
+use tokio::sync::oneshot;
+use tracing::warn;
 
+use super::apart::{Apart, Load, Waits};
 use super::metrics::Metrics;
 use super::outbox::{Handed, Inbox, Out};
+use super::sending::{News, Sending};
 use super::unheard::Unheard;
-use super::unsent::{Messages, Refused, Unsent};
+use super::unsent::Messages;
 use crate::backend::{self, Backend};
 use crate::broker::{self, Broker, Tag};
 use crate::clock;
-use crate::conn::{Errand, Link, Patience, refusal};
 use crate::wire::Events as Envelopes;
 
 /// Largest number of writes in one flush: bounds how long one pipeline occupies Redis.
 const BATCH: usize = 1024;
-
-/// So much of a key is said, in characters.
-const LONGEST_KEY: usize = 200;
 
 /// How often others get their turn before acks leave alone, and how long they wait for company then.
 const TURNS: usize = 3;
@@ -41,21 +41,12 @@ const LONG: Duration = Duration::from_millis(500);
 
 /// The service that sends.
 pub(crate) struct Writer {
-    broker: Broker,
-    backend: Option<Backend>,
+    sending: Sending,
     hostname: Arc<str>,
     event_exchange: String,
-    metrics: Metrics,
     unheard: Unheard,
-    news: News,
-}
-
-/// What the consumer loop hears of what was sent.
-pub(crate) struct News {
-    /// Messages that stay here are in Redis.
-    pub stays: mpsc::UnboundedSender<Vec<Tag>>,
-    /// A message cannot be sent.
-    pub unsent: mpsc::UnboundedSender<Unsent>,
+    /// Results are on another server.
+    is_apart: bool,
 }
 
 /// Writes of one flush, by the phase they belong to.
@@ -97,14 +88,6 @@ impl Owed {
     }
 }
 
-/// What Redis said to a pipeline.
-#[derive(Default)]
-struct Said {
-    /// The keys of results that somebody should have heard of, and nobody has.
-    unheard: Vec<Vec<u8>>,
-    refused: Refused,
-}
-
 impl Batch {
     fn has_only_acks(&self) -> bool {
         self.acks.len() + self.early.len() == self.size
@@ -117,6 +100,41 @@ impl Batch {
         {
             self.add(handed);
         }
+    }
+
+    /// Takes out what goes apart: results, what goes before them there, and what waits for them, or for others that are
+    /// on their way still.
+    fn part(&mut self, is_busy: bool) -> Load {
+        let mut load = Load {
+            groups: take(&mut self.groups),
+            results: take(&mut self.results),
+            again: take(&mut self.again),
+            ..Load::default()
+        };
+        if !load.groups.is_empty() {
+            load.publishes = take(&mut self.publishes);
+            load.stays = take(&mut self.stays);
+        }
+        let stored = load.groups.iter().chain(&load.results);
+        let mut bytes: usize = stored.clone().map(backend::Write::bytes).sum();
+        let mut matter = stored.filter(|write| write.matters()).count();
+        if is_busy || !load.groups.is_empty() || !load.results.is_empty() || !load.again.is_empty() {
+            load.waits.later = take(&mut self.later);
+            load.waits.acks = self.acks.extract_if(.., |write| write.is_end()).collect();
+            load.waits.flushed = take(&mut self.flushed);
+        }
+        let waits = &mut load.waits;
+        let messages = load.publishes.writes.iter().chain(&waits.later.writes);
+        matter += messages.clone().count();
+        bytes += messages.chain(&waits.acks).map(broker::Write::bytes).sum::<usize>();
+        waits.tags = waits.acks.iter().flat_map(broker::Write::held).cloned().collect();
+        waits.size = load.groups.len() + load.results.len() + load.publishes.writes.len();
+        waits.size += waits.later.writes.len() + waits.acks.len();
+        (waits.bytes, waits.matter) = (bytes, matter);
+        self.size -= waits.size;
+        self.bytes -= bytes;
+        self.matter -= matter;
+        load
     }
 
     fn add(&mut self, (writes, bytes): Handed) {
@@ -161,14 +179,23 @@ impl Writer {
         metrics: Metrics,
         news: News,
     ) -> Self {
+        let is_apart = (backend.as_ref()).is_some_and(|backend| !backend.link().is_same(broker.writer()));
+        let backend = if is_apart {
+            backend
+        } else {
+            backend.map(Backend::ending_messages)
+        };
         Self {
-            broker,
-            backend,
+            is_apart,
+            sending: Sending {
+                broker,
+                backend,
+                metrics,
+                news,
+            },
             hostname,
             event_exchange,
-            metrics,
             unheard: Unheard::default(),
-            news,
         }
     }
 
@@ -177,17 +204,22 @@ impl Writer {
         let mut owed = Owed::default();
         // What stays here and starts when that has gone.
         let mut later = Vec::new();
-        loop {
+        let (mut apart, carrier) = Apart::new();
+        let carrying = self.sending.clone();
+        let mut carrying = pin!(carrier.run(&carrying));
+        let mut is_open = true;
+        while is_open || apart.is_busy() || !owed.is_empty() {
             let mut batch = Batch::default();
             tokio::select! {
                 biased;
-                handed = inbox.next() => match handed {
+                handed = inbox.next(), if is_open => match handed {
                     Some(handed) => batch.add(handed),
-                    None if owed.is_empty() => return,
-                    None => {}
+                    None => is_open = false,
                 },
+                waits = apart.next() => self.take_back(waits, &mut owed, &mut inbox),
                 () = self.unheard.due() => {}
                 () = std::future::ready(()), if !owed.is_empty() => {}
+                () = &mut carrying => {}
             }
             batch.fill(&mut inbox);
             // A task that was acknowledged as it started may end before others get their turn: its result goes along,
@@ -215,31 +247,39 @@ impl Writer {
             // Then what waits for acks waits for those with the next flush.
             let callbacks = owed.later.writes.len();
             inbox.sends(owed.acks.iter().chain(&batch.early).chain(&batch.acks));
+            let mut load = if self.is_apart {
+                batch.part(apart.is_busy())
+            } else {
+                Load::default()
+            };
             let unheard = {
-                let mut flush = pin!(self.flush(&mut batch, &mut owed));
+                let mut flush = pin!(self.flush(&mut batch, &mut owed, &mut load));
                 loop {
                     tokio::select! {
                         biased;
                         unheard = &mut flush => break unheard,
+                        () = &mut carrying => {}
                         () = tokio::time::sleep(LONG) => inbox.note(),
                     }
                 }
             };
             self.unheard.add(unheard, clock::instant());
-            self.broker.writer().carried(batch.bytes);
-            if let Some(backend) = &self.backend {
-                backend.link().carried(batch.bytes);
-            }
-            self.metrics.flushed(clock::instant().saturating_duration_since(began));
+            self.sending.broker.writer().carried(batch.bytes);
+            let metrics = &self.sending.metrics;
+            metrics.flushed(clock::instant().saturating_duration_since(began));
             // What goes with the next flush is still to be written.
             let written = (batch.matter + callbacks).saturating_sub(owed.later.writes.len());
+            if !load.is_empty() {
+                inbox.holds(&load.waits.tags);
+                apart.send(load);
+            }
             inbox.sent(batch.size, batch.bytes, written);
             if callbacks == 0 {
-                self.tell_stays(&mut later);
+                self.sending.tell_stays(&mut later);
             }
             later.append(&mut batch.stays);
             if owed.is_empty() {
-                self.tell_stays(&mut later);
+                self.sending.tell_stays(&mut later);
             }
             for done in batch.flushed {
                 let _ = done.send(());
@@ -247,9 +287,22 @@ impl Writer {
         }
     }
 
-    /// Sends a batch, and what the last one owed; the keys of results that nobody has heard of.
-    async fn flush(&self, batch: &mut Batch, owed: &mut Owed) -> Vec<Vec<u8>> {
-        let mut unheard = Vec::new();
+    /// Takes what waited for results that are stored now.
+    fn take_back(&mut self, waits: Waits, owed: &mut Owed, inbox: &mut Inbox) {
+        inbox.holds_no_more(&waits.tags);
+        inbox.sent(waits.size, waits.bytes, waits.matter - waits.later.writes.len());
+        self.unheard.add(waits.unheard, clock::instant());
+        owed.later.append(waits.later);
+        owed.acks.extend(waits.acks);
+        for done in waits.flushed {
+            let _ = done.send(());
+        }
+    }
+
+    /// Sends a batch, but for what of it goes apart, and what the last one owed; the keys of results that nobody has
+    /// heard of.
+    async fn flush(&self, batch: &mut Batch, owed: &mut Owed, load: &mut Load) -> Vec<Vec<u8>> {
+        let Sending { broker, backend, .. } = &self.sending;
         if !batch.events.is_empty() {
             match Envelopes::tasks(&batch.events, &self.hostname, &self.event_exchange) {
                 Ok((routing_key, payload)) => batch.broadcasts.push(broker::Write::Broadcast {
@@ -260,220 +313,69 @@ impl Writer {
                 Err(error) => warn!(%error, "task events cannot be encoded"),
             }
         }
-        let mut broker_pipe = Pipeline::new();
-        if let Some(backend) = &self.backend
+        let mut pipe = Pipeline::new();
+        if let Some(backend) = backend
             && !batch.groups.is_empty()
         {
             // Before the messages of a header: its members may end before the last of them is sent.
             let mut groups = Pipeline::new();
             backend.append(&mut groups, &batch.groups);
-            self.insist_or_say("backend", backend.link(), &groups).await;
+            self.sending.insist_or_say("backend", backend.link(), &groups).await;
         }
-        self.broker.append(&mut broker_pipe, &batch.publishes.writes);
-        if let Some(backend) = &self.backend
-            && backend.looks()
+        broker.append(&mut pipe, &batch.publishes.writes);
+        if let Some(backend) = backend
+            && !batch.results.is_empty()
         {
-            self.look(backend, &mut batch.results).await;
-        }
-        let mut acks = std::mem::take(&mut batch.acks);
-        match &self.backend {
-            Some(backend) if !batch.results.is_empty() => {
-                if backend.link().is_same(self.broker.writer()) {
-                    backend.append(&mut broker_pipe, &batch.results);
-                } else {
-                    // Another server: what follows must stand before the result, and the result before the ack.
-                    if !broker_pipe.is_empty() {
-                        let sent = [(&batch.publishes, 0)];
-                        let said = self.insist("broker", self.broker.writer(), &broker_pipe, &sent).await;
-                        let publishes = std::mem::take(&mut batch.publishes);
-                        let rest = self
-                            .give_up((&publishes, 0), said.refused, &mut acks, &mut batch.stays)
-                            .await;
-                        self.say_refused(&broker_pipe, &rest);
-                        broker_pipe = Pipeline::new();
-                        self.tell_stays(&mut batch.stays);
-                    }
-                    let mut backend_pipe = Pipeline::new();
-                    backend.append(&mut backend_pipe, &batch.results);
-                    unheard = self.insist_or_say("backend", backend.link(), &backend_pipe).await;
-                }
+            if backend.looks() {
+                self.sending.look(backend, &mut batch.results).await;
             }
-            _ => {}
+            backend.append(&mut pipe, &batch.results);
         }
+        let mut acks = take(&mut batch.acks);
         // Redis may refuse what is in the pipe now, and do acks behind it.
-        let must_wait = !broker_pipe.is_empty() || !batch.later.writes.is_empty();
+        let must_wait = !pipe.is_empty() || !batch.later.writes.is_empty();
         let Owed {
             later: callbacks,
             acks: mut due,
-        } = std::mem::take(owed);
+        } = take(owed);
         if !callbacks.writes.is_empty() {
-            owed.acks = std::mem::take(&mut due);
+            owed.acks = take(&mut due);
         }
-        owed.later = std::mem::take(&mut batch.later);
+        owed.later = take(&mut batch.later);
         due.append(&mut batch.early);
         if must_wait {
             owed.acks.append(&mut acks);
         } else {
             due.append(&mut acks);
         }
-        self.broker.append(&mut broker_pipe, &batch.broadcasts);
-        let behind = broker_pipe.len();
-        self.broker.append(&mut broker_pipe, &callbacks.writes);
-        self.broker.append(&mut broker_pipe, &due);
+        broker.append(&mut pipe, &batch.broadcasts);
+        let behind = pipe.len();
+        broker.append(&mut pipe, &callbacks.writes);
+        broker.append(&mut pipe, &due);
         let sent = [(&batch.publishes, 0), (&callbacks, behind)];
-        let said = self.insist("broker", self.broker.writer(), &broker_pipe, &sent).await;
-        unheard.extend(said.unheard);
+        let said = self.sending.insist("broker", broker.writer(), &pipe, &sent).await;
         if !said.refused.is_empty() {
-            let (acks, stays) = (&mut owed.acks, &mut batch.stays);
-            let rest = self.give_up((&batch.publishes, 0), said.refused, acks, stays).await;
-            let rest = self.give_up((&callbacks, behind), rest, acks, stays).await;
-            self.say_refused(&broker_pipe, &rest);
+            let acks = if load.is_empty() {
+                &mut owed.acks
+            } else {
+                &mut load.waits.acks
+            };
+            let stays = &mut batch.stays;
+            let publishes = (&batch.publishes, 0);
+            let rest = self.sending.give_up(publishes, said.refused, acks, stays).await;
+            let rest = self
+                .sending
+                .give_up((&callbacks, behind), rest, &mut owed.acks, stays)
+                .await;
+            self.sending.say_refused(&pipe, &rest);
         }
-        if let Some(backend) = &self.backend
+        if let Some(backend) = backend
             && !batch.again.is_empty()
         {
             let mut pipe = Pipeline::new();
             backend.append_again(&mut pipe, &batch.again);
-            self.insist_or_say("backend", backend.link(), &pipe).await;
+            self.sending.insist_or_say("backend", backend.link(), &pipe).await;
         }
-        unheard
-    }
-
-    /// What stays here is in Redis.
-    fn tell_stays(&self, stays: &mut Vec<Tag>) {
-        if !stays.is_empty() {
-            // A loop that is gone has ended the worker.
-            let _ = self.news.stays.send(std::mem::take(stays));
-        }
-    }
-
-    /// Compressed results are looked at before they are replaced.
-    async fn look(&self, backend: &Backend, results: &mut Vec<backend::Write>) {
-        while let Err(error) = backend.look(results).await {
-            if !error.is_transient() {
-                error!(%error, "results that are there cannot be looked at");
-                return;
-            }
-            backend.link().ready().await;
-        }
-    }
-
-    /// Others compress results.
-    fn notice(&self) {
-        if let Some(backend) = &self.backend {
-            backend.look_from_now_on();
-        }
-    }
-
-    /// Sends a pipeline until Redis has taken it, but for what it refuses for good; and which messages stand in it from
-    /// where on.
-    async fn insist(&self, server: &'static str, link: &Link, pipe: &Pipeline, sent: &[(&Messages, usize)]) -> Said {
-        let mut said = Said::default();
-        if pipe.is_empty() {
-            return said;
-        }
-        let (mut errand, patience) = (Errand::new(pipe), Patience::default());
-        let mut is_looked_for = false;
-        loop {
-            let began = clock::instant();
-            match link.run(&mut errand, &patience).await {
-                Ok(()) => {
-                    self.metrics
-                        .wrote(server, clock::instant().saturating_duration_since(began));
-                    break;
-                }
-                Err(error) if error.is_transient() => {
-                    if errand.is_unsure() && !std::mem::replace(&mut is_looked_for, true) {
-                        for (messages, at) in sent {
-                            messages.repeat(*at, &mut errand, &self.broker);
-                        }
-                    }
-                    link.ready().await;
-                }
-                Err(error) => {
-                    let why = error.to_string();
-                    said.refused
-                        .extend(errand.left().iter().map(|place| (*place, why.clone())));
-                    break;
-                }
-            }
-        }
-        for (place, reply) in errand.into_answers().into_iter().enumerate() {
-            match reply {
-                redis::Value::ServerError(error) if said.refused.iter().all(|(refused, _)| *refused != place) => {
-                    said.refused.push((place, refusal(error)));
-                }
-                // A script met a compressed result that nobody had looked at.
-                redis::Value::BulkString(word) if word == b"opaque" => self.notice(),
-                // Dead letters had to make room (`bury.lua`).
-                redis::Value::Array(words) if begins_with(&words, b"full") => {
-                    if let Some(redis::Value::Int(letters)) = words.get(1) {
-                        self.broker.note_pushed_out(letters.unsigned_abs());
-                    }
-                }
-                // Results that nobody has heard of (`store.lua`).
-                redis::Value::Array(words) if begins_with(&words, b"unheard") => {
-                    said.unheard
-                        .extend(words.into_iter().skip(1).filter_map(|key| match key {
-                            redis::Value::BulkString(key) => Some(key),
-                            _ => None,
-                        }));
-                }
-                _ => {}
-            }
-        }
-        for _ in &said.refused {
-            self.metrics.write_refused();
-        }
-        said
-    }
-
-    /// The same for what nothing hangs on: what is refused is only said. The keys of results that nobody has heard of.
-    async fn insist_or_say(&self, server: &'static str, link: &Link, pipe: &Pipeline) -> Vec<Vec<u8>> {
-        let said = self.insist(server, link, pipe, &[]).await;
-        self.say_refused(pipe, &said.refused);
         said.unheard
     }
-
-    fn say_refused(&self, pipe: &Pipeline, refused: &Refused) {
-        for (place, why) in refused {
-            let what = pipe.cmd_iter().nth(*place).map(described).unwrap_or_default();
-            error!(error = %why, "Redis refused a write: {what}");
-        }
-    }
-
-    /// Keeps a message as a dead letter; why that was refused.
-    pub(super) async fn bury(&self, letter: broker::Letter) -> Option<String> {
-        let mut pipe = Pipeline::with_capacity(1);
-        self.broker.append(&mut pipe, &[broker::Write::Letter(letter.into())]);
-        let said = self.insist("broker", self.broker.writer(), &pipe, &[]).await;
-        said.refused.into_iter().next().map(|(_, why)| why)
-    }
-
-    pub(super) fn broker(&self) -> &Broker {
-        &self.broker
-    }
-
-    pub(super) fn tell_unsent(&self, unsent: Unsent) {
-        // A loop that is gone has ended the worker.
-        let _ = self.news.unsent.send(unsent);
-    }
-}
-
-/// A command and its first key.
-fn described(command: &redis::Cmd) -> String {
-    let mut words = command.args_iter().filter_map(|word| match word {
-        redis::Arg::Simple(word) => Some(String::from_utf8_lossy(word)),
-        _ => None,
-    });
-    let name = words.next().unwrap_or_default();
-    // The key of a script stands behind its name and the number of its keys.
-    let key = words.nth(if name == "EVALSHA" { 2 } else { 0 }).unwrap_or_default();
-    let key: String = key.chars().take(LONGEST_KEY).collect();
-    format!("{name} {key}")
-}
-
-/// Whether it is the answer of a script that has more to say, and begins with this word.
-fn begins_with(words: &[redis::Value], first: &[u8]) -> bool {
-    matches!(words.first(), Some(redis::Value::BulkString(word)) if word == first)
 }

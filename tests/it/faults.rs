@@ -450,20 +450,49 @@ async fn what_is_due_does_not_wait_behind_those_that_are_not() {
     assert_eq!(redis.length("EXISTS", "celery.dead"), 0);
 }
 
+/// Sends a task to a worker that stands still, with late acks, and lets it go on when Redis has no memory.
+async fn run_without_memory(redis: &Redis, call: Call, count: usize) -> Worker {
+    let worker = Worker::start_with(redis, &["-c", "1"], &[("ORCHESTRA_TASK_ACKS_LATE", "true")]);
+    let client = redis.client().await;
+    worker.process.signal(nix::sys::signal::Signal::SIGSTOP);
+    for n in 0..count {
+        client.send(call.clone().task_id(format!("task-{n}"))).await.unwrap();
+    }
+    redis.command::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    worker.process.signal(nix::sys::signal::Signal::SIGCONT);
+    until("all have run", async || {
+        worker.log().matches(" succeeded in ").count() == count
+    })
+    .await;
+    worker
+}
+
 /// Redis without memory refuses results, and would remove messages: a message is acknowledged when what it led to is
-/// there.
+/// there. What is refused is spoken of.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_acknowledged_before_its_result_is_stored() {
     let redis = Redis::start();
-    let worker = Worker::start(&redis, &["-c", "1"]);
-    let client = redis.client().await;
-    // Late acks; it says once a second how far it is.
-    let pending = client.send(Call::new("hello.sleep").arg(1)).await.unwrap();
-    worker.wait_for_log("received");
-    redis.command::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let long = "x".repeat(2000);
+    let worker = run_without_memory(&redis, Call::new("celery.accumulate").arg(&long), 1).await;
+    worker.wait_for_log("OOM command not allowed when used memory");
     assert_eq!(redis.length("HLEN", "unacked"), 1, "{}", worker.log());
     redis.command::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
-    assert_eq!(pending.get::<String>(LONG).await.unwrap(), "rested", "{}", worker.log());
+    let result = redis.client().await.result("task-0").get::<Vec<String>>(LONG).await;
+    assert_eq!(result.unwrap(), [long], "{}", worker.log());
     until("it is acknowledged", async || redis.length("HLEN", "unacked") == 0).await;
+    worker.wait_for_log("takes what it would not");
+    assert_eq!(worker.log().matches("OOM").count(), 1, "{}", worker.log());
+}
+
+/// A queue that has filled the memory of its Redis is worked off: a result that is smaller than its message makes room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_has_filled_its_redis_is_worked_off() {
+    let redis = Redis::start();
+    let worker = run_without_memory(&redis, Call::new("hello.nap").arg(0).arg(7), 20).await;
+    until("all are acknowledged", async || redis.length("HLEN", "unacked") == 0).await;
+    let client = redis.client().await;
+    for n in 0..20 {
+        let result = client.result(&format!("task-{n}")).get::<u64>(LONG).await;
+        assert_eq!(result.unwrap(), 7, "{}", worker.log());
+    }
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use orchestra::canvas::chain;
 use orchestra::client::{Call, Client};
+use orchestra::wire::Signature;
 use redis::Connection;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Folder, LONG, Redis, Worker, until};
 
@@ -277,6 +279,52 @@ async fn results_wait_for_a_result_redis_that_is_away() {
     }
     let log = worker.log();
     assert_eq!(log.matches(" succeeded in ").count(), 40, "none ran twice:\n{log}");
+}
+
+/// Only the Redis of the results is away: what needs no result is done as ever. Early acks go, chains go on, the worker
+/// answers, and gives back at its end what has not started.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_needs_a_result_waits_for_a_result_redis_that_is_away() {
+    let (redis, mut results) = (Redis::start(), Redis::start());
+    let mut worker = Worker::start(&redis, &["-c", "2", "-n", "w@here", "--result-backend", &results.url()]);
+    let client = Client::connect_to(&redis.url(), None).await.unwrap();
+    tokio::task::block_in_place(|| results.stop());
+    let add = |x: i64| Signature::new("hello.add").arg(x);
+    client
+        .apply(chain([add(1).arg(1), add(2), add(3), add(4)]))
+        .await
+        .unwrap();
+    let done = |worker: &Worker| worker.log().matches(" succeeded in ").count();
+    until("the chain is at its end", async || done(&worker) == 4).await;
+    until("they are acknowledged", async || redis.length("HLEN", "unacked") == 0).await;
+    let wait = Duration::from_secs(2);
+    let answers = client.inspect("ping", &json!({}), None, wait).await.unwrap();
+    assert!(answers.contains_key("w@here"), "{answers:?}");
+    // Late acks wait, and are not taken for left behind.
+    client.send(Call::new("hello.sleep").arg(0)).await.unwrap();
+    until("it has run", async || done(&worker) == 5).await;
+    assert_eq!(redis.length("HLEN", "unacked"), 1);
+    let naps: Vec<Call> = (0..8).map(|n| Call::new("hello.nap").arg(300).arg(n)).collect();
+    client.send_many(&naps).await.unwrap();
+    until("they are taken", async || {
+        worker.log().matches("hello.nap").count() >= 8
+    })
+    .await;
+    worker.process.signal(nix::sys::signal::Signal::SIGTERM);
+    worker.wait_for_log("warm stop");
+    until("what waited is given back", async || {
+        redis.length("LLEN", "celery") >= 4
+    })
+    .await;
+    assert!(worker.process.is_running(), "{}", worker.log());
+    tokio::task::block_in_place(|| results.start_again());
+    assert_eq!(
+        tokio::task::block_in_place(|| worker.process.wait()),
+        Some(0),
+        "{}",
+        worker.log()
+    );
+    assert_eq!(redis.length("HLEN", "unacked"), 0, "{}", worker.log());
 }
 
 /// A password that stands in a file is read there again when the server does not know it any more: whoever changes it
