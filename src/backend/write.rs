@@ -16,6 +16,16 @@ use crate::wire::{Exception, State};
 /// Records in one script call: bounds how long it occupies Redis.
 const BATCH: usize = 128;
 
+/// A record that is hardly larger than the message that goes with it.
+const SMALL: usize = 1024;
+
+/// Records that become one script call.
+struct Records<'a> {
+    list: Vec<(&'a str, &'a State, &'a Bytes, bool)>,
+    /// They are small, and so is all before them: they are stored also when the memory is full.
+    make_room: bool,
+}
+
 /// One change. Each may be repeated after a lost reply: a record overwrites itself. Stream entries are then there
 /// twice.
 #[derive(Debug)]
@@ -80,6 +90,11 @@ impl Write {
         }
     }
 
+    /// Whether it must be known before the members of a header are there.
+    pub(crate) fn is_group(&self) -> bool {
+        matches!(self, Self::ChordSize { .. } | Self::Group { .. })
+    }
+
     /// Whether somebody waits for what it brings; tokens of a stream are no loss.
     pub(crate) fn matters(&self) -> bool {
         !matches!(self, Self::Stream { .. })
@@ -89,7 +104,10 @@ impl Write {
 impl Backend {
     /// Appends the commands of `writes`, in order; neighbouring records become one script call.
     pub fn append(&self, pipe: &mut Pipeline, writes: &[Write]) {
-        let mut records: Vec<(&str, &State, &Bytes, bool)> = Vec::new();
+        let mut records = Records {
+            list: Vec::new(),
+            make_room: self.ends_messages,
+        };
         for write in writes {
             match write {
                 Write::Store {
@@ -97,7 +115,14 @@ impl Backend {
                     status,
                     record,
                     late,
-                } => records.push((id, status, record, *late)),
+                } => {
+                    // Nothing overtakes what is refused.
+                    if records.make_room && record.len() > SMALL {
+                        self.append_records(pipe, &mut records);
+                        records.make_room = false;
+                    }
+                    records.list.push((id, status, record, *late));
+                }
                 Write::Revoke { id, record } => {
                     self.append_records(pipe, &mut records);
                     let mut call = self.scripts.revoke.prepare_invoke();
@@ -139,13 +164,13 @@ impl Backend {
         }
     }
 
-    fn append_records(&self, pipe: &mut Pipeline, records: &mut Vec<(&str, &State, &Bytes, bool)>) {
-        for batch in records.chunks(BATCH) {
+    fn append_records(&self, pipe: &mut Pipeline, records: &mut Records<'_>) {
+        for batch in records.list.chunks(BATCH) {
             let mut call = invocation(&self.scripts.store, batch.len());
             for (id, ..) in batch {
                 call.arg(self.result_key(id));
             }
-            let how = u8::from(self.looks()) + 2 * u8::from(self.ends_messages);
+            let how = u8::from(self.looks()) + 2 * u8::from(records.make_room);
             match batch.iter().any(|(.., late)| *late) {
                 false => call.arg(how),
                 true => {
@@ -158,7 +183,7 @@ impl Backend {
             }
             pipe.add_command(call);
         }
-        records.clear();
+        records.list.clear();
     }
 
     /// A record in the form of results; one that has no such form is a failure with the reason (P-074).

@@ -185,9 +185,9 @@ impl Write {
         }
     }
 
-    /// Whether a held message ends by it.
+    /// Whether nobody may have the message before what its task led to is written down.
     pub(crate) fn is_end(&self) -> bool {
-        matches!(self, Self::Ack(_) | Self::Dead { .. })
+        matches!(self, Self::Ack(_) | Self::Dead { .. } | Self::Requeue { .. })
     }
 
     /// Messages that are held, and until this is done.

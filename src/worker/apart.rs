@@ -1,6 +1,8 @@
 //! Results on another server than the broker's go their own way: while that one is away, or slow, the broker hears of
 //! everything that need not wait for a result. What must wait comes back from here when the results are stored.
 
+use std::collections::HashSet;
+
 use redis::Pipeline;
 use tokio::sync::{mpsc, oneshot};
 
@@ -51,6 +53,8 @@ pub(super) struct Apart {
     back: mpsc::UnboundedReceiver<(usize, Waits)>,
     /// Loads that have not come back.
     away: usize,
+    /// Messages that are held by what is in them.
+    stays: HashSet<Tag>,
 }
 
 /// What goes the way.
@@ -92,7 +96,13 @@ impl Apart {
     pub(super) fn new() -> (Self, Carrier) {
         let (there, loads) = mpsc::unbounded_channel();
         let (done, back) = mpsc::unbounded_channel();
-        (Self { there, back, away: 0 }, Carrier { loads, done })
+        let here = Self {
+            there,
+            back,
+            away: 0,
+            stays: HashSet::new(),
+        };
+        (here, Carrier { loads, done })
     }
 
     /// Whether something is on its way.
@@ -100,9 +110,15 @@ impl Apart {
         self.away > 0
     }
 
+    /// Whether the message will be held by what is on its way.
+    pub(super) fn is_to_be_held(&self, tag: &Tag) -> bool {
+        self.stays.contains(tag)
+    }
+
     /// Hands it over, in order.
     pub(super) fn send(&mut self, load: Load) {
         self.away += 1;
+        self.stays.extend(load.stays.iter().cloned());
         // Both ends are the writer's.
         let _ = self.there.send(load);
     }
@@ -110,12 +126,22 @@ impl Apart {
     /// The next that comes back; may be cancelled.
     pub(super) async fn next(&mut self) -> Waits {
         match self.back.recv().await {
-            Some((loads, waits)) => {
-                self.away -= loads;
-                waits
-            }
+            Some(came) => self.came(came),
             None => std::future::pending().await,
         }
+    }
+
+    /// What has come back already.
+    pub(super) fn next_now(&mut self) -> Option<Waits> {
+        self.back.try_recv().ok().map(|came| self.came(came))
+    }
+
+    fn came(&mut self, (loads, waits): (usize, Waits)) -> Waits {
+        self.away -= loads;
+        if self.away == 0 {
+            self.stays.clear();
+        }
+        waits
     }
 }
 

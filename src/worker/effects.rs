@@ -99,6 +99,9 @@ impl Scribe {
             match effect {
                 Effect::Early(delivery) => out.push(Out::Early(broker::Write::Ack(delivery.tag))),
                 Effect::Ack(delivery) => out.push(Last::of(delivery, request).write()),
+                Effect::Requeue(delivery, End::Untouched) => {
+                    out.push(Out::Early(requeue(delivery, End::Untouched, request)));
+                }
                 Effect::Requeue(delivery, end) => out.push(Out::Broker(requeue(delivery, end, request))),
                 // Somebody else's now: nothing to write, and the share of the prefetch count comes back.
                 Effect::Forget(_) | Effect::Leave => {}
@@ -393,11 +396,11 @@ fn requeue(delivery: Delivery, end: End, request: &Request) -> broker::Write {
         tag: delivery.tag,
         to: match end {
             End::Back | End::Lost => broker::End::Head,
-            End::Front => broker::End::Tail,
+            End::Untouched | End::Front => broker::End::Tail,
         },
         raw: match end {
             End::Lost => broker::count_delivery(&request.raw).map_or_else(|| request.raw.clone(), Bytes::from),
-            End::Back | End::Front => request.raw.clone(),
+            End::Back | End::Front | End::Untouched => request.raw.clone(),
         },
         queue: delivery.queue,
         priority: request.message.properties.priority(),

@@ -2,7 +2,8 @@
 //! [writer](super::writer) takes it out of the inbox and sends it. How much waits is counted, since without a Redis it
 //! grows; and which messages are held until then is noted, since they are ours still.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +20,7 @@ const WRITES: usize = 20_000;
 #[derive(Debug)]
 pub(crate) enum Out {
     Broker(broker::Write),
-    /// An ack that waits for nothing.
+    /// An ack that waits for nothing, or what goes back without having started.
     Early(broker::Write),
     /// A message that follows a task whose own message is held under that tag.
     Follow(Tag, broker::Write),
@@ -115,8 +116,8 @@ pub(crate) struct Outbox {
 struct Held {
     /// Nothing can be.
     waiting: Vec<Tag>,
-    /// Their results cannot be, which go to another server.
-    apart: HashSet<Tag>,
+    /// Their results cannot be, which go to another server; how many times.
+    apart: HashMap<Tag, usize>,
 }
 
 type Stuck = Arc<Mutex<Held>>;
@@ -197,14 +198,21 @@ impl Inbox {
     /// These are held until their results are on another server.
     pub(super) fn holds(&self, tags: &[Tag]) {
         let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
-        stuck.apart.extend(tags.iter().cloned());
+        for tag in tags {
+            *stuck.apart.entry(tag.clone()).or_default() += 1;
+        }
     }
 
     /// They are.
     pub(super) fn holds_no_more(&self, tags: &[Tag]) {
         let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
         for tag in tags {
-            stuck.apart.remove(tag);
+            if let Entry::Occupied(mut times) = stuck.apart.entry(tag.clone()) {
+                *times.get_mut() -= 1;
+                if *times.get() == 0 {
+                    times.remove();
+                }
+            }
         }
     }
 
@@ -259,7 +267,7 @@ impl Outbox {
     /// Messages that are done with, whose acks wait longer than usual: nobody else may have them meanwhile.
     pub(crate) fn stuck(&self) -> Vec<Tag> {
         let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
-        stuck.waiting.iter().chain(&stuck.apart).cloned().collect()
+        stuck.waiting.iter().chain(stuck.apart.keys()).cloned().collect()
     }
 
     /// Waits until everything handed over so far is in Redis; acks of it may still be to come.

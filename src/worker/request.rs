@@ -322,7 +322,7 @@ impl State {
                 Self::Received { delivery } | Self::Held { delivery, .. } | Self::Reserved { delivery },
                 Input::Stop { .. },
             ) => {
-                effects.push(Effect::Requeue(delivery, End::Front));
+                effects.push(Effect::Requeue(delivery, End::Untouched));
                 Self::Done
             }
             (Self::Running { unacked, run: _, .. }, Input::Stop { cold: true }) => {

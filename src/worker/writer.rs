@@ -61,12 +61,16 @@ struct Batch {
     broadcasts: Vec<broker::Write>,
     events: Vec<Vec<u8>>,
     stays: Vec<Tag>,
+    /// Messages that were handed over together with groups, those of them that stay here among them.
+    grouped: (Messages, Vec<Tag>),
     flushed: Vec<oneshot::Sender<()>>,
     /// Keys of results that are told once more.
     again: Vec<Vec<u8>>,
     size: usize,
     bytes: usize,
     matter: usize,
+    /// Results are on another server.
+    is_apart: bool,
 }
 
 /// What waits until Redis has taken the last flush.
@@ -104,23 +108,26 @@ impl Batch {
 
     /// Takes out what goes apart: results, what goes before them there, and what waits for them, or for others that are
     /// on their way still.
-    fn part(&mut self, is_busy: bool) -> Load {
+    fn part(&mut self, apart: &Apart) -> Load {
+        let (publishes, stays) = take(&mut self.grouped);
         let mut load = Load {
             groups: take(&mut self.groups),
+            publishes,
+            stays,
             results: take(&mut self.results),
             again: take(&mut self.again),
             ..Load::default()
         };
-        if !load.groups.is_empty() {
-            load.publishes = take(&mut self.publishes);
-            load.stays = take(&mut self.stays);
-        }
         let stored = load.groups.iter().chain(&load.results);
         let mut bytes: usize = stored.clone().map(backend::Write::bytes).sum();
         let mut matter = stored.filter(|write| write.matters()).count();
-        if is_busy || !load.groups.is_empty() || !load.results.is_empty() || !load.again.is_empty() {
+        if apart.is_busy() || matter > 0 || !load.results.is_empty() || !load.again.is_empty() {
             load.waits.later = take(&mut self.later);
             load.waits.acks = self.acks.extract_if(.., |write| write.is_end()).collect();
+            // What is given back is held first.
+            let is_to_be_held = |tag: &Tag| load.stays.contains(tag) || apart.is_to_be_held(tag);
+            let given_back = (self.early).extract_if(.., |write| write.held().iter().any(is_to_be_held));
+            load.waits.acks.extend(given_back);
             load.waits.flushed = take(&mut self.flushed);
         }
         let waits = &mut load.waits;
@@ -140,13 +147,22 @@ impl Batch {
     fn add(&mut self, (writes, bytes): Handed) {
         self.size += writes.len();
         self.bytes += bytes;
+        // Where results are apart, members of a header must not be sent before its size is known there.
+        let is_grouped = self.is_apart
+            && writes
+                .iter()
+                .any(|write| matches!(write, Out::Backend(write) if write.is_group()));
         for write in writes {
             self.matter += usize::from(write.matters());
+            let (publishes, stays) = match is_grouped {
+                true => (&mut self.grouped.0, &mut self.grouped.1),
+                false => (&mut self.publishes, &mut self.stays),
+            };
             match write {
                 Out::Broker(write @ (broker::Write::Publish { .. } | broker::Write::Hold { .. })) => {
-                    self.publishes.push(write, None);
+                    publishes.push(write, None);
                 }
-                Out::Follow(tag, write) => self.publishes.push(write, Some(tag)),
+                Out::Follow(tag, write) => publishes.push(write, Some(tag)),
                 Out::Broker(write @ (broker::Write::Broadcast { .. } | broker::Write::Reply { .. })) => {
                     self.broadcasts.push(write);
                 }
@@ -155,13 +171,11 @@ impl Batch {
                 Out::Later(follows, write) => self.later.push(write, follows),
                 Out::Stay(follows, write) => {
                     if let broker::Write::Hold { tag, .. } = &write {
-                        self.stays.push(tag.clone());
+                        stays.push(tag.clone());
                     }
-                    self.publishes.push(write, follows);
+                    publishes.push(write, follows);
                 }
-                Out::Backend(write @ (backend::Write::ChordSize { .. } | backend::Write::Group { .. })) => {
-                    self.groups.push(write);
-                }
+                Out::Backend(write) if write.is_group() => self.groups.push(write),
                 Out::Backend(write) => self.results.push(write),
                 Out::Event(event) => self.events.push(event),
                 Out::Flushed(done) => self.flushed.push(done),
@@ -209,17 +223,24 @@ impl Writer {
         let mut carrying = pin!(carrier.run(&carrying));
         let mut is_open = true;
         while is_open || apart.is_busy() || !owed.is_empty() {
-            let mut batch = Batch::default();
+            let mut batch = Batch {
+                is_apart: self.is_apart,
+                ..Batch::default()
+            };
             tokio::select! {
                 biased;
+                // First, or those who hand over more all the time would keep it away.
+                waits = apart.next() => self.take_back(waits, &mut owed, &mut inbox),
                 handed = inbox.next(), if is_open => match handed {
                     Some(handed) => batch.add(handed),
                     None => is_open = false,
                 },
-                waits = apart.next() => self.take_back(waits, &mut owed, &mut inbox),
                 () = self.unheard.due() => {}
                 () = std::future::ready(()), if !owed.is_empty() => {}
                 () = &mut carrying => {}
+            }
+            while let Some(waits) = apart.next_now() {
+                self.take_back(waits, &mut owed, &mut inbox);
             }
             batch.fill(&mut inbox);
             // A task that was acknowledged as it started may end before others get their turn: its result goes along,
@@ -233,11 +254,13 @@ impl Writer {
             }
             // A task that has begun may end its process: its message must not be found then.
             let none_has_begun = batch.early.is_empty();
-            if none_has_begun && batch.has_only_acks() && owed.has_only_acks() && later.is_empty() {
+            let has_acks = !batch.acks.is_empty() || !owed.is_empty();
+            if none_has_begun && has_acks && batch.has_only_acks() && owed.has_only_acks() && later.is_empty() {
                 tokio::select! {
                     biased;
                     Some(handed) = inbox.next() => batch.add(handed),
                     () = self.unheard.due() => {}
+                    () = &mut carrying => {}
                     () = tokio::time::sleep(COMPANY) => {}
                 }
                 batch.fill(&mut inbox);
@@ -248,10 +271,15 @@ impl Writer {
             let callbacks = owed.later.writes.len();
             inbox.sends(owed.acks.iter().chain(&batch.early).chain(&batch.acks));
             let mut load = if self.is_apart {
-                batch.part(apart.is_busy())
+                batch.part(&apart)
             } else {
                 Load::default()
             };
+            // What follows stands before the result; where nothing does, that need not wait for the broker.
+            if !load.is_empty() && batch.publishes.writes.is_empty() {
+                inbox.holds(&load.waits.tags);
+                apart.send(take(&mut load));
+            }
             let unheard = {
                 let mut flush = pin!(self.flush(&mut batch, &mut owed, &mut load));
                 loop {

@@ -1,33 +1,29 @@
 -- Stores results and wakes those who wait for them. The first SUCCESS of a task stays: nothing overwrites it.
 -- KEYS  result keys
--- ARGV  1 a digit: 1 when the caller has looked at what is compressed, 2 more when the message of each task is here as well and
---       goes when its record is stored; then, unless that is all, a "1" for each key that somebody may begin to wait for just
---       now, and a "0" for others
+-- ARGV  1 a digit: 1 when the caller has looked at what is compressed, 2 more when the message of each task is here as well
+--       and goes when its record is stored, which is small; then, unless that is all, a "1" for each key that somebody may
+--       begin to wait for just now, and a "0" for others
 --       for each key: time to live in seconds (0 = for ever), record
 -- What is refused for one key is not refused for the others: it is told at the end.
 -- RETURNS how many were stored, or the first refusal, or "opaque" when a record was replaced that nobody has looked at, or the keys of which
 --         somebody should have heard and nobody did, behind the word "unheard"
-local function set(call, key, ttl, record, ...)
-  if ttl == '0' then return call('SET', key, record, ...) end
-  return call('SET', key, record, 'EX', ttl, ...)
-end
--- A record that is hardly larger than the message that goes with it.
-local SMALL = 1024
 local flags, stored, opaque, refusal = ARGV[1], 0, false, nil
 local how = string.byte(flags, 1) - 48
-local looked, ends, full = how % 2 == 1, how >= 2, false
--- Stores it, or says why not. A server whose memory is full refuses that, but not to a script that has written: what is small
--- makes room, and would wait for ever for a queue that has filled the memory itself.
+local looked, makes_room = how % 2 == 1, how >= 2
+local function set(key, ttl, record, ...)
+  if ttl == '0' then return redis.pcall('SET', key, record, ...) end
+  return redis.pcall('SET', key, record, 'EX', ttl, ...)
+end
+-- Stores it, or says why not. A server whose memory is full refuses that, but not to a script that has written: what makes room
+-- would wait for ever for a queue that has filled the memory itself.
 local function store(key, ttl, record, ...)
-  local is_small = ends and #record <= SMALL
-  if full and not is_small then return nil, full end
-  local stored = set(redis.pcall, key, ttl, record, ...)
-  if type(stored) ~= 'table' or not stored.err then return stored end
-  if not string.find(stored.err, 'OOM', 1, true) then return nil, stored end
-  full = stored
-  if not is_small then return nil, stored end
-  redis.pcall('ZREM', key, '')
-  return set(redis.call, key, ttl, record, ...)
+  local done = set(key, ttl, record, ...)
+  if makes_room and type(done) == 'table' and done.err and string.find(done.err, 'OOM', 1, true) then
+    redis.pcall('ZREM', key, '')
+    done = set(key, ttl, record, ...)
+  end
+  if type(done) == 'table' and done.err then return nil, done end
+  return done
 end
 local unheard = {'unheard'}
 for i = 1, #KEYS do
@@ -42,6 +38,8 @@ for i = 1, #KEYS do
       new, why = store(KEYS[i], ttl, record)
     end
   end
+  -- Nothing overtakes what is put off.
+  if why and string.find(why.err, 'OOM', 1, true) then return why end
   refusal = refusal or why
   if new then
     local heard = redis.pcall('PUBLISH', KEYS[i], record)

@@ -13,7 +13,9 @@ use crate::wire::{Arguments, Exception, Json, Signature, State as Stored};
 pub(crate) enum End {
     /// Behind everything that waits: `Reject(requeue=True)`.
     Back,
-    /// Delivered next: what was held and never ran.
+    /// Delivered next: what has not started, so that it need not wait for anything.
+    Untouched,
+    /// Delivered next: what was cancelled, behind what is written down of it.
     Front,
     /// Behind everything, and one more delivery is counted: its process was lost, or its hard limit ended it.
     Lost,
