@@ -446,9 +446,12 @@ impl Consumer {
             .chain(self.joining.iter().flatten().cloned())
             .filter(Tag::is_held)
             .collect();
-        let stuck = self.outbox.stuck();
-        let new = self.staying.len() + stuck.len();
-        tags.extend(self.staying.keys().cloned().chain(stuck));
+        let there = tags.len();
+        tags.extend(self.staying.keys().cloned());
+        tags.extend(self.outbox.stuck());
+        let next = clock::after(clock::now(), Keeper::pause(self.options.broker_options.lease()));
+        tags.extend(self.parked.due_by(next));
+        let new = tags.len() - there;
         // A keeper that is still busy with the last round keeps these in its next one. It is told of nothing, too: then
         // there is nothing that it could not renew.
         let at = clock::instant();
