@@ -63,6 +63,8 @@ const TURN: usize = 256;
 const LOOK: Duration = Duration::from_secs(1);
 /// A worker that stops gives its last words so long at least.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Between two looks whether Redis has taken so much of what waits that more may.
+const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// Between two looks whether more of what is revoked can be told.
 const UNTOLD_PAUSE: Duration = Duration::from_millis(5);
 /// An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
@@ -192,6 +194,7 @@ impl Consumer {
         let mut keep = every(Uniques::pause(self.options.broker_options.lease()));
         let mut look = every(LOOK);
         let mut untold = every(UNTOLD_PAUSE);
+        let mut full = every(FULL_PAUSE);
         let mut clocks = Clocks::new(clock::now(), clock::instant());
         let mut ends = Vec::with_capacity(TURN);
         self.children.fill();
@@ -201,6 +204,7 @@ impl Consumer {
         let mut done_since = None;
         let done_since = loop {
             let due = self.next_due();
+            let is_full = self.outbox.is_full();
             tokio::select! {
                 fetched = inputs.fetched.recv(), if !self.drained => match fetched {
                     None => self.drained = true,
@@ -212,11 +216,17 @@ impl Consumer {
                     self.is_behind = !inputs.fetched.is_empty();
                     // What a run said comes before how it ended.
                     while let Ok(note) = inputs.notes.try_recv() {
-                        self.on_note(note);
+                        match note {
+                            // As those that find no room among the notes.
+                            Note::Stream(..) if is_full => self.metrics.stream_dropped(1),
+                            note => self.on_note(note),
+                        }
                     }
                     ends.drain(..).for_each(|ended| self.on_ended(ended));
                 }
-                Some(note) = inputs.notes.recv() => self.on_note(note),
+                // While Redis is away runs say no more than the channel holds.
+                Some(note) = inputs.notes.recv(), if !is_full => self.on_note(note),
+                _ = full.tick(), if is_full => {}
                 Some(joined) = inputs.joined.recv() => {
                     // What a member could not send comes before its ack.
                     self.on_all_unsent(&mut inputs.unsent);
