@@ -36,7 +36,7 @@ use super::parked::{FAR, Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
 use super::process::Children;
 use super::rate_limit::RateLimits;
-use super::request::{Effect, Happening, Input, Outcome, Request, State};
+use super::request::{Effect, Happening, Hold, Input, Outcome, Request, State};
 use super::revoke::{Id, Revoked};
 use super::room::{Room, Share};
 use super::spans;
@@ -81,6 +81,8 @@ pub(crate) struct Active {
     /// The process it runs in.
     pub pid: u32,
     pub eta: Option<Timestamp>,
+    /// When it is woken; what was set before that for another time means nothing.
+    pub due: Option<Instant>,
     /// It has its place in the rate limit's bucket, and starts when that comes up.
     pub has_place: bool,
     #[expect(dead_code, reason = "held, never read: dropping it gives the room back")]
@@ -424,9 +426,16 @@ impl Consumer {
         self.recall(places);
         let now = clock::instant();
         for _ in 0..TURN {
-            let Some(key) = self.timers.pop_due(now) else { break };
-            let eta = self.active.get(&key).and_then(|active| active.eta);
-            if let Some(eta) = eta.filter(|eta| *eta > clock::now()) {
+            let Some((at, key)) = self.timers.pop_due(now) else {
+                break;
+            };
+            let Some(active) = self.active.get_mut(&key) else {
+                continue;
+            };
+            if active.due.take_if(|due| *due == at).is_none() {
+                continue;
+            }
+            if let Some(eta) = active.eta.filter(|eta| *eta > clock::now()) {
                 self.wait(key, eta);
                 continue;
             }
@@ -441,6 +450,7 @@ impl Consumer {
         let waiting: Vec<(Key, Timestamp)> = self
             .active
             .iter()
+            .filter(|(_, active)| matches!(active.state, State::Held { why: Hold::Eta, .. }))
             .filter_map(|(key, active)| Some((*key, active.eta?)))
             .collect();
         for (key, eta) in waiting {
