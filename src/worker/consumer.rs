@@ -371,6 +371,15 @@ impl Consumer {
     fn put_off(&mut self, key: Key, after: Duration) {
         if let Some(active) = self.active.get_mut(&key) {
             active.context = None;
+            // Its message waits from now on, and may do so without a place in the prefetch count.
+            if let State::Running {
+                unacked: Some(delivery),
+                ..
+            } = &mut active.state
+                && let Some(credit) = active.credit.take()
+            {
+                delivery.credit = Some(credit);
+            }
             // What the run was is over; the next one is another.
             if let Some(span) = active.span.take() {
                 span.end();
