@@ -36,7 +36,7 @@ use super::parked::{FAR, Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
 use super::process::Children;
 use super::rate_limit::RateLimits;
-use super::request::{Effect, Happening, Input, Outcome, Request, State};
+use super::request::{Effect, Happening, Hold, Input, Outcome, Request, State};
 use super::revoke::{Id, Revoked};
 use super::room::{Room, Share};
 use super::spans;
@@ -63,6 +63,8 @@ const TURN: usize = 256;
 const LOOK: Duration = Duration::from_secs(1);
 /// A worker that stops gives its last words so long at least.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Between two looks whether Redis has taken so much of what waits that more may.
+const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// Between two looks whether more of what is revoked can be told.
 const UNTOLD_PAUSE: Duration = Duration::from_millis(5);
 /// An ETA in the year 9999 is beyond what the clock can count; it is looked at again in a day.
@@ -79,6 +81,8 @@ pub(crate) struct Active {
     /// The process it runs in.
     pub pid: u32,
     pub eta: Option<Timestamp>,
+    /// When it is woken; what was set before that for another time means nothing.
+    pub due: Option<Instant>,
     /// It has its place in the rate limit's bucket, and starts when that comes up.
     pub has_place: bool,
     #[expect(dead_code, reason = "held, never read: dropping it gives the room back")]
@@ -192,6 +196,7 @@ impl Consumer {
         let mut keep = every(Uniques::pause(self.options.broker_options.lease()));
         let mut look = every(LOOK);
         let mut untold = every(UNTOLD_PAUSE);
+        let mut full = every(FULL_PAUSE);
         let mut clocks = Clocks::new(clock::now(), clock::instant());
         let mut ends = Vec::with_capacity(TURN);
         self.children.fill();
@@ -201,6 +206,7 @@ impl Consumer {
         let mut done_since = None;
         let done_since = loop {
             let due = self.next_due();
+            let is_full = self.outbox.is_full();
             tokio::select! {
                 fetched = inputs.fetched.recv(), if !self.drained => match fetched {
                     None => self.drained = true,
@@ -212,11 +218,17 @@ impl Consumer {
                     self.is_behind = !inputs.fetched.is_empty();
                     // What a run said comes before how it ended.
                     while let Ok(note) = inputs.notes.try_recv() {
-                        self.on_note(note);
+                        match note {
+                            // As those that find no room among the notes.
+                            Note::Stream(..) if is_full => self.metrics.stream_dropped(1),
+                            note => self.on_note(note),
+                        }
                     }
                     ends.drain(..).for_each(|ended| self.on_ended(ended));
                 }
-                Some(note) = inputs.notes.recv() => self.on_note(note),
+                // While Redis is away runs say no more than the channel holds.
+                Some(note) = inputs.notes.recv(), if !is_full => self.on_note(note),
+                _ = full.tick(), if is_full => {}
                 Some(joined) = inputs.joined.recv() => {
                     // What a member could not send comes before its ack.
                     self.on_all_unsent(&mut inputs.unsent);
@@ -359,6 +371,15 @@ impl Consumer {
     fn put_off(&mut self, key: Key, after: Duration) {
         if let Some(active) = self.active.get_mut(&key) {
             active.context = None;
+            // Its message waits from now on, and may do so without a place in the prefetch count.
+            if let State::Running {
+                unacked: Some(delivery),
+                ..
+            } = &mut active.state
+                && let Some(credit) = active.credit.take()
+            {
+                delivery.credit = Some(credit);
+            }
             // What the run was is over; the next one is another.
             if let Some(span) = active.span.take() {
                 span.end();
@@ -414,9 +435,16 @@ impl Consumer {
         self.recall(places);
         let now = clock::instant();
         for _ in 0..TURN {
-            let Some(key) = self.timers.pop_due(now) else { break };
-            let eta = self.active.get(&key).and_then(|active| active.eta);
-            if let Some(eta) = eta.filter(|eta| *eta > clock::now()) {
+            let Some((at, key)) = self.timers.pop_due(now) else {
+                break;
+            };
+            let Some(active) = self.active.get_mut(&key) else {
+                continue;
+            };
+            if active.due.take_if(|due| *due == at).is_none() {
+                continue;
+            }
+            if let Some(eta) = active.eta.filter(|eta| *eta > clock::now()) {
                 self.wait(key, eta);
                 continue;
             }
@@ -431,6 +459,7 @@ impl Consumer {
         let waiting: Vec<(Key, Timestamp)> = self
             .active
             .iter()
+            .filter(|(_, active)| matches!(active.state, State::Held { why: Hold::Eta, .. }))
             .filter_map(|(key, active)| Some((*key, active.eta?)))
             .collect();
         for (key, eta) in waiting {
@@ -446,9 +475,12 @@ impl Consumer {
             .chain(self.joining.iter().flatten().cloned())
             .filter(Tag::is_held)
             .collect();
-        let stuck = self.outbox.stuck();
-        let new = self.staying.len() + stuck.len();
-        tags.extend(self.staying.keys().cloned().chain(stuck));
+        let there = tags.len();
+        tags.extend(self.staying.keys().cloned());
+        tags.extend(self.outbox.stuck());
+        let next = clock::after(clock::now(), Keeper::pause(self.options.broker_options.lease()));
+        tags.extend(self.parked.due_by(next));
+        let new = tags.len() - there;
         // A keeper that is still busy with the last round keeps these in its next one. It is told of nothing, too: then
         // there is nothing that it could not renew.
         let at = clock::instant();

@@ -51,6 +51,13 @@ struct Entry {
     mark: u16,
 }
 
+impl Entry {
+    fn tag(&self) -> Tag {
+        let claim = u128::from(self.claim[0]) << 64 | u128::from(self.claim[1]);
+        Tag::from_parts(claim, self.number)
+    }
+}
+
 /// Microseconds since the epoch.
 type Microseconds = i64;
 
@@ -124,6 +131,19 @@ impl Parked {
         due
     }
 
+    /// Those that are due by then, and those on their way back. The lease that each was given ends a moment after its
+    /// ETA, and what is due at one moment may take longer to come back.
+    pub(crate) fn due_by(&self, time: Timestamp) -> Vec<Tag> {
+        let is_due = |entry: &Entry| entry.due <= time.as_microsecond();
+        let mut tags: Vec<Tag> = self.away.iter().map(|place| place.tag.clone()).collect();
+        // There may be millions that are not.
+        if self.heap.peek().is_some_and(|Reverse(first)| is_due(first)) {
+            let due = self.heap.iter().filter(|Reverse(entry)| is_due(entry));
+            tags.extend(due.map(|Reverse(entry)| entry.tag()));
+        }
+        tags
+    }
+
     /// Those that may be one of these tasks.
     pub(crate) fn take_tasks<'a>(&mut self, ids: impl Iterator<Item = &'a str>) -> Vec<Spot> {
         let marks: HashSet<u16> = ids.map(mark).collect();
@@ -149,9 +169,8 @@ impl Parked {
 
     fn place(&self, entry: &Entry) -> Spot {
         let (queue, priority) = self.lists[usize::from(entry.list)].clone();
-        let claim = u128::from(entry.claim[0]) << 64 | u128::from(entry.claim[1]);
         Spot {
-            tag: Tag::from_parts(claim, entry.number),
+            tag: entry.tag(),
             queue,
             priority,
         }
@@ -259,8 +278,11 @@ mod tests {
             assert!(parked.add(&place(number), &format!("task-{number}"), at(seconds)));
         }
         assert!(parked.take_due(0, now).is_empty());
+        assert!(parked.due_by(at(29)).is_empty());
         let due = parked.take_due(0, at(29));
         assert_eq!(due.len(), 1);
+        // One on its way back, and one that is due a second before.
+        assert_eq!(parked.due_by(at(61)), [place(2).tag, place(1).tag]);
         assert!(parked.next(0).is_some() && parked.next(WHOLE * 2).is_none());
         assert_eq!(
             (due[0].tag.clone(), &*due[0].queue, due[0].priority),

@@ -1,4 +1,5 @@
-//! What waits for a time: a heap of due times. Entries of requests that are gone are skipped when they come up.
+//! What waits for a time: a heap of due times. Entries of requests that are gone, or are to be woken at another time
+//! since, are skipped when they come up.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -24,10 +25,10 @@ impl Timers {
     }
 
     /// Takes one entry that is due.
-    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<Key> {
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, Key)> {
         if self.next()? > now {
             return None;
         }
-        self.heap.pop().map(|Reverse((_, key))| key)
+        self.heap.pop().map(|Reverse(entry)| entry)
     }
 }

@@ -126,6 +126,32 @@ async fn each_strategy_chooses_its_hosts_and_its_reasons_can_be_asked() {
     );
 }
 
+/// Without a prefetch a message has the place of its run; one that is put off waits without it, and others run.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_for_a_limit_keep_no_place_of_a_worker_that_prefetches_nothing() {
+    let (redis, host) = (Redis::start(), Sim::start_with(&["--model=m=echo"]));
+    let settings = format!(
+        "ai_hosts = '{}'\n[[ai_rate_limits]]\nmodel = 'm'\nrequests = 1\nburst = 0\n",
+        host.url
+    );
+    let _worker = worker(&redis, &settings, &["-c", "2", "--disable-prefetch"]);
+    let client = redis.client().await;
+    let mut limited = Vec::new();
+    for at in 0..4 {
+        limited.push(client.send(generate("m", &format!("{at}"))).await.unwrap());
+    }
+    let free = client.send(generate("echo", "free")).await.unwrap();
+    free.get::<Value>(LONG).await.unwrap();
+    until("three wait for the limit", async || {
+        let mut waiting = 0;
+        for pending in &limited {
+            waiting += usize::from(pending.state().await.unwrap().as_str() == "WAITING");
+        }
+        waiting == 3
+    })
+    .await;
+}
+
 /// Two workers with one place each and a limit of a call a second: who waits for it holds up nobody, is not tried again
 /// for it, and survives the stop of its worker.
 #[tokio::test(flavor = "multi_thread")]

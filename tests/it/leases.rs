@@ -1,7 +1,7 @@
 //! Whose a held message is: of who holds it as long as he lives, whatever happens to Redis, and of the queue
 //! afterwards.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 use orchestra::client::Call;
@@ -273,4 +273,37 @@ async fn a_stop_in_the_middle_of_a_claim_strands_nothing() {
     assert_eq!(redis.length("HLEN", "unacked"), 0, "{}", worker.log());
     assert_eq!(redis.length("LLEN", "celery"), SENT);
     assert!(!worker.log().contains("received"), "{}", worker.log());
+}
+
+/// More is due at one moment than is run within a lease: what has not been read again yet is ours all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_due_and_not_read_again_yet_is_not_taken_for_left_behind() {
+    const LEASE: f64 = 6.0;
+    let redis = Redis::start();
+    let options = "{visibility_timeout = 60, lease = 6, max_deliveries = 1}";
+    let settings = [("ORCHESTRA_BROKER_TRANSPORT_OPTIONS", options)];
+    let _worker = Worker::start_with(&redis, &["-c", "1", "--prefetch-multiplier", "0"], &settings);
+    let client = redis.client().await;
+    // With so many beside it nothing is read again.
+    let others = (0..8001).map(|_| Call::new("hello.sleep").arg(600));
+    client.send_all(others).await.unwrap();
+    until("they are held", async || redis.length("HLEN", "unacked") == 8001).await;
+    let pause = Duration::from_secs(5);
+    let due = SystemTime::now() + pause;
+    let waiting = (0..50).map(|n| Call::new("hello.add").arg(n).countdown(pause));
+    client.send_all(waiting).await.unwrap();
+    let due = due.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    // A score is when the lease would have begun, were it as long as the visibility timeout.
+    until(
+        "all leases end later than those that it had while it waited",
+        async || {
+            let first: Vec<String> = redis.command(&["ZRANGE", "unacked_index", "0", "0", "WITHSCORES"]);
+            first[1].parse::<f64>().unwrap() + 60.0 > due + LEASE + 0.5
+        },
+    )
+    .await;
+    assert_eq!(
+        (redis.length("HLEN", "unacked"), redis.length("LLEN", "celery.dead")),
+        (8051, 0)
+    );
 }

@@ -1,11 +1,14 @@
 //! What is too large is refused with a word, and the worker goes on.
 
-use orchestra::client::Call;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use orchestra::client::{Call, Client};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use crate::support::{Folder, LONG, Redis, Sim, Worker, run_python, until};
+use crate::support::{Folder, LONG, Redis, Sim, Worker, get, run_python, until};
 
 /// The caller is told that its result was too large, in chains as well; what fits is stored.
 #[tokio::test(flavor = "multi_thread")]
@@ -83,12 +86,7 @@ async fn control_requests_beyond_max_control_bytes_are_not_read() {
     })
     .await;
     worker.wait_for_log("larger than max_control_bytes (2000)");
-    let workers = redis
-        .client()
-        .await
-        .workers(std::time::Duration::from_secs(2))
-        .await
-        .unwrap();
+    let workers = redis.client().await.workers(Duration::from_secs(2)).await.unwrap();
     assert_eq!(workers.len(), 1, "{}", worker.log());
 }
 
@@ -180,7 +178,7 @@ async fn what_waits_for_redis_is_bounded_in_bytes() {
     redis.stop();
     worker.wait_for_log("worker_backlog_bytes");
     // Long enough to start the others, if that were allowed.
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let succeeded = worker
         .log()
         .lines()
@@ -196,6 +194,72 @@ async fn what_waits_for_redis_is_bounded_in_bytes() {
     // Once each time that it is reached, not for each task.
     let said = worker.log().matches("worker_backlog_bytes").count();
     assert!((1..=5).contains(&said), "{}", worker.log());
+}
+
+/// A model that speaks while results cannot be written fills no memory: what finds no room is left out of the stream
+/// and counted, and the answer is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_wait_for_redis_are_bounded_in_number() {
+    let (redis, results, sim) = (Redis::start(), Redis::start(), Sim::start());
+    let address = format!("127.0.0.1:{}", crate::support::free_port());
+    let results_url = results.url();
+    let arguments = [
+        "-c",
+        "2",
+        "--ollama-host",
+        &sim.url,
+        "--metrics-addr",
+        &address,
+        "--result-backend",
+        &results_url,
+    ];
+    let worker = Worker::start_with(&redis, &arguments, &[("ORCHESTRA_WORKER_BACKLOG_BYTES", "100000")]);
+    let page = async || {
+        get(&format!("http://{address}/metrics"))
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
+    };
+    let client = redis.client().await;
+    results.signal(Signal::SIGSTOP);
+    let call = Call::new("orchestra.generate").arg("endless").arg("x");
+    let call = call.kwarg("options", json!({"num_predict": 20_000}));
+    let pending = client.send(call).await.unwrap();
+    let ended = "orchestra_tasks_total{task=\"orchestra.generate\",state=\"succeeded\"} 1\n";
+    until("it has ended", async || page().await.contains(ended)).await;
+    let metric = async |name: &str| {
+        let page = page().await;
+        let value = page.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        value.parse::<u64>().unwrap()
+    };
+    let dropped = metric("orchestra_stream_entries_dropped_total ").await;
+    let waiting = metric("orchestra_writes_waiting ").await;
+    // 8,192 notes wait, and as many entries as fill the 100,000 bytes.
+    assert!(
+        dropped > 8_000 && waiting < 4_000,
+        "{dropped} dropped, {waiting} wait: {}",
+        worker.log()
+    );
+    // Nor is it filled by whoever asks how the worker is.
+    for _ in 0..100 {
+        client.workers(Duration::from_millis(1)).await.unwrap();
+    }
+    client
+        .inspect("pool_grow", &json!({"n": 1}), None, Duration::from_millis(1))
+        .await
+        .unwrap();
+    until("all has been asked", async || {
+        metric("orchestra_pool_places ").await == 3
+    })
+    .await;
+    let more = metric("orchestra_writes_waiting ").await - waiting;
+    assert!(more < 50, "{more} more");
+    results.signal(Signal::SIGCONT);
+    let results = Client::connect(&results.url()).await.unwrap();
+    let answer: Value = results.result(pending.id()).get(LONG).await.unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], 20_000);
 }
 
 /// Redis is asked what it does with what it confirmed, and what can lose messages is said once, at the start.
@@ -300,7 +364,7 @@ async fn a_model_server_that_misbehaves_is_named() {
         let error = pending.get::<serde_json::Value>(LONG).await.unwrap_err().to_string();
         assert!(error.contains(text), "{model}: {error}");
     }
-    let asked = tokio::time::timeout(std::time::Duration::from_millis(100), elsewhere.accept()).await;
+    let asked = tokio::time::timeout(Duration::from_millis(100), elsewhere.accept()).await;
     assert!(asked.is_err(), "the redirect was followed");
     assert!(!worker.log().contains("panicked"), "{}", worker.log());
 }

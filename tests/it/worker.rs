@@ -395,6 +395,35 @@ async fn rate_limits_hold() {
     assert!(began.elapsed() >= Duration::from_millis(1500), "{:?}", began.elapsed());
 }
 
+/// A lower limit holds for what waits under the old one too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_that_is_lowered_slows_down_what_waits() {
+    let redis = Redis::start();
+    let _worker = Worker::start(&redis, &["-n", "w1@here", "--prefetch-multiplier", "0"]);
+    let client = redis.client().await;
+    let node = ["w1@here".to_owned()];
+    let limit = async |limit: &str| {
+        let arguments = json!({"task_name": "hello.add", "rate_limit": limit});
+        let answer = client.inspect("rate_limit", &arguments, Some(&node), LONG).await;
+        assert!(answer.unwrap()["w1@here"].to_string().contains("ok"));
+    };
+    let left = || redis.length("HLEN", "unacked");
+    limit("20/s").await;
+    let calls = (0..100).map(|n| Call::new("hello.add").arg(n));
+    client.send_all(calls).await.unwrap();
+    until("all are held", async || redis.length("LLEN", "celery") == 0).await;
+    limit("1/h").await;
+    let before = left();
+    assert!(before > 20, "too late: {before} are left");
+    // Under the old limit twenty would run meanwhile.
+    let other = client.send(Call::new("hello.nap").arg(1000).arg(1)).await.unwrap();
+    other.get::<u64>(LONG).await.unwrap();
+    // One at once, and one whose turn came before its time was changed.
+    assert!(before - left() <= 2, "{before} before, {} now", left());
+    limit("0").await;
+    until("none waits", async || left() == 0).await;
+}
+
 /// P-111: with `worker_deduplicate_successful_tasks` a message that comes again after its task succeeded is not run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_succeeded_is_not_run_again() {

@@ -22,8 +22,15 @@ impl Consumer {
             active.eta = Some(eta);
         }
         let pause = clock::until(eta, clock::now());
-        let at = clock::instant() + pause.min(FURTHEST);
-        self.timers.set(at, key);
+        self.wake_at(key, clock::instant() + pause.min(FURTHEST));
+    }
+
+    /// It is woken then, and at no time that was set before.
+    fn wake_at(&mut self, key: Key, at: Instant) {
+        if let Some(active) = self.active.get_mut(&key) {
+            active.due = Some(at);
+            self.timers.set(at, key);
+        }
     }
 
     /// Starts what waits, as long as there are places.
@@ -92,7 +99,7 @@ impl Consumer {
             active.has_place = true;
         }
         self.step(key, Input::RateLimited);
-        self.timers.set(at, key);
+        self.wake_at(key, at);
     }
 
     pub(in crate::worker) fn start(

@@ -96,6 +96,7 @@ impl Consumer {
                 started: None,
                 pid: 0,
                 eta: None,
+                due: None,
                 has_place: false,
                 share,
                 credit: None,

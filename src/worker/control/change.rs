@@ -112,6 +112,7 @@ impl Consumer {
             );
             if waits && *active.request.entry.name == *name {
                 active.has_place = false;
+                active.due = Some(now);
                 self.timers.set(now, *key);
             }
         }

@@ -175,6 +175,10 @@ impl Consumer {
         let (Some(reply_to), Some(answer)) = (&request.reply_to, answer) else {
             return;
         };
+        // Whoever asked will have gone when Redis has taken what waits before the answer.
+        if self.outbox.is_full() {
+            return;
+        }
         let reply = pidbox::encode_reply(
             reply_to,
             request.ticket.as_deref(),
