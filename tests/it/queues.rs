@@ -211,6 +211,40 @@ async fn what_was_told_is_run_when_the_queues_change() {
     assert!((TOLD + 2..=TOLD + 3).contains(&runs), "each once\n{}", worker.log());
 }
 
+/// A Redis that comes back empty: whoever knows only exchange and routing key finds the queues again. Celery, too,
+/// declares its queues at each new connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn bindings_are_there_again_when_redis_comes_back_empty() {
+    let mut redis = Redis::start_with(&[&["--appendonly", "no"]]);
+    let environment = [(
+        "ORCHESTRA_TASK_QUEUES",
+        "{celery = {}, feeds = {exchange = 'orders', routing_key = 'new'}}",
+    )];
+    let worker = Worker::start_with(&redis, &["-n", "w@here"], &environment);
+    let more = json!({"queue": "more", "exchange": "ex", "exchange_type": "topic", "routing_key": "a.#"});
+    let to = ["w@here".to_owned()];
+    let client = redis.client().await;
+    client.inspect("add_consumer", &more, Some(&to), LONG).await.unwrap();
+    let bindings = |redis: &Redis| {
+        let names = ["celery", "orders", "more", "ex"]
+            .map(|exchange| ["binding", "binding_permanent"].map(|table| format!("_kombu.{table}.{exchange}")));
+        let sets = names.as_flattened().iter();
+        sets.map(|name| redis.command::<Vec<String>>(&["SMEMBERS", name]))
+            .collect::<Vec<_>>()
+    };
+    until("all are bound", async || {
+        bindings(&redis).iter().all(|bound| bound.len() == 1)
+    })
+    .await;
+    let before = bindings(&redis);
+    redis.command::<()>(&["SET", "kept", ""]);
+    redis.stop();
+    redis.start_again();
+    assert_eq!(redis.length("EXISTS", "kept"), 0);
+    until("they are bound again", async || bindings(&redis) == before).await;
+    drop(worker);
+}
+
 /// Topics, queues of named exchanges and routes with more than a queue, by what our side sends; kombu's own tables
 /// agree.
 #[tokio::test(flavor = "multi_thread")]
