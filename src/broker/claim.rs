@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use redis::{Pipeline, Value};
+use redis::{Pipeline, ScriptInvocation, Value};
 use serde_json::Value as Json;
 use uuid::Uuid;
 
@@ -161,22 +161,7 @@ impl Broker {
             return Err(Error::Transient("not connected".into()));
         }
         let (prefix, earlier) = id.next();
-        let order = self.order(queues);
-        let keys = self.keys.all(order.iter().map(|index| (*index, &*queues[*index])));
-        let mut call = self.scripts.claim.prepare_invoke();
-        call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
-        call.arg(&prefix).arg(count).arg(earlier);
-        call.arg(self.options.max_message_bytes)
-            .arg(self.options.dead_limit)
-            .arg(bytes.clamp(1, MOST_BYTES))
-            .arg(self.keys.name(""))
-            .arg(Json::from(&*self.options.node).to_string())
-            .arg(self.options.lease_shift())
-            .arg(due_by)
-            .arg(waiting);
-        for (key, index) in &keys {
-            call.key(key).arg(in_json(&queues[*index]).as_bytes());
-        }
+        let (call, keys) = self.call((&prefix, &earlier), queues, (count, waiting), bytes, due_by);
         let mut pipe = Pipeline::with_capacity(1);
         pipe.invoke_script(&call);
         let mut errand = Errand::new(&pipe);
@@ -192,6 +177,52 @@ impl Broker {
         self.main
             .carried(claims.messages.iter().map(|message| message.raw.len()).sum());
         Ok(claims)
+    }
+
+    /// The call of the script, and the lists that it looks at.
+    fn call(
+        &self,
+        (prefix, earlier): (&str, &str),
+        queues: &[Arc<str>],
+        (count, waiting): (usize, usize),
+        bytes: usize,
+        due_by: &str,
+    ) -> (ScriptInvocation<'_>, Vec<(String, usize)>) {
+        let order = self.order(queues);
+        let keys = self.keys.all(order.iter().map(|index| (*index, &*queues[*index])));
+        let mut call = self.scripts.claim.prepare_invoke();
+        call.key(self.keys.name("unacked")).key(self.keys.name("unacked_index"));
+        call.arg(prefix).arg(count).arg(earlier);
+        call.arg(self.options.max_message_bytes)
+            .arg(self.options.dead_limit)
+            .arg(bytes.clamp(1, MOST_BYTES))
+            .arg(self.keys.name(""))
+            .arg(Json::from(&*self.options.node).to_string())
+            .arg(self.options.lease_shift())
+            .arg(due_by)
+            .arg(waiting);
+        for (key, index) in &keys {
+            call.key(key).arg(in_json(&queues[*index]).as_bytes());
+        }
+        (call, keys)
+    }
+
+    /// Those of the queues of which Redis gives nothing at all, and why: it refuses a claim as a whole, whichever queue
+    /// it refuses. Nothing is taken.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or answers nothing now.
+    pub async fn refused(&self, queues: &[Arc<str>]) -> Result<Vec<(Arc<str>, String)>, Error> {
+        let mut pipe = Pipeline::with_capacity(queues.len());
+        for queue in queues.chunks(1) {
+            pipe.invoke_script(&self.call(("", ""), queue, (0, 0), 1, "").0);
+        }
+        let answers = self.main.pipeline(&pipe).await?;
+        let refused = |(queue, answer): (&Arc<str>, Value)| match answer {
+            Value::ServerError(error) => Some((queue.clone(), refusal(error))),
+            _ => None,
+        };
+        Ok(queues.iter().zip(answers).filter_map(refused).collect())
     }
 
     /// Indices of the queues in the order in which they are looked at (P-007, P-008).

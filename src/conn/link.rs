@@ -12,7 +12,7 @@ mod outage;
 mod send;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -71,13 +71,11 @@ pub struct Link {
 struct Shared {
     endpoint: Endpoint,
     options: LinkOptions,
-    /// Of a list of brokers: which one it is connected to.
-    turn: AtomicUsize,
     /// In a cluster: the node that has our slot, when it is not the one of the URL.
     node: Mutex<Option<(String, u16)>>,
     /// The connection that stands, with its number; `None` while there is none.
     current: watch::Sender<Option<(u64, MultiplexedConnection)>>,
-    /// Its sign of life.
+    /// Its sign of life, and which broker of a list it is connected to.
     pulse: Arc<Pulse>,
     /// Shared with all other connections to that endpoint.
     outage: Arc<Outage>,
@@ -149,7 +147,6 @@ impl Link {
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
             options,
-            turn: AtomicUsize::new(0),
             node: Mutex::default(),
             current: watch::Sender::new(None),
             pulse: Arc::new(Pulse::new()),

@@ -239,7 +239,8 @@ impl Consumer {
                 Some(kept) = inputs.kept.recv() => match kept {
                     Kept::Lost(tags) => self.on_lost(&tags),
                     Kept::GivenUp(given_up) => self.on_given_up(&given_up),
-                    Kept::Connected => self.on_lease(),
+                    Kept::Overdue => self.on_lease(),
+                    Kept::Reconnected => self.on_reconnected(),
                     Kept::Renewed(at) => self.standstill.renewed(at),
                 },
                 Some(recalled) = inputs.recalled.recv() => self.on_recalled(recalled),

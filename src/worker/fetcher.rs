@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, error, info};
 
 use super::flood::{Flood, Way};
+use super::left_out::LeftOut;
 use super::metrics::Metrics;
 use super::outbox::Outbox;
 use super::parked::{FAR, unwrapped};
@@ -71,6 +72,8 @@ pub(crate) struct Fetcher {
     pub room: Room,
     /// Queues to take from; remote control changes them.
     pub queues: watch::Receiver<Vec<Arc<str>>>,
+    /// Those of them from which nothing may be taken.
+    pub left_out: LeftOut,
     pub stop: watch::Receiver<Phase>,
     pub outbox: Outbox,
     pub metrics: Metrics,
@@ -106,7 +109,7 @@ impl Fetcher {
             if let Ok(more) = self.credit.clone().try_acquire_many_owned(more as u32) {
                 credit.merge(more);
             }
-            let queues = self.broker.lists(self.queues.borrow_and_update().clone());
+            let mut queues = self.wanted();
             let claim = ClaimId::new();
             let way = self.flood.way();
             while let Ok(looked) = self.asked.try_recv() {
@@ -141,11 +144,15 @@ impl Fetcher {
                         debug!(%error, "claim failed");
                         self.progress.made();
                         if !error.is_transient() {
-                            let text = error.to_string();
-                            if self.metrics.withheld(Some(&text)) {
-                                error!("messages cannot be taken; trying again each second: {text}");
+                            if !self.leave_out(&queues).await {
+                                let text = error.to_string();
+                                if self.metrics.withheld(Some(&text)) {
+                                    error!("messages cannot be taken; trying again each second: {text}");
+                                }
+                                tokio::time::sleep(Duration::from_secs(1)).await;
                             }
-                            tokio::time::sleep(Duration::from_secs(1)).await;
+                            // What an earlier try may have taken of others comes back when its lease ends.
+                            queues = self.wanted();
                         }
                         tokio::select! {
                             () = self.broker.ready() => {}
@@ -160,7 +167,7 @@ impl Fetcher {
                 }
             };
             let empty = claims.messages.is_empty() && claims.dead.is_empty();
-            if !empty || !claims.drained || claims.unusable.is_some() {
+            if !empty || !claims.drained || claims.unusable.is_some() || !self.left_out.is_empty() {
                 self.progress.made();
             }
             self.flood.took(way, claims.messages.len());
@@ -230,6 +237,28 @@ impl Fetcher {
                 }
             }
         }
+    }
+
+    /// The queues to take from now.
+    fn wanted(&mut self) -> Vec<Arc<str>> {
+        let mut queues = self.broker.lists(self.queues.borrow_and_update().clone());
+        if !self.left_out.is_empty() {
+            self.left_out.take_out_of(&mut queues, clock::instant());
+        }
+        queues
+    }
+
+    /// Redis has refused a claim: leaves out the queues for which that is so. Whether there are others beside them.
+    async fn leave_out(&mut self, queues: &[Arc<str>]) -> bool {
+        let refused = self.broker.refused(queues).await.unwrap_or_default();
+        let others = !refused.is_empty() && refused.len() < queues.len();
+        for (queue, why) in refused.into_iter().filter(|_| others) {
+            error!(
+                "messages of queue {queue:?} cannot be taken; trying again each minute, and serving the others: {why}"
+            );
+            self.left_out.add(queue, clock::instant());
+        }
+        others
     }
 
     /// Looks for what a claim took without our knowing, in a worker that stops: what is found goes back as everything

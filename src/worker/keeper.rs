@@ -32,9 +32,10 @@ pub(crate) enum Kept {
     Renewed(Instant),
     /// It went to the dead-letter list.
     GivenUp(GivenUp),
-    /// There is a connection again, or we stood still: leases may have run out meanwhile, and are to be renewed before
-    /// others take them.
-    Connected,
+    /// Leases may have run out while Redis was away or we stood still, and are to be renewed before others take them.
+    Overdue,
+    /// The same; and there is a connection again, maybe to a Redis that came back empty.
+    Reconnected,
 }
 
 /// What is held.
@@ -137,7 +138,7 @@ impl Keeper {
                 again = self.broker.reconnected(connection) => {
                     connection = again;
                     sweep.reset_after(self.grace);
-                    let _ = self.kept.send(Kept::Connected);
+                    let _ = self.kept.send(Kept::Reconnected);
                 }
                 _ = sweep.tick() => {
                     full.look(&self.broker);
@@ -154,7 +155,7 @@ impl Keeper {
                         // ours, or that of others who stood still with us.
                         Next::Renew => {
                             sweep.reset_after(self.grace);
-                            let _ = self.kept.send(Kept::Connected);
+                            let _ = self.kept.send(Kept::Overdue);
                         }
                         // Leases get their turn in between.
                         Next::Now => sweep.reset_immediately(),

@@ -12,8 +12,9 @@ use super::request::Delivery;
 use super::room::Room;
 use super::stop::Phase;
 use crate::broker::Broker;
+use crate::clock;
 
-/// Between two tries to connect.
+/// Between two tries to listen.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// The service that listens.
@@ -40,31 +41,23 @@ impl Listener {
     }
 
     async fn listen(&mut self) {
+        let mut told = self.broker.broadcasts();
         loop {
             let queues = self.queues.borrow_and_update().clone();
-            let mut told = match self.broker.broadcasts(&queues).await {
-                Ok(told) => told,
-                Err(error) => {
-                    warn!(%error, "what is told to everybody is not heard");
-                    tokio::time::sleep(AGAIN).await;
-                    continue;
-                }
-            };
+            let heard = told.listen_to(&queues).await;
+            if let Err(error) = &heard {
+                warn!(%error, "what is told to everybody is not heard");
+            }
+            let again = clock::instant() + AGAIN;
             loop {
-                let next = async {
-                    match &mut told {
-                        Some(told) => told.next().await,
-                        None => std::future::pending().await,
-                    }
-                };
                 let message = tokio::select! {
-                    message = next => message,
+                    message = told.next() => message,
                     changed = self.queues.changed() => match changed {
                         Ok(()) => break,
                         Err(_) => return,
                     },
+                    () = tokio::time::sleep_until(again), if heard.is_err() => break,
                 };
-                let Some(message) = message else { break };
                 let Ok(credit) = self.credit.clone().acquire_owned().await else {
                     return;
                 };

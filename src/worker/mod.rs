@@ -46,6 +46,7 @@ mod joiner;
 mod effects;
 mod events;
 mod keeper;
+mod left_out;
 mod outbox;
 mod unheard;
 mod unsent;

@@ -21,6 +21,7 @@ use super::flood::{Flood, Waits};
 use super::gossip::Gossip;
 use super::joiner::Joiner;
 use super::keeper::Keeper;
+use super::left_out::LeftOut;
 use super::line::Line;
 use super::listener::Listener;
 use super::metrics::{Metrics, Watch};
@@ -289,6 +290,7 @@ impl Worker {
             credit: credit.clone(),
             room: room.clone(),
             queues: queues_seen,
+            left_out: LeftOut::default(),
             stop: stop.phases(),
             outbox: outbox.clone(),
             metrics: metrics.clone(),

@@ -58,6 +58,29 @@ async fn claim(broker: &Broker, id: &ClaimId, count: usize) -> Claims {
     }
 }
 
+/// As many queues as remote control lets a worker have, each with ten priorities: Lua hands over no more than some 8,000
+/// values at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_looks_at_ten_thousand_lists() {
+    let redis = Redis::start();
+    let options = broker::Options {
+        priority_steps: (0..10).collect(),
+        ..broker::Options::default()
+    };
+    let broker = Broker::connect(&Endpoint::parse(&redis.url()).unwrap(), options)
+        .await
+        .unwrap();
+    let queues: Vec<Arc<str>> = (0..1000).map(|n| format!("q{n}").into()).collect();
+    for list in ["q0", "q500\x06\x165", "q999\x06\x169"] {
+        redis.command::<i64>(&["LPUSH", list, "{}"]);
+    }
+    let claims = broker.claim(&ClaimId::new(), &queues, 10, 1 << 20).await.unwrap();
+    let from: Vec<&str> = claims.messages.iter().map(|message| &*message.queue).collect();
+    assert_eq!((from, claims.drained), (vec!["q0", "q500", "q999"], true));
+    let claims = broker.claim(&ClaimId::new(), &queues, 10, 1 << 20).await.unwrap();
+    assert!(claims.messages.is_empty() && claims.drained);
+}
+
 /// A network that drops packets delivers them when it is well again, and a server does what they say, also when whoever
 /// sent them has long asked again on another connection.
 #[tokio::test(flavor = "multi_thread")]

@@ -6,8 +6,10 @@ use std::process::{Command, Stdio};
 use orchestra::broker::{self, Broker};
 use orchestra::conn::Endpoint;
 use orchestra::wire::Queue;
+use serde_json::json;
 
-use crate::support::{Folder, Process, Redis, Worker, python, run_python, until};
+use crate::messages::message;
+use crate::support::{Folder, LONG, Process, Redis, Worker, python, run_python, until};
 
 const STOCK: &str = "
 import json, os
@@ -155,6 +157,92 @@ async fn a_broadcast_that_cannot_be_run_is_a_dead_letter() {
         "{letter:?}\n{}",
         worker.log()
     );
+}
+
+/// What was heard and waits for a place stays when queues come and go, also such as are told to everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_told_is_run_when_the_queues_change() {
+    const TOLD: usize = 12;
+    let redis = Redis::start();
+    let environment = [(
+        "ORCHESTRA_TASK_QUEUES",
+        "{celery = {}, news = {exchange_type = 'fanout'}, weather = {exchange_type = 'fanout'}}",
+    )];
+    let arguments = [
+        "-n",
+        "w@here",
+        "-Q",
+        "celery,news",
+        "-c",
+        "1",
+        "--prefetch-multiplier",
+        "1",
+    ];
+    let worker = Worker::start_with(&redis, &arguments, &environment);
+    let client = redis.client().await;
+    let order = async |method: &str, queue: &str| {
+        let (queue, to) = (json!({"queue": queue}), ["w@here".to_owned()]);
+        client.inspect(method, &queue, Some(&to), LONG).await.unwrap();
+    };
+    let tell = |queue: &str, id: &str, ms: usize| {
+        let mut nap = message(id, &json!([[], {"ms": ms, "n": 1}, {}]));
+        nap["headers"]["task"] = json!("hello.nap");
+        redis.command::<usize>(&["PUBLISH", &format!("/0.{queue}/celery"), &nap.to_string()])
+    };
+    let is_done = |id: &str| redis.length("EXISTS", &format!("celery-task-meta-{id}")) == 1;
+    until("it listens", async || redis.length("PUBSUB", "NUMPAT") == 2).await;
+    for n in 0..TOLD {
+        assert_eq!(tell("news", &format!("news-{n}"), 100), 1);
+    }
+    until("the first has run", async || is_done("news-0")).await;
+    order("add_consumer", "other").await;
+    order("add_consumer", "weather").await;
+    until("it hears of the weather", async || tell("weather", "rain", 1) == 1).await;
+    order("cancel_consumer", "other").await;
+    until("all have run", async || {
+        is_done("rain") && (0..TOLD).all(|n| is_done(&format!("news-{n}")))
+    })
+    .await;
+    order("cancel_consumer", "weather").await;
+    until("it hears no more of it", async || tell("weather", "wind", 1) == 0).await;
+    assert_eq!(tell("news", "last", 1), 1);
+    until("it still hears news", async || is_done("last")).await;
+    let runs = worker.log().matches(" succeeded ").count();
+    assert!((TOLD + 2..=TOLD + 3).contains(&runs), "each once\n{}", worker.log());
+}
+
+/// A Redis that comes back empty: whoever knows only exchange and routing key finds the queues again. Celery, too,
+/// declares its queues at each new connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn bindings_are_there_again_when_redis_comes_back_empty() {
+    let mut redis = Redis::start_with(&[&["--appendonly", "no"]]);
+    let environment = [(
+        "ORCHESTRA_TASK_QUEUES",
+        "{celery = {}, feeds = {exchange = 'orders', routing_key = 'new'}}",
+    )];
+    let worker = Worker::start_with(&redis, &["-n", "w@here"], &environment);
+    let more = json!({"queue": "more", "exchange": "ex", "exchange_type": "topic", "routing_key": "a.#"});
+    let to = ["w@here".to_owned()];
+    let client = redis.client().await;
+    client.inspect("add_consumer", &more, Some(&to), LONG).await.unwrap();
+    let bindings = |redis: &Redis| {
+        let names = ["celery", "orders", "more", "ex"]
+            .map(|exchange| ["binding", "binding_permanent"].map(|table| format!("_kombu.{table}.{exchange}")));
+        let sets = names.as_flattened().iter();
+        sets.map(|name| redis.command::<Vec<String>>(&["SMEMBERS", name]))
+            .collect::<Vec<_>>()
+    };
+    until("all are bound", async || {
+        bindings(&redis).iter().all(|bound| bound.len() == 1)
+    })
+    .await;
+    let before = bindings(&redis);
+    redis.command::<()>(&["SET", "kept", ""]);
+    redis.stop();
+    redis.start_again();
+    assert_eq!(redis.length("EXISTS", "kept"), 0);
+    until("they are bound again", async || bindings(&redis) == before).await;
+    drop(worker);
 }
 
 /// Topics, queues of named exchanges and routes with more than a queue, by what our side sends; kombu's own tables

@@ -51,6 +51,42 @@ async fn a_call_of_a_model_fails_at_once_where_redis_refuses_its_place() {
     );
 }
 
+/// Redis refuses a claim as a whole when its user may not use one of the lists. The other queues are served, also when
+/// that one is taken away again; and it is served when the rights are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_may_not_be_used_stops_no_other() {
+    let redis = Redis::start();
+    let worker = Worker::start_at(&documented_rights(&redis, "worker", 1), &["-n", "w@here"]);
+    let client = redis.client().await;
+    let order = async |method: &str| {
+        let (queue, to) = (serde_json::json!({"queue": "billing"}), ["w@here".to_owned()]);
+        let answers = client.inspect(method, &queue, Some(&to), LONG).await.unwrap();
+        assert!(answers["w@here"].to_string().contains("ok"), "{answers:?}");
+    };
+    let add = |n: i64| Call::new("hello.add").arg(n);
+    let is_served = async |n| {
+        let sum = client.send(add(n)).await.unwrap();
+        assert_eq!(sum.get::<i64>(LONG).await.ok(), Some(n), "{}", worker.log());
+    };
+    order("add_consumer").await;
+    let billed = client.send(add(1).queue("billing")).await.unwrap();
+    worker.wait_for_log("messages of queue \"billing\" cannot be taken");
+    is_served(2).await;
+    is_served(3).await;
+    order("cancel_consumer").await;
+    is_served(4).await;
+    assert_eq!(
+        worker.log().matches("\"billing\" cannot be taken").count(),
+        1,
+        "{}",
+        worker.log()
+    );
+    redis.command::<()>(&["ACL", "SETUSER", "worker", "~billing*"]);
+    order("add_consumer").await;
+    assert_eq!(billed.get::<i64>(LONG).await.unwrap(), 1, "{}", worker.log());
+    assert!(!worker.log().contains("trying again each second"), "{}", worker.log());
+}
+
 /// Everything that the page names is tried, and nothing that it does not give.
 #[tokio::test(flavor = "multi_thread")]
 async fn ai_tasks_beat_batches_and_people_with_no_more_than_the_documented_rights() {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use orchestra::client::{Call, Client};
+use orchestra::wire::State;
 
 use crate::support::{Folder, LONG, Redis, Worker, run_python, until};
 
@@ -417,4 +418,47 @@ assert app.control.ping(timeout=3)
     run_python(program, &list);
     assert_eq!(second.length("HLEN", "unacked"), 0);
     assert_eq!(worker.stop(), Some(0));
+}
+
+/// A broker that takes no more connections is not gone: as long as one stands there all others wait for it, and what is
+/// held there stays ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_of_a_list_that_refuses_one_more_connection_is_not_left() {
+    let (first, second) = (Redis::start(), Redis::start());
+    let worker = Worker::start_at(&format!("{};{}", first.url(), second.url()), &["-c", "2"]);
+    let client = first.client().await;
+    let mut admin = redis::Client::open(first.url()).unwrap().get_connection().unwrap();
+    // It has no room for another connection of the test either.
+    let mut say = |words: &[&str]| -> String {
+        let answer = redis::cmd(words[0]).arg(&words[1..]).query(&mut admin).unwrap();
+        redis::from_redis_value(answer).unwrap()
+    };
+    let refusals = |stats: String| {
+        let count = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("rejected_connections:"));
+        count.unwrap().parse::<usize>().unwrap()
+    };
+    say(&["CONFIG", "SET", "maxclients", "1"]);
+    let add = |n: i64| Call::new("hello.add").arg(n);
+    // A connection that carried much is followed by another; this one is refused.
+    let large = client.send(add(1).kwarg("y", "y".repeat(17 << 20))).await.unwrap();
+    until("it is refused", async || refusals(say(&["INFO", "stats"])) > 0).await;
+    let small = client.send(add(2)).await.unwrap();
+    until("both are done", async || {
+        small.state().await.unwrap() == State::Success && large.state().await.unwrap() == State::Failure
+    })
+    .await;
+    // One of several is lost and cannot be made again.
+    let before = refusals(say(&["INFO", "stats"]));
+    say(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    until("it is refused again", async || {
+        refusals(say(&["INFO", "stats"])) > before + 3
+    })
+    .await;
+    let next = client.send(add(3)).await.unwrap();
+    until("it is served", async || next.state().await.unwrap() == State::Success).await;
+    assert!(!worker.log().contains("cannot be reached; trying"), "{}", worker.log());
+    say(&["CONFIG", "SET", "maxclients", "1000"]);
+    worker.wait_for_log("again after");
 }

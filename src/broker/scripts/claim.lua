@@ -62,8 +62,16 @@ for prefix in string.gmatch(ARGV[3], '[^,]+') do
   end
 end
 if #out > 1 then return out end
+-- How many of the lists are there. Lua hands over no more than some 8,000 values at once.
+local function there()
+  local lists = 0
+  for from = 3, #KEYS, 1000 do
+    lists = lists + redis.call('EXISTS', unpack(KEYS, from, math.min(from + 999, #KEYS)))
+  end
+  return lists
+end
 -- A look that finds nothing is three commands; whoever asked for news of what he reads hears when there is something.
-local lists = redis.call('EXISTS', unpack(KEYS, 3))
+local lists = there()
 if lists == 0 then return {1} end
 local newest
 if by ~= '' and ARGV[11] == '0' then
@@ -167,5 +175,5 @@ for i = 3, #KEYS do
   if lists == 0 then break end
 end
 -- Taking the last one ended the news that the look above had asked for.
-if redis.call('EXISTS', unpack(KEYS, 3)) == 0 then out[1] = 1 end
+if there() == 0 then out[1] = 1 end
 return out

@@ -154,6 +154,17 @@ impl Link {
         }
     }
 
+    /// Ends a subscription to all channels that match a pattern.
+    pub async fn unsubscribe_matching(&self, pattern: &str) {
+        let Some(ears) = self.shared.ears.get() else { return };
+        ears.shared.setup().patterns.remove(pattern);
+        let current = ears.shared.current.borrow().clone();
+        if let Some((_, mut connection)) = current {
+            // A connection that is gone has no subscriptions left.
+            let _ = connection.punsubscribe(pattern).await;
+        }
+    }
+
     /// The pub/sub messages of this link; there is one reader, so the second call gives an empty channel.
     pub fn pushes(&self) -> mpsc::Receiver<Push> {
         let unread = self.shared.unread.lock().ok().and_then(|mut unread| unread.take());

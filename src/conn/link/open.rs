@@ -40,10 +40,13 @@ pub(super) struct Opened {
 impl Shared {
     pub(super) async fn open(self: &Arc<Self>, place: Place) -> Result<Opened, Error> {
         let node = self.node().clone();
-        let turn = self.endpoint.turn();
+        let turn = match place {
+            Place::Free => self.endpoint.turn(),
+            Place::Taken => self.pulse.turn(),
+        };
         let client = self.endpoint.client(turn, node.as_ref(), &self.options).await?;
         let opened = self.open_with(&client, place).await;
-        self.turn.store(turn, Ordering::Relaxed);
+        self.pulse.turn_to(turn);
         if let Err(error) = &opened {
             if error.is_timeout() && self.endpoint.lacks_tls(&self.options).await {
                 return Err(Error::without_tls(&self.endpoint.to_string()));
@@ -57,11 +60,22 @@ impl Shared {
                 }
                 self.endpoint.read_again();
             }
-            self.endpoint.leave(turn);
-            // A node that is gone: the one of the URL knows who has our slot now.
-            *self.node() = None;
+            if place == Place::Free {
+                self.look_elsewhere(turn);
+            }
         }
         opened.map_err(|error| Error::unreachable(&error, &self.endpoint.to_string()))
+    }
+
+    /// There is no connection to that broker of a list, and none can be made: the next one goes to another, if that is
+    /// so for all of us. A broker that merely has no room for one more holds what the others took there.
+    fn look_elsewhere(&self, turn: usize) {
+        // A node that is gone: the one of the URL knows who has our slot now.
+        *self.node() = None;
+        let sign_of_life = self.options.health_check + self.options.sign_of_life;
+        if !self.outage.is_there(turn, sign_of_life) {
+            self.endpoint.leave(turn);
+        }
     }
 
     async fn open_with(self: &Arc<Self>, client: &Client, place: Place) -> redis::RedisResult<Opened> {
@@ -211,7 +225,7 @@ pub(super) async fn supervise(shared: Weak<Shared>) {
                     .is_ok();
                 drop(changes);
                 let Some(strong) = weak.upgrade() else { return };
-                if strong.endpoint.turn() != strong.turn.load(Ordering::Relaxed) {
+                if strong.endpoint.turn() != strong.pulse.turn() {
                     strong.broken(epoch, "another broker of the list is used now");
                     continue;
                 }

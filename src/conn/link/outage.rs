@@ -3,7 +3,7 @@
 //! times. All that is one outage to whoever reads the log: one line when it begins, one when it is over.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ const QUIET: Duration = Duration::from_secs(1);
 pub(super) struct Pulse {
     heard: Mutex<Instant>,
     stands: AtomicBool,
+    /// Of a list of brokers: which one it is connected to, or tries.
+    turn: AtomicUsize,
 }
 
 impl Pulse {
@@ -24,7 +26,16 @@ impl Pulse {
         Self {
             heard: Mutex::new(clock::instant()),
             stands: AtomicBool::new(false),
+            turn: AtomicUsize::new(0),
         }
+    }
+
+    pub(super) fn turn(&self) -> usize {
+        self.turn.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn turn_to(&self, turn: usize) {
+        self.turn.store(turn, Ordering::Relaxed);
     }
 
     /// It said something.
@@ -125,6 +136,15 @@ impl Outage {
         self.state().lasts.is_some()
     }
 
+    /// Whether a connection to that broker of a list stands. One that said nothing within that time may be dead, and not
+    /// know it yet.
+    pub(super) fn is_there(&self, turn: usize, within: Duration) -> bool {
+        let is_there = |pulse: Arc<Pulse>| {
+            pulse.stands.load(Ordering::Relaxed) && pulse.turn() == turn && pulse.silence() <= within
+        };
+        self.state().pulses.iter().filter_map(Weak::upgrade).any(is_there)
+    }
+
     /// Asked from time to time while one lasts: how long it took, once, when it is over. That is when all connections
     /// stand, have said something since it began (one that has not may be dead, and not know it yet), and stay.
     pub(super) fn over(&self, now: Instant) -> Option<Duration> {
@@ -213,6 +233,18 @@ mod tests {
         hear(&other, at(2100));
         drop(one);
         assert_eq!(outage.over(at(3000)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_broker_is_there_while_a_connection_to_it_stands_and_speaks() {
+        let (outage, now, within) = (Outage::default(), clock::instant(), Duration::from_secs(60));
+        let [one, other] = pulses(&outage, now);
+        other.turn_to(1);
+        assert!(outage.is_there(0, within) && outage.is_there(1, within) && !outage.is_there(2, within));
+        outage.broke(&one, now);
+        assert!(!outage.is_there(0, within) && outage.is_there(1, within));
+        hear(&other, now.checked_sub(2 * within).unwrap());
+        assert!(!outage.is_there(1, within), "it may be dead");
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Link {
         let Some((epoch, mut connection)) = current else {
             return Err(not_connected());
         };
-        if self.shared.endpoint.turn() != self.shared.turn.load(Ordering::Relaxed) {
+        if self.shared.endpoint.turn() != self.shared.pulse.turn() {
             self.shared.broken(epoch, "another broker of the list is used now");
             return Err(not_connected());
         }

@@ -69,22 +69,35 @@ impl Consumer {
     }
 
     fn bind(&mut self, queue: &Arc<str>, exchange: &str, kind: &'static str, routing_key: &str) {
-        self.out.push(Out::Broker(broker::Write::Declare(queue.clone())));
-        if exchange == &**queue && routing_key == &**queue {
-            return;
+        if exchange != &**queue || routing_key != &**queue {
+            let binding = Binding {
+                exchange: exchange.to_owned(),
+                kind,
+                routing_key: routing_key.to_owned(),
+            };
+            self.panel.bindings.insert(queue.clone(), binding);
         }
-        self.out.push(Out::Broker(broker::Write::Bind {
+        self.declare(queue);
+    }
+
+    fn declare(&mut self, queue: &Arc<str>) {
+        self.out.push(Out::Broker(broker::Write::Declare(queue.clone())));
+        let bind = |bound: &Binding| broker::Write::Bind {
             queue: queue.clone(),
-            exchange: exchange.to_owned(),
-            routing_key: routing_key.to_owned(),
-            topic: kind == "topic",
-        }));
-        let binding = Binding {
-            exchange: exchange.to_owned(),
-            kind,
-            routing_key: routing_key.to_owned(),
+            exchange: bound.exchange.clone(),
+            routing_key: bound.routing_key.clone(),
+            topic: bound.kind == "topic",
         };
-        self.panel.bindings.insert(queue.clone(), binding);
+        let bind = self.panel.bindings.get(queue).map(bind);
+        self.out.extend(bind.map(Out::Broker));
+    }
+
+    /// A Redis that came back empty knows no bindings, and what is sent to an exchange finds no queue by them. Celery,
+    /// too, declares its queues at each new connection.
+    pub(crate) fn on_reconnected(&mut self) {
+        self.on_lease();
+        let queues = self.queues.borrow().clone();
+        queues.iter().for_each(|queue| self.declare(queue));
     }
 
     pub(super) fn cancel_consumer(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
