@@ -4,8 +4,11 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
+
+use nix::fcntl::OFlag;
 
 /// What is allowed, and within which bounds.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +96,12 @@ impl Permits {
             Some(error) => format!("{shown}: {error}"),
             None => refused(),
         })?;
-        let file = File::open(&real).map_err(|error| format!("{shown}: {error}"))?;
+        // A FIFO to which nobody writes would keep this thread for ever.
+        let file = File::options()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(&real)
+            .map_err(|error| format!("{shown}: {error}"))?;
         // What was opened, not what the path was a moment ago: somebody may have put a link in between.
         if opened(&file).is_some_and(|opened| !inside(&opened)) {
             return Err(refused());
@@ -324,7 +332,11 @@ mod tests {
             let error = permits.read(&root.join(escape), None, 10).unwrap_err();
             assert!(error.contains("ai_read_paths"), "{escape}: {error}");
         }
-        assert!(permits.open(&root.join("in"), None).unwrap_err().contains("no file"));
+        nix::unistd::mkfifo(&root.join("in/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for no_file in ["in", "in/fifo"] {
+            let error = permits.open(&root.join(no_file), None).unwrap_err();
+            assert!(error.contains("is no file"), "{no_file}: {error}");
+        }
         // What is not there is said inside; outside, it is no other answer than for what is there.
         assert!(
             permits

@@ -273,3 +273,28 @@ async fn no_name_of_a_template_leads_out_of_the_folder() {
     }
     assert!(!worker.log().contains("panicked"), "{}", worker.log());
 }
+
+/// A FIFO to which nobody writes is read by nobody: each read would keep a thread for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_is_refused_and_not_waited_for() {
+    let (redis, folder, data) = (Redis::start(), Folder::new(), Folder::new());
+    let step = |fields: &str| format!("steps:\n- {{id: a, timeout: 5, {fields}}}\n");
+    folder.write("read.yaml", &step("type: read_files, files: fifo"));
+    folder.write("script.yaml", &step("type: execute_script, script: fifo"));
+    folder.write("clone.yaml", &step("type: git_clone, repo: repository"));
+    data.write("repository/config", "");
+    for fifo in ["fifo", "repository/HEAD"] {
+        nix::unistd::mkfifo(&data.path().join(fifo), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    let settings = [
+        ("ORCHESTRA_AI_PROGRAMS", "git"),
+        ("ORCHESTRA_AI_READ_PATHS", data.path().to_str().unwrap()),
+    ];
+    let templates = ["--templates", folder.path().to_str().unwrap()];
+    let _worker = Worker::start_with(&redis, &templates, &settings);
+    let client = redis.client().await;
+    for template in ["read", "script", "clone"] {
+        let error = outcome(&client, template, &json!({})).await.unwrap_err();
+        assert!(error.contains("is no file"), "{template}: {error}");
+    }
+}
