@@ -1211,3 +1211,45 @@ fn every_broken_template_says_what_is_wrong_and_where() {
         "docs/template-errors.md is old (ORCHESTRA_UPDATE=1 writes it): {differs:?}"
     );
 }
+
+/// A folder that cannot be read at the moment says nothing of its files: what it had stays in use until it can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_be_read_leaves_its_templates_in_use() {
+    let (redis, root) = (Redis::start(), Folder::new());
+    let template = |text: &str| format!("steps:\n- {{type: render, text: {text}}}\n");
+    root.write("templates/say.yaml", &template("one"));
+    root.write("templates/labels.yaml", "say:\n  prod: 1\n");
+    let (folder, aside) = (root.path().join("templates"), root.path().join("aside"));
+    let worker = Worker::start(&redis, &["--templates", folder.to_str().unwrap()]);
+    let client = redis.client().await;
+    let say = async || {
+        let call = run("say@prod", json!({}));
+        client.send(call).await.unwrap().get::<String>(LONG).await.unwrap()
+    };
+    assert_eq!(say().await, "one");
+    let told = |why: &str| worker.log().matches(why).count();
+    for (is_file, why, next) in [(true, "Not a directory", "two"), (false, "No such file", "three")] {
+        std::fs::rename(&folder, &aside).unwrap();
+        if is_file {
+            std::fs::write(&folder, "").unwrap();
+        }
+        let last = say().await;
+        until("the worker has seen it", async || {
+            assert_eq!(say().await, last);
+            told(why) == 1
+        })
+        .await;
+        // It is looked at each second, and told once.
+        let end = Instant::now() + Duration::from_millis(1500);
+        while Instant::now() < end {
+            assert_eq!(say().await, last);
+        }
+        assert_eq!(told(why), 1, "{}", worker.log());
+        if is_file {
+            std::fs::remove_file(&folder).unwrap();
+        }
+        root.write("aside/say.yaml", &template(next));
+        std::fs::rename(&aside, &folder).unwrap();
+        until("the folder is read again", async || say().await == next).await;
+    }
+}

@@ -37,11 +37,17 @@ impl Prompts {
         // A prompt is no HTML.
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         let mut parts = Vec::new();
-        let files = std::fs::read_dir(folder.join("prompts"))
+        let folder = folder.join("prompts");
+        let files = std::fs::read_dir(&folder);
+        if let Err(error) = &files
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            problems.push(Problem::unread(&folder, format!("cannot read the folder: {error}")));
+        }
+        for part in files
             .into_iter()
             .flatten()
-            .flatten();
-        for part in files
+            .flatten()
             .map(|part| part.path())
             .filter(|path| path.extension().is_some_and(|end| end == "j2"))
         {
@@ -55,7 +61,7 @@ impl Prompts {
                     }
                     parts.push((name, text));
                 }
-                Err(error) => problems.push(Problem::file(&part, format!("cannot be read: {error}"))),
+                Err(error) => problems.push(Problem::unread(&part, format!("cannot be read: {error}"))),
             }
         }
         parts.sort();
