@@ -46,6 +46,9 @@ fn watch(words: &[OsString]) -> ExitCode {
     // Who leaves the group (`setsid`) and loses its parent becomes our child, and no other process's.
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_child_subreaper(true);
+    // Were it stopped by what it watches, it would not see that the worker is gone.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGCONT);
     let child = std::env::current_exe().and_then(|own| {
         let mut command = Command::new(own);
         command.arg(LIMITED).arg(BECOME).args(words);

@@ -298,3 +298,38 @@ async fn what_is_no_file_is_refused_and_not_waited_for() {
         assert!(error.contains("is no file"), "{template}: {error}");
     }
 }
+
+/// A program has the user of who watches over it, and may stop that process; not with its step, its time or its worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_stops_its_watcher_ends_all_the_same() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let template = |more: &str| {
+        format!(
+            "parameters:\n  mark: {{type: string}}\nsteps:\n- {{id: a{more}, type: execute_script, program: sh, \
+             args: ['-c', 'kill -STOP $PPID; setsid sleep $0 & sleep $0', '{{{{ mark }}}}']}}\n"
+        )
+    };
+    folder.write("long.yaml", &template(""));
+    folder.write("short.yaml", &template(", timeout: 1"));
+    let settings = [("ORCHESTRA_AI_PROGRAMS", "sh"), ("ORCHESTRA_AI_PROGRAM_TIMEOUT", "3")];
+    let templates = ["--templates", folder.path().to_str().unwrap()];
+    let mut worker = Worker::start_with(&redis, &templates, &settings);
+    let client = redis.client().await;
+    let marks = ["1", "2", "3"].map(|mark| format!("{mark}753{}", redis.port));
+    let params = |mark: &String| json!({"mark": mark});
+    let (long, short) = (params(&marks[0]), params(&marks[1]));
+    let (long, short) = tokio::join!(outcome(&client, "long", &long), outcome(&client, "short", &short));
+    let (long, short) = (long.unwrap_err(), short.unwrap_err());
+    assert!(long.contains("takes longer than 3 s"), "{long}");
+    assert!(short.contains("longer than 1 s"), "{short}");
+    until("nothing is left of both", async || {
+        with_word(&marks[0]) + with_word(&marks[1]) == 0
+    })
+    .await;
+    let call = Call::new("orchestra.run").arg("long").arg(params(&marks[2]));
+    client.send(call).await.unwrap();
+    // Who watches, the shell, and what it has started twice.
+    until("it runs", async || with_word(&marks[2]) == 4).await;
+    worker.process.kill();
+    until("nothing is left of the third", async || with_word(&marks[2]) == 0).await;
+}
