@@ -333,3 +333,26 @@ async fn a_program_that_stops_its_watcher_ends_all_the_same() {
     worker.process.kill();
     until("nothing is left of the third", async || with_word(&marks[2]) == 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_has_no_files_that_its_worker_was_started_with() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    folder.write(
+        "files.yaml",
+        "steps:\n- {id: a, type: execute_script, program: ls, args: [/proc/self/fd]}\noutput: '{{ steps.a.text }}'\n",
+    );
+    let own = program("hello_task").display().to_string();
+    let words = ["-c", "exec 9< /dev/null; exec \"$0\" --quiet \"$@\"", &own];
+    let templates = ["--templates", folder.path().to_str().unwrap()];
+    let worker = Worker::spawn_words(
+        "/bin/sh",
+        &words,
+        &redis,
+        &templates,
+        &[("ORCHESTRA_AI_PROGRAMS", "ls")],
+    );
+    worker.wait_for_log("orchestra-worker: ready");
+    // The last is the folder that it reads.
+    let found = outcome(&redis.client().await, "files", &json!({})).await;
+    assert_eq!(found, Ok(json!("0\n1\n2\n3\n")));
+}
