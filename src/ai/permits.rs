@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 
+use super::hosts::HttpHost;
+
 /// What is allowed, and within which bounds.
 #[derive(Clone, Debug, Default)]
 pub struct Permits {
@@ -20,7 +22,7 @@ pub struct Permits {
     /// Programs that may be run, by name or path.
     pub programs: Vec<String>,
     /// Servers that may be asked: `api.example.com`, `*.example.com`, `host:port`, `10.0.0.0/8`.
-    pub hosts: Vec<String>,
+    pub hosts: Vec<HttpHost>,
     /// Bounds on a program.
     pub limits: ProgramLimits,
     /// Bounds on what is read.
@@ -82,6 +84,23 @@ impl Default for ProgramLimits {
 const PROGRAMS: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin"];
 
 impl Permits {
+    /// What was named and is not there, in words: steps that need it fail.
+    pub fn missing(&self) -> Vec<String> {
+        let folders = [("ai_read_paths", &self.read), ("ai_write_paths", &self.write)];
+        let named = folders
+            .iter()
+            .flat_map(|(setting, named)| named.iter().map(move |path| (setting, path)));
+        let paths = named
+            .filter(|(_, path)| !path.exists())
+            .map(|(setting, path)| format!("{setting}: {} is not there", path.display()));
+        let programs = self.programs.iter().filter_map(|name| match self.program(name) {
+            Ok(path) if path.exists() => None,
+            Ok(path) => Some(format!("ai_programs: {} is not there", path.display())),
+            Err(error) => Some(format!("ai_programs: {error}")),
+        });
+        paths.chain(programs).collect()
+    }
+
     /// Opens a file to read it, in an allowed folder or in `own`, a folder of the run's.
     ///
     /// # Errors

@@ -356,3 +356,32 @@ async fn a_program_has_no_files_that_its_worker_was_started_with() {
     let found = outcome(&redis.client().await, "files", &json!({})).await;
     assert_eq!(found, Ok(json!("0\n1\n2\n3\n")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permits_that_could_never_apply_are_told_at_the_start() {
+    let redis = Redis::start();
+    for (entry, why) in [
+        ("http://api.example.com/x", "is a URL"),
+        ("api.example.com/x", "has a path"),
+        ("10.0.0.0/33", "is no network"),
+    ] {
+        let setting = [("ORCHESTRA_AI_HTTP_HOSTS", entry)];
+        let mut worker = Worker::spawn("hello_task", &redis, &[], &setting);
+        assert_eq!(worker.process.wait(), Some(2), "{}", worker.log());
+        let told = format!("ai_http_hosts: {entry:?} {why}");
+        assert!(worker.log().contains(&told), "{told}: {}", worker.log());
+    }
+    let settings = [
+        ("ORCHESTRA_AI_PROGRAMS", "sh,/no/such,none-such"),
+        ("ORCHESTRA_AI_READ_PATHS", "/nope,/tmp"),
+    ];
+    let log = Worker::start_with(&redis, &[], &settings).log();
+    for told in [
+        "ai_read_paths: /nope is not there",
+        "ai_programs: /no/such is not there",
+        "ai_programs: the program \"none-such\" is not in /usr/local/bin",
+    ] {
+        assert_eq!(log.matches(told).count(), 1, "{told}: {log}");
+    }
+    assert!(!log.contains("ai_read_paths: /tmp") && !log.contains("\"sh\""), "{log}");
+}
