@@ -1,9 +1,98 @@
 //! Which servers `ai_http_hosts` allows: by name, by address, by network, and at which port.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use super::permits::Permits;
+
+/// A server, or several, that may be asked.
+#[derive(Clone, Debug)]
+pub enum HttpHost {
+    /// Those of a network.
+    Network(Network),
+    /// One address, with a port at that port only.
+    Address(IpAddr, Option<u16>),
+    /// A name, with a port at that port only.
+    Name(String, Option<u16>),
+    /// All names that end so (`.example.com`).
+    Below(String, Option<u16>),
+}
+
+impl FromStr for HttpHost {
+    type Err = String;
+
+    /// # Errors
+    /// It could never be a server that is asked; why.
+    fn from_str(entry: &str) -> Result<Self, String> {
+        if entry.contains("://") {
+            return Err("is a URL; write the server alone, as api.example.com or api.example.com:8080".into());
+        }
+        if let Some((address, bits)) = entry.split_once('/') {
+            return match address.parse::<IpAddr>() {
+                Ok(address) => Network::of(address, bits).map(Self::Network),
+                Err(_) => Err("has a path; write the server alone".into()),
+            };
+        }
+        // Without brackets all colons of an address are its own.
+        if let Ok(address) = entry.parse() {
+            return Ok(Self::Address(address, None));
+        }
+        let bare = |name: &str| name.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok();
+        let (name, port) = match entry.rsplit_once(':') {
+            Some((name, port)) if bare(entry).is_none() => {
+                let port = port.parse().map_err(|_| format!("has no port in {port:?}"))?;
+                (name, Some(port))
+            }
+            _ => (entry, None),
+        };
+        if let Some(address) = bare(name) {
+            return Ok(Self::Address(address.into(), port));
+        }
+        if let Ok(address) = name.parse::<Ipv4Addr>() {
+            return Ok(Self::Address(address.into(), port));
+        }
+        let name = name.to_ascii_lowercase();
+        let is_name = |name: &str| {
+            let fits = |char: char| char.is_ascii_alphanumeric() || matches!(char, '-' | '_' | '.');
+            !name.is_empty() && name.chars().all(fits)
+        };
+        match name.strip_prefix('*') {
+            Some(rest) if rest.len() > 1 && rest.starts_with('.') && is_name(rest) => {
+                Ok(Self::Below(rest.into(), port))
+            }
+            None if is_name(&name) => Ok(Self::Name(name, port)),
+            _ => Err("is no name of a server, such as api.example.com or *.example.com".into()),
+        }
+    }
+}
+
+impl HttpHost {
+    fn port(&self) -> Option<u16> {
+        match self {
+            Self::Network(_) => None,
+            Self::Address(_, port) | Self::Name(_, port) | Self::Below(_, port) => *port,
+        }
+    }
+
+    /// Whether it has an address, at any port.
+    fn has(&self, other: IpAddr) -> bool {
+        match self {
+            Self::Network(network) => network.has(other),
+            Self::Address(address, _) => *address == other,
+            Self::Name(..) | Self::Below(..) => false,
+        }
+    }
+
+    /// Whether it has a name, at any port.
+    fn is_called(&self, other: &str) -> bool {
+        match self {
+            Self::Network(_) | Self::Address(..) => false,
+            Self::Name(name, _) => name == other,
+            Self::Below(end, _) => other.ends_with(end.as_str()),
+        }
+    }
+}
 
 impl Permits {
     /// Whether a server may be asked by that name and port.
@@ -13,16 +102,9 @@ impl Permits {
     pub(super) fn host(&self, host: &str, port: u16) -> Result<(), String> {
         let host = host.trim_matches(['[', ']']).to_ascii_lowercase();
         let address: Option<IpAddr> = host.parse().ok();
-        let is_allowed = |entry: &String| match entry.parse::<Network>() {
-            Ok(network) => address.is_some_and(|address| network.has(address)),
-            Err(()) => {
-                let (name, wanted) = parted(entry);
-                let named = match name.strip_prefix("*.") {
-                    Some(domain) => host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')),
-                    None => host == name || (address.is_some() && address == name.parse().ok()),
-                };
-                named && wanted.is_none_or(|wanted| wanted == port)
-            }
+        let is_allowed = |entry: &HttpHost| {
+            let named = entry.is_called(&host) || address.is_some_and(|address| entry.has(address));
+            named && entry.port().is_none_or(|wanted| wanted == port)
         };
         if self.hosts.iter().any(is_allowed) {
             return Ok(());
@@ -36,55 +118,35 @@ impl Permits {
     /// name that is allowed must not lead into the network behind the worker, nor to another service of a machine that
     /// was named with its port. `None` is a port that is not among [`ports`](Self::ports).
     pub(super) fn address(&self, address: IpAddr, port: Option<u16>) -> bool {
-        let named = self.hosts.iter().any(|entry| match entry.parse::<Network>() {
-            Ok(network) => network.has(address),
-            Err(()) => {
-                let (name, wanted) = parted(entry);
-                name.parse() == Ok(address) && wanted.is_none_or(|wanted| Some(wanted) == port)
-            }
-        });
-        named || is_public(address)
+        let is_named = |entry: &HttpHost| entry.has(address) && entry.port().is_none_or(|wanted| Some(wanted) == port);
+        self.hosts.iter().any(is_named) || is_public(address)
     }
 
     /// The ports at which other addresses may be connected to than at all others.
     pub(super) fn ports(&self) -> BTreeSet<u16> {
-        let entries = self.hosts.iter().map(|entry| parted(entry));
-        let addresses = entries.filter(|(name, _)| name.parse::<IpAddr>().is_ok());
-        addresses.filter_map(|(_, port)| port).collect()
+        let addresses = self.hosts.iter().filter(|entry| matches!(entry, HttpHost::Address(..)));
+        addresses.filter_map(HttpHost::port).collect()
     }
 }
 
-/// The name or address of an entry, in lower case and without brackets, and its port if it has one.
-fn parted(entry: &str) -> (String, Option<u16>) {
-    // Without brackets all colons of an address are its own.
-    let ported = match entry.parse::<IpAddr>() {
-        Ok(_) => None,
-        Err(_) => entry.rsplit_once(':'),
-    };
-    let ported = ported.and_then(|(name, port)| Some((name, port.parse().ok()?)));
-    let (name, port) = ported.map_or((entry, None), |(name, port)| (name, Some(port)));
-    (name.trim_matches(['[', ']']).to_ascii_lowercase(), port)
-}
-
 /// A network such as `10.0.0.0/8`.
-struct Network {
+#[derive(Clone, Copy, Debug)]
+pub struct Network {
     address: IpAddr,
     bits: u32,
 }
 
-impl std::str::FromStr for Network {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (address, bits) = text.split_once('/').ok_or(())?;
-        let address: IpAddr = address.parse().map_err(drop)?;
-        let bits: u32 = bits.parse().map_err(drop)?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        (bits <= most).then_some(Self { address, bits }).ok_or(())
-    }
-}
-
 impl Network {
+    fn of(address: IpAddr, bits: &str) -> Result<Self, String> {
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        match bits.parse() {
+            Ok(bits) if bits <= most => Ok(Self { address, bits }),
+            _ => Err(format!(
+                "is no network: {bits:?} is not a number of bits from 0 to {most}"
+            )),
+        }
+    }
+
     fn has(&self, other: IpAddr) -> bool {
         let shift = |most: u32| most - self.bits;
         match (self.address, plain(other)) {
@@ -146,7 +208,7 @@ mod tests {
                 "::3",
                 "10.1.0.0/16",
             ]
-            .map(str::to_owned)
+            .map(|entry| entry.parse().unwrap())
             .into(),
             ..Permits::default()
         };
@@ -194,5 +256,40 @@ mod tests {
             );
         }
         assert_eq!(permits.ports(), BTreeSet::from([80]));
+    }
+
+    #[test]
+    fn entries_that_no_server_could_ever_fit_are_refused() {
+        for (entry, why) in [
+            ("http://api.example.com", "is a URL"),
+            ("http://api.example.com/x", "is a URL"),
+            ("api.example.com/x", "has a path"),
+            ("10.0.0.0/33", "is no network"),
+            ("10.0.0.0/", "is no network"),
+            ("::/129", "is no network"),
+            ("api.example.com:http", "has no port"),
+            ("api.example.com:65536", "has no port"),
+            ("[::1]:", "has no port"),
+            ("[::1", "is no name"),
+            ("*", "is no name"),
+            ("*.", "is no name"),
+            ("*example.com", "is no name"),
+            ("api.*.com", "is no name"),
+            ("a b", "is no name"),
+            ("", "is no name"),
+        ] {
+            let error = entry.parse::<HttpHost>().unwrap_err();
+            assert!(error.starts_with(why), "{entry:?}: {error}");
+        }
+        for entry in [
+            "[::1]",
+            "0.0.0.0/0",
+            "::/0",
+            "*.example.com:80",
+            "my_host:80",
+            "LOCALHOST",
+        ] {
+            assert!(entry.parse::<HttpHost>().is_ok(), "{entry:?}");
+        }
     }
 }

@@ -69,11 +69,23 @@ impl Shelf {
         }
     }
 
-    /// Reads the folders; what is broken is taken from `old`.
+    /// Reads the folders; what is broken, or cannot be read, is taken from `old`.
     fn read(folders: &Folders, old: &Self) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut shelf = Self::default();
-        for path in list(&folders.templates, "template", &mut problems) {
+        shelf.read_templates(folders, old, &mut problems);
+        shelf.read_bindings(folders, old, &mut problems);
+        (shelf, problems)
+    }
+
+    fn read_templates(&mut self, folders: &Folders, old: &Self, problems: &mut Vec<Problem>) {
+        let folder = &folders.templates;
+        let Some(paths) = list(folder, "template", !old.templates.is_empty(), problems) else {
+            self.templates = old.templates.clone();
+            self.labels = old.labels.clone();
+            return;
+        };
+        for path in paths {
             let read = Template::load_within(&path, folders.texts).map(Arc::new);
             let template = read.or_else(|found| {
                 problems.extend(found);
@@ -85,26 +97,31 @@ impl Shelf {
             });
             let Ok(template) = template else { continue };
             let key = (template.name().to_owned(), template.version());
-            if let Some(other) = shelf.templates.get(&key) {
+            if let Some(other) = self.templates.get(&key) {
                 let text = format!("the template {:?} is in {} already", key.0, other.path().display());
                 let hint = Some("give one of them another version".to_owned());
                 problems.push(Problem::line(&path, 1, None, text).hint(hint));
             } else {
-                shelf.templates.insert(key, template);
+                self.templates.insert(key, template);
             }
         }
-        shelf.labels = Labels::load(folders.templates.path()).unwrap_or_else(|found| {
+        self.labels = Labels::load(folder.path()).unwrap_or_else(|found| {
             problems.extend(found);
             old.labels.clone()
         });
-        problems.extend(shelf.labels.check(folders.templates.path(), |name| {
-            let all = shelf
-                .templates
-                .range((name.to_owned(), 0)..=(name.to_owned(), u64::MAX));
+        problems.extend(self.labels.check(folder.path(), |name| {
+            let all = self.templates.range((name.to_owned(), 0)..=(name.to_owned(), u64::MAX));
             all.map(|((_, version), _)| *version).collect()
         }));
-        for path in list(&folders.tasks, "task", &mut problems) {
-            let read = Binding::load(&path, |name| shelf.template(name).cloned()).map(Arc::new);
+    }
+
+    fn read_bindings(&mut self, folders: &Folders, old: &Self, problems: &mut Vec<Problem>) {
+        let Some(paths) = list(&folders.tasks, "task", !old.bindings.is_empty(), problems) else {
+            self.bindings = old.bindings.clone();
+            return;
+        };
+        for path in paths {
+            let read = Binding::load(&path, |name| self.template(name).cloned()).map(Arc::new);
             let binding = read.or_else(|found| {
                 problems.extend(found);
                 old.bindings
@@ -114,14 +131,13 @@ impl Shelf {
                     .ok_or(())
             });
             let Ok(binding) = binding else { continue };
-            if let Some(other) = shelf.bindings.get(binding.name()) {
+            if let Some(other) = self.bindings.get(binding.name()) {
                 let text = format!("the task {:?} is in {} already", binding.name(), other.path().display());
                 problems.push(Problem::file(&path, text));
             } else {
-                shelf.bindings.insert(binding.name().to_owned(), binding);
+                self.bindings.insert(binding.name().to_owned(), binding);
             }
         }
-        (shelf, problems)
     }
 }
 
@@ -143,8 +159,14 @@ pub(super) struct Library {
 struct Seen {
     shelf: Arc<Shelf>,
     looked: clock::Instant,
-    files: Vec<(PathBuf, u64, Option<SystemTime>)>,
+    /// The files that it was read from; `None` while something could not be read.
+    files: Option<Vec<File>>,
+    /// What the log says is wrong with them.
+    told: Vec<Problem>,
 }
+
+/// Path, length and time of a file.
+type File = (PathBuf, u64, Option<SystemTime>);
 
 impl Library {
     /// Reads the folders.
@@ -167,13 +189,14 @@ impl Library {
             seen: Mutex::new(Seen {
                 shelf: Arc::new(shelf),
                 looked: clock::instant(),
-                files,
+                files: Some(files),
+                told: Vec::new(),
             }),
         })
     }
 
-    /// The shelf as it is now. Files that changed are read again; one that is broken stays as it was, and the log says
-    /// what is wrong.
+    /// The shelf as it is now. Files that changed are read again, and all of them until each could be read; one that is
+    /// broken stays as it was, and the log says what is wrong.
     pub(super) fn shelf(&self) -> Arc<Shelf> {
         let mut seen = self.seen();
         let now = clock::instant();
@@ -182,19 +205,24 @@ impl Library {
         }
         seen.looked = now;
         let files = stamp(&self.folders);
-        if files == seen.files {
+        if seen.files.as_ref() == Some(&files) {
             return seen.shelf.clone();
         }
-        seen.files = files;
         let (shelf, problems) = Shelf::read(&self.folders, &seen.shelf);
-        for problem in &problems {
-            warn!("{problem} (the version from before stays in use)");
+        let is_whole = !problems.iter().any(Problem::is_unread);
+        // Once, however often it is looked at.
+        if is_whole || problems != seen.told {
+            for problem in &problems {
+                warn!("{problem} (the version from before stays in use)");
+            }
+            info!(
+                "templates were read again: {} in order, {}",
+                shelf.templates.len(),
+                crate::text::count(problems.len(), "problem")
+            );
         }
-        info!(
-            "templates were read again: {} in order, {}",
-            shelf.templates.len(),
-            crate::text::count(problems.len(), "problem")
-        );
+        seen.files = is_whole.then_some(files);
+        seen.told = problems;
         seen.shelf = Arc::new(shelf);
         seen.shelf.clone()
     }
@@ -229,22 +257,94 @@ pub(super) fn is_one(path: &Path) -> bool {
     yaml.is_some_and(|stem| !stem.ends_with(".test") && !stem.starts_with('.')) && name != LABELS
 }
 
-/// The YAML files of a folder, by name.
-fn list(folder: &Folder, what: &str, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
-    match std::fs::read_dir(folder.path()) {
-        Ok(entries) => {
-            let paths = entries.flatten().map(|entry| entry.path());
-            let mut files: Vec<PathBuf> = paths.filter(|path| is_one(path) && path.is_file()).collect();
+/// The YAML files of a folder, by name; `None` if they cannot be told, or if the whole folder is gone that had some: it
+/// may be on its way to another place, or another one on its way here.
+fn list(folder: &Folder, what: &str, had_some: bool, problems: &mut Vec<Problem>) -> Option<Vec<PathBuf>> {
+    let read = std::fs::read_dir(folder.path());
+    match read.and_then(|entries| {
+        entries
+            .map(|entry| Ok(entry?.path()))
+            .collect::<std::io::Result<Vec<_>>>()
+    }) {
+        Ok(mut files) => {
+            files.retain(|path| is_one(path) && path.is_file());
             files.sort();
-            files
+            Some(files)
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && matches!(folder, Folder::Default(_)) => {
-            Vec::new()
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && matches!(folder, Folder::Default(_)) && !had_some =>
+        {
+            Some(Vec::new())
         }
         Err(error) => {
             let text = format!("cannot read the {what} folder: {error}");
-            problems.push(Problem::file(folder.path(), text));
-            Vec::new()
+            problems.push(Problem::unread(folder.path(), text));
+            None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads the folders once more; templates in order, labels, tasks, and how many problems.
+    fn read(folders: &Folders, shelf: &mut Shelf) -> (usize, usize, usize, usize) {
+        let (now, problems) = Shelf::read(folders, shelf);
+        *shelf = now;
+        assert!(problems.iter().all(Problem::is_unread), "{problems:?}");
+        let labels = shelf.labels.of_template("a").count();
+        (shelf.templates.len(), labels, shelf.bindings.len(), problems.len())
+    }
+
+    #[test]
+    fn what_cannot_be_read_stays_and_what_is_gone_goes() {
+        let root = std::env::temp_dir().join(format!("orchestra-library-{}", uuid::Uuid::new_v4()));
+        let (templates, tasks, away) = (root.join("templates"), root.join("tasks"), root.join("away"));
+        let write = |path: PathBuf, text: &str| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write(templates.join("a.yaml"), "steps:\n- {type: render, text: x}\n");
+        write(templates.join("b.yaml"), "steps:\n- {type: render, text: x}\n");
+        write(templates.join("labels.yaml"), "a:\n  prod: 1\n");
+        write(tasks.join("t.yaml"), "name: texts.t\ntemplate: a@prod\n");
+        for folder in [Folder::Default, Folder::Named] {
+            let folders = Folders {
+                templates: folder(templates.clone()),
+                tasks: folder(tasks.clone()),
+                texts: TextLimits::default(),
+            };
+            let mut shelf = Shelf::default();
+            assert_eq!(read(&folders, &mut shelf), (2, 1, 1, 0));
+            // Gone as a whole, as in the middle of a swap; and no folder.
+            for is_file in [false, true] {
+                std::fs::rename(&templates, &away).unwrap();
+                if is_file {
+                    std::fs::write(&templates, "").unwrap();
+                }
+                assert_eq!(read(&folders, &mut shelf), (2, 1, 1, 1), "{folder:?} {is_file}");
+                if is_file {
+                    std::fs::remove_file(&templates).unwrap();
+                }
+                std::fs::rename(&away, &templates).unwrap();
+            }
+            std::fs::rename(&tasks, &away).unwrap();
+            assert_eq!(read(&folders, &mut shelf), (2, 1, 1, 1));
+            std::fs::rename(&away, &tasks).unwrap();
+            // A file of a folder that is there is gone when it is gone.
+            std::fs::rename(templates.join("b.yaml"), root.join("b")).unwrap();
+            assert_eq!(read(&folders, &mut shelf), (1, 1, 1, 0));
+            std::fs::rename(root.join("b"), templates.join("b.yaml")).unwrap();
+        }
+        // One that was never there is none, where nobody named it.
+        let folders = |folder: fn(PathBuf) -> Folder| Folders {
+            templates: folder(away.clone()),
+            tasks: folder(away.clone()),
+            texts: TextLimits::default(),
+        };
+        assert_eq!(read(&folders(Folder::Default), &mut Shelf::default()), (0, 0, 0, 0));
+        assert_eq!(read(&folders(Folder::Named), &mut Shelf::default()), (0, 0, 0, 2));
+        std::fs::remove_dir_all(root).unwrap();
     }
 }

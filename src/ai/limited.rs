@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, close};
 
 use super::tree::{Together, outgrown};
 
@@ -30,10 +30,22 @@ const ROUNDS: u64 = 120;
 
 /// The whole of such a process. Returns what it exits with.
 pub fn become_limited(words: impl Iterator<Item = OsString>) -> ExitCode {
+    close_inherited();
     let words: Vec<OsString> = words.collect();
     match words.split_first() {
         Some((first, rest)) if first == BECOME => become_program(rest),
         _ => watch(&words),
+    }
+}
+
+/// Closes what the worker was started with beside its input, output and errors, such as a pipe of the shell: nobody has
+/// given that to a program.
+fn close_inherited() {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    // All of them first: one of them is the list itself, which is closed when it has been read.
+    for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
+        let _ = close(number);
     }
 }
 
@@ -46,6 +58,9 @@ fn watch(words: &[OsString]) -> ExitCode {
     // Who leaves the group (`setsid`) and loses its parent becomes our child, and no other process's.
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_child_subreaper(true);
+    // Were it stopped by what it watches, it would not see that the worker is gone.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGCONT);
     let child = std::env::current_exe().and_then(|own| {
         let mut command = Command::new(own);
         command.arg(LIMITED).arg(BECOME).args(words);

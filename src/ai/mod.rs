@@ -44,6 +44,7 @@ mod tasks;
 pub use embed::{Embed, Vectors};
 pub use engine::{Engine, LoadError};
 pub use fleet::{Budget, Fleet, Host, HostOptions, Period, Profile, Rate, Seen, Strategy, Used, canonical};
+pub use hosts::HttpHost;
 pub use limited::{LIMITED, become_limited};
 pub use options::{Batches, CallLimits, DEFAULT_HOST, Folder, Options, TextLimits};
 pub use permits::{Permits, ProgramLimits, Sizes};

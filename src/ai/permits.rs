@@ -4,8 +4,13 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
+
+use nix::fcntl::OFlag;
+
+use super::hosts::HttpHost;
 
 /// What is allowed, and within which bounds.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +22,7 @@ pub struct Permits {
     /// Programs that may be run, by name or path.
     pub programs: Vec<String>,
     /// Servers that may be asked: `api.example.com`, `*.example.com`, `host:port`, `10.0.0.0/8`.
-    pub hosts: Vec<String>,
+    pub hosts: Vec<HttpHost>,
     /// Bounds on a program.
     pub limits: ProgramLimits,
     /// Bounds on what is read.
@@ -79,6 +84,23 @@ impl Default for ProgramLimits {
 const PROGRAMS: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin"];
 
 impl Permits {
+    /// What was named and is not there, in words: steps that need it fail.
+    pub fn missing(&self) -> Vec<String> {
+        let folders = [("ai_read_paths", &self.read), ("ai_write_paths", &self.write)];
+        let named = folders
+            .iter()
+            .flat_map(|(setting, named)| named.iter().map(move |path| (setting, path)));
+        let paths = named
+            .filter(|(_, path)| !path.exists())
+            .map(|(setting, path)| format!("{setting}: {} is not there", path.display()));
+        let programs = self.programs.iter().filter_map(|name| match self.program(name) {
+            Ok(path) if path.exists() => None,
+            Ok(path) => Some(format!("ai_programs: {} is not there", path.display())),
+            Err(error) => Some(format!("ai_programs: {error}")),
+        });
+        paths.chain(programs).collect()
+    }
+
     /// Opens a file to read it, in an allowed folder or in `own`, a folder of the run's.
     ///
     /// # Errors
@@ -93,7 +115,12 @@ impl Permits {
             Some(error) => format!("{shown}: {error}"),
             None => refused(),
         })?;
-        let file = File::open(&real).map_err(|error| format!("{shown}: {error}"))?;
+        // A FIFO to which nobody writes would keep this thread for ever.
+        let file = File::options()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(&real)
+            .map_err(|error| format!("{shown}: {error}"))?;
         // What was opened, not what the path was a moment ago: somebody may have put a link in between.
         if opened(&file).is_some_and(|opened| !inside(&opened)) {
             return Err(refused());
@@ -324,7 +351,11 @@ mod tests {
             let error = permits.read(&root.join(escape), None, 10).unwrap_err();
             assert!(error.contains("ai_read_paths"), "{escape}: {error}");
         }
-        assert!(permits.open(&root.join("in"), None).unwrap_err().contains("no file"));
+        nix::unistd::mkfifo(&root.join("in/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for no_file in ["in", "in/fifo"] {
+            let error = permits.open(&root.join(no_file), None).unwrap_err();
+            assert!(error.contains("is no file"), "{no_file}: {error}");
+        }
         // What is not there is said inside; outside, it is no other answer than for what is there.
         assert!(
             permits

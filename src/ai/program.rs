@@ -2,15 +2,18 @@
 //! and nothing of it left when the step ends.
 
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Child;
+use tokio::sync::oneshot;
 
 use super::limited::{LIMITED, VARIABLE};
 use super::permits::{Permits, ProgramLimits};
+use super::tree::end_below;
 
-/// How long a program that took too long may take to be gone.
+/// How long whoever watches over a program may take to end it.
 const LAST: Duration = Duration::from_secs(5);
 
 /// What a program did.
@@ -84,17 +87,20 @@ pub(super) async fn run(program: Program, limits: ProgramLimits) -> Result<Ended
         .stderr(Stdio::piped())
         .process_group(0);
     let mut child = command.spawn().map_err(|error| format!("{shown}: {error}"))?;
-    // Taken, since `wait` closes it.
-    let watched = child.stdin.take();
     let (out, err) = (child.stdout.take(), child.stderr.take());
-    let work = async { tokio::join!(child.wait(), read(out, limits.output), read(err, limits.output)) };
+    let (wanted, unwanted) = oneshot::channel();
+    let mut gone = tokio::spawn(end(child, unwanted));
+    let work = async { tokio::join!(&mut gone, read(out, limits.output), read(err, limits.output)) };
     let ended = tokio::time::timeout(limits.wall, work).await;
-    drop(watched);
+    drop(wanted);
     let Ok((status, stdout, stderr)) = ended else {
         // The run's folder goes after that: nobody is to be in it.
-        let _ = tokio::time::timeout(LAST, child.wait()).await;
+        if !gone.is_finished() {
+            let _ = gone.await;
+        }
         return Err(format!("{shown}: takes longer than {} s", limits.wall.as_secs_f64()));
     };
+    let status = status.map_err(std::io::Error::from).flatten();
     let status = status.map_err(|error| format!("{shown}: {error}"))?;
     Ok(Ended {
         code: status.code(),
@@ -102,6 +108,25 @@ pub(super) async fn run(program: Program, limits: ProgramLimits) -> Result<Ended
         stdout: stdout.0,
         stderr: stderr.0,
     })
+}
+
+/// The end of a program: its own, or ours when it is not `wanted` any more, as when its step is cancelled. Then whoever
+/// watches over it ends it, unless the program, whose user is ours, has stopped that process (`SIGSTOP`).
+async fn end(mut child: Child, unwanted: oneshot::Receiver<()>) -> std::io::Result<ExitStatus> {
+    // Taken, since `wait` closes it.
+    let watched = child.stdin.take();
+    tokio::select! {
+        status = child.wait() => return status,
+        _ = unwanted => drop(watched),
+    }
+    if let Ok(status) = tokio::time::timeout(LAST, child.wait()).await {
+        return status;
+    }
+    if let Some(watching) = child.id() {
+        tokio::task::spawn_blocking(move || end_below(watching)).await?;
+    }
+    child.kill().await?;
+    child.wait().await
 }
 
 /// The variables of a program as they are handed on: set where it begins, and not before.

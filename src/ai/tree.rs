@@ -5,8 +5,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often it is looked for what still runs: who cannot be ended is left.
+const ROUNDS: usize = 100;
 
 /// What a program may have together with all that it has started.
 #[derive(Clone, Copy, Debug)]
@@ -34,21 +39,53 @@ pub(super) fn outgrown(root: u32, most: Together) -> String {
 /// Threads below a process, and what they have in memory; it is counted no further than to too many.
 fn size(root: u32, most: usize) -> (usize, u64) {
     let (mut tasks, mut memory) = (0, 0);
-    let mut open = children(root);
-    while let Some(process) = open.pop() {
-        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
-        };
-        tasks += field("Threads:").map_or(0, |threads| usize::try_from(threads).unwrap_or(usize::MAX));
-        memory += field("RssAnon:").unwrap_or(0) << 10;
+    for process in below(root) {
+        let status = status(process);
+        let number = |name: &str| field(&status, name).and_then(|value| value.parse::<u64>().ok());
+        tasks += number("Threads:").map_or(0, |threads| usize::try_from(threads).unwrap_or(usize::MAX));
+        memory += number("RssAnon:").unwrap_or(0) << 10;
         if tasks > most {
             break;
         }
-        open.extend(children(process));
     }
     (tasks, memory)
+}
+
+/// Ends all that a process has started, but not the process.
+pub(super) fn end_below(root: u32) {
+    for _ in 0..ROUNDS {
+        let all: Vec<u32> = below(root).collect();
+        for process in &all {
+            let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
+        }
+        // Who has ended stands there until its parent asks, which may be stopped.
+        let has_ended = |process: &u32| field(&status(*process), "State:").is_none_or(|state| state == "Z");
+        if all.iter().all(has_ended) {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// What the system says of a process; nothing if there is none.
+fn status(process: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default()
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = status.lines();
+    let rest = lines.find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()
+}
+
+/// All processes below a process.
+fn below(root: u32) -> impl Iterator<Item = u32> {
+    let mut open = children(root);
+    std::iter::from_fn(move || {
+        let process = open.pop()?;
+        open.extend(children(process));
+        Some(process)
+    })
 }
 
 /// What the threads of a process have started, and what became its own because its parent is gone.
@@ -89,14 +126,8 @@ mod tests {
         assert!(outgrown(shell.id(), most).contains("more than 2 processes"));
         let most = Together { tasks: 100, memory: 1 };
         assert!(outgrown(shell.id(), most).contains("ai_program_memory"));
-        let mut open = children(shell.id());
-        while let Some(process) = open.pop() {
-            open.extend(children(process));
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(process.cast_signed()),
-                nix::sys::signal::Signal::SIGKILL,
-            );
-        }
+        end_below(shell.id());
+        assert!(below(shell.id()).all(|process| field(&status(process), "State:").is_none_or(|state| state == "Z")));
         shell.wait().unwrap();
     }
 }

@@ -284,7 +284,7 @@ fn work(
             "-I {modules} has no effect: no Python modules are imported"
         ));
     }
-    for warning in &settings.warnings {
+    for warning in settings.warnings.iter().chain(&settings.ai.permits.missing()) {
         log.warn(warning);
     }
     let (mut registry, engine) = registry(settings, register)?;

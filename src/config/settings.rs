@@ -70,7 +70,10 @@ pub struct Settings {
 }
 
 /// What templates may do with the host: nothing that is not named.
-fn permits(given: &Given) -> ai::Permits {
+///
+/// # Errors
+/// A server is named in a way that could never be one.
+fn permits(given: &Given) -> Result<ai::Permits, String> {
     let names = |value: &Option<Words>| value.clone().map(Words::into_vec).unwrap_or_default();
     let paths = |value: &Option<Words>| names(value).into_iter().map(PathBuf::from).collect();
     let mut limits = ai::ProgramLimits::default();
@@ -90,14 +93,18 @@ fn permits(given: &Given) -> ai::Permits {
     sizes.file = given.ai_max_file_bytes.unwrap_or(sizes.file);
     sizes.files = given.ai_max_files.unwrap_or(sizes.files);
     sizes.http = given.ai_max_http_bytes.unwrap_or(sizes.http);
-    ai::Permits {
+    let hosts = names(&given.ai_http_hosts).into_iter().map(|entry| {
+        let host = entry.parse::<ai::HttpHost>();
+        host.map_err(|error| format!("ai_http_hosts: {entry:?} {error}"))
+    });
+    Ok(ai::Permits {
         read: paths(&given.ai_read_paths),
         write: paths(&given.ai_write_paths),
         programs: names(&given.ai_programs),
-        hosts: names(&given.ai_http_hosts),
+        hosts: hosts.collect::<Result<_, _>>()?,
         limits,
         sizes,
-    }
+    })
 }
 
 impl Settings {
@@ -158,7 +165,7 @@ impl Settings {
             queue: given.ai_queue_timeout.map_or(usual.queue, |seconds| seconds.0),
             redis: None,
             allow_cloud: given.ai_allow_cloud.unwrap_or(false),
-            permits: permits(&given),
+            permits: permits(&given)?,
             texts: ai::TextLimits {
                 steps: given.ai_template_steps.unwrap_or(usual.texts.steps),
                 bytes: given.ai_max_text_bytes.unwrap_or(usual.texts.bytes),

@@ -273,3 +273,115 @@ async fn no_name_of_a_template_leads_out_of_the_folder() {
     }
     assert!(!worker.log().contains("panicked"), "{}", worker.log());
 }
+
+/// A FIFO to which nobody writes is read by nobody: each read would keep a thread for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_is_refused_and_not_waited_for() {
+    let (redis, folder, data) = (Redis::start(), Folder::new(), Folder::new());
+    let step = |fields: &str| format!("steps:\n- {{id: a, timeout: 5, {fields}}}\n");
+    folder.write("read.yaml", &step("type: read_files, files: fifo"));
+    folder.write("script.yaml", &step("type: execute_script, script: fifo"));
+    folder.write("clone.yaml", &step("type: git_clone, repo: repository"));
+    data.write("repository/config", "");
+    for fifo in ["fifo", "repository/HEAD"] {
+        nix::unistd::mkfifo(&data.path().join(fifo), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    let settings = [
+        ("ORCHESTRA_AI_PROGRAMS", "git"),
+        ("ORCHESTRA_AI_READ_PATHS", data.path().to_str().unwrap()),
+    ];
+    let templates = ["--templates", folder.path().to_str().unwrap()];
+    let _worker = Worker::start_with(&redis, &templates, &settings);
+    let client = redis.client().await;
+    for template in ["read", "script", "clone"] {
+        let error = outcome(&client, template, &json!({})).await.unwrap_err();
+        assert!(error.contains("is no file"), "{template}: {error}");
+    }
+}
+
+/// A program has the user of who watches over it, and may stop that process; not with its step, its time or its worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_stops_its_watcher_ends_all_the_same() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let template = |more: &str| {
+        format!(
+            "parameters:\n  mark: {{type: string}}\nsteps:\n- {{id: a{more}, type: execute_script, program: sh, \
+             args: ['-c', 'kill -STOP $PPID; setsid sleep $0 & sleep $0', '{{{{ mark }}}}']}}\n"
+        )
+    };
+    folder.write("long.yaml", &template(""));
+    folder.write("short.yaml", &template(", timeout: 1"));
+    let settings = [("ORCHESTRA_AI_PROGRAMS", "sh"), ("ORCHESTRA_AI_PROGRAM_TIMEOUT", "3")];
+    let templates = ["--templates", folder.path().to_str().unwrap()];
+    let mut worker = Worker::start_with(&redis, &templates, &settings);
+    let client = redis.client().await;
+    let marks = ["1", "2", "3"].map(|mark| format!("{mark}753{}", redis.port));
+    let params = |mark: &String| json!({"mark": mark});
+    let (long, short) = (params(&marks[0]), params(&marks[1]));
+    let (long, short) = tokio::join!(outcome(&client, "long", &long), outcome(&client, "short", &short));
+    let (long, short) = (long.unwrap_err(), short.unwrap_err());
+    assert!(long.contains("takes longer than 3 s"), "{long}");
+    assert!(short.contains("longer than 1 s"), "{short}");
+    until("nothing is left of both", async || {
+        with_word(&marks[0]) + with_word(&marks[1]) == 0
+    })
+    .await;
+    let call = Call::new("orchestra.run").arg("long").arg(params(&marks[2]));
+    client.send(call).await.unwrap();
+    // Who watches, the shell, and what it has started twice.
+    until("it runs", async || with_word(&marks[2]) == 4).await;
+    worker.process.kill();
+    until("nothing is left of the third", async || with_word(&marks[2]) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_has_no_files_that_its_worker_was_started_with() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    folder.write(
+        "files.yaml",
+        "steps:\n- {id: a, type: execute_script, program: ls, args: [/proc/self/fd]}\noutput: '{{ steps.a.text }}'\n",
+    );
+    let own = program("hello_task").display().to_string();
+    let words = ["-c", "exec 9< /dev/null; exec \"$0\" --quiet \"$@\"", &own];
+    let templates = ["--templates", folder.path().to_str().unwrap()];
+    let worker = Worker::spawn_words(
+        "/bin/sh",
+        &words,
+        &redis,
+        &templates,
+        &[("ORCHESTRA_AI_PROGRAMS", "ls")],
+    );
+    worker.wait_for_log("orchestra-worker: ready");
+    // The last is the folder that it reads.
+    let found = outcome(&redis.client().await, "files", &json!({})).await;
+    assert_eq!(found, Ok(json!("0\n1\n2\n3\n")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permits_that_could_never_apply_are_told_at_the_start() {
+    let redis = Redis::start();
+    for (entry, why) in [
+        ("http://api.example.com/x", "is a URL"),
+        ("api.example.com/x", "has a path"),
+        ("10.0.0.0/33", "is no network"),
+    ] {
+        let setting = [("ORCHESTRA_AI_HTTP_HOSTS", entry)];
+        let mut worker = Worker::spawn("hello_task", &redis, &[], &setting);
+        assert_eq!(worker.process.wait(), Some(2), "{}", worker.log());
+        let told = format!("ai_http_hosts: {entry:?} {why}");
+        assert!(worker.log().contains(&told), "{told}: {}", worker.log());
+    }
+    let settings = [
+        ("ORCHESTRA_AI_PROGRAMS", "sh,/no/such,none-such"),
+        ("ORCHESTRA_AI_READ_PATHS", "/nope,/tmp"),
+    ];
+    let log = Worker::start_with(&redis, &[], &settings).log();
+    for told in [
+        "ai_read_paths: /nope is not there",
+        "ai_programs: /no/such is not there",
+        "ai_programs: the program \"none-such\" is not in /usr/local/bin",
+    ] {
+        assert_eq!(log.matches(told).count(), 1, "{told}: {log}");
+    }
+    assert!(!log.contains("ai_read_paths: /tmp") && !log.contains("\"sh\""), "{log}");
+}

@@ -1211,3 +1211,110 @@ fn every_broken_template_says_what_is_wrong_and_where() {
         "docs/template-errors.md is old (ORCHESTRA_UPDATE=1 writes it): {differs:?}"
     );
 }
+
+/// A folder that cannot be read at the moment says nothing of its files: what it had stays in use until it can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_be_read_leaves_its_templates_in_use() {
+    let (redis, root) = (Redis::start(), Folder::new());
+    let template = |text: &str| format!("steps:\n- {{type: render, text: {text}}}\n");
+    root.write("templates/say.yaml", &template("one"));
+    root.write("templates/labels.yaml", "say:\n  prod: 1\n");
+    let (folder, aside) = (root.path().join("templates"), root.path().join("aside"));
+    let worker = Worker::start(&redis, &["--templates", folder.to_str().unwrap()]);
+    let client = redis.client().await;
+    let say = async || {
+        let call = run("say@prod", json!({}));
+        client.send(call).await.unwrap().get::<String>(LONG).await.unwrap()
+    };
+    assert_eq!(say().await, "one");
+    let told = |why: &str| worker.log().matches(why).count();
+    for (is_file, why, next) in [(true, "Not a directory", "two"), (false, "No such file", "three")] {
+        std::fs::rename(&folder, &aside).unwrap();
+        if is_file {
+            std::fs::write(&folder, "").unwrap();
+        }
+        let last = say().await;
+        until("the worker has seen it", async || {
+            assert_eq!(say().await, last);
+            told(why) == 1
+        })
+        .await;
+        // It is looked at each second, and told once.
+        let end = Instant::now() + Duration::from_millis(1500);
+        while Instant::now() < end {
+            assert_eq!(say().await, last);
+        }
+        assert_eq!(told(why), 1, "{}", worker.log());
+        if is_file {
+            std::fs::remove_file(&folder).unwrap();
+        }
+        root.write("aside/say.yaml", &template(next));
+        std::fs::rename(&aside, &folder).unwrap();
+        until("the folder is read again", async || say().await == next).await;
+    }
+}
+
+/// Long chains of operators and the like overflow the stack of whoever reads them, and that would end the worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_is_too_long_is_refused_and_the_worker_goes_on() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let step = |text: &str| format!("steps:\n- id: a\n  type: render\n  text: |\n    before\n    {text}\n");
+    let say = "steps:\n- {type: render, text: said}\n";
+    folder.write("templates/say.yaml", say);
+    let templates = folder.path().join("templates");
+    let worker = Worker::start(&redis, &["--templates", templates.to_str().unwrap()]);
+    let client = redis.client().await;
+    folder.write(
+        "templates/sum.yaml",
+        &step(&format!("{{{{ 1{} }}}}", "+1".repeat(6000))),
+    );
+    until("the worker has seen it", async || {
+        let said = client.send(run("say", json!({}))).await.unwrap();
+        assert_eq!(said.get::<String>(LONG).await.unwrap(), "said");
+        worker.log().contains("is a chain of more than 500")
+    })
+    .await;
+    let long = |link: &str| link.repeat(20_000);
+    for (name, text) in [
+        ("filters", format!("{{{{ 'a'{} }}}}", long("|trim"))),
+        ("attributes", format!("{{{{ {{}}{} }}}}", long(".a"))),
+        ("nots", format!("{{{{ {}true }}}}", long("not "))),
+        ("branches", format!("{{% if 1 %}}{}{{% endif %}}", long("{% elif 1 %}"))),
+        ("targets", format!("{{% for {}a in [] %}}", long("("))),
+    ] {
+        folder.write(&format!("templates/{name}.yaml"), &step(&text));
+    }
+    folder.write(
+        "templates/value.yaml",
+        &format!(
+            "steps:\n- {{type: render, text: x}}\noutput:\n  a: '{{{{ 1{} }}}}'\n",
+            long("-1")
+        ),
+    );
+    folder.write(
+        "templates/when.yaml",
+        &format!("steps:\n- type: render\n  text: x\n  when: 1{}\n", long(" and 1")),
+    );
+    folder.write(
+        "templates/prompts/part.j2",
+        &format!("{{% macro a() %}}\n{{{{ 1{} }}}}{{% endmacro %}}", long("~1")),
+    );
+    let output = orchestra(&folder, &["templates", "lint"]);
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let chain = |place: &str| (place.to_owned(), "is a chain of more than 500");
+    for (place, what) in [
+        chain("sum.yaml:6"),
+        chain("filters.yaml:6"),
+        chain("attributes.yaml:6"),
+        chain("nots.yaml:6"),
+        ("branches.yaml:6".into(), "there are more than 100 elif"),
+        chain("targets.yaml:6"),
+        chain("value.yaml:4"),
+        chain("when.yaml:4"),
+        chain("prompts/part.j2:2"),
+    ] {
+        let line = said.lines().find(|line| line.contains(&format!("templates/{place}:")));
+        assert!(line.is_some_and(|line| line.contains(what)), "{place}: {line:?}");
+    }
+}

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{Field, Fields, Stop, Type, Wrong, text, value};
+use crate::ai::permits::Permits;
 use crate::ai::program::{self, Program};
-use crate::ai::site::Site;
+use crate::ai::site::{Site, blocking};
 
 /// Longest part of what a program printed that an error shows.
 const EXCERPT: usize = 500;
@@ -51,9 +52,12 @@ pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, St
     let path = match (fields.text("program"), fields.text("script")) {
         (Some(name), _) => permits.program(&name).map_err(refused)?,
         (None, Some(script)) => {
-            let (interpreter, script) = interpreter(site, Path::new(&script)).map_err(refused)?;
+            let (permits, home) = (permits.clone(), home.to_owned());
+            let clone = super::git_clone::clone_of(site);
+            let named = blocking(move || interpreter(&permits, &home, clone.as_deref(), Path::new(&script))).await?;
+            let (interpreter, script) = named.map_err(refused)?;
             arguments.insert(0, script);
-            permits.program(&interpreter).map_err(refused)?
+            interpreter
         }
         (None, None) => return Err(Stop::wrong("script: is empty")),
     };
@@ -108,17 +112,20 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// The program that a script's first line names, and the script's path.
-fn interpreter(site: &Site<'_>, script: &Path) -> Result<(String, String), String> {
-    let own = site.workspace.existing();
-    let clone = super::git_clone::clone_of(site);
+/// The allowed program that a script's first line names, and the script's path.
+fn interpreter(
+    permits: &Permits,
+    home: &Path,
+    clone: Option<&Path>,
+    script: &Path,
+) -> Result<(PathBuf, String), String> {
     let place: PathBuf = match clone {
         Some(folder) if script.is_relative() => folder.join(script),
         _ => script.to_owned(),
     };
     // The program runs elsewhere: a relative path would lead it somewhere else.
-    let place = site.engine.permits().place(&place, own)?;
-    let file = site.engine.permits().open(&place, own)?;
+    let place = permits.place(&place, Some(home))?;
+    let file = permits.open(&place, Some(home))?;
     let mut head = [0; HEAD];
     let count =
         std::io::Read::read(&mut { file }, &mut head).map_err(|error| format!("{}: {error}", script.display()))?;
@@ -130,5 +137,5 @@ fn interpreter(site: &Site<'_>, script: &Path) -> Result<(String, String), Strin
         other => other,
     };
     let named = named.ok_or_else(|| format!("{}: its first line names no program (#!/usr/bin/…)", script.display()))?;
-    Ok((named.to_owned(), place.display().to_string()))
+    Ok((permits.program(named)?, place.display().to_string()))
 }

@@ -9,7 +9,7 @@ use super::http_request::parse;
 use super::{Field, Fields, Stop, Type, needed, nothing_to_check, text};
 use crate::ai::permits::Permits;
 use crate::ai::program::{self, Program};
-use crate::ai::site::{Site, without_passwords};
+use crate::ai::site::{Site, blocking, without_passwords};
 
 /// The folder in the workspace.
 const FOLDER: &str = "repository";
@@ -46,7 +46,9 @@ pub(super) async fn run(mut fields: Fields, site: &Site<'_>) -> Result<Value, St
             .map_err(refused)?;
         None
     } else {
-        Some(repository(permits, &repo).map_err(refused)?)
+        let (permits, repo) = (permits.clone(), repo.clone());
+        let found = blocking(move || repository(&permits, &repo)).await?;
+        Some(found.map_err(refused)?)
     };
     let branch = fields.text("branch").filter(|branch| !branch.is_empty());
     if branch.as_ref().is_some_and(|branch| branch.starts_with('-')) || repo.starts_with('-') {

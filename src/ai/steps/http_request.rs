@@ -387,7 +387,7 @@ mod tests {
     /// Asks a server that never answers, with little patience; the failure.
     async fn asked(address: SocketAddr) -> String {
         let permits = Permits {
-            hosts: vec![address.ip().to_string()],
+            hosts: vec![address.ip().to_string().parse().unwrap()],
             ..Permits::default()
         };
         let patience = Patience {

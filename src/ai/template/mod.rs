@@ -4,6 +4,7 @@
 //! the syntax of every text, and that every variable exists. All that is wrong is told at once, with file, line, column
 //! and what to do.
 
+mod chains;
 mod fields;
 mod format;
 mod graph;

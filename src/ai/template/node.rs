@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::Problems;
 use super::yaml::{Data, Yaml};
 
 /// A value of the file. Texts that are one expression and nothing else (`"{{ words }}"`) keep the type of what they
@@ -45,6 +46,19 @@ impl Source {
         let before = self.text.get(..at).unwrap_or_default();
         let start = before.rfind('\n').map_or(0, |end| end + 1);
         (before.matches('\n').count(), before.len() - start)
+    }
+
+    /// Tells what is wrong at a place in it.
+    pub(super) fn tell(
+        &self,
+        (line, offset): (usize, usize),
+        what: &str,
+        hint: Option<String>,
+        problems: &mut Problems,
+    ) {
+        let text = self.text.lines().nth(line).unwrap_or_default();
+        let what = format!("{}: {what}", self.name);
+        problems.add_inside(self.line + line, text, offset, what, hint);
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Problem {
     column: Option<usize>,
     text: String,
     hint: Option<String>,
+    /// What was to be read could not be: nothing is known of it, and it may be in order the next time.
+    is_unread: bool,
 }
 
 impl Problem {
@@ -25,6 +27,15 @@ impl Problem {
             column: None,
             text: text.into(),
             hint: None,
+            is_unread: false,
+        }
+    }
+
+    /// A file or folder that cannot be read.
+    pub(crate) fn unread(path: &Path, text: impl Into<String>) -> Self {
+        Self {
+            is_unread: true,
+            ..Self::file(path, text)
         }
     }
 
@@ -56,6 +67,11 @@ impl Problem {
     pub(crate) fn hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint;
         self
+    }
+
+    /// Whether it could not be read.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.is_unread
     }
 
     /// Where it is, if it is in a file.

@@ -7,6 +7,7 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use regex::Regex;
 use serde_json::Value;
 
+use super::chains::too_long;
 use super::node::Source;
 use super::problem::meant;
 use super::{Problem, Problems, Scope};
@@ -37,11 +38,17 @@ impl Prompts {
         // A prompt is no HTML.
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         let mut parts = Vec::new();
-        let files = std::fs::read_dir(folder.join("prompts"))
+        let folder = folder.join("prompts");
+        let files = std::fs::read_dir(&folder);
+        if let Err(error) = &files
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            problems.push(Problem::unread(&folder, format!("cannot read the folder: {error}")));
+        }
+        for part in files
             .into_iter()
             .flatten()
-            .flatten();
-        for part in files
+            .flatten()
             .map(|part| part.path())
             .filter(|path| path.extension().is_some_and(|end| end == "j2"))
         {
@@ -50,12 +57,15 @@ impl Prompts {
             };
             match std::fs::read_to_string(&part) {
                 Ok(text) => {
-                    if let Err(error) = environment.add_template_owned(name.clone(), text.clone()) {
+                    if let Some(chain) = too_long(&text, false) {
+                        let line = text[..chain.at].matches('\n').count() + 1;
+                        problems.push(Problem::line(&part, line, None, chain.what).hint(Some(chain.hint.into())));
+                    } else if let Err(error) = environment.add_template_owned(name.clone(), text.clone()) {
                         problems.push(Problem::line(&part, error.line().unwrap_or(1), None, words(&error)));
                     }
                     parts.push((name, text));
                 }
-                Err(error) => problems.push(Problem::file(&part, format!("cannot be read: {error}"))),
+                Err(error) => problems.push(Problem::unread(&part, format!("cannot be read: {error}"))),
             }
         }
         parts.sort();
@@ -74,6 +84,15 @@ impl Prompts {
     /// Adds a text, and lists the variables it reads, those of the parts it uses included. What is wrong with it is
     /// told.
     pub(super) fn add(&mut self, source: &Source, problems: &mut Problems) -> BTreeSet<String> {
+        if let Some(chain) = too_long(&source.text, source.is_expression) {
+            source.tell(
+                source.place_at(chain.at),
+                &chain.what,
+                Some(chain.hint.into()),
+                problems,
+            );
+            return BTreeSet::new();
+        }
         let compiled = if source.is_expression {
             self.environment
                 .compile_expression(&source.text)
@@ -87,19 +106,11 @@ impl Prompts {
         let read = match compiled {
             Ok(read) => read,
             Err(error) => {
-                let (line, offset) = match error.range() {
+                let place = match error.range() {
                     Some(range) => source.place_at(range.start),
                     None => (error.line().unwrap_or(1).saturating_sub(1), 0),
                 };
-                let text = source.text.lines().nth(line).unwrap_or_default();
-                let hint = syntax_hint(&error);
-                problems.add_inside(
-                    source.line + line,
-                    text,
-                    offset,
-                    format!("{}: {}", source.name, words(&error)),
-                    hint,
-                );
+                source.tell(place, &words(&error), syntax_hint(&error), problems);
                 return BTreeSet::new();
             }
         };
@@ -130,15 +141,7 @@ impl Prompts {
     /// Parts and filters that do not exist are known before a run.
     fn check_names(&self, source: &Source, problems: &mut Problems) {
         let mut wrong = |name: &str, what: String, hint: Option<String>| {
-            let (line, offset) = source.place_of(name);
-            let text = source.text.lines().nth(line).unwrap_or_default();
-            problems.add_inside(
-                source.line + line,
-                text,
-                offset,
-                format!("{}: {what}", source.name),
-                hint,
-            );
+            source.tell(source.place_of(name), &what, hint, problems);
         };
         for word in ["include", "import", "from"] {
             for name in included(&source.text, word) {

@@ -357,19 +357,12 @@ impl Template {
                     continue;
                 };
                 let variable = read.split('.').take(2).collect::<Vec<_>>().join(".");
-                let (line, offset) = source.place_of(if source.text.contains(&variable) {
+                let place = source.place_of(if source.text.contains(&variable) {
                     &variable
                 } else {
                     &read
                 });
-                let text = source.text.lines().nth(line).unwrap_or_default();
-                problems.add_inside(
-                    source.line + line,
-                    text,
-                    offset,
-                    format!("{}: {what}", source.name),
-                    hint,
-                );
+                source.tell(place, &what, hint, problems);
             }
         };
         for step in &self.steps {

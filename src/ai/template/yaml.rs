@@ -101,16 +101,15 @@ impl Yaml {
 /// # Errors
 /// It cannot be read.
 pub(crate) fn text_of(path: &Path) -> Result<String, Problem> {
-    let wrong = |text: String| Problem::file(path, text);
     let mut bytes = Vec::new();
     // Not by the size that the file says it has: that of a device, or of a file that grows, is not what is read.
     std::fs::File::open(path)
         .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
-        .map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        .map_err(|error| Problem::unread(path, format!("cannot be read: {error}")))?;
     if bytes.len() as u64 > LARGEST {
-        return Err(wrong(format!("is larger than {LARGEST} bytes")));
+        return Err(Problem::file(path, format!("is larger than {LARGEST} bytes")));
     }
-    String::from_utf8(bytes).map_err(|_| wrong("cannot be read: it is no UTF-8".into()))
+    String::from_utf8(bytes).map_err(|_| Problem::file(path, "cannot be read: it is no UTF-8"))
 }
 
 /// Reads the one document of a file. Keys that are there twice are told; what cannot be read at all is no value.
