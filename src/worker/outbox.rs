@@ -264,6 +264,11 @@ impl Outbox {
         self.backlog() > WRITES || self.backlog.bytes.load(Ordering::Relaxed) > self.backlog.bound
     }
 
+    /// Whether twice as much waits: then what nobody waits for for long is left out as well.
+    pub(crate) fn is_overfull(&self) -> bool {
+        self.backlog() > 2 * WRITES || self.backlog.bytes.load(Ordering::Relaxed) > 2 * self.backlog.bound
+    }
+
     /// Messages that are done with, whose acks wait longer than usual: nobody else may have them meanwhile.
     pub(crate) fn stuck(&self) -> Vec<Tag> {
         let stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);

@@ -176,7 +176,7 @@ impl Consumer {
             return;
         };
         // Whoever asked will have gone when Redis has taken what waits before the answer.
-        if self.outbox.is_full() {
+        if self.outbox.is_overfull() {
             return;
         }
         let reply = pidbox::encode_reply(
