@@ -59,7 +59,7 @@ async fn odd_numbers_and_texts_come_to_an_end() {
         (
             "properties twice",
             spoiled("\"properties\":", "\"properties\":{},\"properties\":"),
-            None,
+            Some("FAILURE"),
             DEAD,
         ),
         (
@@ -83,7 +83,7 @@ async fn odd_numbers_and_texts_come_to_an_end() {
         (
             "400 digits as a priority",
             spoiled("\"priority\":0", &format!("\"priority\":{huge}")),
-            None,
+            Some("FAILURE"),
             DEAD,
         ),
         ("retries below none", header("retries", json!(-1)), None, DEAD),
