@@ -208,7 +208,13 @@ async fn ps(fleet: &Fleet, json: bool) -> Result<ExitCode, Stopped> {
     }
     for host in &hosts {
         let calls: usize = host.calls.values().sum();
-        println!("{}  {} of {} calls  {}", host.url, calls, host.max_parallel, host.state);
+        println!(
+            "{}  {} of {} calls  {}",
+            host.url,
+            calls,
+            host.max_parallel,
+            plain(&host.state)
+        );
         for model in &host.loaded {
             let calls = host.calls.get(model).copied().unwrap_or(0);
             println!("  {:<32} {}", plain(model), count(calls, "call"));

@@ -1,9 +1,13 @@
 //! What commands print. Whoever reads it may have seen enough and be gone (`orchestra config --all | head -1`): that
 //! ends the program quietly, where the standard library's `println!` panics. What cannot be written otherwise, on a
 //! full disk, ends it with an error, so that `orchestra dead list >file && orchestra dead drop --all` loses nothing.
+//!
+//! Much of it was written by others: tasks, models, whoever can write to Redis. So what a line is made of is never a
+//! command to the terminal that shows it. A file or a pipe gets what is printed whole.
 
+use std::borrow::Cow;
 use std::fmt::Arguments;
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 
 /// The exit code of a program that the end of a pipe stopped, as a shell shows it (128 and SIGPIPE).
 pub(super) const PIPE_CLOSED: u8 = 141;
@@ -14,7 +18,7 @@ macro_rules! println {
     ($($words:tt)*) => { $crate::cli::out::line(format_args!($($words)*)) };
 }
 
-/// Prints without an end of line, and at once.
+/// Prints without an end of line, and at once: as it is, commands to the terminal among it.
 macro_rules! print {
     ($($words:tt)*) => { $crate::cli::out::text(format_args!($($words)*)) };
 }
@@ -27,7 +31,7 @@ macro_rules! eprintln {
 }
 
 pub(super) fn line(words: Arguments<'_>) {
-    end_unless(writeln!(std::io::stdout(), "{words}"));
+    end_unless(writeln!(std::io::stdout(), "{}", shown(&words.to_string())));
 }
 
 pub(super) fn text(words: Arguments<'_>) {
@@ -42,7 +46,7 @@ pub(super) fn bytes(bytes: &[u8]) {
 }
 
 pub(super) fn said(words: Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{words}");
+    let _ = writeln!(std::io::stderr(), "{}", plain_lines(&words.to_string()));
 }
 
 /// Ends the program unless it could print.
@@ -69,7 +73,24 @@ impl std::io::Write for Out {
     }
 }
 
-/// A text of somebody else's as a terminal may have it: nothing of it is a command to the terminal.
+/// A text of somebody else's as a terminal may have it within a line: nothing of it is a command to the terminal.
 pub(super) fn plain(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
+}
+
+/// The same of a text that may have several lines.
+pub(super) fn plain_lines(text: &str) -> String {
+    text.replace(
+        |char: char| char.is_control() && !matches!(char, '\n' | '\t'),
+        "\u{fffd}",
+    )
+}
+
+/// A text that a task or a model has written: whole in a file, and on a terminal without what would be a command to it.
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
+    if std::io::stdout().is_terminal() {
+        plain_lines(text).into()
+    } else {
+        text.into()
+    }
 }

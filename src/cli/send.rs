@@ -1,7 +1,5 @@
 //! `orchestra send`, `result`, `stream`, `revoke`: tasks from the shell.
 
-use std::borrow::Cow;
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::commands::Audience;
 use super::control::told;
+use super::out::{plain, shown};
 use super::program::{Common, Stopped, number_of_seconds, pretty, seconds, usage, world};
 use super::signals::interrupted;
 use crate::client::{Call, Error, Pending};
@@ -202,7 +201,7 @@ impl ShowResult {
             return Ok(ExitCode::from(u8::from(state.is_failed())));
         }
         if !state.is_ready() {
-            println!("{}", state.as_str());
+            println!("{}", plain(state.as_str()));
             return Ok(ExitCode::SUCCESS);
         }
         if self.traceback {
@@ -210,7 +209,7 @@ impl ShowResult {
                 Err(Error::Failed { traceback, .. }) => traceback,
                 _ => None,
             };
-            println!("{}", traceback.as_deref().map_or("None".into(), shown));
+            println!("{}", traceback.as_deref().unwrap_or("None"));
             return Ok(ExitCode::SUCCESS);
         }
         show(&pending, SOON, SOON).await
@@ -272,7 +271,7 @@ async fn show(pending: &Pending, left: Duration, given: Duration) -> Result<Exit
             let seconds = given.as_secs_f64();
             return Err(failed(Error::Timeout { id, seconds }));
         }
-        Ok(Value::String(text)) => println!("{}", shown(&text)),
+        Ok(Value::String(text)) => println!("{text}"),
         Ok(value) => println!("{}", pretty(&value)),
         Err(error) => return Err(failed(error)),
     }
@@ -281,21 +280,8 @@ async fn show(pending: &Pending, left: Duration, given: Duration) -> Result<Exit
 
 fn failed(error: Error) -> Stopped {
     match error {
-        Error::Failed { exception, .. } => world(exception.repr()),
+        Error::Failed { exception, .. } => world(plain(&exception.repr())),
         error => world(error),
-    }
-}
-
-/// A text that a task or a model has written: whole in a file, and on a terminal without what would be a command to it.
-fn shown(text: &str) -> Cow<'_, str> {
-    if std::io::stdout().is_terminal() {
-        text.replace(
-            |char: char| char.is_control() && !matches!(char, '\n' | '\t'),
-            "\u{fffd}",
-        )
-        .into()
-    } else {
-        text.into()
     }
 }
 

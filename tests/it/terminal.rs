@@ -361,6 +361,98 @@ assert not colored(TERM='dumb')
     run_python(&python, &redis.url());
 }
 
+/// A node, a task, a model server that are somebody else's: what they say is shown, and is no command to the terminal.
+#[test]
+fn what_others_have_written_does_not_command_the_terminal() {
+    let redis = Redis::start();
+    let python = format!(
+        r#"
+import http.server, json, os, pty, subprocess, sys, threading, unicodedata
+import redis
+from celery import Celery
+from kombu import Connection
+from kombu.pidbox import Mailbox
+url = sys.argv[1]
+ESC = '\x1b[2J\x1b]0;PWN\x07\x9b31m\nforged'
+answers = {{'report': {{'ok': ESC}}, 'memdump': {{'ok': ESC}}, 'stats': {{ESC: ESC}}, 'conf': {{ESC: ESC}},
+           'ping': {{'ok': 'pong'}}, 'clock': {{'error': ESC}}}}
+def answering(answer):
+    return lambda state, **arguments: answer
+def node():
+    with Connection(url) as connection:
+        handlers = {{name: answering(answer) for name, answer in answers.items()}}
+        node = Mailbox('celery', type='fanout', accept=['json']).Node(ESC + '@h', channel=connection.channel(), handlers=handlers)
+        node.listen(callback=lambda body, message: node.handle_message(body, message))
+        while True:
+            connection.drain_events()
+class Ollama(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({{'version': ESC, 'models': []}}).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *words):
+        pass
+ollama = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Ollama)
+for what in [node, ollama.serve_forever]:
+    threading.Thread(target=what, daemon=True).start()
+def command(*words):
+    return [{orchestra:?}, '-b', url, *words]
+def said(*words):
+    return subprocess.run(command(*words), capture_output=True)
+def on_terminal(*words):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv({orchestra:?}, command(*words))
+    said = b''
+    try:
+        while more := os.read(terminal, 4096):
+            said += more
+    except OSError:
+        pass
+    os.waitpid(pid, 0)
+    return said.replace(b'\r\n', b'\n')
+wrong = []
+def check(what, said, may_have_lines=False):
+    text = said.decode(errors='replace')
+    commands = [char for char in text if unicodedata.category(char) == 'Cc' and char not in '\n\t']
+    forged = not may_have_lines and any(line.startswith('forged') for line in text.split('\n'))
+    if commands or forged or 'forged' not in text:
+        wrong.append((what, text))
+until('the node is heard', lambda: b'forged' in said('inspect', 'ping').stdout)
+for method in ['ping', 'report', 'memdump', 'stats', 'conf', 'clock']:
+    check('inspect ' + method, said('inspect', method).stdout)
+for words in [['status'], ['doctor', '--ollama-host', 'http://127.0.0.1:%d' % ollama.server_port]]:
+    check(words[0], said(*words).stdout)
+assert said('doctor', '--ollama-host', 'http://127.0.0.1:%d' % ollama.server_port).stdout.count(b'forged') == 2
+check('JSON on a terminal', on_terminal('inspect', 'report', '--json'))
+store = redis.Redis.from_url(url)
+def put(name, **record):
+    store.set('celery-task-meta-' + name, json.dumps(record))
+put('state', status=ESC, result=None)
+put('failed', status='FAILURE', result={{'exc_type': ESC, 'exc_message': [ESC], 'exc_module': ESC}}, traceback=ESC)
+put('text', status='SUCCESS', result=ESC)
+check('state', said('result', 'state').stdout)
+check('exception', said('result', 'failed').stderr)
+check('traceback', on_terminal('result', 'failed', '--traceback'), may_have_lines=True)
+check('text', on_terminal('result', 'text'), may_have_lines=True)
+assert said('result', 'text').stdout == ESC.encode() + b'\n', 'a file gets it whole'
+for words in [['events', '--dump', '-n', '2'], ['events', '-n', '2']]:
+    watching = subprocess.Popen(command(*words), stdout=subprocess.PIPE)
+    with Celery(broker=url).events.default_dispatcher(hostname=ESC) as events:
+        while watching.poll() is None:
+            events.send('task-failed', uuid=ESC, exception=ESC)
+            time.sleep(0.05)
+    check(' '.join(words), watching.stdout.read())
+assert not wrong, wrong
+"#,
+        orchestra = program("orchestra").to_str().unwrap(),
+    );
+    run_python(&python, &redis.url());
+}
+
 /// Whoever brings a `celeryconfig.py` is told of each setting what becomes of it.
 #[test]
 fn every_setting_of_celery_is_known_or_has_a_word() {
