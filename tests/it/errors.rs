@@ -193,3 +193,60 @@ fn a_redis_that_wants_a_password_is_told_from_one_that_is_down() {
         assert!(!printed.contains("wrong"), "{printed}");
     }
 }
+
+/// What a program says that is started with this environment and these words.
+fn said(name: &str, environment: &[(&str, &str)], words: &[&str]) -> (Option<i32>, String) {
+    let folder = Folder::new();
+    let out = Command::new(program(name))
+        .args(words)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let printed = [out.stdout, out.stderr].concat();
+    (out.status.code(), String::from_utf8_lossy(&printed).into_owned())
+}
+
+#[test]
+fn an_address_of_a_model_server_that_is_none_is_shown_without_its_password() {
+    let port = "http://u:s3cr3tpw@127.0.0.1:port";
+    let scheme = "[{url=\"ftp://u:s3cr3tpw@h\"}]";
+    let unknown = "[{url=\"http://u:s3cr3tpw@h:1\", x=1}]";
+    for (environment, words, text) in [
+        (
+            None,
+            &["--ollama-host", port, "models", "list"][..],
+            "u:********@127.0.0.1:port",
+        ),
+        (Some(port), &["models", "list"], "u:********@127.0.0.1:port"),
+        (Some(scheme), &["models", "list"], "ftp://u:********@h"),
+        (
+            Some(unknown),
+            &["models", "list"],
+            "ORCHESTRA_AI_HOSTS: the list does not fit: unknown field `x`",
+        ),
+        (None, &["--ollama-host", port], "u:********@127.0.0.1:port"),
+        (
+            Some(unknown),
+            &[],
+            "ORCHESTRA_AI_HOSTS: the list does not fit: unknown field `x`",
+        ),
+    ] {
+        let name = if words.contains(&"models") {
+            "orchestra"
+        } else {
+            "orchestra-worker"
+        };
+        let environment: Vec<_> = environment
+            .map(|hosts| ("ORCHESTRA_AI_HOSTS", hosts))
+            .into_iter()
+            .collect();
+        let (code, printed) = said(name, &environment, words);
+        assert!(
+            code == Some(2) && printed.contains(text),
+            "{environment:?} {words:?}: {printed}"
+        );
+        assert!(!printed.contains("s3cr3tpw"), "{printed}");
+    }
+}
