@@ -250,3 +250,21 @@ fn an_address_of_a_model_server_that_is_none_is_shown_without_its_password() {
         assert!(!printed.contains("s3cr3tpw"), "{printed}");
     }
 }
+
+#[test]
+fn a_password_in_the_query_of_a_url_is_used_and_not_shown() {
+    let redis = Redis::start();
+    redis.command::<String>(&["CONFIG", "SET", "requirepass", "s3cr3tpw"]);
+    let url = |password: &str| format!("{}?password={password}", redis.url());
+    let (code, printed) = said("orchestra", &[], &["-b", &url("s3cr3tpw"), "purge", "-f"]);
+    assert_eq!((code, &*printed), (Some(0), "purged 0 messages from celery\n"));
+    let (code, printed) = said("orchestra", &[], &["-b", &url("s3cr3tpw2"), "purge", "-f"]);
+    assert!(
+        code == Some(1) && printed.contains("?password=**: it knows no such user and password"),
+        "{printed}"
+    );
+    assert!(!printed.contains("s3cr3tpw"), "{printed}");
+    let (code, printed) = said("orchestra", &[], &["-b", &url("s3cr3tpw"), "config"]);
+    assert!(code == Some(0) && printed.contains("?password=********"), "{printed}");
+    assert!(!printed.contains("s3cr3tpw"), "{printed}");
+}
