@@ -121,7 +121,7 @@ impl Endpoint {
                 ));
             }
         };
-        let mut info = server(&plain, shown)?;
+        let mut info = server(&plain, url, shown)?;
         if let Some((user, password)) = login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
             let word = |word: &str| Some(unquote(word)).filter(|word| !word.is_empty());
             let login = Login {
@@ -191,7 +191,7 @@ impl Endpoint {
                 .ok_or("each of several URLs must begin with sentinel://")?;
             let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
             master = master.or_else(|| Query(query).get("master_name"));
-            let info = Query(query).log_in(server(&format!("redis://{}", with_port(place)), shown)?);
+            let info = Query(query).log_in(server(&format!("redis://{}", with_port(place)), url, shown)?);
             addresses.push(info.addr().clone());
             first.get_or_insert(info);
         }
@@ -466,12 +466,16 @@ fn trust_any_host(info: ConnectionInfo) -> ConnectionInfo {
     info.set_addr(addr)
 }
 
-/// A URL that the Redis client understands.
-fn server(plain: &str, shown: &str) -> Result<ConnectionInfo, String> {
+/// A URL that the Redis client understands, made of one that somebody wrote.
+fn server(plain: &str, url: &str, shown: &str) -> Result<ConnectionInfo, String> {
     let info = plain.into_connection_info().map_err(|error| {
         let error = error.to_string();
-        if error.contains("database number") {
+        if let Some(what) = cut_login(url) {
+            what.to_owned()
+        } else if error.contains("database number") {
             "what stands behind the last / is the number of a database, such as 0".to_owned()
+        } else if let Some(port) = wrong_port(plain) {
+            format!("{port:?} is no port; one is a number from 1 to 65535")
         } else {
             error.replace(plain, shown)
         }
@@ -483,6 +487,23 @@ fn server(plain: &str, shown: &str) -> Result<ConnectionInfo, String> {
         .set_protocol(ProtocolVersion::RESP3)
         .set_lib_name("orchestra", env!("CARGO_PKG_VERSION"));
     Ok(info.set_redis_settings(settings))
+}
+
+/// What is wrong with a URL that is read only to the middle of its login: these characters end it.
+fn cut_login(url: &str) -> Option<&'static str> {
+    let (_, rest) = url.split_once("://")?;
+    let (_, behind) = rest.split_once(['/', '#', '?'])?;
+    behind
+        .contains('@')
+        .then_some("write special characters of a password as %2F (/), %23 (#), %3F (?) and %40 (@)")
+}
+
+/// What stands where the port does, and is none.
+fn wrong_port(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let address = rest.split('/').next()?.rsplit('@').next()?;
+    let (_, port) = address.rsplit(']').next()?.rsplit_once(':')?;
+    port.parse::<u16>().is_err().then_some(port)
 }
 
 /// A Sentinel's place with its port, if it has none.
@@ -719,6 +740,24 @@ mod tests {
         );
         let error = Endpoint::parse("redis://a/1;redis://b/2").unwrap_err().to_string();
         assert!(error.contains("same database number"), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_login_or_a_port_is_said() {
+        for (url, word) in [
+            (
+                "redis://user:p@secret/w0rd@h:1/0",
+                "write special characters of a password as %2F",
+            ),
+            ("redis://user:p#secret@h/0", "%23"),
+            ("redis://user:p?secret@h/0", "%3F"),
+            ("redis://h:99999/0", "\"99999\" is no port"),
+            ("rediss://[::1]:x/0", "\"x\" is no port"),
+            ("sentinel://me:secret@h:99999/0", "\"99999\" is no port"),
+        ] {
+            let error = Endpoint::parse(url).unwrap_err().to_string();
+            assert!(error.contains(word) && !error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

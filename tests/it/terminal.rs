@@ -152,6 +152,18 @@ fn words_of_celery_are_understood_and_mistakes_are_answered() {
             2,
             "behind the last / is the number of a database",
         ),
+        (
+            "orchestra",
+            "status -b redis://user:p@ss/w0rd@h:1/0",
+            2,
+            "write special characters of a password as %2F",
+        ),
+        (
+            "orchestra",
+            "status -b redis://127.0.0.1:99999/0",
+            2,
+            "\"99999\" is no port; one is a number",
+        ),
     ] {
         let (ended, words) = run(name, line);
         if ended != Some(code) || !words.contains(answer) {
