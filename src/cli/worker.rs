@@ -1,5 +1,6 @@
 //! `orchestra-worker`: Celery's own command line.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -165,17 +166,17 @@ pub struct Arguments {
 /// }
 /// ```
 pub fn worker_main(register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>) -> ExitCode {
-    worker_main_from(std::env::args(), register)
+    worker_main_from(std::env::args_os(), register)
 }
 
 /// [`worker_main`] with a command line of one's own; its first element is the program's name.
 pub fn worker_main_from(
-    arguments: impl IntoIterator<Item = String>,
+    arguments: impl IntoIterator<Item: Into<OsString>>,
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> ExitCode {
-    let mut arguments = arguments.into_iter();
+    let mut arguments = arguments.into_iter().map(Into::into);
     let (own, first) = (arguments.next(), arguments.next());
-    if first.as_deref() == Some(crate::ai::LIMITED) {
+    if first.as_deref().is_some_and(|word| word == crate::ai::LIMITED) {
         return crate::ai::become_limited(std::env::args_os().skip(2));
     }
     let arguments = own.into_iter().chain(first).chain(arguments);

@@ -1,5 +1,6 @@
 //! What somebody sees who knows Celery and types what comes to mind.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -307,6 +308,23 @@ async fn a_task_is_called_as_celery_calls_it_and_its_id_is_never_lost() {
     assert_eq!(alone.status.code(), Some(2), "{alone:?}");
     let unknown = orchestra(&redis, &["revoke", "--terminate", "--signal", "SIGNONE", "x"]);
     assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
+}
+
+/// Words that are no text are a mistake like others.
+#[test]
+fn words_that_are_no_utf_8_are_answered_in_a_line() {
+    for (name, words) in [
+        ("orchestra-worker", &[b"\xff".as_slice()][..]),
+        ("orchestra-worker", &[b"-n", b"\xff"]),
+        ("orchestra", &[b"send", b"\xff"]),
+    ] {
+        let words = words.iter().map(|word| std::ffi::OsStr::from_bytes(word));
+        let (code, words) = said(&Command::new(program(name)).args(words).env_clear().output().unwrap());
+        assert!(
+            code == Some(2) && words.contains("invalid UTF-8") && words.lines().count() == 1,
+            "{name}: {code:?} {words}"
+        );
+    }
 }
 
 /// A host that says nothing, and a server without TLS, are told in seconds.
