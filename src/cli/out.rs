@@ -45,6 +45,15 @@ pub(super) fn bytes(bytes: &[u8]) {
     end_unless(out.write_all(bytes).and_then(|()| out.flush()));
 }
 
+/// Prints bytes that may be no text, and a line's end: as they are, but for a terminal.
+pub(super) fn stored(bytes: &[u8]) {
+    if std::io::stdout().is_terminal() {
+        println!("{}", String::from_utf8_lossy(bytes));
+    } else {
+        self::bytes(&[bytes, b"\n"].concat());
+    }
+}
+
 pub(super) fn said(words: Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{}", plain_lines(&words.to_string()));
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::commands::Audience;
 use super::control::told;
-use super::out::{plain, shown};
+use super::out::{self, plain, shown};
 use super::program::{Common, Stopped, number_of_seconds, pretty, seconds, usage, world};
 use super::signals::interrupted;
 use crate::client::{Call, Error, Pending};
@@ -193,13 +193,10 @@ impl ShowResult {
                 return Err(failed(error));
             }
         }
-        let state = pending.state().await.map_err(world)?;
         if self.json {
-            let stored = pending.record().await.map_err(world)?;
-            let nothing = || json!({"task_id": pending.id(), "status": state.as_str()});
-            println!("{}", pretty(&stored.unwrap_or_else(nothing)));
-            return Ok(ExitCode::from(u8::from(state.is_failed())));
+            return show_stored(&pending).await;
         }
+        let state = pending.state().await.map_err(world)?;
         if !state.is_ready() {
             println!("{}", plain(state.as_str()));
             return Ok(ExitCode::SUCCESS);
@@ -261,6 +258,24 @@ async fn unless_interrupted<T>(id: &str, what: impl Future<Output = Result<T, St
             code: 130,
         }),
     }
+}
+
+/// Prints all that is stored of a task, as it is where we cannot read it: somebody else may. Exit code 1 is that the
+/// task failed.
+async fn show_stored(pending: &Pending) -> Result<ExitCode, Stopped> {
+    match pending.record().await {
+        Ok(Some(record)) => println!("{}", pretty(&record)),
+        Ok(None) => {
+            let nothing = json!({"task_id": pending.id(), "status": State::Pending.as_str()});
+            println!("{}", pretty(&nothing));
+        }
+        Err(error) => match pending.stored().await {
+            Ok(Some(stored)) => out::stored(&stored),
+            _ => return Err(world(error)),
+        },
+    }
+    let failed = pending.state().await.is_ok_and(|state| state.is_failed());
+    Ok(ExitCode::from(u8::from(failed)))
 }
 
 /// Waits for a result and prints it; a failed task is exit code 1. `left` is what is left of the time that somebody

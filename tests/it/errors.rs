@@ -268,3 +268,44 @@ fn a_password_in_the_query_of_a_url_is_used_and_not_shown() {
     assert!(code == Some(0) && printed.contains("?password=********"), "{printed}");
     assert!(!printed.contains("s3cr3tpw"), "{printed}");
 }
+
+#[test]
+fn a_result_that_cannot_be_read_is_named_and_shown_as_it_is() {
+    let redis = Redis::start();
+    let digits = format!(r#"{{"status":"SUCCESS","result":{}}}"#, "9".repeat(5000));
+    let deep = format!(
+        r#"{{"status":"SUCCESS","result":{}1{}}}"#,
+        "[".repeat(9000),
+        "]".repeat(9000)
+    );
+    for (stored, why) in [
+        ("hello", "expected value at line 1 column 1"),
+        (r#"{"result":1}"#, "missing field `status`"),
+        (&digits, "number out of range"),
+        (&deep, "cannot be read"),
+    ] {
+        redis.command::<String>(&["SET", "celery-task-meta-x1", stored]);
+        let (code, printed) = said("orchestra", &[], &["-b", &redis.url(), "result", "x1"]);
+        assert!(
+            code == Some(1)
+                && printed.starts_with("orchestra: the result of x1 cannot be read: ")
+                && printed.contains(why)
+                && printed.lines().count() == 1,
+            "{printed}"
+        );
+        let (code, printed) = said("orchestra", &[], &["-b", &redis.url(), "result", "x1", "--json"]);
+        let read: String = printed.split_whitespace().collect();
+        assert_eq!((code, read), (Some(0), stored.to_owned()));
+    }
+    redis.command::<u64>(&["DEL", "celery-task-meta-x1"]);
+    redis.command::<u64>(&["RPUSH", "celery-task-meta-x1", "x"]);
+    for words in [&["result", "x1"][..], &["result", "x1", "--json"]] {
+        let (code, printed) = said("orchestra", &[], &[&["-b", &redis.url()], words].concat());
+        assert!(
+            code == Some(1)
+                && printed.starts_with("orchestra: the result of x1 cannot be read: Redis at ")
+                && printed.contains("WRONGTYPE"),
+            "{printed}"
+        );
+    }
+}
