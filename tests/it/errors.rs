@@ -3,9 +3,12 @@
 //! `ORCHESTRA_UPDATE_GALLERY=1 cargo test --test it gallery` writes what they print into the file, to be read and
 //! committed by a person.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
+use crate::proxy::Proxy;
 use crate::support::{Folder, Redis, Sim, Worker, program};
 
 /// A piece of the page.
@@ -303,9 +306,64 @@ fn a_result_that_cannot_be_read_is_named_and_shown_as_it_is() {
         let (code, printed) = said("orchestra", &[], &[&["-b", &redis.url()], words].concat());
         assert!(
             code == Some(1)
-                && printed.starts_with("orchestra: the result of x1 cannot be read: Redis at ")
+                && printed.starts_with("orchestra: the result of x1 cannot be read: Redis refused: ")
                 && printed.contains("WRONGTYPE"),
             "{printed}"
         );
     }
+}
+
+#[test]
+fn a_redis_that_runs_is_not_to_be_started() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://:s3cr3tpw@{}/0", listener.local_addr().unwrap());
+    // Redis 5.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut asked = [0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut asked) {
+                let commands = asked[..count].iter().filter(|byte| **byte == b'*').count();
+                let answer =
+                    b"-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `default`, `s3cr3tpw`, \r\n";
+                stream.write_all(&answer.repeat(commands)).unwrap();
+            }
+        }
+    });
+    for words in [&["status"][..], &["doctor"]] {
+        let (code, printed) = said("orchestra", &[], &[&["-b", &url], words].concat());
+        assert!(
+            code == Some(1) && printed.contains("this Redis is too old: 6.2 or later is needed"),
+            "{printed}"
+        );
+        assert!(
+            !printed.contains("is it running") && !printed.contains("s3cr3tpw"),
+            "{printed}"
+        );
+    }
+    let redis = Redis::start();
+    let orchestra = program("orchestra");
+    let script = format!("ulimit -n 10; exec {} -b {} status", orchestra.display(), redis.url());
+    let out = Command::new("sh").args(["-c", &script]).env_clear().output().unwrap();
+    let printed = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        printed.contains("(os error 24); let this process open more of them (`ulimit -n`)"),
+        "{printed}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_too_old_is_named_by_its_version() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port).await;
+    let (code, printed) = said("orchestra", &[], &["-b", &proxy.url(), "doctor"]);
+    assert!(code.is_some() && !printed.contains("or later is needed"), "{printed}");
+    let info: String = redis.command(&["INFO", "server"]);
+    let line = info.lines().find(|line| line.starts_with("redis_version:")).unwrap();
+    let old = line.replace(|char: char| char.is_ascii_digit(), "0");
+    proxy.says(old.leak(), line.to_owned().leak());
+    let (_, printed) = said("orchestra", &[], &["-b", &proxy.url(), "doctor"]);
+    assert!(printed.contains("note  this Redis is of version 0."), "{printed}");
+    let worker = Worker::start_at(&proxy.url(), &[]);
+    worker.wait_for_log("6.2 or later is needed");
 }
