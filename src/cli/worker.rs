@@ -21,6 +21,9 @@ use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
 use crate::worker::{self, Child, Exit, Program, Stop, Worker};
 
+/// Places to run beyond which a number is a typing error, as for `pool_grow` (`worker/control/pool`).
+const MOST_PLACES: usize = 100_000;
+
 /// What the program is called.
 const NAME: &str = "orchestra-worker";
 
@@ -467,6 +470,15 @@ fn options(arguments: &Arguments, settings: &Settings) -> Result<worker::Options
     let mut options = settings.worker(hostname(arguments))?;
     if options.concurrency == 0 {
         return Err("--concurrency: at least one task must be able to run".into());
+    }
+    let most = arguments.autoscale.map_or(0, |(most, _)| most);
+    if options.concurrency.max(most) > MOST_PLACES {
+        let which = if most > MOST_PLACES {
+            "--autoscale"
+        } else {
+            "--concurrency"
+        };
+        return Err(format!("{which}: at most {MOST_PLACES} tasks may run at once"));
     }
     if options.queues.is_empty() {
         return Err("--queues: there is no queue left to consume".into());

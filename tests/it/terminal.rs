@@ -63,6 +63,18 @@ fn words_of_celery_are_understood_and_mistakes_are_answered() {
             1,
             "the state file /proc/x cannot be used: writing it failed: No such",
         ),
+        (
+            "orchestra-worker",
+            "-c 99999999999",
+            2,
+            "--concurrency: at most 100000 tasks may run at once",
+        ),
+        (
+            "orchestra-worker",
+            "--autoscale 100001,1",
+            2,
+            "--autoscale: at most 100000 tasks may run at once",
+        ),
         ("orchestra", "worker -l info", 2, "run orchestra-worker"),
         ("orchestra", "-A proj tasks", 0, "-A proj has no effect"),
         ("orchestra", "help send", 0, "--countdown"),
