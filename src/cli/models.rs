@@ -83,12 +83,19 @@ pub(super) enum Models {
     /// Tokens, seconds and calls of a day, by task, template, model and tenant; and of budgets
     Usage {
         /// The day, such as 2026-11-25 [default: today]
-        #[arg(long, value_name = "DAY")]
+        #[arg(long, value_name = "DAY", value_parser = day)]
         day: Option<String>,
         /// Print JSON
         #[arg(short = 'j', long)]
         json: bool,
     },
+}
+
+/// A day, as it is written in the name of its accounts.
+fn day(word: &str) -> Result<String, &'static str> {
+    let day: Result<jiff::civil::Date, _> = word.parse();
+    day.map(|day| day.to_string())
+        .map_err(|_| "that is no day; write it as 2026-11-25")
 }
 
 impl Models {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
@@ -110,7 +111,7 @@ pub(super) struct Follow {
 #[derive(Debug, Args)]
 pub(super) struct Revoke {
     /// Task ids
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = NonEmptyStringValueParser::new())]
     ids: Vec<String>,
     /// End them if they run
     #[arg(long)]

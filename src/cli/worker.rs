@@ -3,16 +3,15 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, CommandFactory as _, Parser};
+use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::detach::Detached;
 use super::log::Log;
 use super::notify::Notify;
 use super::pidfile::Pidfile;
-use super::program::{Stopped, number_of_seconds, usage, world};
+use super::program::{Stopped, number_of_seconds, numbers, queue_names, usage, world};
 use super::refusal::refuse;
 use super::signals::Signals;
 use super::{metrics, nodename};
@@ -82,13 +81,13 @@ pub struct Arguments {
     #[arg(long, visible_alias = "discard")]
     purge: bool,
     /// Hard time limit of tasks that have none, in seconds
-    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds)]
     time_limit: Option<f64>,
     /// Soft time limit of tasks that have none, in seconds
-    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds)]
     soft_time_limit: Option<f64>,
     /// Seconds between heartbeats [default: 2]
-    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds)]
     heartbeat_interval: Option<f64>,
     /// Send no worker events
     #[arg(long)]
@@ -183,7 +182,10 @@ pub fn worker_main_from(
         return crate::ai::become_limited(std::env::args_os().skip(2));
     }
     let arguments = own.into_iter().chain(first).chain(arguments);
-    let arguments = Arguments::try_parse_from(arguments).and_then(Arguments::with_the_word);
+    let arguments = numbers(Arguments::command())
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Arguments::from_arg_matches(&matches))
+        .and_then(Arguments::with_the_word);
     let arguments = match arguments {
         Ok(arguments) => arguments,
         Err(error) => return refuse("orchestra-worker", &error),
@@ -376,9 +378,7 @@ fn work(
 
 fn settings(arguments: &Arguments) -> Result<Settings, String> {
     let mut settings = Settings::load(arguments.config.as_deref())?;
-    let seconds = |name: &str, value: f64| {
-        Duration::try_from_secs_f64(value).map_err(|_| format!("--{name}: {value} is no number of seconds"))
-    };
+    let seconds = |name: &str, value: f64| super::program::seconds(name, value).map_err(|stopped| stopped.text);
     if let Some(url) = &arguments.broker {
         settings.broker_url.clone_from(url);
     }
@@ -388,13 +388,7 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
     if let Some(queues) = &arguments.queues {
         settings.queues.clone_from(queues);
     }
-    if settings
-        .queues
-        .iter()
-        .any(|queue| queue.is_empty() || queue.len() > 255)
-    {
-        return Err("--queues: the name of a queue has 1 to 255 characters".into());
-    }
+    queue_names("queues", &settings.queues)?;
     settings
         .queues
         .retain(|queue| !arguments.exclude_queues.contains(queue));
