@@ -11,10 +11,11 @@ use serde_json::{Map, Value, json};
 use super::commands::Audience;
 use super::control::told;
 use super::out::{self, plain, shown};
-use super::program::{Common, Stopped, number_of_seconds, pretty, seconds, usage, world};
+use super::program::{Common, Stopped, number_of_seconds, pretty, queue_names, seconds, usage, world};
 use super::signals::interrupted;
 use crate::client::{Call, Error, Pending};
 use crate::clock::{self, Timestamp};
+use crate::config::Settings;
 use crate::wire::State;
 
 /// How often a token stream is looked at.
@@ -127,7 +128,7 @@ impl Send {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let wait = self.wait.map(|wait| seconds("wait", wait)).transpose()?;
         let stream = self.stream;
-        let call = self.call()?;
+        let call = self.call(&common.settings()?)?;
         if wait.is_none() && !stream {
             let pending = common.sender().await?.send(call).await.map_err(world)?;
             println!("{}", pending.id());
@@ -149,12 +150,20 @@ impl Send {
         unless_interrupted(pending.id(), shown).await
     }
 
-    fn call(self) -> Result<Call, Stopped> {
+    fn call(self, settings: &Settings) -> Result<Call, Stopped> {
         if self.task.trim().is_empty() {
             return Err(usage(
                 "the name of the task is empty; `orchestra inspect registered` lists those there are",
             ));
         }
+        let longest = settings.max_name_bytes();
+        if self.task.len() > longest {
+            return Err(usage(format!(
+                "the name of the task has {} bytes: workers take no more than {longest} (max_name_bytes)",
+                self.task.len()
+            )));
+        }
+        queue_names("queue", &self.queue).map_err(usage)?;
         let mut call = Call::new(self.task);
         for arg in self.args.iter().filter_map(Value::as_array).flatten() {
             call = call.arg(arg);

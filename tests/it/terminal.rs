@@ -128,6 +128,18 @@ fn words_of_celery_are_understood_and_mistakes_are_answered() {
         ("orchestra", "send ''", 2, "the name of the task is empty"),
         (
             "orchestra",
+            &format!("send {}", "a".repeat(300)),
+            2,
+            "the name of the task has 300 bytes: workers take no more than 255 (max_name_bytes)",
+        ),
+        (
+            "orchestra",
+            &format!("send a.b -Q {}", "q".repeat(300)),
+            2,
+            "--queue: the name of a queue has 1 to 255 characters",
+        ),
+        (
+            "orchestra",
             "send a.b --countdown x",
             2,
             "'x' for '--countdown <SECONDS>'",
