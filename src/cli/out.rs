@@ -12,6 +12,9 @@ use std::io::{ErrorKind, IsTerminal as _, Write as _};
 /// The exit code of a program that the end of a pipe stopped, as a shell shows it (128 and SIGPIPE).
 pub(super) const PIPE_CLOSED: u8 = 141;
 
+/// The program whose commands print; the worker has its log.
+const PROGRAM: &str = "orchestra";
+
 /// Prints a line.
 macro_rules! println {
     () => { $crate::cli::out::line(format_args!("")) };
@@ -31,18 +34,18 @@ macro_rules! eprintln {
 }
 
 pub(super) fn line(words: Arguments<'_>) {
-    end_unless(writeln!(std::io::stdout(), "{}", shown(&words.to_string())));
+    end_unless(PROGRAM, writeln!(std::io::stdout(), "{}", shown(&words.to_string())));
 }
 
 pub(super) fn text(words: Arguments<'_>) {
     let mut out = std::io::stdout();
-    end_unless(write!(out, "{words}").and_then(|()| out.flush()));
+    end_unless(PROGRAM, write!(out, "{words}").and_then(|()| out.flush()));
 }
 
 /// Prints bytes as they are.
 pub(super) fn bytes(bytes: &[u8]) {
     let mut out = std::io::stdout();
-    end_unless(out.write_all(bytes).and_then(|()| out.flush()));
+    end_unless(PROGRAM, out.write_all(bytes).and_then(|()| out.flush()));
 }
 
 /// Prints bytes that may be no text, and a line's end: as they are, but for a terminal.
@@ -58,13 +61,13 @@ pub(super) fn said(words: Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{}", plain_lines(&words.to_string()));
 }
 
-/// Ends the program unless it could print.
-pub(super) fn end_unless(printed: std::io::Result<()>) {
+/// Ends the program of that name unless it could print.
+pub(super) fn end_unless(program: &str, printed: std::io::Result<()>) {
     let Err(error) = printed else { return };
     if error.kind() == ErrorKind::BrokenPipe {
         std::process::exit(PIPE_CLOSED.into());
     }
-    eprintln!("orchestra: cannot write to the standard output: {error}");
+    eprintln!("{program}: cannot write to the standard output: {error}");
     std::process::exit(1);
 }
 
