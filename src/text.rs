@@ -28,6 +28,15 @@ pub(crate) fn count(number: impl std::fmt::Display, one: &str) -> String {
     format!("{number} {one}{s}")
 }
 
+/// A number that somebody gave, in as few digits as it has: `5`, `0.5`, `1e300`.
+pub(crate) fn number(number: f64) -> String {
+    if number.abs() < 1e15 {
+        number.to_string()
+    } else {
+        format!("{number:e}")
+    }
+}
+
 /// Several causes in one line: a question ends by itself, the others with a semicolon.
 pub(crate) fn sentences(causes: &[String]) -> String {
     let mut text = String::new();

@@ -22,8 +22,21 @@ impl Backend {
     /// # Errors
     /// The server cannot be reached or refuses, or the record is in no form that is read.
     pub async fn get(&self, id: &str) -> Result<Option<String>, Error> {
-        let stored: Option<Vec<u8>> = self.query(cmd("GET").arg(self.result_key(id))).await?;
-        stored.map(|stored| self.read(stored)).transpose()
+        let unread = |why: String| Error::Refused(format!("the result of {id} cannot be read: {why}"));
+        match self.stored(id).await {
+            Ok(None) => Ok(None),
+            Ok(Some(stored)) => self.options.format.read(stored).map(Some).map_err(unread),
+            Err(Error::Refused(why)) => Err(unread(why)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is stored of a task, as it is.
+    ///
+    /// # Errors
+    /// The server cannot be reached or refuses.
+    pub async fn stored(&self, id: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.query(cmd("GET").arg(self.result_key(id))).await
     }
 
     /// What is stored, as JSON.

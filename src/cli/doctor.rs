@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::out::plain;
+use super::out::{plain, plain_lines};
 use super::program::{Common, Stopped, dead_queues};
 use crate::beat::Store;
 use crate::broker::{Broker, DeadQueue};
@@ -23,17 +23,21 @@ struct Report {
 }
 
 impl Report {
-    fn good(&self, text: impl std::fmt::Display) {
-        println!("ok    {text}");
+    fn good(&self, text: impl ToString) {
+        self.line("ok  ", text);
     }
 
-    fn note(&self, text: impl std::fmt::Display) {
-        println!("note  {text}");
+    fn note(&self, text: impl ToString) {
+        self.line("note", text);
     }
 
-    fn bad(&mut self, text: impl std::fmt::Display) {
+    fn bad(&mut self, text: impl ToString) {
         self.bad = true;
-        println!("BAD   {text}");
+        self.line("BAD ", text);
+    }
+
+    fn line(&self, mark: &str, text: impl ToString) {
+        println!("{mark}  {}", plain_lines(&text.to_string()));
     }
 }
 
@@ -51,7 +55,7 @@ impl Doctor {
                     Ok(workers) if workers.is_empty() => {
                         report.note("no worker is running; start one with orchestra-worker")
                     }
-                    Ok(workers) => report.good(format_args!("workers: {}", workers.join(", "))),
+                    Ok(workers) => report.good(format!("workers: {}", plain(&workers.join(", ")))),
                     Err(error) => report.bad(error),
                 }
                 periodic(&settings, &mut report).await;
@@ -64,8 +68,10 @@ impl Doctor {
                 report.good(super::templates::in_order(&engine));
                 for host in engine.fleet().hosts() {
                     match engine.fleet().ollama().version(&host.server).await {
-                        Ok(version) => report.good(format_args!("Ollama {version} answers at {}", host.url())),
-                        Err(fault) => report.bad(fault),
+                        Ok(version) => {
+                            report.good(format_args!("Ollama {} answers at {}", plain(&version), host.url()))
+                        }
+                        Err(fault) => report.bad(plain(&fault.to_string())),
                     }
                 }
             }
@@ -122,7 +128,7 @@ async fn periodic(settings: &Settings, report: &mut Report) {
             "no beat is running, but the schedule has entries ({count}); start orchestra beat, or workers with -B"
         )),
         Ok((count, Some(token))) => {
-            let node = token.split(' ').next().unwrap_or_default();
+            let node = plain(token.split(' ').next().unwrap_or_default());
             report.good(format_args!("periodic tasks are sent by {node} ({count} entries)"));
         }
         Err(error) => report.bad(error),

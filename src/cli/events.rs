@@ -169,7 +169,8 @@ fn dump(event: &Heard, names: &Names) -> String {
         (false, _) => String::new(),
     };
     let colon = if fields.is_empty() { "" } else { ":" };
-    format!("{} [{time}] {kind}{colon} {task}{}", event.hostname, fields.join(", "))
+    let line = format!("{} [{time}] {kind}{colon} {task}{}", event.hostname, fields.join(", "));
+    one_line(&line)
 }
 
 /// One line for people: when, what, which task, where, and what is worth knowing of it.
@@ -185,10 +186,12 @@ fn line(event: &Heard, names: &Names) -> String {
     if !more.is_empty() {
         line.push_str(&format!("  {}", more.join(" ")));
     }
-    // What others send must not move the cursor.
-    line.chars()
-        .map(|char| if char.is_control() { ' ' } else { char })
-        .collect()
+    one_line(&line)
+}
+
+/// What others send must not move the cursor.
+fn one_line(line: &str) -> String {
+    line.replace(char::is_control, " ")
 }
 
 fn told(fields: &Map<String, Value>) -> Vec<String> {

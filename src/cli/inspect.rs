@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::commands::{Audience, Kind, find, list};
 use super::control::shown;
 use super::doctor;
-use super::out::plain;
+use super::out::{plain, plain_lines};
 use super::program::{Common, Stopped, dead_queues, pretty, usage, world};
 use super::table::{Table, cell};
 use crate::clock;
@@ -100,12 +100,13 @@ fn text(method: &str, answers: &Map<String, Value>) -> String {
             table.to_string()
         }),
         _ => sections(&good, |answer| match answer.get("ok").unwrap_or(answer) {
-            Value::String(text) => format!("{}\n", text.trim_matches('\n')),
-            other => format!("{}\n", pretty(other)),
+            Value::String(text) => format!("{}\n", plain_lines(text.trim_matches('\n'))),
+            other => format!("{}\n", plain_lines(&pretty(other))),
         }),
     };
     for (worker, answer) in bad {
-        out.push_str(&format!("{worker}: {}\n", shown(answer)));
+        out.push_str(&plain(&format!("{worker}: {}", shown(answer))));
+        out.push('\n');
     }
     out
 }
@@ -125,7 +126,7 @@ fn table(heading: &[&str], answers: &[(&String, &Value)], rows: impl Fn(&Value) 
 }
 
 fn sections(answers: &[(&String, &Value)], body: impl Fn(&Value) -> String) -> String {
-    let section = |(worker, answer): &(&String, &Value)| format!("{worker}\n{}", indent(&body(answer)));
+    let section = |(worker, answer): &(&String, &Value)| format!("{}\n{}", plain(worker), indent(&body(answer)));
     answers.iter().map(section).collect::<Vec<_>>().join("\n")
 }
 

@@ -2,12 +2,14 @@
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
 use super::log::Log;
+use super::visits::Visits;
 use crate::worker::Watch;
 
 /// Listens at `address`, or at that port of this machine only when it is `:port`.
@@ -29,12 +31,20 @@ pub(super) async fn serve(listener: TcpListener, watch: Watch) {
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .layer(map_response(last))
         .with_state(watch);
-    if let Err(error) = axum::serve(listener, router).await {
+    if let Err(error) = axum::serve(Visits::new(listener), router).await {
         tracing::error!("metrics are not served any more: {error}");
     }
     // The worker goes on without.
     std::future::pending::<()>().await;
+}
+
+/// Each connection is for one answer: one that is kept would take a place until it is ended for another.
+async fn last(mut answer: Response) -> Response {
+    let close = HeaderValue::from_static("close");
+    answer.headers_mut().insert(header::CONNECTION, close);
+    answer
 }
 
 async fn metrics(State(watch): State<Watch>) -> impl IntoResponse {

@@ -40,6 +40,7 @@ mod template_test;
 mod templates;
 mod top;
 mod up;
+mod visits;
 pub mod worker;
 
 pub use program::program_main;

@@ -83,12 +83,19 @@ pub(super) enum Models {
     /// Tokens, seconds and calls of a day, by task, template, model and tenant; and of budgets
     Usage {
         /// The day, such as 2026-11-25 [default: today]
-        #[arg(long, value_name = "DAY")]
+        #[arg(long, value_name = "DAY", value_parser = day)]
         day: Option<String>,
         /// Print JSON
         #[arg(short = 'j', long)]
         json: bool,
     },
+}
+
+/// A day, as it is written in the name of its accounts.
+fn day(word: &str) -> Result<String, &'static str> {
+    let day: Result<jiff::civil::Date, _> = word.parse();
+    day.map(|day| day.to_string())
+        .map_err(|_| "that is no day; write it as 2026-11-25")
 }
 
 impl Models {
@@ -208,7 +215,13 @@ async fn ps(fleet: &Fleet, json: bool) -> Result<ExitCode, Stopped> {
     }
     for host in &hosts {
         let calls: usize = host.calls.values().sum();
-        println!("{}  {} of {} calls  {}", host.url, calls, host.max_parallel, host.state);
+        println!(
+            "{}  {} of {} calls  {}",
+            host.url,
+            calls,
+            host.max_parallel,
+            plain(&host.state)
+        );
         for model in &host.loaded {
             let calls = host.calls.get(model).copied().unwrap_or(0);
             println!("  {:<32} {}", plain(model), count(calls, "call"));

@@ -2,7 +2,7 @@
 //! (`celery.platforms.Pidfile`).
 
 use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -23,15 +23,12 @@ impl Pidfile {
     pub(super) fn write(path: &Path) -> Result<Self, String> {
         // A relative path must mean the same at the end.
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let failed = |error: std::io::Error| format!("cannot write the pidfile {}: {error}", path.display());
+        let failed = |error: io::Error| format!("cannot write the pidfile {}: {error}", path.display());
+        let draft = Draft::write(&path).map_err(failed)?;
         // Twice: another worker may be about to do the same with a stale one.
         for _ in 0..2 {
-            let open = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
-            match open {
-                Ok(mut file) => {
-                    writeln!(file, "{}", std::process::id()).map_err(failed)?;
-                    return Ok(Self { path });
-                }
+            match std::fs::hard_link(&draft.path, &path) {
+                Ok(()) => return Ok(Self { path }),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => remove_stale(&path)?,
                 Err(error) => return Err(failed(error)),
             }
@@ -40,6 +37,35 @@ impl Pidfile {
             "the pidfile {} is written by another worker as well",
             path.display()
         ))
+    }
+}
+
+/// A pidfile under a name of its own: it gets the other name when it is written, so that nobody finds it empty. Goes
+/// with this.
+struct Draft {
+    path: PathBuf,
+}
+
+impl Draft {
+    fn write(path: &Path) -> io::Result<Self> {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{}", std::process::id()));
+        let draft = Self { path: name.into() };
+        // In a container the number is mostly the same: one of its process before is in the way.
+        let _ = std::fs::remove_file(&draft.path);
+        let open = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&draft.path);
+        writeln!(open?, "{}", std::process::id())?;
+        Ok(draft)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

@@ -224,7 +224,7 @@ fn command() -> clap::Command {
 }
 
 /// `-1` is a number everywhere, which may be a wrong one, and no option.
-fn numbers(command: clap::Command) -> clap::Command {
+pub(super) fn numbers(command: clap::Command) -> clap::Command {
     let read = |option: Arg| match option.get_action().takes_values() {
         true => option.allow_negative_numbers(true),
         false => option,
@@ -360,9 +360,22 @@ pub(super) fn number_of_seconds(word: &str) -> Result<f64, String> {
     }
 }
 
+/// Whether workers take queues of these names; what is said where they do not.
+pub(super) fn queue_names<'a>(option: &str, names: impl IntoIterator<Item = &'a String>) -> Result<(), String> {
+    if names.into_iter().any(|name| name.is_empty() || name.len() > 255) {
+        return Err(format!("--{option}: the name of a queue has 1 to 255 characters"));
+    }
+    Ok(())
+}
+
 /// Seconds of a command line.
 pub(super) fn seconds(name: &str, value: f64) -> Result<Duration, Stopped> {
-    Duration::try_from_secs_f64(value).map_err(|_| usage(format!("--{name}: {value} is no number of seconds")))
+    Duration::try_from_secs_f64(value).map_err(|_| {
+        usage(format!(
+            "--{name}: {} is no number of seconds",
+            crate::text::number(value)
+        ))
+    })
 }
 
 /// A value as people read it.

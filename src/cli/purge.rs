@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::out::plain;
-use super::program::{Common, Stopped, usage, world};
+use super::program::{Common, Stopped, queue_names, usage, world};
 
 /// Deletes what waits. What workers hold already, and dead letters, stay.
 #[derive(Debug, Args)]
@@ -32,6 +32,7 @@ impl Purge {
         } else {
             &self.queues
         };
+        queue_names("queues", named).map_err(usage)?;
         let queues: BTreeSet<&String> = named
             .iter()
             .filter(|queue| !self.exclude_queues.contains(queue))

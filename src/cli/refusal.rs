@@ -4,12 +4,16 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use super::out::end_unless;
 use crate::text::closest;
 
 /// Prints help, or one line that says what is wrong with the command line.
 pub(super) fn refuse(program: &str, error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let _ = error.print();
+        let printed = error.print();
+        if !error.use_stderr() {
+            end_unless(program, printed);
+        }
         return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
     }
     let text = error.to_string();

@@ -1,20 +1,21 @@
 //! `orchestra send`, `result`, `stream`, `revoke`: tasks from the shell.
 
-use std::borrow::Cow;
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::commands::Audience;
 use super::control::told;
-use super::program::{Common, Stopped, number_of_seconds, pretty, seconds, usage, world};
+use super::out::{self, plain, shown};
+use super::program::{Common, Stopped, number_of_seconds, pretty, queue_names, seconds, usage, world};
 use super::signals::interrupted;
 use crate::client::{Call, Error, Pending};
 use crate::clock::{self, Timestamp};
+use crate::config::Settings;
 use crate::wire::State;
 
 /// How often a token stream is looked at.
@@ -111,7 +112,7 @@ pub(super) struct Follow {
 #[derive(Debug, Args)]
 pub(super) struct Revoke {
     /// Task ids
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = NonEmptyStringValueParser::new())]
     ids: Vec<String>,
     /// End them if they run
     #[arg(long)]
@@ -127,7 +128,7 @@ impl Send {
     pub(super) async fn run(self, common: &Common) -> Result<ExitCode, Stopped> {
         let wait = self.wait.map(|wait| seconds("wait", wait)).transpose()?;
         let stream = self.stream;
-        let call = self.call()?;
+        let call = self.call(&common.settings()?)?;
         if wait.is_none() && !stream {
             let pending = common.sender().await?.send(call).await.map_err(world)?;
             println!("{}", pending.id());
@@ -149,12 +150,20 @@ impl Send {
         unless_interrupted(pending.id(), shown).await
     }
 
-    fn call(self) -> Result<Call, Stopped> {
+    fn call(self, settings: &Settings) -> Result<Call, Stopped> {
         if self.task.trim().is_empty() {
             return Err(usage(
                 "the name of the task is empty; `orchestra inspect registered` lists those there are",
             ));
         }
+        let longest = settings.max_name_bytes();
+        if self.task.len() > longest {
+            return Err(usage(format!(
+                "the name of the task has {} bytes: workers take no more than {longest} (max_name_bytes)",
+                self.task.len()
+            )));
+        }
+        queue_names("queue", &self.queue).map_err(usage)?;
         let mut call = Call::new(self.task);
         for arg in self.args.iter().filter_map(Value::as_array).flatten() {
             call = call.arg(arg);
@@ -194,15 +203,12 @@ impl ShowResult {
                 return Err(failed(error));
             }
         }
-        let state = pending.state().await.map_err(world)?;
         if self.json {
-            let stored = pending.record().await.map_err(world)?;
-            let nothing = || json!({"task_id": pending.id(), "status": state.as_str()});
-            println!("{}", pretty(&stored.unwrap_or_else(nothing)));
-            return Ok(ExitCode::from(u8::from(state.is_failed())));
+            return show_stored(&pending).await;
         }
+        let state = pending.state().await.map_err(world)?;
         if !state.is_ready() {
-            println!("{}", state.as_str());
+            println!("{}", plain(state.as_str()));
             return Ok(ExitCode::SUCCESS);
         }
         if self.traceback {
@@ -210,7 +216,7 @@ impl ShowResult {
                 Err(Error::Failed { traceback, .. }) => traceback,
                 _ => None,
             };
-            println!("{}", traceback.as_deref().map_or("None".into(), shown));
+            println!("{}", traceback.as_deref().unwrap_or("None"));
             return Ok(ExitCode::SUCCESS);
         }
         show(&pending, SOON, SOON).await
@@ -264,6 +270,24 @@ async fn unless_interrupted<T>(id: &str, what: impl Future<Output = Result<T, St
     }
 }
 
+/// Prints all that is stored of a task, as it is where we cannot read it: somebody else may. Exit code 1 is that the
+/// task failed.
+async fn show_stored(pending: &Pending) -> Result<ExitCode, Stopped> {
+    match pending.record().await {
+        Ok(Some(record)) => println!("{}", pretty(&record)),
+        Ok(None) => {
+            let nothing = json!({"task_id": pending.id(), "status": State::Pending.as_str()});
+            println!("{}", pretty(&nothing));
+        }
+        Err(error) => match pending.stored().await {
+            Ok(Some(stored)) => out::stored(&stored),
+            _ => return Err(world(error)),
+        },
+    }
+    let failed = pending.state().await.is_ok_and(|state| state.is_failed());
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
 /// Waits for a result and prints it; a failed task is exit code 1. `left` is what is left of the time that somebody
 /// gave it.
 async fn show(pending: &Pending, left: Duration, given: Duration) -> Result<ExitCode, Stopped> {
@@ -272,7 +296,7 @@ async fn show(pending: &Pending, left: Duration, given: Duration) -> Result<Exit
             let seconds = given.as_secs_f64();
             return Err(failed(Error::Timeout { id, seconds }));
         }
-        Ok(Value::String(text)) => println!("{}", shown(&text)),
+        Ok(Value::String(text)) => println!("{text}"),
         Ok(value) => println!("{}", pretty(&value)),
         Err(error) => return Err(failed(error)),
     }
@@ -281,21 +305,8 @@ async fn show(pending: &Pending, left: Duration, given: Duration) -> Result<Exit
 
 fn failed(error: Error) -> Stopped {
     match error {
-        Error::Failed { exception, .. } => world(exception.repr()),
+        Error::Failed { exception, .. } => world(plain(&exception.repr())),
         error => world(error),
-    }
-}
-
-/// A text that a task or a model has written: whole in a file, and on a terminal without what would be a command to it.
-fn shown(text: &str) -> Cow<'_, str> {
-    if std::io::stdout().is_terminal() {
-        text.replace(
-            |char: char| char.is_control() && !matches!(char, '\n' | '\t'),
-            "\u{fffd}",
-        )
-        .into()
-    } else {
-        text.into()
     }
 }
 

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
+use super::out::plain_lines;
 use super::program::{Common, Stopped, pretty, world};
 use super::templates::{Params, failure, pairs};
 use crate::ai::{Engine, Recorded};
@@ -107,7 +108,7 @@ impl Shown {
         let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default();
         match text("type") {
             "token" => {
-                eprint!("{}", text("text"));
+                eprint!("{}", plain_lines(text("text")));
                 let _ = std::io::stderr().flush();
                 self.in_line = true;
             }

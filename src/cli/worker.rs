@@ -1,17 +1,17 @@
 //! `orchestra-worker`: Celery's own command line.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, CommandFactory as _, Parser};
+use clap::{ArgAction, CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::detach::Detached;
 use super::log::Log;
 use super::notify::Notify;
 use super::pidfile::Pidfile;
-use super::program::{Stopped, number_of_seconds, usage, world};
+use super::program::{Stopped, number_of_seconds, numbers, queue_names, usage, world};
 use super::refusal::refuse;
 use super::signals::Signals;
 use super::{metrics, nodename};
@@ -19,6 +19,9 @@ use crate::ai::{Engine, Folder, Host};
 use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
 use crate::worker::{self, Child, Exit, Program, Stop, Worker};
+
+/// Places to run beyond which a number is a typing error, as for `pool_grow` (`worker/control/pool`).
+const MOST_PLACES: usize = 100_000;
 
 /// What the program is called.
 const NAME: &str = "orchestra-worker";
@@ -78,13 +81,13 @@ pub struct Arguments {
     #[arg(long, visible_alias = "discard")]
     purge: bool,
     /// Hard time limit of tasks that have none, in seconds
-    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds)]
     time_limit: Option<f64>,
     /// Soft time limit of tasks that have none, in seconds
-    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds)]
     soft_time_limit: Option<f64>,
     /// Seconds between heartbeats [default: 2]
-    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", value_parser = number_of_seconds)]
     heartbeat_interval: Option<f64>,
     /// Send no worker events
     #[arg(long)]
@@ -165,21 +168,24 @@ pub struct Arguments {
 /// }
 /// ```
 pub fn worker_main(register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>) -> ExitCode {
-    worker_main_from(std::env::args(), register)
+    worker_main_from(std::env::args_os(), register)
 }
 
 /// [`worker_main`] with a command line of one's own; its first element is the program's name.
 pub fn worker_main_from(
-    arguments: impl IntoIterator<Item = String>,
+    arguments: impl IntoIterator<Item: Into<OsString>>,
     register: impl FnOnce(&mut Registry) -> Result<(), RegisterError>,
 ) -> ExitCode {
-    let mut arguments = arguments.into_iter();
+    let mut arguments = arguments.into_iter().map(Into::into);
     let (own, first) = (arguments.next(), arguments.next());
-    if first.as_deref() == Some(crate::ai::LIMITED) {
+    if first.as_deref().is_some_and(|word| word == crate::ai::LIMITED) {
         return crate::ai::become_limited(std::env::args_os().skip(2));
     }
     let arguments = own.into_iter().chain(first).chain(arguments);
-    let arguments = Arguments::try_parse_from(arguments).and_then(Arguments::with_the_word);
+    let arguments = numbers(Arguments::command())
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Arguments::from_arg_matches(&matches))
+        .and_then(Arguments::with_the_word);
     let arguments = match arguments {
         Ok(arguments) => arguments,
         Err(error) => return refuse("orchestra-worker", &error),
@@ -372,9 +378,7 @@ fn work(
 
 fn settings(arguments: &Arguments) -> Result<Settings, String> {
     let mut settings = Settings::load(arguments.config.as_deref())?;
-    let seconds = |name: &str, value: f64| {
-        Duration::try_from_secs_f64(value).map_err(|_| format!("--{name}: {value} is no number of seconds"))
-    };
+    let seconds = |name: &str, value: f64| super::program::seconds(name, value).map_err(|stopped| stopped.text);
     if let Some(url) = &arguments.broker {
         settings.broker_url.clone_from(url);
     }
@@ -384,13 +388,7 @@ fn settings(arguments: &Arguments) -> Result<Settings, String> {
     if let Some(queues) = &arguments.queues {
         settings.queues.clone_from(queues);
     }
-    if settings
-        .queues
-        .iter()
-        .any(|queue| queue.is_empty() || queue.len() > 255)
-    {
-        return Err("--queues: the name of a queue has 1 to 255 characters".into());
-    }
+    queue_names("queues", &settings.queues)?;
     settings
         .queues
         .retain(|queue| !arguments.exclude_queues.contains(queue));
@@ -466,6 +464,15 @@ fn options(arguments: &Arguments, settings: &Settings) -> Result<worker::Options
     let mut options = settings.worker(hostname(arguments))?;
     if options.concurrency == 0 {
         return Err("--concurrency: at least one task must be able to run".into());
+    }
+    let most = arguments.autoscale.map_or(0, |(most, _)| most);
+    if options.concurrency.max(most) > MOST_PLACES {
+        let which = if most > MOST_PLACES {
+            "--autoscale"
+        } else {
+            "--concurrency"
+        };
+        return Err(format!("{which}: at most {MOST_PLACES} tasks may run at once"));
     }
     if options.queues.is_empty() {
         return Err("--queues: there is no queue left to consume".into());

@@ -8,9 +8,17 @@ pub enum Error {
     /// Redis cannot be used.
     #[error(transparent)]
     Redis(#[from] crate::conn::Error),
-    /// An argument or the result is not of the wanted shape.
+    /// An argument is not of the wanted shape.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
+    /// The result is not of the wanted shape, or is none: anybody can write there.
+    #[error("the result of {id} cannot be read: {why}; `orchestra result {id} --json` shows it")]
+    Unreadable {
+        /// Task id.
+        id: String,
+        /// What is wrong with it.
+        why: serde_json::Error,
+    },
     /// What was to be sent cannot be.
     #[error("{0}")]
     Argument(String),

@@ -158,10 +158,8 @@ impl Pending {
     /// # Errors
     /// Redis cannot be reached, or the record is not JSON.
     pub async fn state(&self) -> Result<State, Error> {
-        Ok(self
-            .stored()
-            .await?
-            .map_or(State::Pending, |stored| State::parse(&stored.status)))
+        let stored: Option<Stored> = self.read().await?;
+        Ok(stored.map_or(State::Pending, |stored| State::parse(&stored.status)))
     }
 
     /// All that is stored of the task; `None` when nothing is.
@@ -169,8 +167,15 @@ impl Pending {
     /// # Errors
     /// Redis cannot be reached, or the record is not JSON.
     pub async fn record(&self) -> Result<Option<Value>, Error> {
-        let record = self.backend()?.get(&self.id).await?;
-        Ok(record.map(|record| json::parse(&record)).transpose()?)
+        self.read().await
+    }
+
+    /// The same as it is stored, by whomever.
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or what is there is no text.
+    pub async fn stored(&self) -> Result<Option<Vec<u8>>, Error> {
+        Ok(self.backend()?.stored(&self.id).await?)
     }
 
     /// Waits for the task to end and gives its result.
@@ -183,7 +188,7 @@ impl Pending {
             id: self.id.clone(),
             seconds: timeout.as_secs_f64(),
         })??;
-        stored.end()
+        stored.end().map_err(|error| self.unreadable(error))
     }
 
     /// The exception of a task that failed; `None` when it did not, or not within `timeout`.
@@ -224,10 +229,20 @@ impl Pending {
         self.client.backend.as_ref().ok_or(Error::NoBackend)
     }
 
-    async fn stored(&self) -> Result<Option<Stored>, Error> {
-        match self.backend()?.get(&self.id).await? {
-            None => Ok(None),
-            Some(record) => Ok(Some(json::parse(&record)?)),
+    async fn read<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
+        let record = self.backend()?.get(&self.id).await?;
+        let read = record.map(|record| json::parse(&record)).transpose();
+        read.map_err(|error| self.unreadable(error.into()))
+    }
+
+    /// Says whose result it is that is not of the wanted shape.
+    fn unreadable(&self, error: Error) -> Error {
+        match error {
+            Error::Json(why) => Error::Unreadable {
+                id: self.id.clone(),
+                why,
+            },
+            other => other,
         }
     }
 
@@ -239,7 +254,7 @@ impl Pending {
         waiter.listens().await?;
         loop {
             let news = waiter.news.notified();
-            match self.stored().await {
+            match self.read::<Stored>().await {
                 Ok(Some(stored)) if State::parse(&stored.status).is_ready() => return Ok(stored),
                 Err(error) if !error.is_transient() => return Err(error),
                 _ => {}

@@ -15,7 +15,7 @@ use crate::wire::redact::{HIDDEN, hide_passwords, is_usually_secret};
 
 pub(super) fn read<T: DeserializeOwned>(name: &str, value: toml::Value) -> Result<T, String> {
     let shown = shown(name, &value);
-    let is_plain = shown == value.to_string();
+    let is_plain = shown == written(&value);
     // TOML has integers and floats; Celery's seconds are both.
     #[expect(
         clippy::cast_precision_loss,
@@ -45,6 +45,13 @@ fn shown(name: &str, value: &toml::Value) -> String {
             let hidden = hide_passwords(text);
             toml::Value::String(hidden.unwrap_or_else(|| text.clone())).to_string()
         }
+        value => written(value),
+    }
+}
+
+fn written(value: &toml::Value) -> String {
+    match value {
+        toml::Value::Float(float) => crate::text::number(*float),
         value => value.to_string(),
     }
 }
@@ -95,8 +102,14 @@ pub(super) fn entry(name: &str, value: &toml::Value, zone: &TimeZone) -> Result<
 pub(super) fn read_file(given: &mut Given, path: &Path, text: &str) -> Result<Vec<String>, String> {
     let shown = path.display();
     let places = Places::of(text).map_err(|(line, error)| format!("{shown}:{line}: {error}"))?;
-    let table: BTreeMap<String, toml::Value> =
-        toml::from_str(text).map_err(|error| format!("{shown}: {}", error.message().replace('\n', " ")))?;
+    let table: BTreeMap<String, toml::Value> = toml::from_str(text).map_err(|error| {
+        let (line, name) = places.of_span(error.span());
+        let what = match error.message() {
+            large if large.contains("i128") || large.contains("overflowed") => "this number is too large".to_owned(),
+            other => other.replace('\n', " "),
+        };
+        format!("{shown}:{line}: {name}: {what}")
+    })?;
     let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
     for (name, value) in &table {
         let name = name.as_str();
@@ -248,11 +261,16 @@ pub(super) fn read_environment(
         let as_value = toml::from_str::<toml::Table>(&format!("value = {text}"))
             .ok()
             .and_then(|mut table| table.remove("value"));
-        // `6379` may be meant as a text and `8` as a number: the setting's type decides.
+        // `6379` may be meant as a text and `8` as a number: the setting's type decides. A list is meant as one: what
+        // takes a text in its place would take it apart at its commas.
+        let is_list = matches!(as_value, Some(toml::Value::Array(_)));
         let first = as_value.unwrap_or_else(|| as_text.clone());
         given
             .set(&name, first)
-            .or_else(|error| given.set(&name, as_text).map_err(|_| error))
+            .or_else(|error| match is_list {
+                true => Err(error),
+                false => given.set(&name, as_text).map_err(|_| error),
+            })
             .map_err(|error| format!("environment variable {variable}: {error}"))?;
     }
     Ok(warnings)

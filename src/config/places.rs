@@ -1,5 +1,7 @@
 //! On which line of the file something stands.
 
+use std::ops::Range;
+
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -20,6 +22,14 @@ impl<'a> Places<'a> {
                 Err((line(text, at), error.message().replace('\n', " ")))
             }
         }
+    }
+
+    /// The line of a part of the file, and the setting that it belongs to.
+    pub(super) fn of_span(&self, span: Option<Range<usize>>) -> (usize, &str) {
+        let at = span.map_or(0, |span| span.start);
+        let before = self.table.get_ref().keys().filter(|key| key.span().start <= at);
+        let name = before.max_by_key(|key| key.span().start);
+        (line(self.text, at), name.map_or("", |key| key.get_ref()))
     }
 
     /// The line of what is found there, going on with the keys that the error names:

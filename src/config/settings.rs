@@ -474,7 +474,7 @@ impl Settings {
             store_errors_even_if_ignored: given.task_store_errors_even_if_ignored,
         };
         options.limits.body = given.max_body_bytes.unwrap_or(options.limits.body);
-        options.limits.name = given.max_name_bytes.unwrap_or(options.limits.name);
+        options.limits.name = self.max_name_bytes();
         options.limits.depth = given.max_depth.unwrap_or(options.limits.depth);
         if !(1..=wire::DEEPEST).contains(&options.limits.depth) {
             return Err(format!("max_depth: must be 1 to {}", wire::DEEPEST));
@@ -505,6 +505,12 @@ impl Settings {
         options.remote_control = given.worker_enable_remote_control.unwrap_or(true);
         options.event_exchange = given.event_exchange.clone().unwrap_or(options.event_exchange);
         Ok(options)
+    }
+
+    /// `max_name_bytes`.
+    pub fn max_name_bytes(&self) -> usize {
+        let usual = wire::Limits::default().name;
+        self.given.max_name_bytes.unwrap_or(usual)
     }
 
     /// How tenants are told apart and take turns.

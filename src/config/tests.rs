@@ -169,6 +169,11 @@ fn mistakes_are_named_with_their_line() {
         error("worker_concurrency = 'many'").starts_with("orchestra.toml:1: worker_concurrency: \"many\" does not fit")
     );
     assert!(error("task_time_limit = -1").contains("-1 is no number of seconds"));
+    assert!(error("task_time_limit = 1e300").ends_with("1e300 does not fit: 1e300 is no number of seconds"));
+    assert_eq!(
+        error("log_json = true\n\nworker_concurrency = 99999999999999999999\n[ai_models]\n"),
+        "orchestra.toml:3: worker_concurrency: this number is too large"
+    );
     assert_eq!(
         error("[beat_schedule.a]\ntask = 't'\nschedule = 5\n[beat_schedule.b]\ntask = 't'\nschedule = '* * *'"),
         "orchestra.toml:6: beat_schedule.b: schedule: a crontab has five fields \

@@ -98,7 +98,7 @@ impl TryFrom<f64> for Seconds {
         let duration = Duration::try_from_secs_f64(seconds);
         duration
             .map(Self)
-            .map_err(|_| format!("{seconds} is no number of seconds"))
+            .map_err(|_| format!("{} is no number of seconds", crate::text::number(seconds)))
     }
 }
 

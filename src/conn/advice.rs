@@ -1,4 +1,5 @@
-//! What a Redis does with what it confirmed: read from its settings, where it lets us.
+//! What a Redis does with what it confirmed, and whether it is one that we can use: read from what it says of itself,
+//! where it lets us.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,8 +17,11 @@ const SETTINGS: [&str; 5] = [
     "min-replicas-to-write",
 ];
 
-/// Lines about what can lose messages that were confirmed, worst first; none about a server that does not say. A user
-/// without the rights to ask gets none.
+/// The oldest Redis that has all that is asked of it (docs/redis.md).
+const OLDEST: [u32; 2] = [6, 2];
+
+/// Lines about what can lose messages that were confirmed, worst first, after one about a server that is too old; none
+/// about a server that does not say. A user without the rights to ask gets none.
 pub async fn advice(link: &Link) -> Vec<String> {
     let mut ask = redis::cmd("CONFIG");
     ask.arg("GET");
@@ -29,7 +33,8 @@ pub async fn advice(link: &Link) -> Vec<String> {
         Ok(config) => config,
         Err(_) => one_by_one(link).await,
     };
-    let info = link.query::<Value>(redis::cmd("INFO").arg("replication")).await;
+    // Two sections of it, which servers before 7.0 do not give together without the others.
+    let info = link.query::<Value>(&redis::cmd("INFO")).await;
     judge(&config, &fields(info.ok()))
 }
 
@@ -74,6 +79,12 @@ fn fields(info: Option<Value>) -> HashMap<String, String> {
 fn judge(config: &HashMap<String, String>, info: &HashMap<String, String>) -> Vec<String> {
     let setting = |name: &str| config.get(name).map(String::as_str);
     let mut lines = Vec::new();
+    if let Some(version) = info.get("redis_version").filter(|version| is_too_old(version)) {
+        lines.push(format!(
+            "this Redis is of version {version}, and {}.{} or later is needed: some commands fail, and tasks with them",
+            OLDEST[0], OLDEST[1]
+        ));
+    }
     match setting("maxmemory-policy") {
         Some(policy) if policy.starts_with("allkeys") => lines.push(format!(
             "Redis may delete whole queues, results and chords when its memory is full (maxmemory-policy is {policy}): set \
@@ -115,6 +126,11 @@ fn judge(config: &HashMap<String, String>, info: &HashMap<String, String>) -> Ve
     lines
 }
 
+fn is_too_old(version: &str) -> bool {
+    let parts: Option<Vec<u32>> = version.split('.').take(2).map(|part| part.parse().ok()).collect();
+    parts.is_some_and(|parts| parts[..] < OLDEST[..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +163,20 @@ mod tests {
         assert_eq!(all.len(), words.len());
         assert!(all.iter().zip(words).all(|(line, word)| line.contains(word)), "{all:?}");
         assert!(judged(&[("appendonly", "no"), ("save", "")], "")[0].contains("nothing on disk"));
+        for (version, is_old) in [
+            ("5.0.15", true),
+            ("6.0.16", true),
+            ("6.2.0", false),
+            ("10.0", false),
+            ("?", false),
+        ] {
+            let lines = judged(&[], &format!("redis_version:{version}\r\n"));
+            assert_eq!(
+                lines.iter().any(|line| line.contains("6.2 or later")),
+                is_old,
+                "{version}"
+            );
+        }
         assert!(judged(&[("maxmemory-policy", "volatile-ttl")], "role:slave")[1].contains("replica"));
     }
 }

@@ -36,6 +36,9 @@ struct Certificates {
     own: Option<(PathBuf, PathBuf)>,
 }
 
+/// The option of a URL whose value is never shown.
+const PASSWORD: &str = "password";
+
 /// Options behind the question mark of a URL.
 struct Query<'a>(&'a str);
 
@@ -43,7 +46,18 @@ impl Query<'_> {
     fn get(&self, name: &str) -> Option<String> {
         self.pairs()
             .find(|(key, _)| *key == name)
-            .map(|(_, value)| unquote(value))
+            .map(|(_, value)| unquote(&value.replace('+', " ")))
+    }
+
+    /// Who logs in, and with what. It goes before what stands in front of the `@`, as in Celery's result backend; kombu
+    /// fails at such a broker.
+    fn log_in(&self, info: ConnectionInfo) -> ConnectionInfo {
+        let given = |name: &str| self.get(name).filter(|word| !word.is_empty());
+        let login = Login {
+            username: given("username"),
+            password: given(PASSWORD),
+        };
+        with_login(info, login)
     }
 
     fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -52,7 +66,7 @@ impl Query<'_> {
 }
 
 impl Endpoint {
-    /// Reads `redis://[user[:password]@]host[:port][/db]`,
+    /// Reads `redis://[user[:password]@]host[:port][/db]`, all with `?username=…&password=…` as well,
     /// `rediss://…?ssl_cert_reqs=…&ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…`,
     /// `redis+socket:///path?virtual_host=db`, `socket://…`, `unix://…`,
     /// `sentinel://host[:port][/db][?master_name=…];sentinel://…`.
@@ -107,17 +121,16 @@ impl Endpoint {
                 ));
             }
         };
-        let mut info = server(&plain, shown)?;
+        let mut info = server(&plain, url, shown)?;
         if let Some((user, password)) = login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
-            let mut settings = info.redis_settings().clone();
-            if !user.is_empty() {
-                settings = settings.set_username(unquote(user));
-            }
-            if !password.is_empty() {
-                settings = settings.set_password(unquote(password));
-            }
-            info = info.set_redis_settings(settings);
+            let word = |word: &str| Some(unquote(word)).filter(|word| !word.is_empty());
+            let login = Login {
+                username: word(user),
+                password: word(password),
+            };
+            info = with_login(info, login);
         }
+        info = query.log_in(info);
         if any_host {
             info = trust_any_host(info);
         }
@@ -178,7 +191,7 @@ impl Endpoint {
                 .ok_or("each of several URLs must begin with sentinel://")?;
             let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
             master = master.or_else(|| Query(query).get("master_name"));
-            let info = server(&format!("redis://{}", with_port(place)), shown)?;
+            let info = Query(query).log_in(server(&format!("redis://{}", with_port(place)), url, shown)?);
             addresses.push(info.addr().clone());
             first.get_or_insert(info);
         }
@@ -435,18 +448,34 @@ impl Certificates {
     }
 }
 
+/// With what is given of it in the place of what it has.
+fn with_login(info: ConnectionInfo, login: Login) -> ConnectionInfo {
+    let mut settings = info.redis_settings().clone();
+    if let Some(username) = login.username {
+        settings = settings.set_username(username);
+    }
+    if let Some(password) = login.password {
+        settings = settings.set_password(password);
+    }
+    info.set_redis_settings(settings)
+}
+
 fn trust_any_host(info: ConnectionInfo) -> ConnectionInfo {
     let mut addr = info.addr().clone();
     addr.set_danger_accept_invalid_hostnames(true);
     info.set_addr(addr)
 }
 
-/// A URL that the Redis client understands.
-fn server(plain: &str, shown: &str) -> Result<ConnectionInfo, String> {
+/// A URL that the Redis client understands, made of one that somebody wrote.
+fn server(plain: &str, url: &str, shown: &str) -> Result<ConnectionInfo, String> {
     let info = plain.into_connection_info().map_err(|error| {
         let error = error.to_string();
-        if error.contains("database number") {
+        if let Some(what) = cut_login(url) {
+            what.to_owned()
+        } else if error.contains("database number") {
             "what stands behind the last / is the number of a database, such as 0".to_owned()
+        } else if let Some(port) = wrong_port(plain) {
+            format!("{port:?} is no port; one is a number from 1 to 65535")
         } else {
             error.replace(plain, shown)
         }
@@ -458,6 +487,23 @@ fn server(plain: &str, shown: &str) -> Result<ConnectionInfo, String> {
         .set_protocol(ProtocolVersion::RESP3)
         .set_lib_name("orchestra", env!("CARGO_PKG_VERSION"));
     Ok(info.set_redis_settings(settings))
+}
+
+/// What is wrong with a URL that is read only to the middle of its login: these characters end it.
+fn cut_login(url: &str) -> Option<&'static str> {
+    let (_, rest) = url.split_once("://")?;
+    let (_, behind) = rest.split_once(['/', '#', '?'])?;
+    behind
+        .contains('@')
+        .then_some("write special characters of a password as %2F (/), %23 (#), %3F (?) and %40 (@)")
+}
+
+/// What stands where the port does, and is none.
+fn wrong_port(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let address = rest.split('/').next()?.rsplit('@').next()?;
+    let (_, port) = address.rsplit(']').next()?.rsplit_once(':')?;
+    port.parse::<u16>().is_err().then_some(port)
 }
 
 /// A Sentinel's place with its port, if it has none.
@@ -531,8 +577,24 @@ fn pieces(urls: &str) -> Vec<&str> {
     pieces
 }
 
-/// The URL with its password replaced, as Celery shows it.
+/// The URL with its password replaced, as Celery shows it, wherever it stands.
 fn mask(url: &str) -> String {
+    mask_login(&mask_query(url))
+}
+
+fn mask_query(url: &str) -> String {
+    let Some((place, query)) = url.split_once('?') else {
+        return url.to_owned();
+    };
+    let pair = |pair: &str| match pair.split_once('=') {
+        Some((name, _)) if name.ends_with(PASSWORD) => format!("{name}=**"),
+        _ => pair.to_owned(),
+    };
+    let pairs: Vec<String> = query.split('&').map(pair).collect();
+    format!("{place}?{}", pairs.join("&"))
+}
+
+fn mask_login(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
         // Somebody forgot the scheme: what stands before the `@` may be a password.
         return url
@@ -577,6 +639,26 @@ mod tests {
                 .unwrap()
                 .is_tls()
         );
+    }
+
+    #[test]
+    fn a_login_in_the_query_is_used_and_its_password_not_shown() {
+        for url in [
+            "redis://old:old@h:1/2?username=me&password=se%40cret+1",
+            "sentinel://h:1/2?master_name=m&username=me&password=se%40cret+1",
+            "redis+socket:///run/r.sock?username=me&password=se%40cret+1&virtual_host=2",
+        ] {
+            let endpoint = Endpoint::parse(url).unwrap();
+            let settings = endpoint.info.redis_settings();
+            assert_eq!(
+                (settings.username(), settings.password(), endpoint.db()),
+                (Some("me"), Some("se@cret 1"), 2),
+                "{url}"
+            );
+            assert!(!endpoint.to_string().contains("cret"), "{endpoint}");
+        }
+        let odd = Endpoint::parse("redis://h:1/0?password=se@cret&timeout=3").unwrap();
+        assert_eq!(odd.to_string(), "redis://h:1/0?password=**&timeout=3");
     }
 
     #[test]
@@ -658,6 +740,24 @@ mod tests {
         );
         let error = Endpoint::parse("redis://a/1;redis://b/2").unwrap_err().to_string();
         assert!(error.contains("same database number"), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_login_or_a_port_is_said() {
+        for (url, word) in [
+            (
+                "redis://user:p@secret/w0rd@h:1/0",
+                "write special characters of a password as %2F",
+            ),
+            ("redis://user:p#secret@h/0", "%23"),
+            ("redis://user:p?secret@h/0", "%3F"),
+            ("redis://h:99999/0", "\"99999\" is no port"),
+            ("rediss://[::1]:x/0", "\"x\" is no port"),
+            ("sentinel://me:secret@h:99999/0", "\"99999\" is no port"),
+        ] {
+            let error = Endpoint::parse(url).unwrap_err().to_string();
+            assert!(error.contains(word) && !error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

@@ -95,6 +95,12 @@ impl Error {
                 "there is no such database".to_owned(),
                 "check the number at the end of the URL",
             ),
+            // What it says itself has the words that it does not know, a password among them.
+            _ if matches!(error.kind(), ErrorKind::RESP3NotSupported) || text.contains("unknown command") => (
+                "it does not know what it is asked".to_owned(),
+                "this Redis is too old: 6.2 or later is needed",
+            ),
+            _ if text.contains("os error 24") => (text, "let this process open more of them (`ulimit -n`)"),
             _ if text.contains("certificate") => (
                 text,
                 "name its authority with ssl_ca_certs, our own with ssl_certfile and ssl_keyfile",

@@ -169,6 +169,7 @@ pub fn hide_passwords(text: &str) -> Option<String> {
     while let Some((before, after)) = rest.split_once("://") {
         let end = after.find(char::is_whitespace).unwrap_or(after.len());
         let (url, more) = after.split_at(end);
+        let url = hide_in_query(url);
         hidden.push_str(before);
         hidden.push_str("://");
         // A password may have a `/` or `@` in it, as people write them.
@@ -179,12 +180,25 @@ pub fn hide_passwords(text: &str) -> Option<String> {
             Some(((user, secret), place)) if !is_port_and_path(secret) => {
                 hidden.push_str(&format!("{user}:{HIDDEN}@{place}"));
             }
-            _ => hidden.push_str(url),
+            _ => hidden.push_str(&url),
         }
         rest = more;
     }
     hidden.push_str(rest);
     (hidden != text).then_some(hidden)
+}
+
+/// A URL without the values of its query that are secrets by their names.
+fn hide_in_query(url: &str) -> Cow<'_, str> {
+    let Some((place, query)) = url.split_once('?') else {
+        return url.into();
+    };
+    let pair = |pair: &str| match pair.split_once('=') {
+        Some((name, _)) if is_secret(name) => format!("{name}={HIDDEN}"),
+        _ => pair.to_owned(),
+    };
+    let pairs: Vec<String> = query.split('&').map(pair).collect();
+    format!("{place}?{}", pairs.join("&")).into()
 }
 
 /// `8080/path` of a URL without credentials that has an `@` further on.
@@ -251,6 +265,15 @@ mod tests {
             Some("amqp://me:********@host//")
         );
         assert_eq!(hide_passwords("see http://host/a@b and http://host:80/@c"), None);
+    }
+
+    #[test]
+    fn a_secret_in_the_query_of_a_url_is_hidden() {
+        assert_eq!(
+            hide_passwords("at redis://h:1/0?db=1&password=hunter2@x&timeout=3 now").as_deref(),
+            Some("at redis://h:1/0?db=1&password=********&timeout=3 now")
+        );
+        assert_eq!(hide_passwords("http://h/x?page=2&max_tokens=3&y"), None);
     }
 
     #[test]

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use orchestra::client::{Call, Client};
 use orchestra::wire::pidbox;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::support::{LONG, Process, Redis, Worker, until};
+use crate::support::{LONG, Process, Redis, Worker, free_port, get, until};
 
 /// What a process has in memory, and had at most, in bytes.
 fn memory(process: &Process) -> (usize, usize) {
@@ -337,4 +339,34 @@ async fn remote_control_makes_a_worker_only_so_large() {
     // One that is there is none more.
     let again = ask("add_consumer", json!({"queue": "q1"})).await;
     assert!(again.contains("ok"), "{again}");
+}
+
+/// Whoever opens many connections to the metrics and says nothing takes no files from the worker, and keeps nobody out.
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_visitors_of_the_metrics_make_room() {
+    let (redis, port) = (Redis::start(), free_port());
+    let address = format!("127.0.0.1:{port}");
+    let worker = Worker::start(&redis, &["--metrics-addr", &address]);
+    let files = || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", worker.process.id()));
+        open.unwrap().count()
+    };
+    let before = files();
+    let mut visits = Vec::new();
+    for _ in 0..150 {
+        let mut visit = TcpStream::connect(&address).await.unwrap();
+        visit.write_all(b"GET /metrics HTTP/1.1\r\nX: ").await.unwrap();
+        visits.push(visit);
+    }
+    // All of them were taken before this one.
+    let well = get(&format!("http://{address}/healthz")).await.unwrap();
+    assert_eq!(well.status(), 200);
+    until("the oldest have made room", async || files() < before + 50).await;
+    for mut visit in visits {
+        let ended = tokio::time::timeout(LONG, visit.read(&mut [0; 1])).await;
+        assert!(
+            matches!(ended, Ok(Ok(0) | Err(_))),
+            "it is ended and not answered: {ended:?}"
+        );
+    }
 }

@@ -282,19 +282,21 @@ fn what_cannot_be_written_is_an_error() {
     let results = "{\"batch\": \"b\", \"task\": \"t\"}\n\
         {\"row\": 0, \"attempt\": 0, \"id\": \"b-0-0\", \"state\": \"SUCCESS\", \"input\": [1], \"result\": 1}\n";
     folder.write("r.jsonl", results);
-    for arguments in [
-        &["config", "--all"][..],
-        &["templates", "schema"],
-        &["batch", "export", "r.jsonl"],
+    for (name, arguments) in [
+        ("orchestra", &["config", "--all"][..]),
+        ("orchestra", &["templates", "schema"]),
+        ("orchestra", &["batch", "export", "r.jsonl"]),
+        ("orchestra", &["--help"]),
+        ("orchestra-worker", &["--version"]),
     ] {
         let run = |out: std::process::Stdio| {
-            let mut command = Command::new(program("orchestra"));
+            let mut command = Command::new(program(name));
             command.args(arguments).current_dir(folder.path());
             command.stdout(out).output().unwrap()
         };
         let full = run(std::fs::File::options().write(true).open("/dev/full").unwrap().into());
         assert!(
-            failed(&full).contains("cannot write to the standard output: No space left on device"),
+            failed(&full).starts_with(&format!("{name}: cannot write to the standard output: No space left")),
             "{full:?}"
         );
         let (reader, writer) = std::io::pipe().unwrap();

@@ -183,6 +183,21 @@ fn a_worker_is_detached_and_alone_and_begins_with_an_empty_queue() {
     assert!(gone, "the pidfile stays");
     let log = std::fs::read_to_string(folder.path().join("w1.log")).unwrap();
     assert!(log.contains("warm stop"), "{log}");
+    // A disk that is full is told, and leaves no empty file that would be taken for a stale one.
+    let pids = Folder::new();
+    let full = format!(
+        "trap '' XFSZ; ulimit -f 0; exec {} -b {url} --quiet --pidfile {}/w.pid",
+        program("hello_task").display(),
+        pids.path().display()
+    );
+    let out = Command::new("sh").args(["-c", &full]).env_clear().output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        out.status.code() == Some(73) && said.contains("cannot write the pidfile"),
+        "{:?} {said}",
+        out.status
+    );
+    assert_eq!(std::fs::read_dir(pids.path()).unwrap().count(), 0);
     // A start that fails says why, and how.
     let (code, said) = run(&["--detach", "-P", "prefrok"]);
     assert!(code == Some(2) && said.contains("prefrok"), "{code:?} {said}");

@@ -30,6 +30,8 @@ struct Weather {
     ends_at: Option<&'static str>,
     /// Whoever asks for something with this word in it loses the answer, and every connection is closed.
     cut_at: Option<&'static str>,
+    /// In answers the first stands in the place of the second, which is as long.
+    says: Option<(&'static str, &'static str)>,
 }
 
 pub struct Proxy {
@@ -111,6 +113,12 @@ impl Proxy {
         self.change(|weather, _| weather.cut_at = Some(word));
     }
 
+    /// Every answer has one word in the place of another that is as long.
+    pub fn says(&self, word: &'static str, of: &'static str) {
+        assert_eq!(word.len(), of.len());
+        self.change(|weather, _| weather.says = Some((word, of)));
+    }
+
     /// No more than so many bytes pass in a second each way.
     pub fn limit(&self, rate: u64) {
         self.change(|weather, _| weather.rate = rate);
@@ -166,6 +174,16 @@ async fn pass(
         }
         if !answers && weather.wait_for(|weather| weather.held <= number).await.is_err() {
             return;
+        }
+        if let Some((word, of)) = now.says.filter(|_| answers) {
+            let places = bytes[..count].windows(of.len()).enumerate();
+            let places: Vec<usize> = places
+                .filter(|(_, part)| *part == of.as_bytes())
+                .map(|(at, _)| at)
+                .collect();
+            for at in places {
+                bytes[at..at + word.len()].copy_from_slice(word.as_bytes());
+            }
         }
         let takes = (count as u64 * 1_000_000).checked_div(now.rate).unwrap_or(0);
         tokio::time::sleep(now.late + Duration::from_micros(takes)).await;

@@ -1,5 +1,6 @@
 //! What somebody sees who knows Celery and types what comes to mind.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -62,7 +63,56 @@ fn words_of_celery_are_understood_and_mistakes_are_answered() {
             1,
             "the state file /proc/x cannot be used: writing it failed: No such",
         ),
+        (
+            "orchestra-worker",
+            "-c 99999999999",
+            2,
+            "--concurrency: at most 100000 tasks may run at once",
+        ),
+        (
+            "orchestra-worker",
+            "--autoscale 100001,1",
+            2,
+            "--autoscale: at most 100000 tasks may run at once",
+        ),
+        (
+            "orchestra-worker",
+            "-c -1",
+            2,
+            "\"-1\" is neither a whole number nor auto",
+        ),
+        (
+            "orchestra-worker",
+            "--prefetch-multiplier -1",
+            2,
+            "invalid value '-1' for '--prefetch-multiplier <N>'",
+        ),
+        (
+            "orchestra-worker",
+            "--time-limit 1e300",
+            2,
+            "--time-limit: 1e300 is no number of seconds",
+        ),
         ("orchestra", "worker -l info", 2, "run orchestra-worker"),
+        (
+            "orchestra",
+            "inspect ping -t 1e300",
+            2,
+            "--timeout: 1e300 is no number of seconds",
+        ),
+        ("orchestra", "revoke ''", 2, "a value is required for '<IDS>...'"),
+        (
+            "orchestra",
+            "models usage --day 2026-13-45",
+            2,
+            "that is no day; write it as 2026-11-25",
+        ),
+        (
+            "orchestra",
+            "purge -f -Q celery,,x",
+            2,
+            "--queues: the name of a queue has 1 to 255 characters",
+        ),
         ("orchestra", "-A proj tasks", 0, "-A proj has no effect"),
         ("orchestra", "help send", 0, "--countdown"),
         ("orchestra", "help models pull", 0, "Fetch a model"),
@@ -76,6 +126,18 @@ fn words_of_celery_are_understood_and_mistakes_are_answered() {
         ),
         ("orchestra", "sned a.b", 2, "did you mean 'send'"),
         ("orchestra", "send ''", 2, "the name of the task is empty"),
+        (
+            "orchestra",
+            &format!("send {}", "a".repeat(300)),
+            2,
+            "the name of the task has 300 bytes: workers take no more than 255 (max_name_bytes)",
+        ),
+        (
+            "orchestra",
+            &format!("send a.b -Q {}", "q".repeat(300)),
+            2,
+            "--queue: the name of a queue has 1 to 255 characters",
+        ),
         (
             "orchestra",
             "send a.b --countdown x",
@@ -151,6 +213,18 @@ fn words_of_celery_are_understood_and_mistakes_are_answered() {
             "status -b redis://127.0.0.1:1/abc",
             2,
             "behind the last / is the number of a database",
+        ),
+        (
+            "orchestra",
+            "status -b redis://user:p@ss/w0rd@h:1/0",
+            2,
+            "write special characters of a password as %2F",
+        ),
+        (
+            "orchestra",
+            "status -b redis://127.0.0.1:99999/0",
+            2,
+            "\"99999\" is no port; one is a number",
         ),
     ] {
         let (ended, words) = run(name, line);
@@ -297,6 +371,23 @@ async fn a_task_is_called_as_celery_calls_it_and_its_id_is_never_lost() {
     assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
 }
 
+/// Words that are no text are a mistake like others.
+#[test]
+fn words_that_are_no_utf_8_are_answered_in_a_line() {
+    for (name, words) in [
+        ("orchestra-worker", &[b"\xff".as_slice()][..]),
+        ("orchestra-worker", &[b"-n", b"\xff"]),
+        ("orchestra", &[b"send", b"\xff"]),
+    ] {
+        let words = words.iter().map(|word| std::ffi::OsStr::from_bytes(word));
+        let (code, words) = said(&Command::new(program(name)).args(words).env_clear().output().unwrap());
+        assert!(
+            code == Some(2) && words.contains("invalid UTF-8") && words.lines().count() == 1,
+            "{name}: {code:?} {words}"
+        );
+    }
+}
+
 /// A host that says nothing, and a server without TLS, are told in seconds.
 #[test]
 fn what_is_not_there_is_no_success() {
@@ -357,6 +448,98 @@ assert not colored(TERM='dumb')
 ",
         worker = worker.to_str().unwrap(),
         url = redis.url()
+    );
+    run_python(&python, &redis.url());
+}
+
+/// A node, a task, a model server that are somebody else's: what they say is shown, and is no command to the terminal.
+#[test]
+fn what_others_have_written_does_not_command_the_terminal() {
+    let redis = Redis::start();
+    let python = format!(
+        r#"
+import http.server, json, os, pty, subprocess, sys, threading, unicodedata
+import redis
+from celery import Celery
+from kombu import Connection
+from kombu.pidbox import Mailbox
+url = sys.argv[1]
+ESC = '\x1b[2J\x1b]0;PWN\x07\x9b31m\nforged'
+answers = {{'report': {{'ok': ESC}}, 'memdump': {{'ok': ESC}}, 'stats': {{ESC: ESC}}, 'conf': {{ESC: ESC}},
+           'ping': {{'ok': 'pong'}}, 'clock': {{'error': ESC}}}}
+def answering(answer):
+    return lambda state, **arguments: answer
+def node():
+    with Connection(url) as connection:
+        handlers = {{name: answering(answer) for name, answer in answers.items()}}
+        node = Mailbox('celery', type='fanout', accept=['json']).Node(ESC + '@h', channel=connection.channel(), handlers=handlers)
+        node.listen(callback=lambda body, message: node.handle_message(body, message))
+        while True:
+            connection.drain_events()
+class Ollama(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({{'version': ESC, 'models': []}}).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *words):
+        pass
+ollama = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Ollama)
+for what in [node, ollama.serve_forever]:
+    threading.Thread(target=what, daemon=True).start()
+def command(*words):
+    return [{orchestra:?}, '-b', url, *words]
+def said(*words):
+    return subprocess.run(command(*words), capture_output=True)
+def on_terminal(*words):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv({orchestra:?}, command(*words))
+    said = b''
+    try:
+        while more := os.read(terminal, 4096):
+            said += more
+    except OSError:
+        pass
+    os.waitpid(pid, 0)
+    return said.replace(b'\r\n', b'\n')
+wrong = []
+def check(what, said, may_have_lines=False):
+    text = said.decode(errors='replace')
+    commands = [char for char in text if unicodedata.category(char) == 'Cc' and char not in '\n\t']
+    forged = not may_have_lines and any(line.startswith('forged') for line in text.split('\n'))
+    if commands or forged or 'forged' not in text:
+        wrong.append((what, text))
+until('the node is heard', lambda: b'forged' in said('inspect', 'ping').stdout)
+for method in ['ping', 'report', 'memdump', 'stats', 'conf', 'clock']:
+    check('inspect ' + method, said('inspect', method).stdout)
+for words in [['status'], ['doctor', '--ollama-host', 'http://127.0.0.1:%d' % ollama.server_port]]:
+    check(words[0], said(*words).stdout)
+assert said('doctor', '--ollama-host', 'http://127.0.0.1:%d' % ollama.server_port).stdout.count(b'forged') == 2
+check('JSON on a terminal', on_terminal('inspect', 'report', '--json'))
+store = redis.Redis.from_url(url)
+def put(name, **record):
+    store.set('celery-task-meta-' + name, json.dumps(record))
+put('state', status=ESC, result=None)
+put('failed', status='FAILURE', result={{'exc_type': ESC, 'exc_message': [ESC], 'exc_module': ESC}}, traceback=ESC)
+put('text', status='SUCCESS', result=ESC)
+check('state', said('result', 'state').stdout)
+check('exception', said('result', 'failed').stderr)
+check('traceback', on_terminal('result', 'failed', '--traceback'), may_have_lines=True)
+check('text', on_terminal('result', 'text'), may_have_lines=True)
+assert said('result', 'text').stdout == ESC.encode() + b'\n', 'a file gets it whole'
+for words in [['events', '--dump', '-n', '2'], ['events', '-n', '2']]:
+    watching = subprocess.Popen(command(*words), stdout=subprocess.PIPE)
+    with Celery(broker=url).events.default_dispatcher(hostname=ESC) as events:
+        while watching.poll() is None:
+            events.send('task-failed', uuid=ESC, exception=ESC)
+            time.sleep(0.05)
+    check(' '.join(words), watching.stdout.read())
+assert not wrong, wrong
+"#,
+        orchestra = program("orchestra").to_str().unwrap(),
     );
     run_python(&python, &redis.url());
 }

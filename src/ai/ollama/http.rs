@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::fault::{Class, Fault};
 use super::server::Server;
+use crate::wire::redact::hide_passwords;
 
 /// Largest body of a refusal that is read.
 const REFUSAL: usize = 64 << 10;
@@ -214,9 +215,13 @@ pub(super) fn base_url(host: &str) -> Result<String, String> {
     let url = url.replacen("://0.0.0.0", "://127.0.0.1", 1);
     match reqwest::Url::parse(&url) {
         Ok(parsed) if matches!(parsed.scheme(), "http" | "https") && parsed.has_host() => Ok(url),
-        _ => Err(format!(
-            "ai_hosts: {host:?} is no address of a model server; write http://127.0.0.1:11434"
-        )),
+        _ => {
+            // As a URL, or what stands before the `@` would be shown.
+            let shown = hide_passwords(&url).unwrap_or_else(|| host.to_owned());
+            Err(format!(
+                "ai_hosts: {shown:?} is no address of a model server; write http://127.0.0.1:11434"
+            ))
+        }
     }
 }
 
@@ -308,5 +313,9 @@ mod tests {
         }
         assert!(base_url("ftp://x").is_err());
         assert!(base_url("").is_err());
+        for written in ["http://u:s3cret@h:port", "ftp://u:s3cret@h", "u:s3cret@h:port"] {
+            let error = base_url(written).unwrap_err();
+            assert!(!error.contains("s3cret") && error.contains("@h"), "{error}");
+        }
     }
 }
