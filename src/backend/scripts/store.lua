@@ -14,28 +14,29 @@ local function set(key, ttl, record, ...)
   if ttl == '0' then return redis.pcall('SET', key, record, ...) end
   return redis.pcall('SET', key, record, 'EX', ttl, ...)
 end
--- Stores it, or says why not. A server whose memory is full refuses that, but not to a script that has written: what makes room
--- would wait for ever for a queue that has filled the memory itself.
-local function store(key, ttl, record, ...)
-  local done = set(key, ttl, record, ...)
-  if makes_room and type(done) == 'table' and done.err and string.find(done.err, 'OOM', 1, true) then
-    redis.pcall('ZREM', key, '')
-    done = set(key, ttl, record, ...)
+-- What to do about a refusal. A server whose memory is full refuses to store, but not to a script that has written: what makes
+-- room would wait for ever for a queue that has filled the memory itself.
+local function refused(answer, ...)
+  if makes_room and string.find(answer.err, 'OOM', 1, true) then
+    redis.pcall('ZREM', KEYS[1], '')
+    answer = set(...)
+    if not answer or not answer.err then return answer end
   end
-  if type(done) == 'table' and done.err then return nil, done end
-  return done
+  return nil, answer
 end
 local unheard = {'unheard'}
 for i = 1, #KEYS do
   local ttl, record = ARGV[2 * i], ARGV[2 * i + 1]
   -- Mostly there is none yet, and one command is enough.
-  local new, why = store(KEYS[i], ttl, record, 'NX')
+  local new, why = set(KEYS[i], ttl, record, 'NX'), nil
+  if new and new.err then new, why = refused(new, KEYS[i], ttl, record, 'NX') end
   if not new and not why then
     local now
     now, why = state(KEYS[i])
     opaque = opaque or now == 'opaque'
     if now ~= 'SUCCESS' and not why then
-      new, why = store(KEYS[i], ttl, record)
+      new = set(KEYS[i], ttl, record)
+      if new.err then new, why = refused(new, KEYS[i], ttl, record) end
     end
   end
   -- Nothing overtakes what is put off.
