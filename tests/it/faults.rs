@@ -492,7 +492,7 @@ async fn a_queue_that_has_filled_its_redis_is_worked_off() {
     until("all are acknowledged", async || redis.length("HLEN", "unacked") == 0).await;
     let client = redis.client().await;
     for n in 0..20 {
-        let result = client.result(&format!("task-{n}")).get::<u64>(LONG).await;
+        let result = client.result(format!("task-{n}")).get::<u64>(LONG).await;
         assert_eq!(result.unwrap(), 7, "{}", worker.log());
     }
 }
