@@ -113,6 +113,11 @@ impl Options {
             .map_or(self.visibility_timeout, |lease| lease.min(self.visibility_timeout))
     }
 
+    /// How much longer than its ETA the lease of a parked message lasts.
+    pub(crate) fn parked_longer(&self) -> Duration {
+        write::PARKED_LONGER.min(self.lease())
+    }
+
     /// How much earlier than now what we hold is said to have come, in seconds, so that it is overdue when its lease
     /// ends.
     fn lease_shift(&self) -> u64 {

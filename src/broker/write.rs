@@ -15,7 +15,7 @@ use crate::wire::Parcel;
 const REPLY_TTL: u32 = 60;
 
 /// How much longer than its ETA the lease of a parked message lasts, at most.
-const PARKED_LONGER: Duration = Duration::from_secs(60);
+pub(super) const PARKED_LONGER: Duration = Duration::from_secs(60);
 
 /// Which end of a list; the tail is delivered next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,7 +318,7 @@ impl Broker {
     /// nobody has come: that is on time for a message whose worker died.
     fn append_park(&self, pipe: &mut Pipeline, tag: &Tag, eta: Timestamp) {
         let timeout = self.options.visibility_timeout;
-        let longer = PARKED_LONGER.min(self.options.lease());
+        let longer = self.options.parked_longer();
         let held_since = clock::epoch_seconds(eta) + longer.as_secs_f64() - timeout.as_secs_f64();
         let mut command = redis::cmd("ZADD");
         // The lease that it has may do; it was given by the server's clock, and ours has no say in it.

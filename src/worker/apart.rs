@@ -39,6 +39,8 @@ pub(super) struct Waits {
     pub flushed: Vec<oneshot::Sender<()>>,
     /// The messages that are held until then.
     pub tags: Vec<Tag>,
+    /// Those that are held from then on.
+    stays: Vec<Tag>,
     /// How many writes it was, how many bytes, and how many of the writes somebody waits for.
     pub size: usize,
     pub bytes: usize,
@@ -85,6 +87,7 @@ impl Waits {
         self.acks.append(&mut more.acks);
         self.flushed.append(&mut more.flushed);
         self.tags.append(&mut more.tags);
+        self.stays.append(&mut more.stays);
         self.size += more.size;
         self.bytes += more.bytes;
         self.matter += more.matter;
@@ -116,9 +119,10 @@ impl Apart {
     }
 
     /// Hands it over, in order.
-    pub(super) fn send(&mut self, load: Load) {
+    pub(super) fn send(&mut self, mut load: Load) {
         self.away += 1;
         self.stays.extend(load.stays.iter().cloned());
+        load.waits.stays.clone_from(&load.stays);
         // Both ends are the writer's.
         let _ = self.there.send(load);
     }
@@ -138,8 +142,8 @@ impl Apart {
 
     fn came(&mut self, (loads, waits): (usize, Waits)) -> Waits {
         self.away -= loads;
-        if self.away == 0 {
-            self.stays.clear();
+        for tag in &waits.stays {
+            self.stays.remove(tag);
         }
         waits
     }

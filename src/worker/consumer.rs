@@ -36,7 +36,7 @@ use super::parked::{FAR, Parked, Recalled, Spot};
 use super::pool::{Ended, Pool};
 use super::process::Children;
 use super::rate_limit::RateLimits;
-use super::request::{Effect, Happening, Hold, Input, Outcome, Request, State};
+use super::request::{Effect, End, Happening, Hold, Input, Outcome, Request, State};
 use super::revoke::{Id, Revoked};
 use super::room::{Room, Share};
 use super::spans;
@@ -176,6 +176,8 @@ pub(crate) struct Consumer {
     pub standstill: Standstill,
     /// The connection to the broker as it was last seen.
     pub(super) connection: u64,
+    /// Queues are to be declared again.
+    pub has_to_declare: bool,
     /// Room for messages that wait for their ETA, beside the prefetch count; `None` is without bound.
     pub(super) waiting: Option<Arc<Semaphore>>,
     pub(super) next_key: Key,
@@ -227,7 +229,11 @@ impl Consumer {
                     ends.drain(..).for_each(|ended| self.on_ended(ended));
                 }
                 // While Redis is away runs say no more than the channel holds.
-                Some(note) = inputs.notes.recv(), if !is_full => self.on_note(note),
+                Some(note) = inputs.notes.recv(), if !is_full || self.phase != Phase::Run => match note {
+                    // Who stops waits for runs, and those for room.
+                    Note::Stream(..) if is_full => self.metrics.stream_dropped(1),
+                    note => self.on_note(note),
+                },
                 _ = full.tick(), if is_full => {}
                 Some(joined) = inputs.joined.recv() => {
                     // What a member could not send comes before its ack.
@@ -255,6 +261,7 @@ impl Consumer {
                         self.on_clock_set();
                     }
                     self.look_at_connection();
+                    self.declare_again();
                     // The keeper may have been busy when it was to be asked.
                     if self.standstill.is_in_doubt() {
                         self.on_lease();
@@ -445,7 +452,9 @@ impl Consumer {
             if active.due.take_if(|due| *due == at).is_none() {
                 continue;
             }
-            if let Some(eta) = active.eta.filter(|eta| *eta > clock::now()) {
+            // What waits for its rate limit has had its ETA.
+            let waits = matches!(active.state, State::Held { why: Hold::Eta, .. });
+            if let Some(eta) = active.eta.filter(|eta| waits && *eta > clock::now()) {
                 self.wait(key, eta);
                 continue;
             }
@@ -469,6 +478,11 @@ impl Consumer {
     }
 
     pub(super) fn on_lease(&mut self) {
+        // A keeper that is still busy with the last round keeps these in its next one. It is told of nothing, too: then
+        // there is nothing that it could not renew.
+        let Ok(keeper) = self.held.clone().try_reserve_owned() else {
+            return;
+        };
         let mut tags: Vec<Tag> = self
             .active
             .values()
@@ -479,13 +493,13 @@ impl Consumer {
         let there = tags.len();
         tags.extend(self.staying.keys().cloned());
         tags.extend(self.outbox.stuck());
-        let next = clock::after(clock::now(), Keeper::pause(self.options.broker_options.lease()));
-        tags.extend(self.parked.due_by(next));
+        let options = &self.options.broker_options;
+        // Those whose lease lasts for half of what it was given beyond the ETA are kept next time.
+        let pause = Keeper::pause(options.lease()).saturating_sub(options.parked_longer() / 2);
+        tags.extend(self.parked.due_by(clock::after(clock::now(), pause)));
         let new = tags.len() - there;
-        // A keeper that is still busy with the last round keeps these in its next one. It is told of nothing, too: then
-        // there is nothing that it could not renew.
         let at = clock::instant();
-        let _ = self.held.try_send(Held { tags, new, at });
+        keeper.send(Held { tags, new, at });
     }
 
     /// Gives one input to one request, and does what follows.
@@ -496,6 +510,14 @@ impl Consumer {
         let state = std::mem::replace(&mut active.state, State::Done);
         let (mut effects, mut local) = (std::mem::take(&mut self.effects), std::mem::take(&mut self.local));
         active.state = state.step(input, &active.request, clock::now(), &mut effects);
+        if active.started.is_some() {
+            // It ran and was put off: what it said is written down first.
+            for effect in &mut effects {
+                if let Effect::Requeue(_, end @ End::Untouched) = effect {
+                    *end = End::Front;
+                }
+            }
+        }
         let done = active.state.is_done();
         let span = active.span.take_if(|_| done);
         if let Some(span) = &span {
@@ -572,6 +594,21 @@ impl Consumer {
             }
         }
         (self.effects, self.local) = (effects, local);
+        self.hand_over_group(written);
+    }
+
+    /// Where results are on another server what is sent with the size of a chord waits for that one: it is not handed over
+    /// together with what others have to say.
+    fn hand_over_group(&mut self, written: usize) {
+        let said = self.out.get(written..).unwrap_or_default();
+        if said
+            .iter()
+            .any(|out| matches!(out, Out::Backend(write) if write.is_group()))
+        {
+            let group = self.out.split_off(written);
+            self.outbox.send(std::mem::take(&mut self.out));
+            self.outbox.send(group);
+        }
     }
 
     pub(crate) fn worker_event(&mut self, name: &'static str) {

@@ -450,6 +450,7 @@ impl Worker {
             notes,
             shutdown: stop.clone(),
             connection,
+            has_to_declare: false,
             waiting,
             next_key: 0,
             phase: Phase::Run,

@@ -360,6 +360,10 @@ impl Writer {
             backend.append(&mut pipe, &batch.results);
         }
         let mut acks = take(&mut batch.acks);
+        // What is given back was held first: sent again in one pipeline both would be done twice.
+        let stays = &batch.stays;
+        let is_held_now = |tag: &Tag| stays.contains(tag);
+        acks.extend((batch.early).extract_if(.., |write| write.held().iter().any(is_held_now)));
         // Redis may refuse what is in the pipe now, and do acks behind it.
         let must_wait = !pipe.is_empty() || !batch.later.writes.is_empty();
         let Owed {

@@ -96,8 +96,17 @@ impl Consumer {
     /// too, declares its queues at each new connection.
     pub(crate) fn on_reconnected(&mut self) {
         self.on_lease();
-        let queues = self.queues.borrow().clone();
-        queues.iter().for_each(|queue| self.declare(queue));
+        self.has_to_declare = true;
+        self.declare_again();
+    }
+
+    /// Does so when there is room for it: connections may break faster than anything is sent.
+    pub(crate) fn declare_again(&mut self) {
+        if self.has_to_declare && !self.outbox.is_full() {
+            self.has_to_declare = false;
+            let queues = self.queues.borrow().clone();
+            queues.iter().for_each(|queue| self.declare(queue));
+        }
     }
 
     pub(super) fn cancel_consumer(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
