@@ -30,7 +30,12 @@ impl Pidfile {
             match std::fs::hard_link(&draft.path, &path) {
                 Ok(()) => return Ok(Self { path }),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => remove_stale(&path)?,
-                Err(error) => return Err(failed(error)),
+                // Not every file system has such links, nor may every process make them.
+                Err(_) => match create(&path) {
+                    Ok(()) => return Ok(Self { path }),
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => remove_stale(&path)?,
+                    Err(error) => return Err(failed(error)),
+                },
             }
         }
         Err(format!(
@@ -49,18 +54,18 @@ struct Draft {
 impl Draft {
     fn write(path: &Path) -> io::Result<Self> {
         let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let draft = Self { path: name.into() };
-        // In a container the number is mostly the same: one of its process before is in the way.
-        let _ = std::fs::remove_file(&draft.path);
-        let open = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&draft.path);
-        writeln!(open?, "{}", std::process::id())?;
-        Ok(draft)
+        // In a container the number of the process is mostly the same as that of the one before.
+        name.push(format!(".{}", uuid::Uuid::new_v4()));
+        let path = PathBuf::from(name);
+        create(&path)?;
+        Ok(Self { path })
     }
+}
+
+/// A new file with the number of this process; none stays that could not be written.
+fn create(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    writeln!(file, "{}", std::process::id()).inspect_err(|_| drop(std::fs::remove_file(path)))
 }
 
 impl Drop for Draft {
