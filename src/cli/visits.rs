@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 pub(super) struct Visits {
     listener: TcpListener,
     places: Arc<Semaphore>,
-    /// Of those that came last, oldest first. A visit whose end here is dropped is over.
+    /// Of those that are not over, oldest first. A visit whose end here is dropped is over.
     latest: VecDeque<oneshot::Sender<()>>,
 }
 
@@ -39,9 +39,10 @@ impl Visits {
         }
     }
 
-    /// A place for one more. Whoever has one is among the latest: the end of the oldest of them frees it, if none was
-    /// free.
+    /// A place for one more. Whoever has one is among the latest: if none is free, the end of the oldest of them frees
+    /// it.
     async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.latest.retain(|visit| !visit.is_closed());
         if self.latest.len() == MOST {
             self.latest.pop_front();
         }
