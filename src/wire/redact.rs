@@ -167,7 +167,7 @@ pub fn hide_passwords(text: &str) -> Option<String> {
     let mut hidden = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("://") {
-        let end = after.find(char::is_whitespace).unwrap_or(after.len());
+        let end = end_of_url(after);
         let (url, more) = after.split_at(end);
         let url = hide_in_query(url);
         hidden.push_str(before);
@@ -186,6 +186,25 @@ pub fn hide_passwords(text: &str) -> Option<String> {
     }
     hidden.push_str(rest);
     (hidden != text).then_some(hidden)
+}
+
+/// Where a URL ends: before a space, or before the next of a list, as in `redis://a;redis://b`. A `;` that no other
+/// scheme follows may be part of a password.
+fn end_of_url(text: &str) -> usize {
+    let end = text.find(char::is_whitespace).unwrap_or(text.len());
+    let is_scheme = |text: &str| {
+        let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+        scheme.is_some_and(|scheme| {
+            scheme.starts_with(|char: char| char.is_ascii_alphabetic())
+                && scheme
+                    .chars()
+                    .all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char))
+        })
+    };
+    let next = text[..end]
+        .match_indices([';', ','])
+        .find(|(at, _)| is_scheme(&text[at + 1..end]));
+    next.map_or(end, |(at, _)| at)
 }
 
 /// A URL without the values of its query that are secrets by their names.
@@ -265,6 +284,16 @@ mod tests {
             Some("amqp://me:********@host//")
         );
         assert_eq!(hide_passwords("see http://host/a@b and http://host:80/@c"), None);
+    }
+
+    #[test]
+    fn the_passwords_of_all_urls_of_a_list_are_hidden() {
+        for between in [";", ","] {
+            let hosts = format!("redis://h:6379/0{between}redis://u:pw@b:6379/0{between}rediss://:p;w@c");
+            let hidden = format!("redis://h:6379/0{between}redis://u:********@b:6379/0{between}rediss://:********@c");
+            assert_eq!(hide_passwords(&hosts), Some(hidden));
+        }
+        assert_eq!(hide_passwords("redis://h:6379/0;redis://b:6379/0"), None);
     }
 
     #[test]
