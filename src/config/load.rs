@@ -261,16 +261,18 @@ pub(super) fn read_environment(
         let as_value = toml::from_str::<toml::Table>(&format!("value = {text}"))
             .ok()
             .and_then(|mut table| table.remove("value"));
-        // `6379` may be meant as a text and `8` as a number: the setting's type decides. A list is meant as one: what
-        // takes a text in its place would take it apart at its commas.
+        // `6379` may be meant as a text and `8` as a number: the setting's type decides. A list is meant as one
+        // where the setting takes lists: what takes a text in its place would take it apart at its commas.
         let is_list = matches!(as_value, Some(toml::Value::Array(_)));
         let first = as_value.unwrap_or_else(|| as_text.clone());
         given
             .set(&name, first)
-            .or_else(|error| match is_list {
-                true => Err(error),
-                false => given.set(&name, as_text).map_err(|_| error),
-            })
+            .or_else(
+                |error| match is_list && given.set(&name, toml::Value::Array(Vec::new())).is_ok() {
+                    true => Err(error),
+                    false => given.set(&name, as_text).map_err(|_| error),
+                },
+            )
             .map_err(|error| format!("environment variable {variable}: {error}"))?;
     }
     Ok(warnings)

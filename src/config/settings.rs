@@ -1,5 +1,6 @@
 //! What was given, with the defaults, as the options of the parts.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,7 +96,7 @@ fn permits(given: &Given) -> Result<ai::Permits, String> {
     sizes.http = given.ai_max_http_bytes.unwrap_or(sizes.http);
     let hosts = names(&given.ai_http_hosts).into_iter().map(|entry| {
         let host = entry.parse::<ai::HttpHost>();
-        host.map_err(|error| format!("ai_http_hosts: {entry:?} {error}"))
+        host.map_err(|error| format!("ai_http_hosts: {:?} {error}", without_credentials(&entry)))
     });
     Ok(ai::Permits {
         read: paths(&given.ai_read_paths),
@@ -105,6 +106,14 @@ fn permits(given: &Given) -> Result<ai::Permits, String> {
         limits,
         sizes,
     })
+}
+
+/// What somebody wrote as a server, without what stands before an `@`: there may be a password in it.
+fn without_credentials(entry: &str) -> Cow<'_, str> {
+    match entry.rsplit_once('@') {
+        Some((_, place)) => format!("{}@{place}", crate::wire::redact::HIDDEN).into(),
+        None => entry.into(),
+    }
 }
 
 impl Settings {

@@ -276,3 +276,26 @@ fn a_secret_may_stand_in_a_file() {
     assert!(read("ORCHESTRA_SERVICE_FILE", "/no/such").is_ok());
     std::fs::remove_file(path).unwrap();
 }
+
+#[test]
+fn a_password_in_the_name_of_a_server_is_not_told() {
+    for entry in ["https://me:hunter2@api.example.com", "me:hunter2@api.example.com:80"] {
+        let error = file(&format!("ai_http_hosts = ['{entry}']")).err().unwrap();
+        assert!(
+            error.contains("\"********@api.example.com") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_text_from_the_environment_may_look_like_a_list_where_no_list_fits() {
+    let set = |name: &str, value: &str| {
+        let mut given = Given::default();
+        read_environment(&mut given, [(name.to_owned(), value.to_owned())].into_iter()).map(|_| given)
+    };
+    let given = set("ORCHESTRA_SECURITY_KEY_PASSWORD", "[123]").unwrap();
+    assert_eq!(given.shown()["security_key_password"], "[123]");
+    let error = set("ORCHESTRA_AI_HTTP_HOSTS", "[123]").err().unwrap();
+    assert!(error.contains("does not fit"), "{error}");
+}
