@@ -239,7 +239,8 @@ fn stamp(folders: &Folders) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
     let mut found = Vec::new();
     for folder in [folders.templates.path(), &parts, folders.tasks.path()] {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            if let Ok(about) = entry.metadata()
+            // Of what a link stands for: in a ConfigMap each file is one, and only that changes.
+            if let Ok(about) = std::fs::metadata(entry.path())
                 && about.is_file()
             {
                 found.push((entry.path(), about.len(), about.modified().ok()));
@@ -257,17 +258,30 @@ pub(super) fn is_one(path: &Path) -> bool {
     yaml.is_some_and(|stem| !stem.ends_with(".test") && !stem.starts_with('.')) && name != LABELS
 }
 
+/// The YAML files of a folder. What cannot be told of one is no sign that it is gone.
+fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if !is_one(&path) {
+            continue;
+        }
+        match std::fs::metadata(&path) {
+            Ok(about) if about.is_file() => files.push(path),
+            Ok(_) => {}
+            // Removed since, or a link to nothing.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(files)
+}
+
 /// The YAML files of a folder, by name; `None` if they cannot be told, or if the whole folder is gone that had some: it
 /// may be on its way to another place, or another one on its way here.
 fn list(folder: &Folder, what: &str, had_some: bool, problems: &mut Vec<Problem>) -> Option<Vec<PathBuf>> {
-    let read = std::fs::read_dir(folder.path());
-    match read.and_then(|entries| {
-        entries
-            .map(|entry| Ok(entry?.path()))
-            .collect::<std::io::Result<Vec<_>>>()
-    }) {
+    match files(folder.path()) {
         Ok(mut files) => {
-            files.retain(|path| is_one(path) && path.is_file());
             files.sort();
             Some(files)
         }
@@ -295,6 +309,58 @@ mod tests {
         assert!(problems.iter().all(Problem::is_unread), "{problems:?}");
         let labels = shelf.labels.of_template("a").count();
         (shelf.templates.len(), labels, shelf.bindings.len(), problems.len())
+    }
+
+    /// A ConfigMap in a pod: each file is a link through `..data`, which is set to another folder.
+    #[test]
+    fn files_that_are_links_are_read_again_when_what_they_stand_for_changes() {
+        use std::os::unix::fs::symlink;
+        let root = std::env::temp_dir().join(format!("orchestra-library-{}", uuid::Uuid::new_v4()));
+        let templates = root.join("templates");
+        for (version, text) in [("..1", "x"), ("..2", "xy")] {
+            std::fs::create_dir_all(templates.join(version)).unwrap();
+            let text = format!("steps:\n- {{type: render, text: {text}}}\n");
+            std::fs::write(templates.join(version).join("a.yaml"), text).unwrap();
+        }
+        symlink("..1", templates.join("..data")).unwrap();
+        symlink("..data/a.yaml", templates.join("a.yaml")).unwrap();
+        let folders = Folders {
+            templates: Folder::Named(templates.clone()),
+            tasks: Folder::Default(root.join("tasks")),
+            texts: TextLimits::default(),
+        };
+        let before = stamp(&folders);
+        assert_eq!((before.len(), read(&folders, &mut Shelf::default())), (1, (1, 0, 0, 0)));
+        symlink("..2", templates.join("..data_tmp")).unwrap();
+        std::fs::rename(templates.join("..data_tmp"), templates.join("..data")).unwrap();
+        assert_ne!(stamp(&folders), before);
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_which_nothing_can_be_told_is_not_gone() {
+        let root = std::env::temp_dir().join(format!("orchestra-library-{}", uuid::Uuid::new_v4()));
+        let templates = root.join("templates");
+        std::fs::create_dir_all(&templates).unwrap();
+        std::fs::write(templates.join("a.yaml"), "steps:\n- {type: render, text: x}\n").unwrap();
+        std::fs::write(templates.join("labels.yaml"), "a:\n  prod: 1\n").unwrap();
+        let folders = Folders {
+            templates: Folder::Named(templates.clone()),
+            tasks: Folder::Default(root.join("tasks")),
+            texts: TextLimits::default(),
+        };
+        let mut shelf = Shelf::default();
+        assert_eq!(read(&folders, &mut shelf), (1, 1, 0, 0));
+        // A link that leads to itself cannot be followed, whoever tries, as root as well.
+        std::fs::rename(templates.join("a.yaml"), root.join("a")).unwrap();
+        std::os::unix::fs::symlink("a.yaml", templates.join("a.yaml")).unwrap();
+        assert_eq!(read(&folders, &mut shelf), (1, 1, 0, 1));
+        std::fs::remove_file(templates.join("a.yaml")).unwrap();
+        std::fs::rename(root.join("a"), templates.join("a.yaml")).unwrap();
+        std::fs::remove_file(templates.join("labels.yaml")).unwrap();
+        std::os::unix::fs::symlink("labels.yaml", templates.join("labels.yaml")).unwrap();
+        assert_eq!(read(&folders, &mut shelf), (1, 1, 0, 1));
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

@@ -101,8 +101,10 @@ impl Labels {
     /// Everything that is wrong with it.
     pub fn load(folder: &Path) -> Result<Self, Vec<Problem>> {
         let path = folder.join(LABELS);
-        if !path.exists() {
-            return Ok(Self::default());
+        match path.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Ok(Self::default()),
+            Err(error) => return Err(vec![Problem::unread(&path, format!("cannot be read: {error}"))]),
         }
         let mut problems = Problems::of(&path);
         // Without labels there is nothing in it, or what somebody wrote about them.
@@ -187,9 +189,9 @@ impl Labels {
     /// A text for people: the file cannot be read, or the label is written over several lines.
     pub fn moved(folder: &Path, name: &str, to: Option<&Label>) -> Result<String, String> {
         let path = folder.join(LABELS);
-        let text = match path.exists() {
-            true => text_of(&path).map_err(|problem| problem.to_string())?,
-            false => String::new(),
+        let text = match path.try_exists() {
+            Ok(false) => String::new(),
+            _ => text_of(&path).map_err(|problem| problem.to_string())?,
         };
         let (template, label) = name
             .rsplit_once('@')
