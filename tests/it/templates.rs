@@ -1318,3 +1318,43 @@ async fn a_chain_that_is_too_long_is_refused_and_the_worker_goes_on() {
         assert!(line.is_some_and(|line| line.contains(what)), "{place}: {line:?}");
     }
 }
+
+/// minijinja goes through values by recursion when it shows, compares and drops them.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_are_nested_deeply_do_not_end_the_worker() {
+    let (redis, folder) = (Redis::start(), Folder::new());
+    let nested = |name: &str, text: &str| {
+        let params = "parameters:\n  count: {type: integer}\n";
+        let step =
+            format!("{params}steps:\n- id: a\n  type: render\n  text: |\n    {text}\noutput: '{{{{ steps.a }}}}'\n");
+        folder.write(&format!("templates/{name}.yaml"), &step);
+    };
+    let in_namespace = |set: &str| {
+        format!(
+            "{{% set ns = namespace(x=range(count)) %}}{{% for w in range(count) %}}{{% set ns.x = {set} %}}{{% endfor %}}deep"
+        )
+    };
+    nested("lists", &in_namespace("[w, ns.x]"));
+    nested("slices", &in_namespace("ns.x[1:]"));
+    nested(
+        "sets",
+        &format!("{{% set x = 1 %}}{}deep", "{% set x=[x] %}".repeat(30_000)),
+    );
+    let templates = folder.path().join("templates");
+    let _worker = Worker::start(&redis, &["--templates", templates.to_str().unwrap()]);
+    let client = redis.client().await;
+    for (name, count) in [("lists", 10_000), ("slices", 2_000), ("sets", 1)] {
+        let sent = client.send(run(name, json!({"count": count}))).await.unwrap();
+        let said = sent.get::<String>(LONG).await;
+        assert!(
+            said.as_ref().is_ok_and(|said| said.ends_with("deep")),
+            "{name}: {said:?}"
+        );
+    }
+    // More levels than the stack holds take more steps than such a text has.
+    let sent = client.send(run("lists", json!({"count": 90_000}))).await.unwrap();
+    let said = sent.get::<String>(LONG).await.unwrap_err().to_string();
+    assert!(said.contains("ai_template_steps") || said.contains("range"), "{said}");
+    let sent = client.send(run("lists", json!({"count": 1}))).await.unwrap();
+    assert!(sent.get::<String>(LONG).await.is_ok());
+}

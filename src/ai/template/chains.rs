@@ -7,7 +7,7 @@ use minijinja::machinery::{Token, tokenize};
 /// Most links between the beginning of an expression and any place in it. In a debug build five hundred take less than a
 /// MiB of stack, of the two that a thread of ours has.
 const LINKS: usize = 500;
-/// Most `elif` in one text.
+/// Most `elif` around any place of a text: those of its own `if`, and of the ones that this is in.
 const BRANCHES: usize = 100;
 
 /// A chain that is longer than it may be.
@@ -23,16 +23,21 @@ pub(super) struct Chain {
 
 /// The first chain of a text that is too long.
 pub(super) fn too_long(text: &str, is_expression: bool) -> Option<Chain> {
-    let (mut branches, mut path) = (0, Path::default());
+    // The `elif` so far of each `if` that is open.
+    let mut branches: Vec<usize> = Vec::new();
+    let (mut path, mut begins) = (Path::default(), false);
     for token in tokenize(text, is_expression, Default::default()) {
         // Where the tokens end minijinja ends as well, and says why.
         let (token, span) = token.ok()?;
+        let begun = std::mem::replace(&mut begins, matches!(token, Token::BlockStart));
         match token {
             Token::VariableStart | Token::BlockStart => path = Path::default(),
+            Token::Ident("if") if begun => branches.push(0),
+            Token::Ident("elif") if begun => branches.iter_mut().rev().take(1).for_each(|count| *count += 1),
+            Token::Ident("endif") if begun => drop(branches.pop()),
             Token::ParenOpen | Token::BracketOpen | Token::BraceOpen => path.open(),
             Token::ParenClose | Token::BracketClose | Token::BraceClose => path.close(),
             Token::Comma | Token::Colon => path.next(),
-            Token::Ident("elif") => branches += 1,
             Token::Ident("and" | "or" | "not" | "is" | "if") => path.links += 1,
             Token::Plus | Token::Minus | Token::Mul | Token::Div | Token::FloorDiv | Token::Pow | Token::Mod => {
                 path.links += 1;
@@ -47,13 +52,31 @@ pub(super) fn too_long(text: &str, is_expression: bool) -> Option<Chain> {
             let hint = "part it with {% set %}, or make a list and go through it";
             return Some(Chain { at, what, hint });
         }
-        if branches > BRANCHES {
-            let what = format!("there are more than {BRANCHES} elif");
+        if branches.iter().sum::<usize>() > BRANCHES {
+            let what = format!("there are more than {BRANCHES} elif in one if and those around it");
             let hint = "look the value up in a mapping, or part the text";
             return Some(Chain { at, what, hint });
         }
     }
     None
+}
+
+/// Whether a text can put a value into another again and again, deeper than one expression can: in a namespace, in a
+/// macro that calls itself, or by many statements, one after the other or one in the other.
+pub(super) fn may_nest(text: &str) -> bool {
+    let (mut levels, mut is_statement) = (0, false);
+    for (token, _) in tokenize(text, false, Default::default()).map_while(Result::ok) {
+        match token {
+            Token::BlockStart => is_statement = true,
+            Token::BlockEnd => is_statement = false,
+            Token::Ident("namespace" | "macro") => return true,
+            Token::ParenOpen | Token::BracketOpen | Token::BraceOpen | Token::Pipe | Token::Plus if is_statement => {
+                levels += 1;
+            }
+            _ => {}
+        }
+    }
+    levels > LINKS
 }
 
 /// The way to a place in an expression.
@@ -142,7 +165,12 @@ mod tests {
 
     #[test]
     fn a_chain_beyond_the_bound_is_refused_and_one_within_it_fits_any_stack() {
-        for text in chains(LINKS + 3).iter().chain([&branches(BRANCHES + 1)]) {
+        let nested = format!(
+            "{}{{% if b %}}{}",
+            branches(60).replace("{% endif %}", ""),
+            branches(60)
+        );
+        for text in chains(LINKS + 3).iter().chain([&branches(BRANCHES + 1), &nested]) {
             assert!(too_long(text, false).is_some(), "{text}");
         }
         let within = chains(LINKS - 3).into_iter().chain([branches(BRANCHES)]);
@@ -162,6 +190,27 @@ mod tests {
     }
 
     #[test]
+    fn what_may_nest_values_deeply_is_known() {
+        let many = |part: &str| part.repeat(LINKS + 1);
+        for text in [
+            "{% set ns = namespace(x=1) %}",
+            "{% macro f(x) %}{{ f([x]) }}{% endmacro %}",
+            &many("{% set x = [x] %}"),
+            &many("{% set x = x[1:] %}"),
+            &many("{% with x = x | list %}"),
+        ] {
+            assert!(may_nest(text), "{text}");
+        }
+        for text in [
+            "{% set x = [x] %}",
+            "namespace",
+            &many("{{ [x] }}{% set x = 1 %}{% if x %}"),
+        ] {
+            assert!(!may_nest(text), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_long_without_being_a_chain_is_in_order() {
         let many = |part: &str| part.repeat(5000);
         for text in [
@@ -169,6 +218,8 @@ mod tests {
             format!("{{{{ [{}] }}}}", many("a.b + 1, ")),
             format!("{{{{ {{{}}} }}}}", many("'a': [1, -2.5, (a.b, f(c))], ")),
             format!("{{{{ f({}) }}}}", many("a=b.c | trim, ")),
+            many("{% if 1 %}a{% elif 2 %}b{% elif 3 %}c{% endif %}"),
+            many("{{ elif }}{% if elif %}{% endif %}"),
             format!("{{{{ '{}' }}}}", many("+ . | not ")),
             format!(
                 "{{# {} #}}{{% raw %}}{{{{ {} }}}}{{% endraw %}}",
