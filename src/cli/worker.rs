@@ -18,10 +18,7 @@ use super::{metrics, nodename};
 use crate::ai::{Engine, Folder, Host};
 use crate::config::Settings;
 use crate::task::{RegisterError, Registry};
-use crate::worker::{self, Child, Exit, Program, Stop, Worker};
-
-/// Places to run beyond which a number is a typing error, as for `pool_grow` (`worker/control/pool`).
-const MOST_PLACES: usize = 100_000;
+use crate::worker::{self, Child, Exit, MOST_PLACES, Program, Stop, Worker};
 
 /// What the program is called.
 const NAME: &str = "orchestra-worker";

@@ -74,6 +74,7 @@ mod way;
 
 pub use line::{Fairness, TenantIn};
 pub use metrics::Watch;
+pub(crate) use options::MOST_PLACES;
 pub use options::{Options, TaskDefaults};
 pub use process::{Child, Program};
 

@@ -17,6 +17,9 @@ use crate::task::{self, RateLimit};
 use crate::wire::{Accept, Limits, Routes, Security};
 use crate::{backend, broker};
 
+/// Places to run beyond which a number is a typing error.
+pub(crate) const MOST_PLACES: usize = 100_000;
+
 /// Everything a worker is told at start.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -23,8 +23,8 @@ pub(super) struct Chain {
 
 /// The first chain of a text that is too long.
 pub(super) fn too_long(text: &str, is_expression: bool) -> Option<Chain> {
-    // The `elif` so far of each `if` that is open.
-    let mut branches: Vec<usize> = Vec::new();
+    // The `elif` so far of each `if` that is open, and of all of them.
+    let (mut branches, mut all): (Vec<usize>, usize) = (Vec::new(), 0);
     let (mut path, mut begins) = (Path::default(), false);
     for token in tokenize(text, is_expression, Default::default()) {
         // Where the tokens end minijinja ends as well, and says why.
@@ -33,8 +33,12 @@ pub(super) fn too_long(text: &str, is_expression: bool) -> Option<Chain> {
         match token {
             Token::VariableStart | Token::BlockStart => path = Path::default(),
             Token::Ident("if") if begun => branches.push(0),
-            Token::Ident("elif") if begun => branches.iter_mut().rev().take(1).for_each(|count| *count += 1),
-            Token::Ident("endif") if begun => drop(branches.pop()),
+            Token::Ident("elif") if begun => {
+                if let Some(count) = branches.last_mut() {
+                    (*count, all) = (*count + 1, all + 1);
+                }
+            }
+            Token::Ident("endif") if begun => all -= branches.pop().unwrap_or_default(),
             Token::ParenOpen | Token::BracketOpen | Token::BraceOpen => path.open(),
             Token::ParenClose | Token::BracketClose | Token::BraceClose => path.close(),
             Token::Comma | Token::Colon => path.next(),
@@ -52,7 +56,7 @@ pub(super) fn too_long(text: &str, is_expression: bool) -> Option<Chain> {
             let hint = "part it with {% set %}, or make a list and go through it";
             return Some(Chain { at, what, hint });
         }
-        if branches.iter().sum::<usize>() > BRANCHES {
+        if all > BRANCHES {
             let what = format!("there are more than {BRANCHES} elif in one if and those around it");
             let hint = "look the value up in a mapping, or part the text";
             return Some(Chain { at, what, hint });

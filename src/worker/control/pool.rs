@@ -3,12 +3,10 @@
 use tracing::info;
 
 use super::{Answer, Arguments, error_reply, ok};
+use crate::worker::MOST_PLACES;
 use crate::worker::consumer::{Consumer, Key};
 use crate::worker::request::{Input, State};
 use crate::worker::services::spawn_run;
-
-/// Beyond this a number of places is a typing error.
-const LARGEST: usize = 100_000;
 
 impl Consumer {
     pub(super) fn grow(&mut self, arguments: &Arguments<'_>) -> Result<Answer, String> {
@@ -16,8 +14,8 @@ impl Consumer {
         if self.autoscaler.is_some() {
             return error_reply("pool_grow is not supported with autoscale. Adjust autoscale range instead.");
         }
-        if self.pool.size().saturating_add(by) > LARGEST {
-            return Err(format!("ValueError('a pool has at most {LARGEST} places')"));
+        if self.pool.size().saturating_add(by) > MOST_PLACES {
+            return Err(format!("ValueError('a pool has at most {MOST_PLACES} places')"));
         }
         self.pool.grow(by);
         self.children.resize(self.pool.size());
@@ -56,9 +54,9 @@ impl Consumer {
         };
         let before = scaler.max;
         let (new_max, new_min) = (max.unwrap_or(scaler.max), min.unwrap_or(scaler.min));
-        if new_max == 0 || new_max > LARGEST || new_min > new_max {
+        if new_max == 0 || new_max > MOST_PLACES || new_min > new_max {
             return Err(format!(
-                "ValueError('autoscale: max is 1 to {LARGEST}, and min not above it')"
+                "ValueError('autoscale: max is 1 to {MOST_PLACES}, and min not above it')"
             ));
         }
         (scaler.max, scaler.min) = (new_max, new_min);
